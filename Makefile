@@ -1,0 +1,39 @@
+# make report   the whole study on the embedded default → results/report.html
+# make test     every test
+# make check    format, lint, and a dry run of every experiment
+# CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
+
+PYTHON ?= python3
+CORES ?= all
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: report test check lock
+
+report: .venv/complete
+	snakemake --cores $(CORES) --resources gpu=1 results/report.html
+
+test: .venv/complete
+	pytest -n 2 --dist loadscope
+
+check: .venv/complete
+	ruff format --check .
+	ruff check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	for overlay in experiments/*.yaml; do \
+	    snakemake --configfile $$overlay --cores 1 --resources gpu=1 --dry-run --quiet all results/report.html || exit 1; \
+	done
+
+# the environment is whole once `complete` is there
+.venv/complete: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	touch $@
+
+# rewrites the lock; a local build tag of torch is no version that others can install
+lock: .venv/complete
+	python -m pip install --quiet pip-tools
+	pip-compile --quiet --no-header --no-emit-index-url --no-emit-find-links --strip-extras --annotation-style line \
+	    --output-file requirements.txt requirements.in
+	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.txt

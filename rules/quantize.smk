@@ -1,0 +1,71 @@
+# One job a method: weights and the statistics its recipe reads in, a checkpoint that plain transformers loads out.
+
+
+rule quantize:
+    input:
+        unpack(
+            lambda w: {
+                name: f"results/{w.model}/{file}"
+                for name, file in configuration.statistics_files(METHODS[w.method]).items()
+            }
+        ),
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        record="results/{model}/{method}/quantize.json",
+    params:
+        recipe=lambda w: METHODS[w.method],
+        linears=CONFIG["linears"],
+        device=CONFIG["compute"]["device"],
+        code=code("quantize.py"),
+    log:
+        "results/logs/quantize/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/quantize/{model}/{method}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    # a method that needs no statistics is quantised and measured while they are not there yet
+    priority: lambda w: 2 if METHODS[w.method]["salience"] == "none" else 0
+    threads: THREADS
+    # SmolLM2-135M: one linear, its second moment, and the mapped files
+    resources:
+        gpu=1,
+        mem_mb=2000,
+        runtime=60,
+    script:
+        "../workflow_scripts/quantize.py"
+
+
+rule measure_error:
+    input:
+        original=rules.convert.output.weights,
+        weights=rules.quantize.output.weights,
+        record=rules.quantize.output.record,
+        moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
+    output:
+        report(
+            "results/{model}/{method}/linears.csv",
+            category="Linears",
+            labels={"model": "{model}", "method": "{method}"},
+            caption="../docs/captions/linears.rst",
+        ),
+    params:
+        linears=CONFIG["linears"],
+        device=CONFIG["compute"]["device"],
+        code=code("measure_error.py"),
+    log:
+        "results/logs/measure_error/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/measure_error/{model}/{method}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../workflow_scripts/measure_error.py"

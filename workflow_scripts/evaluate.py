@@ -1,0 +1,16 @@
+"""Evaluates one quantised checkpoint on one data set."""
+
+from quant.evaluation import run
+from quant.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    run(
+        snakemake.input.config,
+        snakemake.input.tokens,
+        snakemake.params.dataset,
+        snakemake.params.compute,
+        dict(snakemake.wildcards),
+        snakemake.output[0],
+        reference_in=snakemake.input.reference,
+        record=snakemake.input.record,
+    )

@@ -1,0 +1,15 @@
+"""Evaluates the unquantised model and keeps its log-probabilities."""
+
+from quant.evaluation import run
+from quant.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    run(
+        snakemake.input.config,
+        snakemake.input.tokens,
+        snakemake.params.dataset,
+        snakemake.params.compute,
+        {**snakemake.wildcards, "method": "original"},
+        snakemake.output.evaluation,
+        reference_out=snakemake.output.reference,
+    )

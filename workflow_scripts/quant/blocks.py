@@ -1,0 +1,177 @@
+"""A causal LM run one decoder block at a time, with one block's weights in memory.
+
+The model is built by transformers without weights; its own forward pass, over blocks that only take notes, gives every
+block's keyword arguments (masks, rotary embeddings), so no architecture is named here. Sequences are padded on the
+right: under causal attention the padding reaches no real token.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quant import tensorfile, tokens
+from quant.errors import InputError
+
+logger = logging.getLogger("quant")
+
+
+def skeleton(checkpoint: Path) -> nn.Module:
+    """The model of a checkpoint directory with parameters on `meta` and buffers (rotary frequencies) in memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint)
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks: the one ModuleList as long as the configuration says there are layers."""
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__}: no list of {depth} decoder blocks was found; use a decoder-only model whose blocks are a ModuleList"
+        )
+    return min(found, key=lambda item: item[0].count("."))
+
+
+def linear_names(block: nn.Module) -> list[str]:
+    """Names of the linears within a block."""
+    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+
+
+def all_linears(model: nn.Module) -> dict[str, int]:
+    """Every linear to quantise, by its full name, with the index of its block; embeddings and head are none of them."""
+    prefix, blocks = decoder_blocks(model)
+    found = {f"{prefix}.{i}.{name}": i for i, block in enumerate(blocks) for name in linear_names(block)}
+    if not found:
+        raise InputError(
+            f"{type(model).__name__}: its decoder blocks hold no nn.Linear (GPT-2's Conv1D is none); use a model built from nn.Linear"
+        )
+    return found
+
+
+class _Notes(nn.Module):
+    """Stands in a block's place: notes the keyword arguments and passes the hidden states on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.kwargs: dict[str, Any] = {}
+        for name, value in vars(block).items():
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)  # the model's loop may read attention_type and the like
+
+    def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+        self.kwargs = kwargs
+        return hidden
+
+
+def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device: str, dtype: torch.dtype) -> None:
+    """Loads a module's parameters and persistent buffers from a checkpoint; refuses missing, misshapen or non-finite ones."""
+    for name, empty in module.state_dict(keep_vars=True).items():
+        full = f"{prefix}.{name}"
+        value = weights.get(full, device, dtype)
+        if value.shape != empty.shape:
+            raise InputError(
+                f"{weights.path}: {full} is {tuple(value.shape)} where config.json asks for {tuple(empty.shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise InputError(
+                f"{weights.path}: {full} holds NaN or infinite values; use a model whose weights are finite"
+            )
+        owner = module.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    for name, buffer in module.named_buffers():
+        if not buffer.is_meta:
+            owner = module.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], buffer.to(device))
+
+
+def empty(module: nn.Module) -> None:
+    """Frees what `fill` loaded."""
+    module.to("meta")
+
+
+class Run:
+    """Calibration hidden states on their way through the blocks.
+
+    `each()` yields (index, full name prefix, block, advance); advance(observe) runs every batch through the block
+    and calls observe(batch) before each, so that hooks know what they see.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        sequences: list[Tensor],
+        device: str,
+        dtype: torch.dtype,
+        batch_tokens: int,
+        last: int | None = None,
+        progress: str = "blocks",
+    ) -> None:
+        self.model = skeleton(checkpoint)
+        self.prefix, self.blocks = decoder_blocks(self.model)
+        all_linears(self.model)
+        self.depth = len(self.blocks) if last is None else last + 1
+        if self.depth > len(self.blocks):
+            raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
+        self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
+        self._batches = list(tokens.batches(sequences, batch_tokens))
+
+    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+        """Each batch's embeddings on the CPU, and each batch's keyword arguments for every block."""
+        body, real = self.model.base_model, list(self.blocks)
+        notes = [_Notes(block) for block in real]
+        for i, note in enumerate(notes):
+            self.blocks[i] = note
+        base = "" if body is self.model else self.model.base_model_prefix + "."
+        filled = []
+        for name, module in body.named_children():
+            if any(True for _ in module.parameters()) and module is not self.blocks:
+                fill(module, base + name, weights, self._device, self._dtype)
+                filled.append(module)
+            elif module is not self.blocks:
+                module.to(self._device)
+        hidden, kwargs, by_shape = [], [], {}
+        captured: list[Tensor] = []
+        hook = notes[0].register_forward_pre_hook(lambda module, args: captured.append(args[0]))
+        for batch in self._batches:
+            body(input_ids=batch.ids.to(self._device), use_cache=False)
+            hidden.append(captured.pop().to(self._dtype).cpu())
+            shape = tuple(batch.ids.shape)
+            kwargs.append(by_shape.setdefault(shape, [note.kwargs for note in notes]))
+        hook.remove()
+        for module in filled:
+            empty(module)
+        for i, block in enumerate(real):
+            self.blocks[i] = block
+        return hidden, kwargs
+
+    @torch.inference_mode()
+    def each(self) -> Iterator[tuple[int, str, nn.Module, Callable[[Callable[[tokens.Batch], None]], None]]]:
+        with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
+            hidden, kwargs = self._first_hidden(weights)
+            for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
+                block, name = self.blocks[index], f"{self.prefix}.{index}"
+                fill(block, name, weights, self._device, self._dtype)
+
+                def advance(
+                    observe: Callable[[tokens.Batch], None], block: nn.Module = block, index: int = index
+                ) -> None:
+                    for i, batch in enumerate(self._batches):
+                        observe(batch)
+                        out = block(hidden[i].to(self._device), **kwargs[i][index])
+                        hidden[i] = (out[0] if isinstance(out, tuple) else out).cpu()
+
+                yield index, name, block, advance
+                if not all(torch.isfinite(h).all() for h in hidden):
+                    raise InputError(
+                        f"{name}: activations are NaN or infinite in {self._dtype}; set compute.dtype to float32"
+                    )
+                empty(block)

@@ -1,0 +1,186 @@
+"""config.yaml: checked against its schema, defaults filled in, recipes completed; every mistake in one line."""
+
+import copy
+import difflib
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+
+from quant.errors import InputError
+
+RECIPE_DEFAULTS: dict[str, Any] = {
+    "salience": "none",
+    "bits": 4,
+    "group_size": 128,
+    "symmetric": False,
+    "n_grid": 20,
+    "rounding": "nearest",
+    "scope": "linear",
+}
+RESERVED = {"original", "figures", "logs", "benchmarks", "sources", "calibration", "datasets", "best", "check_mse"}
+
+
+def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its $ref followed; keys beside the $ref win."""
+    if "$ref" not in schema:
+        return schema
+    target = root
+    for part in schema["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return resolve(target, root) | {key: value for key, value in schema.items() if key != "$ref"}
+
+
+def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
+    """Puts the schema's defaults into the objects of `value`, in place."""
+    schema = resolve(schema, root)
+    if not isinstance(value, dict):
+        return
+    for key, part in schema.get("properties", {}).items():
+        part = resolve(part, root)
+        if key not in value and "default" in part:
+            value[key] = copy.deepcopy(part["default"])
+        if key in value:
+            fill_defaults(value[key], part, root)
+    if isinstance(schema.get("additionalProperties"), dict):
+        for entry in value.values():
+            fill_defaults(entry, schema["additionalProperties"], root)
+
+
+def nearest_of(found: Any, valid: list[Any]) -> str:
+    """`; did you mean X?` or the list of what is valid."""
+    close = difflib.get_close_matches(str(found), [str(item) for item in valid], n=1, cutoff=0.6)
+    listed = ", ".join("null" if item is None else str(item) for item in valid)
+    return f"did you mean {close[0]}? (valid: {listed})" if close else f"valid: {listed}"
+
+
+def explain(error: ValidationError) -> str:
+    """One line for a schema violation: where, what was found, what to write instead."""
+    where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
+    found = repr(error.instance) if len(repr(error.instance)) < 80 else repr(error.instance)[:77] + "..."
+    match error.validator:
+        case "additionalProperties":
+            valid = sorted(error.schema["properties"])
+            key = next(key for key in error.instance if key not in error.schema["properties"])
+            return f"{where}: unknown key {key!r}; {nearest_of(key, valid)}"
+        case "enum":
+            return f"{where}: {found}; {nearest_of(error.instance, error.validator_value)}"
+        case "required":
+            key = next(key for key in error.validator_value if key not in error.instance)
+            return f"{where}: lacks {key!r}, which it needs"
+        case "type":
+            wanted = error.validator_value
+            return f"{where}: {found} is not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            sign = {
+                "minimum": "at least",
+                "exclusiveMinimum": "more than",
+                "maximum": "at most",
+                "exclusiveMaximum": "less than",
+            }
+            return f"{where}: {found} must be {sign[error.validator]} {error.validator_value}"
+        case "pattern":
+            return f"{where}: {found} does not match {error.validator_value}; names are letters, digits, '_', '.' and '-', up to 80"
+        case "oneOf" if "const" in error.schema["oneOf"][0]:
+            rest = error.schema["oneOf"][1]
+            other = "a list of different names" if rest.get("type") == "array" else f"at least {rest['minimum']}"
+            return f"{where}: {found} must be {error.schema['oneOf'][0]['const']} or {other}"
+        case "oneOf" | "minProperties" | "maxProperties":
+            keys = ", ".join(error.schema.get("properties", {})) or "an entry"
+            return (
+                f"{where}: {found} must hold exactly one of: {keys}"
+                if error.validator != "oneOf"
+                else (f"{where}: {found} must hold either path, or package, version, sha256 and member")
+            )
+        case _:
+            return f"{where}: {error.message.splitlines()[0]}"
+
+
+def first_error(config: Any, schema: dict[str, Any]) -> str | None:
+    """The first violation in file order, as one line; None where there is none."""
+    errors = sorted(
+        Draft202012Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.absolute_path))
+    )
+    return explain(errors[0]) if errors else None
+
+
+def select(config: dict[str, Any], table: str) -> list[str]:
+    """The names of a table that the study runs."""
+    wanted = config["study"][table]
+    names = list(config[table])
+    if wanted == "all":
+        return names
+    for name in wanted:
+        if name not in names:
+            raise InputError(f"study.{table}: no entry {name!r} in {table}; {nearest_of(name, names)}")
+    return list(wanted)
+
+
+def name_texts(config: dict[str, Any]) -> None:
+    """Puts each text's source in the place of its name, so that a job's parameters hold what it reads."""
+    users = {"calibration": config["calibration"]} | {f"datasets.{k}": v for k, v in config["datasets"].items()}
+    for where, user in users.items():
+        if user["text"] not in config["texts"]:
+            raise InputError(
+                f"{where}.text: no entry {user['text']!r} in texts; {nearest_of(user['text'], list(config['texts']))}"
+            )
+        user["text"] = config["texts"][user["text"]]
+
+
+def check_names(config: dict[str, Any]) -> None:
+    """Refuses names that the results directory uses itself, and names that differ only in case."""
+    for table in ("models", "datasets", "methods"):
+        seen: dict[str, str] = {}
+        for name in config[table]:
+            if name.lower() in RESERVED:
+                raise InputError(f"{table}.{name}: this name is taken by the workflow; choose another")
+            if name.lower() in seen:
+                raise InputError(
+                    f"{table}.{name}: differs from {seen[name.lower()]!r} only in case; choose another name"
+                )
+            seen[name.lower()] = name
+
+
+def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A method's recipe with every key, sorted: its own values, then `defaults`, then the built-in ones."""
+    common = {key: config["calibration"][key] for key in ("n_calib", "seed")}
+    return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
+
+
+def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A checked copy of the merged configuration, with defaults, full recipes, and lists in `study`.
+
+    Raises InputError with one line: what was found, where, what to write instead.
+    """
+    config = copy.deepcopy(config)
+    problem = first_error(config, schema)
+    if problem:
+        raise InputError(problem)
+    fill_defaults(config, schema, schema)
+    check_names(config)
+    name_texts(config)
+    config["methods"] = {name: complete(entry or {}, config) for name, entry in config["methods"].items()}
+    config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
+    return config
+
+
+def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
+    """The statistics that a recipe reads, by name, as files of its calibration set; none where it rounds only."""
+    files = {}
+    if recipe["salience"] != "none":
+        files = {"channels": "channels.safetensors", "moments": "second_moments.safetensors"}
+    folder = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}"
+    return {key: f"{folder}/{name}" for key, name in files.items()}
+
+
+def model_files(source: dict[str, Any]) -> list[str]:
+    """Files that a model's conversion reads: a wheel that a rule fetches, a GGUF file, or a directory's own files."""
+    gguf = source.get("gguf", {})
+    if "package" in gguf:
+        return ["results/sources/{package}-{version}.whl".format(**gguf)]
+    if "path" in gguf:
+        return [gguf["path"]]
+    folder = Path(source.get("directory", ""))
+    if "directory" in source and not folder.is_dir():
+        raise InputError(f"models: {folder}: no such directory; give the path of a model directory")
+    return [] if "hub" in source else sorted(str(file) for file in folder.iterdir() if file.is_file())

@@ -1,0 +1,90 @@
+"""The values a weight may take: b-bit uniform grids, per output channel or per group of inputs.
+
+Shapes: w [out, in]; groups [out, n_groups, g], the last group padded with zeros, which changes no
+range because every range includes 0; step and zero [out, n_groups, 1].
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """bits per code; inputs per group (-1: one range per output channel); range symmetric about 0."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @property
+    def lowest(self) -> int:
+        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+
+def n_groups(n_in: int, group_size: int) -> int:
+    """Groups per output channel; the last may be shorter."""
+    return 1 if group_size == -1 else math.ceil(n_in / group_size)
+
+
+def to_groups(w: Tensor, group_size: int) -> Tensor:
+    """[out, in] → [out, n_groups, g]; a view where g divides `in`."""
+    n_out, n_in = w.shape
+    groups = n_groups(n_in, group_size)
+    size = n_in if group_size == -1 else group_size
+    if groups * size != n_in:
+        w = torch.nn.functional.pad(w, (0, groups * size - n_in))
+    return w.reshape(n_out, groups, size)
+
+
+def from_groups(groups: Tensor, n_in: int) -> Tensor:
+    """[out, n_groups, g] → [out, in], the padding cut off."""
+    return groups.flatten(1)[:, :n_in]
+
+
+def fit(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Step and zero point of each group's full range (METHODS: Grids).
+
+    Symmetric: step = max|w| / (2^(b-1)-1), zero = 0. Asymmetric: the range includes 0,
+    step = (max-min)/(2^b-1), zero = round(-min/step). A group of zeros gets step 1.
+    """
+    if grid.symmetric:
+        step = groups.abs().amax(-1, keepdim=True) / grid.highest
+    else:
+        # amin and amax apart: on a CPU aminmax is eight times slower
+        low, high = groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
+        step = (high - low) / grid.highest
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    zero = torch.zeros_like(step) if grid.symmetric else (-low / step).round_().clamp_(0, grid.highest)
+    return step, zero
+
+
+def encode(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """Nearest code, ties to even: clamp(round(w/step) + zero), as whole numbers in w's dtype."""
+    codes = (groups / step).round_()
+    if not grid.symmetric:
+        codes += zero
+    return codes.clamp_(grid.lowest, grid.highest)
+
+
+def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """(code - zero)·step."""
+    return (codes - zero) * step
+
+
+def nearest(w: Tensor, grid: Grid) -> Tensor:
+    """w [out, in] rounded to the nearest point of its own grid, [out, in]."""
+    groups = to_groups(w, grid.group_size)
+    step, zero = fit(groups, grid)
+    return from_groups(decode(encode(groups, step, zero, grid), step, zero), w.shape[1])
+
+
+def storage_bits(n_out: int, n_in: int, grid: Grid) -> int:
+    """Bits to store an [out, in] weight: codes, a 16-bit step per group, and a b-bit zero where asymmetric."""
+    per_group = 16 + (0 if grid.symmetric else grid.bits)
+    return n_out * (n_in * grid.bits + n_groups(n_in, grid.group_size) * per_group)

@@ -1,0 +1,62 @@
+"""What every script does around its work: log, threads, device, and a user's mistake in one line."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from quant.errors import InputError
+
+logger = logging.getLogger("quant")
+
+
+class _Tee:
+    """stderr that also writes the rule's log; a progress bar's rewrites stay out of the log but its last."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log.open("w", encoding="utf-8")
+        self._terminal = sys.__stderr__
+
+    def write(self, text: str) -> int:
+        self._terminal.write(text)
+        if "\r" in text:
+            text = text.rsplit("\r", 1)[1]
+            if "100%" not in text:
+                return len(text)
+            text += "\n"
+        self._log.write(text)
+        self._log.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def isatty(self) -> bool:
+        return self._terminal.isatty()
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
+
+
+@contextlib.contextmanager
+def job(log: str | Path, threads: int = 1) -> Iterator[None]:
+    """Runs a script's body: logs to `log` and the terminal, limits threads, ends on InputError in one line."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr = sys.stdout = _Tee(Path(log))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("httpx", "matplotlib", "fontTools"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    begun = time.perf_counter()
+    try:
+        yield
+    except InputError as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        sys.exit(1)
+    logger.info("done in %.1f s", time.perf_counter() - begun)

@@ -1,0 +1,37 @@
+"""The exact layer error of a written checkpoint, on one second moment for all methods, whoever wrote it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from quant import tensorfile
+from quant.search import layer_error
+from quant.statistics import kind_of
+
+
+def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:
+    """mse = E‖(W-Ŵ)x‖²/out, and relative_error = E‖(W-Ŵ)x‖² / E‖Wx‖² (0 where both are 0)."""
+    error, signal = layer_error(w - quantized, moment), layer_error(w, moment)
+    return {"mse": error / w.shape[0], "relative_error": error / signal if signal > 0 else float(error > 0)}
+
+
+def measure(
+    original: Path, checkpoint: Path, moments: Path, record: dict[str, Any], patterns: dict[str, list[str]], device: str
+) -> list[dict[str, Any]]:
+    """The record's row of each linear with its kind and its errors."""
+    rows = []
+    with (
+        tensorfile.opened(original) as before,
+        tensorfile.opened(checkpoint) as after,
+        tensorfile.opened(moments) as second,
+    ):
+        reads = second.info("reads")
+        for row in tqdm(record["linears"], desc="measure", unit="linear"):
+            name = f"{row['linear']}.weight"
+            w, quantized = (file.get(name, device, torch.float32) for file in (before, after))
+            found = errors(w, quantized, second.get(reads[row["linear"]], device))
+            rows.append(row | {"kind": kind_of(row["linear"], patterns)} | found)
+    return rows

@@ -1,0 +1,80 @@
+"""The exact scale search: the error of any candidate weight, without running the model.
+
+For inputs X [N, in] and H = XᵀX/N, E‖(W-Ŵ)x‖² = tr((W-Ŵ) H (W-Ŵ)ᵀ). Scales follow AWQ
+(Lin et al. 2023, arXiv 2306.00978, eq. 4-5): s = salience^α, Ŵ = Q(W·diag(s))·diag(1/s).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quant.grids import Grid, nearest
+
+SMALLEST_SCALE = 1e-5
+
+
+class Search(NamedTuple):
+    """alpha; scale [in]; objective in the units of E‖(W-Ŵ)x‖²/out."""
+
+    alpha: float
+    scale: Tensor
+    objective: float
+
+
+def blocks(n: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the column blocks of a symmetric [n, n]: eight, none under 192 wide.
+
+    A product with a symmetric matrix needs no block below the diagonal, which saves up to 44 % of it.
+    """
+    width = max(192, -(-n // 8))
+    for start in range(0, n, width):
+        yield start, min(start + width, n)
+
+
+def half(moment: Tensor) -> Tensor:
+    """U with U + Uᵀ = H: H's blocks above the diagonal, and half of those on it. [in, in]"""
+    upper = moment.clone()
+    for start, stop in blocks(len(moment)):
+        upper[start:stop, start:stop] *= 0.5
+        upper[stop:, start:stop] = 0
+    return upper
+
+
+def row_errors(difference: Tensor, upper: Tensor) -> Tensor:
+    """Each output's error d_k H d_kᵀ [out], from D = W-Ŵ [out, in] and half(H)."""
+    total = difference.new_zeros(difference.shape[0])
+    for start, stop in blocks(len(upper)):
+        product = difference[:, :stop] @ upper[:stop, start:stop]
+        total += torch.linalg.vecdot(product, difference[:, start:stop])
+    return total.mul_(2)
+
+
+def layer_error(difference: Tensor, moment: Tensor) -> float:
+    """tr(D H Dᵀ) = E‖Dx‖², summed in float64."""
+    return row_errors(difference, half(moment)).sum(dtype=torch.float64).item()
+
+
+def scale_for(salience: Tensor, alpha: float) -> Tensor:
+    """s = salience^α, at least 1e-5. [in]"""
+    return salience.pow(alpha).clamp_(min=SMALLEST_SCALE)
+
+
+def search_scale(
+    w: Tensor, moment: Tensor, salience: Tensor, grid: Grid, n_grid: int, row_weight: Tensor | None = None
+) -> Search:
+    """The α in {0, 1/n_grid, …, 1} with the least Σ_k weight_k·d_k H d_kᵀ / out; the smaller α on a tie.
+
+    w [out, in], moment H [in, in], salience [in] ≥ 0, row_weight [out] or None for uniform.
+    """
+    upper = half(moment)
+    scales = [scale_for(salience, step / n_grid) for step in range(n_grid + 1)]
+    objectives = []
+    for scale in scales:
+        rounded = nearest(w * scale, grid).div_(scale)
+        errors = row_errors(rounded.sub_(w), upper)
+        objectives.append((errors if row_weight is None else errors * row_weight).sum(dtype=torch.float64))
+    totals = torch.stack(objectives) / w.shape[0]
+    best = int(torch.argmin(totals))  # the first, hence smallest, of equal ones
+    return Search(best / n_grid, scales[best], totals[best].item())

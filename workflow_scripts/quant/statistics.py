@@ -1,0 +1,204 @@
+"""Calibration statistics of every linear, in one pass over the decoder blocks.
+
+Per input that linears read: E|x|, E[x²], E[x] and the second moment H = E[xxᵀ]. Per linear y = Wx + b, z its output:
+E z, std z, E|z|, E|act(z)|. Linears that read the same tensor (q/k/v; gate/up) share one input, found by watching
+the model run. H is summed in float32, everything else in float64.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant import tensorfile
+from quant.blocks import Run, linear_names
+from quant.errors import InputError
+from quant.salience import Channels
+from quant.search import blocks
+from quant.tokens import Batch, Tokens
+
+logger = logging.getLogger("quant")
+
+OF_INPUT = ("x_abs", "x_sq", "x_mean")
+OF_OUTPUT = ("z_mean", "z_std", "z_abs", "act_abs")
+
+
+def add_outer(total: Tensor, x: Tensor) -> None:
+    """total += xᵀx for x [n, in], in blocks on and above the diagonal of total [in, in]."""
+    for start, stop in blocks(len(total)):
+        total[:stop, start:stop].addmm_(x[:, :stop].T, x[:, start:stop])
+
+
+def mirror(total: Tensor) -> Tensor:
+    """Fills the blocks below the diagonal from those above."""
+    for start, stop in blocks(len(total)):
+        total[stop:, start:stop] = total[start:stop, stop:].T
+    return total
+
+
+class InputSums:
+    """Running sums over the rows of x [n, in]."""
+
+    def __init__(self, n_in: int, device: torch.device, with_moment: bool = True) -> None:
+        self.count = 0
+        self.sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(n_in, n_in, device=device) if with_moment else None
+
+    def add(self, x: Tensor) -> None:
+        self.count += len(x)
+        self.sums[0] += x.abs().sum(0)
+        self.sums[1] += torch.linalg.vecdot(x, x, dim=0)
+        self.sums[2] += x.sum(0)
+        if self.outer is not None:
+            add_outer(self.outer, x)
+
+    def means(self) -> dict[str, Tensor]:
+        return dict(zip(OF_INPUT, (self.sums / self.count).float().cpu(), strict=True))
+
+    def moment(self) -> Tensor:
+        """H = XᵀX/N [in, in], float32."""
+        assert self.outer is not None
+        return mirror(self.outer).div_(self.count).cpu()
+
+
+class OutputSums:
+    """Running sums over the rows of z [n, out]; sums are taken about the first batch's mean, so that std loses no digits."""
+
+    def __init__(self, n_out: int, device: torch.device, activation: Callable[[Tensor], Tensor]) -> None:
+        self.count, self.activation = 0, activation
+        self.center: Tensor | None = None
+        self.sums = torch.zeros(4, n_out, dtype=torch.float64, device=device)
+
+    def add(self, z: Tensor) -> None:
+        self.count += len(z)
+        if self.center is None:
+            self.center = z.mean(0)
+        centered = z - self.center
+        self.sums[0] += centered.sum(0)
+        self.sums[1] += torch.linalg.vecdot(centered, centered, dim=0)
+        self.sums[2] += z.abs().sum(0)
+        self.sums[3] += self.activation(z).abs_().sum(0)
+
+    def means(self) -> dict[str, Tensor]:
+        shift, square, z_abs, act_abs = self.sums / self.count
+        assert self.center is not None
+        std = (square - shift**2).clamp_(min=0).sqrt()
+        return {
+            name: value.float().cpu()
+            for name, value in zip(OF_OUTPUT, (self.center + shift, std, z_abs, act_abs), strict=True)
+        }
+
+
+class Watch:
+    """Hooks on a block's linears that feed the sums with real tokens only."""
+
+    def __init__(self, block: nn.Module, activation: Callable[[Tensor], Tensor]) -> None:
+        self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
+        self.outputs: dict[str, OutputSums] = {}
+        self.reads: dict[str, str] = {}
+        self._mask: Tensor | None = None
+        self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
+        self._activation = activation
+        self._hooks = [
+            block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
+        ]
+
+    def observe(self, batch: Batch) -> None:
+        self._mask, self._seen = batch.mask, {}
+
+    def _rows(self, t: Tensor) -> Tensor:
+        """Real tokens' rows [n, channels] in float32."""
+        t = t if self._mask is None else t[self._mask.to(t.device)]
+        return t.reshape(-1, t.shape[-1]).float()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+            x = args[0]
+            # the tensor is kept until the batch ends, so its address is its own
+            source, _ = self._seen.setdefault((x.data_ptr(), x.shape), (name, x))
+            if self.reads.setdefault(name, source) != source:
+                raise InputError(
+                    f"{name} reads a different input from one batch to the next; its statistics have no meaning"
+                )
+            if source == name:
+                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(self._rows(x))
+            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(self._rows(z))
+
+        return record
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model's own MLP activation, by its configuration's hidden_act (or hidden_activation)."""
+    from transformers.activations import ACT2FN
+
+    config = model.config.get_text_config()
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "silu"
+    return ACT2FN[name]
+
+
+def collect(
+    checkpoint: Path,
+    calibration: Tokens,
+    channels_path: str | Path,
+    moments_path: str | Path,
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    provenance: dict[str, Any],
+) -> None:
+    """One pass; writes the small per-channel statistics and the second moments as two files."""
+    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
+    activation = activation_of(run.model)
+    reads: dict[str, str] = {}
+    small: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for _, prefix, block, advance in run.each():
+        watch = Watch(block, activation)
+        advance(watch.observe)
+        watch.close()
+        unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
+        if unused:
+            raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
+        for name, sums in watch.inputs.items():
+            moments[f"{prefix}.{name}"] = sums.moment()
+            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+        for name, sums in watch.outputs.items():
+            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+        reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+    for name, value in (small | moments).items():
+        if not torch.isfinite(value).all():
+            raise InputError(
+                f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text"
+            )
+    metadata = {
+        "reads": json.dumps(reads),
+        "provenance": json.dumps(
+            provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
+        ),
+    }
+    tensorfile.save(channels_path, small, metadata)
+    tensorfile.save(moments_path, moments, metadata)
+
+
+def kind_of(name: str, patterns: dict[str, list[str]]) -> str:
+    """`attention` or `mlp`, by the first pattern found in a linear's name; mlp where none is."""
+    return next((kind for kind in ("attention", "mlp") if any(p in name for p in patterns[kind])), "mlp")
+
+
+def channels_of(
+    file: tensorfile.TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu"
+) -> Channels:
+    """One linear's per-channel statistics."""
+    return Channels(
+        *(file.get(f"{reads[name]}.{key}", device) for key in OF_INPUT),
+        *(file.get(f"{name}.{key}", device) for key in OF_OUTPUT),
+        is_mlp=kind == "mlp",
+    )

@@ -1,0 +1,66 @@
+"""What code a job depends on: a content hash of its script and of every quant module it imports, however deep.
+
+Snakemake sees neither modules nor, across a fresh clone, anything but time stamps; passed as a rule's param, this
+hash re-runs exactly the jobs whose code changed. Versions of the other libraries imported are part of it.
+"""
+
+import ast
+import functools
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from quant.artifacts import digest
+
+SCRIPTS = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.name
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names that a file imports, anywhere in it; `from a import b` gives a and a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def module_file(name: str, root: Path) -> Path | None:
+    """The file of one of our own modules."""
+    path = root.joinpath(*name.split(".")).with_suffix(".py")
+    return path if name.startswith(f"{PACKAGE}.") and path.is_file() else None
+
+
+def closure(script: Path, root: Path = SCRIPTS) -> tuple[set[Path], set[str]]:
+    """Our own files that a script runs, itself included, and the other packages they import."""
+    files, others, todo = set(), set(), [script]
+    while todo:
+        path = todo.pop()
+        if path in files:
+            continue
+        files.add(path)
+        for name in imports(path):
+            own = module_file(name, root)
+            if own is not None:
+                todo.append(own)
+            elif not name.startswith(PACKAGE):
+                others.add(name.partition(".")[0])
+    return files, others - set(sys.stdlib_module_names)
+
+
+@functools.cache
+def distributions() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
+@functools.cache
+def code_of(script: str, root: Path = SCRIPTS) -> str:
+    """Hash of a script by name, e.g. "quantize.py"."""
+    files, packages = closure(root / script, root)
+    parts = [file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() for file in sorted(files)]
+    named = sorted({name for package in packages for name in distributions().get(package, [])})
+    parts += [f"{name}=={metadata.version(name)}".encode() for name in named]
+    return digest(*parts)

@@ -1,0 +1,30 @@
+"""Quantises one model by one recipe."""
+
+from pathlib import Path
+
+from quant.artifacts import read_json, versions, write_json
+from quant.compute import device
+from quant.job import job
+from quant.quantize import Statistics, quantize_checkpoint
+from quant.recipe import Recipe
+
+with job(snakemake.log[0], snakemake.threads):
+    model, recipe = read_json(snakemake.input.model), snakemake.params.recipe
+    statistics = {name: path for name, path in snakemake.input.items() if name in ("channels", "moments")}
+    provenance = {
+        **dict(snakemake.wildcards),
+        "recipe": recipe,
+        "seed": recipe["seed"],
+        "versions": versions(),
+        "model_fingerprint": model["fingerprint"],
+    }
+    result = quantize_checkpoint(
+        Path(snakemake.input.config).parent,
+        Path(snakemake.output.config).parent,
+        model["linears"],
+        Statistics(statistics, model["fingerprint"], snakemake.params.linears),
+        Recipe.of(recipe),
+        device(snakemake.params.device),
+        provenance,
+    )
+    write_json(snakemake.output.record, result)

@@ -1,0 +1,41 @@
+"""Every evaluation → summary.csv, comparisons.csv and the linears of all methods."""
+
+import json
+
+import pandas as pd
+from quant.artifacts import read_json, whole
+from quant.compare import comparison_rows, summary_row
+from quant.job import job
+
+
+def with_provenance(row: dict, evaluation: dict) -> dict:
+    """A summary row and what made it."""
+    made = evaluation["provenance"]
+    return row | {
+        "recipe": json.dumps(made.get("recipe")),
+        "seed": made.get("seed"),
+        "versions": json.dumps(made["versions"]),
+        "token_fingerprint": made["evaluated_tokens"],
+    }
+
+
+with job(snakemake.log[0]):
+    options = snakemake.params.comparison["resamples"], snakemake.params.comparison["seed"]
+    originals = {(e["model"], e["dataset"]): e for e in map(read_json, snakemake.input.originals)}
+    groups: dict[tuple[str, str], dict[str, dict]] = {key: {} for key in originals}
+    for evaluation in map(read_json, snakemake.input.evaluations):
+        groups[evaluation["model"], evaluation["dataset"]][evaluation["method"]] = evaluation
+    summary, comparisons = [], []
+    for key, original in originals.items():
+        for evaluation in [original, *groups[key].values()]:
+            summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
+        comparisons += comparison_rows(groups[key], *options)
+    columns = "model dataset method_a method_b delta_nll delta_nll_low delta_nll_high sequences".split()
+    tables = {
+        snakemake.output.summary: pd.DataFrame(summary),
+        snakemake.output.comparisons: pd.DataFrame(comparisons, columns=columns),
+        snakemake.output.linears: pd.concat(map(pd.read_csv, snakemake.input.linears)),
+    }
+    for path, table in tables.items():
+        with whole(path) as temporary:
+            table.to_csv(temporary, index=False)

@@ -1,0 +1,21 @@
+"""The calibration text → token ids."""
+
+from pathlib import Path
+
+from quant.artifacts import read_json
+from quant.job import job
+from quant.texts import tokenize
+
+with job(snakemake.log[0]):
+    spec = snakemake.params.spec
+    seed = spec["seed"] if spec["shuffle"] else None
+    checkpoint = Path(snakemake.input.config).parent
+    tokenize(
+        checkpoint,
+        read_json(snakemake.input.model)["fingerprint"],
+        spec,
+        spec["n_calib"],
+        seed,
+        "calibration",
+        snakemake.output[0],
+    )

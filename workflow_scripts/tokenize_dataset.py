@@ -1,0 +1,21 @@
+"""A data set's text → token ids."""
+
+from pathlib import Path
+
+from quant.artifacts import read_json
+from quant.job import job
+from quant.texts import tokenize
+
+with job(snakemake.log[0]):
+    spec = snakemake.params.spec
+    what = f"datasets.{snakemake.wildcards.dataset}"
+    checkpoint = Path(snakemake.input.config).parent
+    tokenize(
+        checkpoint,
+        read_json(snakemake.input.model)["fingerprint"],
+        spec,
+        spec["n_samples"],
+        None,
+        what,
+        snakemake.output[0],
+    )
