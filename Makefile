@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: report test check lock
 
 report: .venv/complete
-	snakemake --cores $(CORES) --resources gpu=1 results/report.html
+	snakemake results/report.html --cores $(CORES) --resources gpu=1
 
 test: .venv/complete
 	pytest -n 2 --dist loadscope
@@ -21,7 +21,7 @@ check: .venv/complete
 	snakefmt --check Snakefile rules
 	snakemake --lint
 	for overlay in experiments/*.yaml; do \
-	    snakemake --configfile $$overlay --cores 1 --resources gpu=1 --dry-run --quiet all results/report.html || exit 1; \
+	    snakemake results/report.html --configfile $$overlay --cores 1 --resources gpu=1 --dry-run --quiet all || exit 1; \
 	done
 
 # the environment is whole once `complete` is there

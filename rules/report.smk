@@ -1,0 +1,77 @@
+# Figures, then one self-contained page.
+
+FIGURES = [
+    *expand(
+        "{model}/{dataset}/{figure}",
+        model=STUDY["models"],
+        dataset=STUDY["datasets"],
+        figure=["perplexity_bits", "delta_nll", "pairs"],
+    ),
+    *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
+    *expand("{model}/check_mse", model=STUDY["models"] if CONFIG["check_mse"]["layer"] is not None else []),
+]
+CHECKS = STUDY["models"] if CONFIG["check_mse"]["layer"] is not None else []
+
+
+rule plot:
+    input:
+        summary=rules.summarize.output.summary,
+        comparisons=rules.summarize.output.comparisons,
+        linears=rules.summarize.output.linears,
+        checks=expand(rules.check_mse.output.verdict, model=CHECKS),
+    output:
+        report(
+            expand("results/figures/{figure}.svg", figure=FIGURES),
+            category="Figures",
+            caption="../docs/captions/figures.rst",
+        ),
+    log:
+        "results/logs/plot.log",
+    benchmark:
+        "results/benchmarks/plot.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        figures=FIGURES,
+        methods=list(METHODS),
+        code=code("plot.py"),
+    script:
+        "../workflow_scripts/plot.py"
+
+
+rule report:
+    input:
+        summary=rules.summarize.output.summary,
+        comparisons=rules.summarize.output.comparisons,
+        linears=rules.summarize.output.linears,
+        checks=expand(rules.check_mse.output.verdict, model=CHECKS),
+        channels=expand(rules.check_mse.output.channels, model=CHECKS),
+        figures=rules.plot.output,
+        template="workflow_scripts/templates/report.html.j2",
+    output:
+        "results/report.html",
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=CONFIG,
+        figures=FIGURES,
+        command=" ".join(
+            [
+                "snakemake results/report.html",
+                *(f"--configfile {path}" for path in workflow.overwrite_configfiles),
+                "--cores 1 --resources gpu=1",
+            ]
+        ),
+        code=code("report.py"),
+    script:
+        "../workflow_scripts/report.py"

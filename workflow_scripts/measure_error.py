@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+
 from quant.artifacts import read_json, whole
 from quant.compute import device
 from quant.job import job

@@ -3,6 +3,7 @@
 import json
 
 import pandas as pd
+
 from quant.artifacts import read_json, whole
 from quant.compare import comparison_rows, summary_row
 from quant.job import job
@@ -30,7 +31,7 @@ with job(snakemake.log[0]):
         for evaluation in [original, *groups[key].values()]:
             summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
         comparisons += comparison_rows(groups[key], *options)
-    columns = "model dataset method_a method_b delta_nll delta_nll_low delta_nll_high sequences".split()
+    columns = ["model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"]
     tables = {
         snakemake.output.summary: pd.DataFrame(summary),
         snakemake.output.comparisons: pd.DataFrame(comparisons, columns=columns),

@@ -36,7 +36,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
         raise InputError(
-            f"{type(model).__name__}: no list of {depth} decoder blocks was found; use a decoder-only model whose blocks are a ModuleList"
+            f"{type(model).__name__}: no list of {depth} decoder blocks was found; use a decoder-only model whose "
+            "blocks are a ModuleList"
         )
     return min(found, key=lambda item: item[0].count("."))
 
@@ -52,7 +53,8 @@ def all_linears(model: nn.Module) -> dict[str, int]:
     found = {f"{prefix}.{i}.{name}": i for i, block in enumerate(blocks) for name in linear_names(block)}
     if not found:
         raise InputError(
-            f"{type(model).__name__}: its decoder blocks hold no nn.Linear (GPT-2's Conv1D is none); use a model built from nn.Linear"
+            f"{type(model).__name__}: its decoder blocks hold no nn.Linear (GPT-2's Conv1D is none); use a model "
+            "built from nn.Linear"
         )
     return found
 
@@ -73,7 +75,8 @@ class _Notes(nn.Module):
 
 
 def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device: str, dtype: torch.dtype) -> None:
-    """Loads a module's parameters and persistent buffers from a checkpoint; refuses missing, misshapen or non-finite ones."""
+    """Loads a module's parameters and persistent buffers from a checkpoint; refuses missing, misshapen or "
+    "non-finite ones."""
     for name, empty in module.state_dict(keep_vars=True).items():
         full = f"{prefix}.{name}"
         value = weights.get(full, device, dtype)

@@ -80,7 +80,7 @@ def explain(error: ValidationError) -> str:
             }
             return f"{where}: {found} must be {sign[error.validator]} {error.validator_value}"
         case "pattern":
-            return f"{where}: {found} does not match {error.validator_value}; names are letters, digits, '_', '.' and '-', up to 80"
+            return f"{where}: {found} is not of the form {error.validator_value}"
         case "oneOf" if "const" in error.schema["oneOf"][0]:
             rest = error.schema["oneOf"][1]
             other = "a list of different names" if rest.get("type") == "array" else f"at least {rest['minimum']}"

@@ -190,7 +190,8 @@ def check_model(
         native = None
     if native is None:
         raise InputError(
-            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to a native architecture first"
+            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to "
+            "a native architecture first"
         )
     with init_empty_weights():
         try:
@@ -207,7 +208,8 @@ def check_model(
     missing = sorted(set(wanted) - set(tensors) - tied)
     if missing:
         raise InputError(
-            f"{where}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; the checkpoint is incomplete"
+            f"{where}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; the "
+            "checkpoint is incomplete"
         )
     if extra:
         logger.info("left out %d tensors that %s does not have, %s first", len(extra), type(model).__name__, extra[0])
@@ -215,7 +217,8 @@ def check_model(
     for name, value in kept.items():
         if value.shape != wanted[name].shape:
             raise InputError(
-                f"{where}: {name} is {list(value.shape)} where config.json asks for {list(wanted[name].shape)}; config and weights do not belong together"
+                f"{where}: {name} is {list(value.shape)} where config.json asks for {list(wanted[name].shape)}; "
+                "config and weights do not belong together"
             )
         if not torch.isfinite(value).all():
             raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
@@ -277,5 +280,6 @@ def load_tokenizer(checkpoint: Path) -> Any:
         return AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); put tokenizer.json and tokenizer_config.json there"
+            f"{checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); put tokenizer.json and "
+            "tokenizer_config.json there"
         ) from None

@@ -71,7 +71,7 @@ def predictions(logits: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor, Ten
 
 
 class Reference:
-    """The original's log-probabilities of the first `tokens` predictions, [tokens, vocab] float16: collected or compared."""
+    """The original's log-probabilities [tokens, vocab] in float16, collected or compared with."""
 
     def __init__(self, tokens: int, stored: Tensor | None) -> None:
         self.tokens, self.stored = tokens, stored

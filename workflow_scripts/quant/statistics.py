@@ -66,7 +66,7 @@ class InputSums:
 
 
 class OutputSums:
-    """Running sums over the rows of z [n, out]; sums are taken about the first batch's mean, so that std loses no digits."""
+    """Running sums over the rows of z [n, out]; about the first batch's mean, so that std loses no digits."""
 
     def __init__(self, n_out: int, device: torch.device, activation: Callable[[Tensor], Tensor]) -> None:
         self.count, self.activation = 0, activation

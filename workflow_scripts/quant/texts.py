@@ -68,11 +68,13 @@ def read_hub(spec: dict[str, Any]) -> list[str]:
     except Exception as error:  # the data set library wraps many kinds; each is the user's to mend
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"data set {spec['path']}: cannot be loaded ({type(error).__name__}: {reason}); give local text instead (text: {{files: [PATH]}})"
+            f"data set {spec['path']}: cannot be loaded ({type(error).__name__}: {reason}); give local text "
+            f"instead (text: {{files: [PATH]}})"
         ) from None
     if spec["text_column"] not in rows.column_names:
         raise InputError(
-            f"data set {spec['path']}: has no column {spec['text_column']}; choose one of {', '.join(rows.column_names)}"
+            f"data set {spec['path']}: has no column {spec['text_column']}; choose one of "
+            f"{', '.join(rows.column_names)}"
         )
     return list(rows[spec["text_column"]])
 
@@ -105,7 +107,7 @@ def sequences(
     """Token ids by protocol, each [length].
 
     `windows`: texts joined by blank lines, tokenised once (so at most one BOS), cut into windows of seq_len.
-    `samples`: each non-empty text tokenised alone and cut at seq_len; those of one token predict nothing and are left out.
+    `samples`: each non-empty text tokenised alone and cut at seq_len; those of one token are left out.
     """
     if not any(text.strip() for text in texts):
         raise InputError(f"{what}: its text is empty; name a text with words in it")
@@ -114,7 +116,8 @@ def sequences(
         found = tokens.windows(torch.tensor(ids), seq_len)
         if not found:
             raise InputError(
-                f"{what}: its text gives {len(ids)} tokens, less than one window of {seq_len}; use more text or a smaller seq_len"
+                f"{what}: its text gives {len(ids)} tokens, less than one window of {seq_len}; use more text or a "
+                "smaller seq_len"
             )
     else:
         cut = tokenizer([text for text in texts if text.strip()], truncation=True, max_length=seq_len)["input_ids"]

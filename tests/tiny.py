@@ -1,0 +1,113 @@
+"""Tiny random models and a fresh copy of the project, made by the tests."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORDS = [f"w{i}" for i in range(200)]
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A whitespace tokenizer over 200 words, in the format that AutoTokenizer loads."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+
+
+def save_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A random 2-layer Llama with its tokenizer, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": 256,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    LlamaForCausalLM(LlamaConfig(**shape | changes)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_text(path: Path, lines: int, seed: int) -> Path:
+    """Lines of 5 to 60 random words."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def line() -> str:
+        length = int(torch.randint(5, 60, (1,), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator).tolist())
+
+    path.write_text("".join(line() + "\n" for _ in range(lines)), encoding="utf-8")
+    return path
+
+
+OVERLAY = {
+    "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "gw_awq", "gw_praq"]},
+    "models": {"tiny": {"source": {"directory": "inputs/model"}}},
+    "texts": {"tiny_calibration": {"files": ["inputs/calibration.txt"]}, "tiny_heldout": {"files": ["inputs/heldout.txt"]}},
+    "calibration": {"text": "tiny_calibration", "seq_len": 32, "n_calib": 12},
+    "datasets": {"heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}},
+    "check_mse": {"layer": 1, "n_samples": 8},
+    "comparison": {"resamples": 999},
+    "defaults": {"group_size": 16, "n_grid": 5},
+}  # fmt: skip
+
+
+def clone(folder: Path) -> Path:
+    """The project's own files, as a fresh clone has them, with a tiny model and texts under inputs/."""
+    for name in ("rules", "workflow_scripts", "profiles", "envs", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "config.yaml", "requirements.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "inputs").mkdir()
+    save_model(folder / "inputs/model")
+    save_text(folder / "inputs/calibration.txt", 60, seed=1)
+    save_text(folder / "inputs/heldout.txt", 40, seed=2)
+    write_overlay(folder, OVERLAY)
+    return folder
+
+
+def write_overlay(folder: Path, overlay: dict[str, Any]) -> None:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))
+
+
+def snakemake(folder: Path, *arguments: str, config: str | None = "tiny.yaml") -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a clone as a user would."""
+    overlay = ["--configfile", config] if config else []
+    command = [sys.executable, "-m", "snakemake", *arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def pending(folder: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a dry run would start, by rule."""
+    done = snakemake(folder, "--dry-run", *arguments, "results/report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return pending_in(done.stdout + done.stderr)
+
+
+def pending_in(output: str) -> dict[str, int]:
+    """The first table of jobs in Snakemake's output."""
+    table = re.findall(r"^(\w+) +(\d+)$", output.partition("Job stats:")[2].partition("\ntotal")[0], re.MULTILINE)
+    return {rule: int(count) for rule, count in table}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())

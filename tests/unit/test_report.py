@@ -1,0 +1,274 @@
+"""The report: its verdicts against hand-made cases, and a page that is whole, inert and offline."""
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from quant import figures, report
+from quant.report import Difference
+
+HOSTILE = "<script>alert(1)</script>"
+RECIPE = {"salience": "none", "bits": 4, "group_size": 64, "symmetric": True, "n_grid": 20, "rounding": "nearest"}
+RECIPES = {
+    "rtn": RECIPE,
+    "gw_awq": {**RECIPE, "salience": "l1"},
+    "gw_praq": {**RECIPE, "salience": "praq"},
+}
+
+
+def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half: float = 0.01) -> pd.DataFrame:
+    """Rows of one model and data set; deltas in nats by method, intervals of that half width."""
+    rows = []
+    for method, delta in {"original": 0.0, **deltas}.items():
+        quantised = method != "original"
+        rows.append(
+            {"model": model, "method": method, "dataset": dataset, "bits_per_weight": 4.25 if quantised else 16.0,
+             "size_mb": 269.05, "ppl": math.exp(3 + delta), "nll": 3 + delta, "delta_nll": delta,
+             "delta_nll_low": delta - half * quantised, "delta_nll_high": delta + half * quantised, "kl": delta,
+             "top1_agreement": 0.9, "tokens_per_s": 350.0, "quantize_s": 3.0, "storage": "simulated",
+             "tokens": 5120, "sequences": 10, "protocol": "windows", "seq_len": 512, "kl_tokens": 2044,
+             "recipe": json.dumps(RECIPES.get(method, RECIPE)) if quantised else "{}", "seed": 42, "versions": "{}",
+             "token_fingerprint": "ab"}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def comparisons(*rows: tuple[str, str, float, float, float], model: str = "m", dataset: str = "d") -> pd.DataFrame:
+    """(method_a, method_b, delta_nll, low, high) by row."""
+    names = ["model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"]
+    return pd.DataFrame([(model, dataset, *row, 10) for row in rows], columns=names)
+
+
+def layers(method: str = "rtn", model: str = "m") -> pd.DataFrame:
+    row = {"model": model, "method": method, "linear": "model.layers.0.mlp.up_proj", "layer": 0, "kind": "mlp",
+           "alpha": math.nan, "objective": math.nan, "mse": 1e-3, "relative_error": 0.01,
+           "milliseconds": 3.0}  # fmt: skip
+    return pd.DataFrame([row])
+
+
+def check(*intervals: tuple[float, float]) -> dict:
+    linears = [
+        {"linear": f"model.layers.28.mlp.l{i}", "kind": "mlp", "mse_awq": 1.0, "mse_praq": 1 + (low + high) / 2,
+         "difference": (low + high) / 2, "low": low, "high": high}
+        for i, (low, high) in enumerate(intervals)
+    ]  # fmt: skip
+    return {"layer": 28, "keep_ratio": 0.5, "dataset": "d", "tokens": 8192, "linears": linears}
+
+
+PAIRS = comparisons(
+    ("rtn", "gw_awq", 0.2, 0.1, 0.3), ("rtn", "gw_praq", 0.19, 0.1, 0.3), ("gw_awq", "gw_praq", -0.01, -0.03, 0.01)
+)
+DELTAS = {"rtn": 0.3, "gw_awq": 0.1, "gw_praq": 0.11}
+
+
+def page(frame: pd.DataFrame, pairs: pd.DataFrame, **more) -> str:
+    methods = [name for name in dict.fromkeys(frame.method) if name != "original"]
+    colours = figures.method_colours(methods)
+    table = more.pop("layers", layers(methods[0], frame.model[0]))
+    drawn = figures.draw(frame, pairs, table, more.get("checks"), colours)
+    svgs = {key: figures.to_svg(fig, {}) for key, fig in drawn.items()}
+    config = {"study": {"datasets": "all"}, "models": {frame.model[0]: {"caveat": more.pop("caveat", "")}}}
+    provenance = {"versions": {"torch": "2.13.0"}, "fingerprint": {"summary": "ab"}}
+    return report.build(frame, pairs, table, svgs, config, provenance, "snakemake report", colours, **more)
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(-0.2, -0.1, "better"), (0.1, 0.2, "worse"), (-0.1, 0.1, "none"), (0.0, 0.1, "none"), (math.nan, 0.1, "unknown")],
+)
+def test_an_outcome_needs_an_interval_without_zero(low: float, high: float, outcome: str):
+    assert Difference((low + high) / 2, low, high, 10).outcome == outcome
+
+
+def test_a_difference_of_exactly_nothing_is_identical():
+    assert Difference(0.0, 0.0, 0.0, 10).outcome == "identical"
+
+
+@pytest.mark.parametrize(
+    ("rise", "band"),
+    [(-0.1, "excellent"), (0.0499, "excellent"), (0.05, "good"), (0.1, "acceptable"), (0.2, "poor"),
+     (math.inf, "poor"), (math.nan, "poor")],
+)  # fmt: skip
+def test_quality_bands(rise: float, band: str):
+    assert report.quality(rise) == band
+
+
+def test_a_pair_reads_the_same_both_ways_round():
+    forward = report.pair_difference(PAIRS, "m", "d", "rtn", "gw_awq")
+    backward = report.pair_difference(PAIRS, "m", "d", "gw_awq", "rtn")
+    assert forward == Difference(0.2, 0.1, 0.3, 10) and backward == Difference(-0.2, -0.3, -0.1, 10)
+    assert report.pair_difference(PAIRS, "m", "other", "rtn", "gw_awq") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ({}, {"salience"}),
+        ({"bits": 3}, {"salience", "bits"}),
+        ({"description": "words"}, {"salience"}),
+        ({"damp": 0.1}, {"salience"}),
+        ({"damp": 0.1, "rounding": "gptq"}, {"salience", "damp", "rounding"}),
+        ({"unheard_of": None}, {"salience"}),
+        ({"unheard_of": 1}, {"salience", "unheard_of"}),
+    ],
+)
+def test_recipes_differ_only_in_keys_with_an_effect(change: dict, keys: set[str]):
+    assert report.differing_keys(RECIPES["gw_awq"], {**RECIPES["gw_praq"], **change}) == keys
+
+
+def test_pairs_are_alike_but_for_salience():
+    recipes = {**RECIPES, "praq3": {**RECIPES["gw_praq"], "bits": 3}, "awq3": {**RECIPES["gw_awq"], "bits": 3}}
+    assert report.pairs_differing_in(recipes, "salience", "praq", "l1") == [("gw_praq", "gw_awq"), ("praq3", "awq3")]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "headline"),
+    [
+        ([], "Not asked"),
+        (["better", "better"], "Yes: better in 2 of 2 recipes, worse in none"),
+        (["worse"], "No: worse in 1 of 1 recipe, better in none"),
+        (["worse", "none"], "No: worse in 1 of 2 recipes, better in none"),
+        (["better", "worse", "none"], "It depends: better in 1, worse in 1 of 3 recipes"),
+        (["none", "identical"], "No difference shown in 2 recipes"),
+        (["unknown"], "No difference shown in 1 recipe"),
+    ],
+)
+def test_salience_answer(outcomes: list[str], headline: str):
+    assert report.salience_answer(outcomes) == headline
+
+
+def test_the_best_method_names_runner_up_original_and_ties():
+    answer = report.best_answer(summary(DELTAS), PAIRS, "m", "d")
+    assert answer.headline == "gw_awq"
+    assert "no difference shown between gw_awq and gw_praq" in answer.lines[0]
+    assert "gw_awq is worse than the original (delta_nll +0.1000 [+0.0900, +0.1100])" in answer.lines[1]
+    assert answer.lines[2] == "Not told apart from it by this test: gw_praq."
+
+
+def test_a_failed_method_never_wins():
+    frame = summary(DELTAS)
+    frame.loc[frame.method == "gw_awq", ["nll", "ppl", "delta_nll"]] = math.nan
+    assert report.best_answer(frame, PAIRS, "m", "d").headline == "gw_praq"
+
+
+def test_best_by_bits_only_where_widths_differ():
+    frame = summary(DELTAS)
+    assert report.best_by_bits(frame, "m", "d") == []
+    frame.loc[frame.method == "rtn", "recipe"] = json.dumps({**RECIPE, "bits": 8})
+    lines = report.best_by_bits(frame, "m", "d")
+    assert [line.split(",")[0] for line in lines] == ["4 bits: gw_awq", "8 bits: rtn"]
+
+
+def test_praq_answer_gives_a_line_a_pair_with_its_interval():
+    answer = report.praq_answer(summary(DELTAS), PAIRS, "m", "d")
+    assert answer.headline == "No difference shown in 1 recipe"
+    assert "+0.0100 [−0.0100, +0.0300]" in answer.lines[0] and "groups of 64" in answer.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "headline"),
+    [
+        ([(0.1, 0.2), (0.1, 0.2), (-0.2, -0.1)], "AWQ's choice errs less more often"),
+        ([(-0.2, -0.1), (-0.1, 0.1)], "PRAQ's choice errs less more often"),
+        ([(-0.1, 0.1)], "No difference shown"),
+    ],
+)
+def test_check_answer_counts_intervals_without_zero(intervals: list[tuple[float, float]], headline: str):
+    assert report.check_answer(check(*intervals)).headline == headline
+
+
+# ---- numbers
+
+
+def test_numbers_are_short_and_missing_ones_a_dash():
+    given = [(25.613, 2), (12345.6, 0), (3.2e9, 2), (math.inf, 2), (math.nan, 2), (None, 2)]
+    assert [report.number(*each) for each in given] == ["25.61", "12,346", "3.20e+09", "∞", "–", "–"]
+    assert [report.percent(x) for x in (0.166, -0.01, 45.0, math.nan)] == ["+16.6 %", "−1.0 %", "×46", "–"]
+    assert [report.duration(x) for x in (5.04, 61, 3660)] == ["5.0 s", "1 min 1 s", "1 h 1 min"]
+
+
+# ---- the page
+
+
+def test_the_page_has_its_sections_in_order():
+    steps = pd.DataFrame([("quantize", "m/rtn", 61.0, 900.0)], columns=["rule", "job", "seconds", "max_rss_mb"])
+    text = page(summary(DELTAS), PAIRS, checks={"m": check((0.1, 0.2))}, steps=steps, caveat="stored in 4 bits before")
+    places = [
+        text.index(f'id="{name}"') for name in ("verdict", "summary", "model-0", "model-0-check", "reproduce", "cost")
+    ]
+    assert places == sorted(places)
+    assert "stored in 4 bits before" in text and "not corrected for multiple comparisons" in text
+    assert "1 min 1 s in all" in text
+    assert text.count("<img ") == text.count(" alt=") == 7
+
+
+def test_a_page_without_what_may_be_missing():
+    frame = summary({"rtn": 0.0}, half=0.0)
+    text = page(frame, PAIRS.iloc[:0])
+    assert "rtn and the original give the same result on every sequence" in text
+    assert "not corrected" not in text and 'id="cost"' not in text and "model-0-check" not in text
+
+
+def test_several_models_and_data_sets_each_get_a_section():
+    frame = pd.concat([summary(DELTAS, m, d) for m in ("m", "n") for d in ("d", "e")], ignore_index=True)
+    pairs = pd.concat([PAIRS.assign(model=m, dataset=d) for m in ("m", "n") for d in ("d", "e")], ignore_index=True)
+    text = page(frame, pairs)
+    assert all(f'id="model-{i}-data-{j}"' in text for i in (0, 1) for j in (0, 1))
+    assert "On e the best is gw_awq" in text
+
+
+def test_a_hostile_name_is_shown_and_never_markup():
+    frame = summary({HOSTILE: 0.2, "gw_awq": 0.1}, model=HOSTILE)
+    pairs = comparisons((HOSTILE, "gw_awq", 0.1, 0.05, 0.15), model=HOSTILE)
+    text = page(frame, pairs, caveat=HOSTILE)
+    assert "<script>alert" not in text and html.escape(HOSTILE) in text
+    assert text.count("<script") == 1
+
+
+def test_the_page_asks_the_network_for_nothing():
+    text = page(summary(DELTAS), PAIRS)
+    sources = re.findall(r'(?:src|href|from)\s*=?\s*"([^"]{0,40})', text)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert "@import" not in text and not re.search(r"url\((?!['\"]?data:)", text)
+
+
+def test_the_same_input_gives_the_same_page():
+    assert page(summary(DELTAS), PAIRS) == page(summary(DELTAS), PAIRS)
+
+
+PROBE = """<script type="module">
+const heading = [...document.querySelectorAll("table.summary th")].find((th) => th.textContent.includes("perplexity"));
+heading.click();
+await new Promise((done) => setTimeout(done, 200));
+heading.click();
+await new Promise((done) => setTimeout(done, 200));
+const order = [...document.querySelectorAll("table.summary tbody tr")].map((tr) => tr.cells[0].textContent);
+const root = document.documentElement;
+const pictures = [...document.images].filter((image) => !(image.complete && image.naturalWidth)).length;
+document.title = JSON.stringify({ order, pictures, overflow: root.scrollWidth > root.clientWidth });
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium browser, which is not on the PATH")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_in_a_browser_tables_sort_and_nothing_fails(tmp_path, width: int):
+    frame = summary({HOSTILE: 0.2, "gw_awq": 0.1, "rtn": 9.0}, model=HOSTILE)
+    (tmp_path / "report.html").write_text(page(frame, PAIRS.iloc[:0]).replace("</body>", PROBE + "</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+               "--disable-component-update",
+               "--disable-background-networking", "--disable-sync", f"--user-data-dir={tmp_path}/profile",
+               "--enable-logging=stderr", f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom",
+               (tmp_path / "report.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout).group(1)))
+    assert seen == {"order": ["rtn", HOSTILE, "gw_awq", "original"], "pictures": 0, "overflow": False}

@@ -1,0 +1,149 @@
+"""The tiny study from a fresh clone: what it makes, and exactly what re-runs after each change."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from tests import tiny
+
+CONTRACT = (
+    "model method dataset bits_per_weight size_mb ppl nll delta_nll delta_nll_low delta_nll_high kl top1_agreement "
+    "tokens_per_s quantize_s storage"
+).split()
+AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
+
+
+def test_summary_keeps_its_contract(study: Path) -> None:
+    summary = pd.read_csv(study / "results/summary.csv")
+    assert set(CONTRACT) <= set(summary.columns)
+    assert list(summary["method"]) == ["original", "rtn_g", "gw_awq", "gw_praq"]
+    original = summary[summary["method"] == "original"].iloc[0]
+    assert original["delta_nll"] == 0 and original["kl"] == 0 and original["top1_agreement"] == 1
+    assert (summary["delta_nll_low"] <= summary["delta_nll"]).all()
+    assert (summary["delta_nll"] <= summary["delta_nll_high"]).all()
+
+
+def test_nll_is_what_transformers_says_itself(study: Path) -> None:
+    """One sequence at a time, no batches, the library's own loss."""
+    from quant.tokens import load
+    from transformers import AutoModelForCausalLM
+
+    tokens = load(study / "results/tiny/datasets/heldout/tokens.safetensors")
+    for method in ("original", "gw_awq"):
+        model = AutoModelForCausalLM.from_pretrained(study / f"results/tiny/{method}/checkpoint", dtype=torch.float32)
+        with torch.inference_mode():
+            sums = [model(s[None], labels=s[None]).loss.item() * (len(s) - 1) for s in tokens.sequences]
+        expected = sum(sums) / sum(len(s) - 1 for s in tokens.sequences)
+        summary = pd.read_csv(study / "results/summary.csv").set_index("method")
+        assert summary.loc[method, "nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_checkpoints_load_with_their_tokenizer(study: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for method in ("rtn_g", "gw_awq"):
+        folder = study / f"results/tiny/{method}/checkpoint"
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+
+
+def test_every_result_says_what_made_it(study: Path) -> None:
+    from quant.tensorfile import opened
+
+    results = study / "results/tiny"
+    record = tiny.read(results / "gw_awq/quantize.json")["provenance"]
+    assert record["recipe"]["salience"] == "l1" and record["seed"] == 42
+    assert record["versions"]["torch"] and record["token_fingerprint"] and record["model_fingerprint"]
+    with opened(results / "gw_awq/checkpoint/model.safetensors") as file:
+        assert file.info("provenance") == record
+    with opened(results / "calibration/n12-s42/second_moments.safetensors") as file:
+        assert file.info("provenance")["token_fingerprint"] == record["token_fingerprint"]
+    evaluation = tiny.read(results / "gw_awq/evaluation/heldout.json")["provenance"]
+    assert evaluation["recipe"] == record["recipe"] and evaluation["evaluated_tokens"]
+    row = pd.read_csv(study / "results/summary.csv").set_index("method").loc["gw_awq"]
+    assert json.loads(row["recipe"]) == record["recipe"] and row["token_fingerprint"] == evaluation["evaluated_tokens"]
+
+
+def test_report_stands_alone(study: Path) -> None:
+    page = (study / "results/report.html").read_text()
+    assert "gw_praq" in page and "http-equiv" not in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_nothing_to_do_the_second_time(study: Path) -> None:
+    assert tiny.pending(study) == {}
+
+
+def test_two_runs_give_the_same_bytes(copy: Path) -> None:
+    weights = copy / "results/tiny/gw_awq/checkpoint/model.safetensors"
+    before = weights.read_bytes()
+    assert tiny.snakemake(copy, str(weights.relative_to(copy)), "--forcerun", "collect_statistics").returncode == 0
+    assert weights.read_bytes() == before
+
+
+def with_changes(change: dict[str, Any]) -> dict[str, Any]:
+    """The overlay with sections updated."""
+    overlay = json.loads(json.dumps(tiny.OVERLAY))
+    for section, values in change.items():
+        overlay.setdefault(section, {}).update(values)
+    return overlay
+
+
+def one_method(n: int = 1) -> dict[str, int]:
+    return {"quantize": n, "measure_error": n, "evaluate": n, **AGGREGATES}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"methods": {"gw_awq": {"n_grid": 4}}}, one_method()),
+        ({"methods": {"rtn_g": {"symmetric": True}}}, one_method()),
+        # two values swapped: the same set of values under other names
+        ({"methods": {"gw_awq": {"bits": 3, "n_grid": 4}, "gw_praq": {"bits": 4, "n_grid": 3}}}, one_method(2)),
+        ({"methods": {"mine": {"salience": "l2"}}, "study": {"methods": ["rtn_g", "gw_awq", "gw_praq", "mine"]}}, one_method()),
+        ({"study": {"methods": ["rtn_g", "gw_awq"]}}, AGGREGATES),
+        ({"methods": {"unused": {"bits": 2}}}, {"plot": 1, "report": 1}),
+        ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse": 1, "plot": 1, "report": 1}),
+        ({"comparison": {"resamples": 1999}}, {"check_mse": 1, **AGGREGATES}),
+        ({"datasets": {"heldout": tiny.OVERLAY["datasets"]["heldout"] | {"kl_tokens": 32}}}, {"evaluate_original": 1, "evaluate": 3, **AGGREGATES}),
+    ],
+)  # fmt: skip
+def test_a_changed_key_reruns_its_users(
+    study: Path, tmp_path: Path, change: dict[str, Any], expected: dict[str, int]
+) -> None:
+    import yaml
+
+    overlay = tmp_path / "changed.yaml"
+    overlay.write_text(yaml.safe_dump(with_changes(change)))
+    done = tiny.snakemake(study, "--dry-run", "results/report.html", config=str(overlay))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = tiny.pending_in(done.stdout + done.stderr)
+    assert {rule: n for rule, n in found.items() if n} == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("protection.py", {"check_mse": 1, "plot": 1, "report": 1}),
+        ("search.py", {"collect_statistics": 1, "quantize": 3, "measure_error": 3, "evaluate": 3, "check_mse": 1, **AGGREGATES}),
+        ("compare.py", {"check_mse": 1, **AGGREGATES}),
+        ("figures.py", {"plot": 1, "report": 1}),
+        ("report.py", {"report": 1}),
+    ],
+)  # fmt: skip
+def test_an_edited_module_reruns_its_users(copy: Path, module: str, expected: dict[str, int]) -> None:
+    path = copy / "workflow_scripts/quant" / module
+    path.write_text(path.read_text() + "\n# edited\n")
+    assert tiny.pending(copy) == expected
+
+
+def test_a_fresh_clones_time_stamps_rerun_nothing(copy: Path) -> None:
+    for name in ("Snakefile", "rules", "workflow_scripts", "config.yaml", "tiny.yaml"):
+        for path in [copy / name, *(copy / name).rglob("*")]:
+            os.utime(path)
+    assert tiny.pending(copy) == {}

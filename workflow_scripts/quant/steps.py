@@ -1,0 +1,24 @@
+"""Wall time and memory of every job, from the benchmark files that Snakemake writes."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def wanted(job: tuple[str, ...], study: dict[str, list[str]]) -> bool:
+    """Whether a job's wildcards (model/method/dataset, as far as it has them) are part of the study."""
+    names = {*study["models"], *study["methods"], *study["datasets"], "original"}
+    return not job or job[0] not in study["models"] or len(job) < 2 or job[1] in names or job[1].startswith("n")
+
+
+def read_benchmarks(folder: Path, study: dict[str, Any]) -> pd.DataFrame:
+    """rule, job, seconds, max_rss_mb of each benchmark file of the study's jobs; rss is missing for very short jobs."""
+    rows = []
+    for path in sorted(folder.rglob("*.tsv")):
+        rule, *job = path.relative_to(folder).with_suffix("").parts
+        if wanted(tuple(job), study):
+            measured = pd.read_csv(path, sep="\t").iloc[0]
+            rss = pd.to_numeric(measured["max_rss"], errors="coerce")
+            rows.append({"rule": rule, "job": "/".join(job), "seconds": measured["s"], "max_rss_mb": rss})
+    return pd.DataFrame(rows, columns=["rule", "job", "seconds", "max_rss_mb"])
