@@ -23,6 +23,8 @@ wildcard_constraints:
     method="|".join(map(re.escape, METHODS)),
     dataset="|".join(map(re.escape, CONFIG["datasets"])),
     calibration=r"n\d+-s\d+",
+    noise_std=r"[0-9.e-]+",
+    n_noise_samples=r"\d+",
 
 
 localrules:

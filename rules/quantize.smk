@@ -16,12 +16,13 @@ rule quantize:
         weights="results/{model}/{method}/checkpoint/model.safetensors",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
+        folds="results/{model}/{method}/folds.safetensors",
     log:
         "results/logs/quantize/{model}/{method}.log",
     benchmark:
         "results/benchmarks/quantize/{model}/{method}.tsv"
     # a method that needs no statistics is quantised and measured while they are not there yet
-    priority: lambda w: 2 if METHODS[w.method]["salience"] == "none" else 0
+    priority: lambda w: 0 if configuration.statistics_files(METHODS[w.method]) else 2
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -44,6 +45,7 @@ rule measure_error:
         original=rules.convert.output.weights,
         weights=rules.quantize.output.weights,
         record=rules.quantize.output.record,
+        folds=rules.quantize.output.folds,
         moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
     output:
         report(

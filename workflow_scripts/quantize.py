@@ -10,7 +10,8 @@ from quant.recipe import Recipe
 
 with job(snakemake.log[0], snakemake.threads):
     model, recipe = read_json(snakemake.input.model), snakemake.params.recipe
-    statistics = {name: path for name, path in snakemake.input.items() if name in ("channels", "moments")}
+    read = ("channels", "moments", "noisy", "jacobian")
+    statistics = {name: path for name, path in snakemake.input.items() if name in read}
     provenance = {
         **dict(snakemake.wildcards),
         "recipe": recipe,
@@ -21,6 +22,7 @@ with job(snakemake.log[0], snakemake.threads):
     result = quantize_checkpoint(
         Path(snakemake.input.config).parent,
         Path(snakemake.output.config).parent,
+        Path(snakemake.output.folds),
         model["linears"],
         Statistics(statistics, model["fingerprint"], snakemake.params.linears),
         Recipe.of(recipe),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from quant import grids
 from quant.grids import Grid
 from tests.unit.reference import round_group, rounded

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from quant.salience import SALIENCES, Channels
 from torch import Tensor
 
+from quant.salience import SALIENCES, Channels
 from tests.unit.reference import input_statistics, output_statistics, praq_salience
 
 

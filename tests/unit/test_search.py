@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from quant import recipe, search
+
+from quant import search
 from quant.grids import Grid, nearest
-from quant.recipe import LinearStatistics, Recipe, quantize_linear
-from quant.salience import Channels
-from quant.search import Search, half, layer_error, row_errors, scale_for, search_scale
+from quant.search import Search, Target, half, layer_error, row_errors, scale_for, search_scale
 from tests.unit.reference import input_statistics, output_statistics, praq_salience, second_moment
 from tests.unit.reference import row_errors as slow_row_errors
 from tests.unit.reference import search as slow_search
@@ -47,6 +46,22 @@ def test_blocks_cover_all_columns_once(n_in: int) -> None:
     assert len(list(search.blocks(n_in))) <= 8
 
 
+def searched(
+    w: np.ndarray,
+    x: np.ndarray,
+    salience: np.ndarray,
+    grid: Grid,
+    n_grid: int = 20,
+    row_weight: np.ndarray | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Search:
+    """search_scale of one linear, on arrays."""
+    moment = torch.from_numpy(second_moment(x)).to(dtype)
+    weight = None if row_weight is None else torch.from_numpy(row_weight).to(dtype)
+    target = Target(torch.from_numpy(w).to(dtype), moment, weight)
+    return search_scale([target], torch.from_numpy(salience).to(dtype), grid, n_grid)
+
+
 def saliences(w: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     found = input_statistics(x)
     act_abs = output_statistics(x @ w.T)["act_abs"]
@@ -62,16 +77,13 @@ def test_search_equals_brute_force(name: str, bits: int, group_size: int, symmet
     salience = saliences(w, x)[name]
     alpha, objective, all_objectives = slow_search(w, x, salience, bits, group_size, symmetric, 20)
     if name != "praq":
-        assert 0 < alpha and objective < 0.95 * all_objectives[0], "the case must be one where scaling helps"
-    moment = torch.from_numpy(second_moment(x))
-    found = search_scale(torch.from_numpy(w), moment, torch.from_numpy(salience), Grid(bits, group_size, symmetric), 20)
+        assert alpha > 0 and objective < 0.95 * all_objectives[0], "the case must be one where scaling helps"
+    grid = Grid(bits, group_size, symmetric)
+    found = searched(w, x, salience, grid)
     assert found.alpha == alpha
     assert found.objective == pytest.approx(objective, rel=1e-6)
     np.testing.assert_allclose(found.scale.numpy(), salience**alpha, rtol=1e-12)
-    single = search_scale(
-        torch.from_numpy(w).float(), moment.float(), torch.from_numpy(salience).float(),
-        Grid(bits, group_size, symmetric), 20,
-    )  # fmt: skip
+    single = searched(w, x, salience, grid, dtype=torch.float32)
     assert single.alpha == alpha
     assert single.objective == pytest.approx(objective, rel=1e-3)
 
@@ -83,34 +95,29 @@ def test_row_weight_counts_rows(n_grid: int) -> None:
     alpha, objective, _ = slow_search(w, x, salience, 3, -1, True, n_grid, weight)
     plain = slow_search(w, x, salience, 3, -1, True, n_grid)
     assert objective != pytest.approx(plain[1], rel=0.1), "the weights must matter"
-    arguments = (*map(torch.from_numpy, (w, second_moment(x), salience)), Grid(3, -1, True), n_grid)
-    found = search_scale(*arguments, torch.from_numpy(weight))
+    found = searched(w, x, salience, Grid(3, -1, True), n_grid, weight)
     assert (found.alpha, found.objective) == (alpha, pytest.approx(objective, rel=1e-6))
-    even = search_scale(*arguments, torch.ones(6, dtype=torch.float64))
+    even = searched(w, x, salience, Grid(3, -1, True), n_grid, np.ones(6))
     assert (even.alpha, even.objective) == (plain[0], pytest.approx(plain[1], rel=1e-6))
 
 
 def test_smaller_alpha_on_a_tie() -> None:
     w, x = case(4, 16, 20)
-    moment = torch.from_numpy(second_moment(x))
-    ones = torch.ones(16, dtype=torch.float64)  # every α gives the same weight
-    assert search_scale(torch.from_numpy(w), moment, ones, Grid(4, -1, True), 20).alpha == 0
+    ones = np.ones(16)  # every α gives the same weight
+    assert searched(w, x, ones, Grid(4, -1, True)).alpha == 0
     # nothing to lose: all objectives are 0
-    zero = search_scale(torch.zeros(4, 16, dtype=torch.float64), moment, ones * 3, Grid(4, -1, False), 20)
+    zero = searched(np.zeros((4, 16)), x, ones * 3, Grid(4, -1, False))
     assert (zero.alpha, zero.objective) == (0, 0)
 
 
 def test_alpha_zero_is_plain_rounding() -> None:
     w, x = case(6, 24, 30)
-    moment, salience = torch.from_numpy(second_moment(x)), torch.rand(24, dtype=torch.float64)
-    assert torch.equal(scale_for(salience, 0.0), torch.ones(24, dtype=torch.float64))
-    # quiet channels made loud: any scaling only harms
-    backwards = torch.from_numpy(1 / (x**2).mean(0))
+    assert torch.equal(scale_for(torch.linspace(0.1, 9, 24), 0.0), torch.ones(24))
     grid = Grid(4, -1, False)
-    found = search_scale(torch.from_numpy(w), moment, backwards, grid, 20)
+    found = searched(w, x, 1 / (x**2).mean(0), grid)  # quiet channels made loud: any scaling only harms
     assert found.alpha == 0
     difference = torch.from_numpy(w) - nearest(torch.from_numpy(w), grid)
-    assert found.objective == pytest.approx(layer_error(difference, moment) / 6, rel=1e-12)
+    assert found.objective == pytest.approx(slow_row_errors(difference.numpy(), x).sum() / 6, rel=1e-10)
 
 
 def test_scale_has_a_floor_and_survives_dead_channels() -> None:
@@ -120,24 +127,8 @@ def test_scale_has_a_floor_and_survives_dead_channels() -> None:
     x[:, :3] = 0
     salience = np.abs(x).mean(0)
     alpha, objective, _ = slow_search(w, x, salience, 4, -1, True, 20)
-    found = search_scale(*map(torch.from_numpy, (w, second_moment(x), salience)), Grid(4, -1, True), 20)
+    found = searched(w, x, salience, Grid(4, -1, True))
     assert (found.alpha, found.objective) == (alpha, pytest.approx(objective, rel=1e-6))
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("step", range(21))
-def test_inverse_scale_is_never_forgotten(monkeypatch: pytest.MonkeyPatch, step: int, symmetric: bool) -> None:
-    """On a grid so fine that rounding costs nothing, every α must give the weight back."""
-    w, x = (torch.from_numpy(a) for a in case(6, 24, 30))
-    salience = x.square().mean(0)
-    assert salience.max() / salience.min() > 50
-    scale = scale_for(salience, step / 20)
-    monkeypatch.setattr(recipe, "search_scale", lambda *_, **__: Search(step / 20, scale, 0.0))
-    channels = Channels(*(salience,) * 3, *(torch.zeros(6),) * 4, is_mlp=True)
-    fine = Recipe("l2", bits=8, group_size=1, symmetric=symmetric, n_grid=20, scope="linear", rounding="nearest")
-    quantized = quantize_linear(w, LinearStatistics(channels, x.T @ x / len(x)), fine)
-    assert quantized.alpha == step / 20
-    torch.testing.assert_close(quantized.dequantize(), w, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -147,5 +138,5 @@ def test_search_undoes_its_scale(symmetric: bool) -> None:
     salience = (x**2).mean(0) ** 0.25 * 100  # far from 1, so that a forgotten inverse is far off
     alpha, objective, objectives = slow_search(w, x, salience, 4, -1, symmetric, 1)
     assert alpha == 1 and objectives[1] < objectives[0]
-    found = search_scale(*map(torch.from_numpy, (w, second_moment(x), salience)), Grid(4, -1, symmetric), 1)
+    found = searched(w, x, salience, Grid(4, -1, symmetric), 1)
     assert (found.alpha, found.objective) == (1, pytest.approx(objective, rel=1e-6))

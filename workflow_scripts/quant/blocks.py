@@ -19,6 +19,9 @@ from quant.errors import InputError
 
 logger = logging.getLogger("quant")
 
+Before = Callable[[tokens.Batch], None]
+After = Callable[[Tensor], None]
+
 
 def skeleton(checkpoint: Path) -> nn.Module:
     """The model of a checkpoint directory with parameters on `meta` and buffers (rotary frequencies) in memory."""
@@ -104,8 +107,8 @@ def empty(module: nn.Module) -> None:
 class Run:
     """Calibration hidden states on their way through the blocks.
 
-    `each()` yields (index, full name prefix, block, advance); advance(observe) runs every batch through the block
-    and calls observe(batch) before each, so that hooks know what they see.
+    `each()` yields (index, full name prefix, block, advance); advance(before, after) runs every batch through the block
+    and calls before(batch), so that hooks know what they see, and after(block's output), where it is given.
     """
 
     def __init__(
@@ -157,20 +160,20 @@ class Run:
         return hidden, kwargs
 
     @torch.inference_mode()
-    def each(self) -> Iterator[tuple[int, str, nn.Module, Callable[[Callable[[tokens.Batch], None]], None]]]:
+    def each(self) -> Iterator[tuple[int, str, nn.Module, Callable[..., None]]]:
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             hidden, kwargs = self._first_hidden(weights)
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype)
 
-                def advance(
-                    observe: Callable[[tokens.Batch], None], block: nn.Module = block, index: int = index
-                ) -> None:
+                def advance(before: Before, after: After = lambda out: None, block: nn.Module = block, index: int = index) -> None:
                     for i, batch in enumerate(self._batches):
-                        observe(batch)
+                        before(batch)
                         out = block(hidden[i].to(self._device), **kwargs[i][index])
-                        hidden[i] = (out[0] if isinstance(out, tuple) else out).cpu()
+                        out = out[0] if isinstance(out, tuple) else out
+                        after(out)
+                        hidden[i] = out.cpu()
 
                 yield index, name, block, advance
                 if not all(torch.isfinite(h).all() for h in hidden):

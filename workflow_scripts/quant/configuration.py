@@ -2,6 +2,8 @@
 
 import copy
 import difflib
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,41 @@ from quant.errors import InputError
 
 RECIPE_DEFAULTS: dict[str, Any] = {
     "salience": "none",
+    "noise_std": 0.0,
+    "n_noise_samples": 3,
     "bits": 4,
     "group_size": 128,
     "symmetric": False,
+    "clip": False,
     "n_grid": 20,
-    "rounding": "nearest",
+    "objective": "uniform",
+    "moment": "plain",
+    "residual": False,
     "scope": "linear",
+    "rounding": "nearest",
+    "outlier_percent": 0.05,
+    "damp": 0.01,
+    "keep": "none",
+    "keep_ratio": 0.5,
+    "beta": 3.0,
+    "tau": -3.0,
+    "noise_factor": 0.2,
+    "noise_injection": 0.0,
+}
+
+# keys that do nothing unless another key has one of these values: said so instead of ignored
+NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "n_grid": ("salience", ("l1", "l2", "praq")),
+    "noise_std": ("salience", ("l1", "l2", "praq")),
+    "objective": ("salience", ("l1", "l2", "praq")),
+    "scope": ("salience", ("l1", "l2", "praq")),
+    "residual": ("moment", ("jacobian",)),
+    "outlier_percent": ("rounding", ("greedy_flip",)),
+    "damp": ("rounding", ("gptq",)),
+    "keep_ratio": ("keep", ("awq", "praq")),
+    "beta": ("keep", ("praq",)),
+    "tau": ("keep", ("praq",)),
+    "noise_factor": ("keep", ("praq",)),
 }
 RESERVED = {"original", "figures", "logs", "benchmarks", "sources", "calibration", "datasets", "best", "check_mse"}
 
@@ -127,6 +158,11 @@ def name_texts(config: dict[str, Any]) -> None:
         user["text"] = config["texts"][user["text"]]
 
 
+def spread(wanted: str | list[str], families: dict[str, list[str]]) -> str | list[str]:
+    """A selection in which each sweep's name stands for all of its methods."""
+    return wanted if wanted == "all" else [name for chosen in wanted for name in families.get(chosen, [chosen])]
+
+
 def check_names(config: dict[str, Any]) -> None:
     """Refuses names that the results directory uses itself, and names that differ only in case."""
     for table in ("models", "datasets", "methods"):
@@ -147,6 +183,33 @@ def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
 
 
+def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A method, or, where values are lists, one method for each combination, named by what varies."""
+    swept = [key for key, value in entry.items() if isinstance(value, list)]
+    if not swept:
+        yield name, entry
+    for values in product(*(entry[key] for key in swept) if swept else ()):
+        chosen = dict(zip(swept, values, strict=True))
+        if chosen:
+            label = "-".join(f"{key}{value}" for key, value in chosen.items())
+            yield f"{name}-{label}", entry | chosen
+
+
+def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Every method by name, sweeps spread out, each recipe complete and checked; and the names that each entry made."""
+    methods: dict[str, dict[str, Any]] = {}
+    families: dict[str, list[str]] = {}
+    for family, entry in config["methods"].items():
+        families[family] = []
+        for name, own in variants(family, entry or {}):
+            if name in methods or (name != family and name in config["methods"]):
+                raise InputError(f"methods.{family}: its sweep makes a second method named {name}; rename one of them")
+            recipe = methods[name] = complete(own, config)
+            check_recipe(name, own, recipe)
+            families[family].append(name)
+    return methods, families
+
+
 def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A checked copy of the merged configuration, with defaults, full recipes, and lists in `study`.
 
@@ -157,18 +220,43 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     if problem:
         raise InputError(problem)
     fill_defaults(config, schema, schema)
-    check_names(config)
     name_texts(config)
-    config["methods"] = {name: complete(entry or {}, config) for name, entry in config["methods"].items()}
+    config["methods"], families = recipes(config)
+    check_names(config)
+    config["study"]["methods"] = spread(config["study"]["methods"], families)
     config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
+    # sweeps only: what their curves are drawn from
+    config["families"] = {family: names for family, names in families.items() if names != [family]}
     return config
+
+
+def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuses what a method's own entry sets to no effect; recipe: the same entry completed."""
+    for key in entry:
+        other, values = NEEDS.get(key, ("", ()))
+        if other and recipe[other] not in values and entry[key] != RECIPE_DEFAULTS[key]:
+            choices = " or ".join(map(str, values))
+            raise InputError(
+                f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, or leave {key} out"
+            )
+    if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not recipe["noise_std"]:
+        raise InputError(f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out")
+    if recipe["moment"] == "jacobian" and recipe["salience"] == "none" and recipe["rounding"] != "gptq":
+        raise InputError(f"methods.{name}: moment: jacobian is read by no part of it; set a salience, or rounding: gptq")
 
 
 def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
     """The statistics that a recipe reads, by name, as files of its calibration set; none where it rounds only."""
+    searches = recipe["salience"] != "none"
     files = {}
-    if recipe["salience"] != "none":
-        files = {"channels": "channels.safetensors", "moments": "second_moments.safetensors"}
+    if searches or recipe["clip"] or recipe["rounding"] == "greedy_flip" or recipe["keep"] != "none":
+        files["channels"] = "channels.safetensors"
+    if searches or recipe["rounding"] == "gptq":
+        files["moments"] = "second_moments.safetensors"
+    if recipe["noise_std"]:
+        files["noisy"] = "noisy-{noise_std:g}x{n_noise_samples}.safetensors".format(**recipe)
+    if recipe["moment"] == "jacobian" or recipe["objective"] == "jacobian":
+        files["jacobian"] = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
     folder = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}"
     return {key: f"{folder}/{name}" for key, name in files.items()}
 

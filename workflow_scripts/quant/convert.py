@@ -7,20 +7,20 @@ publish their own code are mapped to native ones where the equations are the sam
 import json
 import logging
 import math
-import pickle
 import shutil
+import tempfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from quant import tensorfile
+from quant import sources, tensorfile
 from quant.artifacts import digest, file_sha256, versions, write_json, write_text
-from quant.blocks import all_linears
+from quant.blocks import all_linears, decoder_blocks
 from quant.errors import InputError
+from quant.sources import json_object, one_line
 
 logger = logging.getLogger("quant")
 
@@ -31,255 +31,297 @@ SIDE_FILES = (  # beside the weights; whatever of these a source has is kept
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "chat_template.jinja",
     "generation_config.json",
     "LICENSE",
+    "NOTICE",
 )
+CODE_KEYS = frozenset(  # of config.json: each names code that transformers would fetch and run
+    {"auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
+     "_experts_implementation", "kernel_config", "use_kernels"}
+)  # fmt: skip
+# encoders with a causal head that only is_decoder makes causal; others mark their attention with is_causal
+BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
+MINICPM_OTHER = ("num_experts", "sparse_config", "q_lora_rank")  # variants that compute something else
 
 
-def granite_config(minicpm: dict[str, Any]) -> dict[str, Any]:
+def granite_config(minicpm: dict[str, Any], where: str) -> dict[str, Any]:
     """MiniCPM-1/2B's config as Granite's: the same equations, four multipliers by other names (DESIGN, contracts)."""
-    heads, width, depth = minicpm["num_attention_heads"], minicpm["hidden_size"], minicpm["num_hidden_layers"]
+    other = [key for key in MINICPM_OTHER if minicpm.get(key)]
+    if other:
+        raise InputError(
+            f"{where}: this MiniCPM has {other[0]}, which has no native form; give a dense MiniCPM-1B or -2B"
+        )
     kept = (
-        "bos_token_id", "eos_token_id", "hidden_act", "hidden_size", "initializer_range", "intermediate_size",
-        "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps",
-        "rope_scaling", "rope_theta", "torch_dtype", "vocab_size",
+        "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act",
+        "hidden_size", "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+        "num_hidden_layers", "num_key_value_heads", "quantization_config", "rms_norm_eps", "rope_scaling", "rope_theta",
+        "dtype", "torch_dtype", "use_cache", "vocab_size",
     )  # fmt: skip
-    return {key: minicpm[key] for key in kept if key in minicpm} | {
-        "architectures": ["GraniteForCausalLM"],
-        "model_type": "granite",
-        "embedding_multiplier": float(minicpm.get("scale_emb", 1)),
-        "residual_multiplier": minicpm.get("scale_depth", math.sqrt(depth)) / math.sqrt(depth),
-        "logits_scaling": width / minicpm.get("dim_model_base", width),
-        "attention_multiplier": 1 / math.sqrt(width // heads),
-        "tie_word_embeddings": minicpm.get("tie_word_embeddings", True),
-    }
+    try:
+        heads, width, depth = (minicpm[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+        return {key: minicpm[key] for key in kept if key in minicpm} | {
+            "architectures": ["GraniteForCausalLM"],
+            "model_type": "granite",
+            "embedding_multiplier": float(minicpm["scale_emb"]),
+            "residual_multiplier": minicpm["scale_depth"] / math.sqrt(depth),
+            "logits_scaling": width / minicpm["dim_model_base"],
+            "attention_multiplier": 1 / math.sqrt(width // heads),
+            "tie_word_embeddings": minicpm.get("tie_word_embeddings", True),
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{where}: its config.json does not describe a MiniCPM ({type(error).__name__}: {one_line(error)}); "
+            f"{sources.AGAIN}"
+        ) from None
 
 
 NATIVE_CONFIGS = {"minicpm": granite_config}  # model_type whose published code we replace by a native architecture
 
 
-def read_bin(path: Path) -> dict[str, Tensor]:
-    """A .bin checkpoint by torch.load(weights_only=True): nothing in it is executed."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            first = "it holds objects other than tensors, which are never loaded"
+def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """config.json as a native architecture's, without the names of its remote code; refuses quantised weights."""
+    stored = config.get("quantization_config") or config.get("compression_config")
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
+        raise InputError(f"{where}: its weights are quantised already ({method}); give the unquantised model")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise InputError(f'{where}: its config.json has no model_type; add it, e.g. "model_type": "llama"')
+    if "transformers_weights" in config:
         raise InputError(
-            f"{path}: is not a readable weights-only checkpoint ({first}); use safetensors or a clean .bin"
-        ) from None
+            f"{where}: config.json names its own weight file (transformers_weights); name the file model.safetensors "
+            "and remove that key"
+        )
+    named = sorted(CODE_KEYS & set(config))
+    if named:
+        logger.info("%s: config.json names code (%s), which is never run; native code does", where, ", ".join(named))
+    if kind in NATIVE_CONFIGS:
+        config = NATIVE_CONFIGS[kind](config, where)
+    dropped = ("quantization_config", "compression_config")
+    return without_code({key: value for key, value in config.items() if key not in dropped})
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is not a whole safetensors file ({error}); copy or download it again") from None
+def without_code(config: Any) -> Any:
+    """A config, and those within it, without the keys that name code."""
+    if not isinstance(config, dict):
+        return config
+    return {key: without_code(value) for key, value in config.items() if key not in CODE_KEYS}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """A directory's weight files: safetensors before .bin, an index before a single file."""
-    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{ending}.index.json"
-        if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-                raise InputError(f"{index}: is not a weight index; copy or download it again") from None
-            for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
-                    raise InputError(f"{folder / name}: named by {index.name} but not there; copy or download it again")
-            return [folder / name for name in names]
-        if (folder / f"{stem}.{ending}").is_file():
-            return [folder / f"{stem}.{ending}"]
-    raise InputError(
-        f"{folder}: holds no model.safetensors and no pytorch_model.bin (nor their indices); name a model directory"
-    )
+def empty_model(config: dict[str, Any], n_tensors: int, where: str) -> nn.Module:
+    """The native causal language model that a config describes, without weights."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-
-def read_directory(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and every tensor of a Hugging Face checkpoint directory."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; give the path of a model directory")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    kind = config["model_type"]
+    if kind not in CONFIG_MAPPING:
         raise InputError(
-            f"{folder / 'config.json'}: cannot be read ({type(error).__name__}); name a model directory"
+            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to a "
+            "native architecture first"
+        )
+    try:
+        native = AutoConfig.for_model(**config)
+        depth = getattr(native.get_text_config(), "num_hidden_layers", 0)
+        if depth > n_tensors:  # before any time goes into building them
+            raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
+        if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            with init_empty_weights():
+                model = AutoModelForCausalLM.from_config(native, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # a wrong value fails wherever the architecture first uses it
+        raise InputError(
+            f"{where}: transformers cannot build a model from its config.json ({type(error).__name__}: "
+            f"{one_line(error)}); {sources.AGAIN}"
         ) from None
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        tensors |= read_safetensors(file) if file.suffix == ".safetensors" else read_bin(file)
+    if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
+        raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
+    return model
+
+
+def looks_ahead(model: nn.Module) -> bool:
+    """Whether an attention within the decoder blocks is not causal (BERT under its causal head, a cross-attention)."""
+    if model.config.model_type in BOTH_WAYS and not getattr(model.config, "is_decoder", False):
+        return True
+    _, blocks = decoder_blocks(model)
+    return any(getattr(module, "is_causal", True) is False for module in blocks.modules())
+
+
+def settle_ties(
+    config: dict[str, Any], tensors: dict[str, Tensor], tied: dict[str, str], where: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One tensor for each pair that the config ties, under the name that transformers shares it from.
+
+    Where a checkpoint holds two that differ, both count, as in transformers, and the config says so.
+    """
+    tensors, config = dict(tensors), dict(config)
+    for name, source in tied.items():
+        if name not in tensors:
+            continue
+        if source not in tensors:
+            tensors[source] = tensors.pop(name)
+        elif tensors[name].dtype == tensors[source].dtype and torch.equal(tensors[name], tensors[source]):
+            del tensors[name]
+        else:
+            logger.info("%s: %s and %s differ, so they are not tied", where, name, source)
+            config["tie_word_embeddings"] = False
     return config, tensors
 
 
-def read_gguf(path: Path, target: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A GGUF file, dequantised by transformers' reader; its tokenizer goes to `target`. Weights become float16,
-    which keeps dequantised values that bfloat16 would round."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a GGUF file")
-    import gguf
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        gguf.GGUFReader(path)
-    except (ValueError, IndexError, OSError, KeyError) as error:
-        raise InputError(f"{path}: is not a whole GGUF file ({error}); copy or download it again") from None
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)  # it says how the GGUF was stored, which no longer holds
-    config.pop("_name_or_path", None)
-    config["architectures"] = [type(model).__name__]
-    config["dtype"] = "float16"
-    return config, {name: value.half() for name, value in model.state_dict().items()}
-
-
-def fetch_hub(identifier: str, revision: str) -> tuple[Path, str]:
-    """Downloads a hub model's configuration, weights and tokenizer; returns the folder and the commit."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    instead = "give a local directory (source: {directory: PATH}) or a GGUF file (source: {gguf: PATH}) instead"
-    try:
-        names = HfApi().list_repo_files(identifier, revision=revision)
-        safe = any(name.endswith(".safetensors") for name in names)
-        patterns = ["*.json", "tokenizer*", "*.txt", "*.jinja", "LICENSE*", "*.safetensors" if safe else "*.bin"]
-        folder = Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
-    except RevisionNotFoundError:
-        raise InputError(f"{identifier}: the hub has no revision {revision}; give a commit hash that exists") from None
-    except RepositoryNotFoundError:
+def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> None:
+    """Refuses a tensor that is not finite floating-point numbers in the shape that the config asks for."""
+    if value.shape != shape:
         raise InputError(
-            f"{identifier}: the hub has no such model, or it is private; correct the id, or {instead}"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise InputError(f"{identifier}: the hub cannot be reached ({type(error).__name__}); {instead}") from None
-    except Exception as error:  # the hub's client raises its transport's own exceptions, whatever that is
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise InputError(f"{identifier}: the hub cannot be reached ({type(error).__name__}); {instead}") from None
-        raise
-    return folder, folder.name
+            f"{where}: {name} is {list(value.shape)} where config.json asks for {list(shape)}; config and weights do "
+            "not belong together"
+        )
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise InputError(f"{where}: {name} is no plain tensor ({value.layout}, {value.device}); {sources.AGAIN}")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InputError(f"{where}: {name} is {kind}; give the unquantised model, in float16, bfloat16 or float32")
+    if value.numel() == 0:
+        raise InputError(f"{where}: {name} is empty, {list(shape)}; {sources.AGAIN}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
 
 
 def check_model(
     config: dict[str, Any], tensors: dict[str, Tensor], where: str
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Holds the tensors against the architecture that config.json names; returns those it has, and its linears.
-
-    Refuses remote code, quantised sources, missing or misshapen tensors, and NaN or infinite values.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise InputError(f"{where}: its weights are quantised already ({method}); give the unquantised model")
-    kind = config.get("model_type")
-    try:
-        native = AutoConfig.for_model(**config) if kind else None
-    except ValueError:
-        native = None
-    if native is None:
-        raise InputError(
-            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to "
-            "a native architecture first"
-        )
-    with init_empty_weights():
-        try:
-            model = AutoModelForCausalLM.from_config(native)
-        except ValueError:
-            raise InputError(
-                f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model"
-            ) from None
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, int]]:
+    """Holds the tensors against the architecture that config.json names; returns config, tensors and linears."""
+    model = empty_model(config, len(tensors), where)
+    linears = all_linears(model)
     wanted = model.state_dict()
-    tied = (
-        set(getattr(model, "_tied_weights_keys", None) or ()) if native.get_text_config().tie_word_embeddings else set()
-    )
-    extra = sorted(set(tensors) - set(wanted))
-    missing = sorted(set(wanted) - set(tensors) - tied)
+    tensors = with_prefix(tensors, wanted, f"{model.base_model_prefix}.", where)
+    for name in sorted(set(wanted) & set(tensors)):
+        check_tensor(name, tensors[name], wanted[name].shape, where)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    config, tensors = settle_ties(config, tensors, tied, where)
+    missing = sorted(set(wanted) - set(tensors) - set(tied))
     if missing:
         raise InputError(
             f"{where}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; the "
             "checkpoint is incomplete"
         )
+    extra = sorted(set(tensors) - set(wanted))
     if extra:
-        logger.info("left out %d tensors that %s does not have, %s first", len(extra), type(model).__name__, extra[0])
-    kept = {name: tensors[name] for name in sorted(wanted) if name in tensors and name not in tied}
-    for name, value in kept.items():
-        if value.shape != wanted[name].shape:
+        logger.info(
+            "%s: left out %d tensors that %s does not have: %s", where, len(extra), type(model).__name__, some(extra)
+        )
+    return config, {name: tensors[name] for name in sorted(wanted) if name in tensors}, linears
+
+
+def with_prefix(tensors: dict[str, Tensor], wanted: Container[str], prefix: str, where: str) -> dict[str, Tensor]:
+    """Tensors saved from the model without its head (BLOOM's) under the names they have within it."""
+    bare = {name for name in tensors if name not in wanted and prefix + name in wanted and prefix + name not in tensors}
+    if bare:
+        logger.info("%s: %d tensors lack the prefix %s, which is put before them", where, len(bare), prefix)
+    return {prefix + name if name in bare else name: value for name, value in tensors.items()}
+
+
+def some(names: list[str]) -> str:
+    """The first ten, and how many more."""
+    names = [name if name.isprintable() else repr(name) for name in names]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def settle_dtype(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> dict[str, Any]:
+    """The config with a `dtype`: its own, or where it has none that of most weights."""
+    own = config.get("dtype") or config.get("torch_dtype")
+    if own in ("float16", "bfloat16", "float32", "float64"):
+        return config
+    if own not in (None, "auto"):
+        raise InputError(f"{where}: config.json's dtype is {own!r}; write float16, bfloat16 or float32")
+    numbers: dict[torch.dtype, int] = {}
+    for value in tensors.values():
+        numbers[value.dtype] = numbers.get(value.dtype, 0) + value.numel()
+    stored = str(max(numbers, key=lambda dtype: numbers[dtype])).removeprefix("torch.")
+    return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": stored}
+
+
+def copy_side_files(folder: Path, stage: Path) -> None:
+    """Tokenizer, generation settings and licence, without the names of remote code."""
+    for name in SIDE_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)
+    path = stage / "tokenizer_config.json"
+    if path.is_file():
+        settings = json_object(folder / path.name, sources.AGAIN)
+        if settings.pop("auto_map", None) is not None:
+            logger.info("%s: names remote code (auto_map), which is never run", folder / path.name)
+            write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def check_side_files(stage: Path, where: str) -> None:
+    """Loads the tokenizer and the generation settings as a user of the checkpoint will."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        AutoTokenizer.from_pretrained(stage, trust_remote_code=False)("text", truncation=True, max_length=2)
+    except Exception as error:  # tokenizer classes raise whatever a missing or damaged file led to
+        reason = one_line(error).replace(str(stage), where)
+        raise InputError(
+            f"{where}: its tokenizer cannot be loaded ({reason}); put tokenizer.json and tokenizer_config.json there"
+        ) from None
+    if (stage / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(stage)
+        except Exception as error:
+            reason = one_line(error).replace(str(stage), where)
             raise InputError(
-                f"{where}: {name} is {list(value.shape)} where config.json asks for {list(wanted[name].shape)}; "
-                "config and weights do not belong together"
-            )
-        if not torch.isfinite(value).all():
-            raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
-    return kept, all_linears(model)
+                f"{where}: its generation_config.json cannot be loaded ({reason}); mend or remove it"
+            ) from None
+
+
+def publish(stage: Path, target: Path) -> None:
+    """Moves a finished checkpoint to its place; of an earlier one nothing stays."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*SIDE_FILES, "config.json", "model.safetensors"):
+        (target / name).unlink(missing_ok=True)
+    for file in sorted(stage.iterdir()):
+        file.rename(target / file.name)
 
 
 def convert(source: dict[str, Any], target: Path, record_path: str | Path, resource: Path | None = None) -> None:
     """Writes `target` from one of {"directory": PATH}, {"hub": {"id", "revision"}}, {"gguf": PATH or resource}.
 
-    The record says where the model came from, its fingerprint, and its linears with the block each is in.
+    The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
+    to `target` all together, once the last check has passed.
     """
-    target.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"source": source}
-    folder: Path | None = None
-    if "gguf" in source:
-        path = resource if resource is not None else Path(source["gguf"]["path"])
-        config, tensors = read_gguf(path, target)
-        record["sha256"] = file_sha256(path)
-        where = str(path)
-    else:
-        if "hub" in source:
-            folder, record["commit"] = fetch_hub(source["hub"]["id"], source["hub"]["revision"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".convert.*"):  # by a job that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=".convert.", dir=target.parent) as name:
+        stage = Path(name)
+        if "gguf" in source:
+            path = resource if resource is not None else Path(source["gguf"]["path"])
+            config, tensors = sources.read_gguf(path, stage)
+            record["sha256"] = file_sha256(path)
+            where = str(path)
         else:
-            folder = Path(source["directory"])
-        config, tensors = read_directory(folder)
-        where = str(folder)
-        if config.get("model_type") in NATIVE_CONFIGS:
-            config = NATIVE_CONFIGS[config["model_type"]](config)
-        config.pop("auto_map", None)
-        for name in SIDE_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
-        drop_remote_code(target / "tokenizer_config.json")
-    tensors, record["linears"] = check_model(config, tensors, where)
-    tensorfile.save(
-        target / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
-    )
-    write_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    load_tokenizer(target)
-    weights = file_sha256(target / "model.safetensors")
-    record["fingerprint"] = digest(weights.encode(), (target / "config.json").read_bytes())
-    record["versions"] = versions()
+            folder = Path(source.get("directory", ""))
+            if "hub" in source:
+                folder, record["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
+            config, tensors = sources.read_directory(folder)
+            where = str(folder)
+            config = native_config(config, where)
+            copy_side_files(folder, stage)
+        config, tensors, record["linears"] = check_model(config, tensors, where)
+        config = settle_dtype(config, tensors, where)
+        tensorfile.save(
+            stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
+        )
+        write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        check_side_files(stage, where)
+        weights = file_sha256(stage / "model.safetensors")
+        record["fingerprint"] = digest(weights.encode(), (stage / "config.json").read_bytes())
+        record["versions"] = versions()
+        publish(stage, target)
     write_json(record_path, record)
-
-
-def drop_remote_code(path: Path) -> None:
-    """Removes auto_map from a tokenizer's configuration."""
-    if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.pop("auto_map", None) is not None:
-            write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The checkpoint's tokenizer, by transformers."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); put tokenizer.json and "
-            "tokenizer_config.json there"
-        ) from None

@@ -64,6 +64,26 @@ def fit(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return step, zero
 
 
+CLIP_FACTORS = tuple(1 - 0.05 * i for i in range(13))  # 1 to 0.4 of the full range
+
+
+def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Step and zero point of the range, shrunk per group by the factor with the least Σⱼ H_jj (w_j - ŵ_j)².
+
+    importance: the diagonal of H, in groups [1, n_groups, g]; the larger factor on a tie.
+    """
+    best_step, best_zero = fit(groups, grid)
+    least = torch.full_like(best_step, torch.inf)
+    for factor in CLIP_FACTORS:
+        step, zero = fit(groups * factor, grid)
+        error = (decode(encode(groups, step, zero, grid), step, zero) - groups).square_().mul_(importance)
+        error = error.sum(-1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        best_step, best_zero = torch.where(better, step, best_step), torch.where(better, zero, best_zero)
+    return best_step, best_zero
+
+
 def encode(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """Nearest code, ties to even: clamp(round(w/step) + zero), as whole numbers in w's dtype."""
     codes = (groups / step).round_()
@@ -77,10 +97,17 @@ def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
     return (codes - zero) * step
 
 
-def nearest(w: Tensor, grid: Grid) -> Tensor:
-    """w [out, in] rounded to the nearest point of its own grid, [out, in]."""
+def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Step and zero point: clipped by importance [in], the diagonal of H, or the full range where it is None."""
+    if importance is None:
+        return fit(groups, grid)
+    return fit_clipped(groups, grid, to_groups(importance[None], grid.group_size))
+
+
+def nearest(w: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
+    """w [out, in] rounded to the nearest point of its own grid, [out, in]; clipped where importance [in] is given."""
     groups = to_groups(w, grid.group_size)
-    step, zero = fit(groups, grid)
+    step, zero = fit_range(groups, grid, importance)
     return from_groups(decode(encode(groups, step, zero, grid), step, zero), w.shape[1])
 
 

@@ -1,5 +1,7 @@
 """Which output channels to keep in 16 bit: one score per table entry, [out], higher is kept first."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ def praq_score(w: Tensor, channels: Channels, beta: float, tau: float, noise_fac
     return risk * (channels.z_abs + channels.z_std)
 
 
+def hybrid_score(w: Tensor, channels: Channels, **parameters: float) -> Tensor:
+    """Fast-R-PRAQ v3 in blocks of 32 rows on MLP linears, AWQ's score on attention."""
+    return sum_blocks(praq_score(w, channels, **parameters)) if channels.is_mlp else awq_score(w, channels)
+
+
 def sum_blocks(score: Tensor) -> Tensor:
     """Each row's score replaced by the sum over its block of 32 rows, where 32 divides their number."""
     if len(score) % BLOCK_ROWS:
@@ -33,3 +40,6 @@ def top(score: Tensor, keep_ratio: float) -> Tensor:
     mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
     mask[order[: round(keep_ratio * len(score))]] = True
     return mask
+
+
+SCORES: dict[str, Callable[..., Tensor] | None] = {"none": None, "awq": awq_score, "praq": hybrid_score}

@@ -1,40 +1,59 @@
-"""Weights and statistics in, a checkpoint and a record out, one linear at a time; the model is never built."""
+"""Weights and statistics in, a checkpoint and a record out, one decoder block at a time; the model is never built."""
 
 import contextlib
 import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from quant import tensorfile
+from quant.architectures import Fold, architecture_of, rows_of, value_heads
+from quant.artifacts import read_json
 from quant.errors import InputError
-from quant.recipe import LinearStatistics, Recipe, check_finite, quantize_linear
+from quant.recipe import (
+    LinearStatistics,
+    QuantizedLinear,
+    Recipe,
+    check_finite,
+    quantize_group,
+    rounding_statistics,
+)
 from quant.statistics import channels_of, kind_of
 
 logger = logging.getLogger("quant")
 
 
 class Statistics:
-    """The statistics files that a recipe asks for, opened; a file of another model is refused."""
+    """The statistics files that a recipe asks for, opened; a file of another model is refused.
+
+    paths: any of channels, moments, noisy, jacobian. A noisy mean stands in for the plain one, a Jacobian-weighted
+    moment for the plain one, where they have it.
+    """
 
     def __init__(self, paths: dict[str, str], model_fingerprint: str, patterns: dict[str, list[str]]) -> None:
         self._stack, self._paths, self._patterns = contextlib.ExitStack(), paths, patterns
         self._model = model_fingerprint
-        self.files: dict[str, tensorfile.TensorFile] = {}
+        self._files: dict[str, tensorfile.TensorFile] = {}
+        self._reads: dict[str, str] = {}
 
     def __enter__(self) -> "Statistics":
         for key, path in self._paths.items():
-            file = self.files[key] = self._stack.enter_context(tensorfile.opened(path))
+            file = self._files[key] = self._stack.enter_context(tensorfile.opened(path))
             made = file.info("provenance")
             if made["model_fingerprint"] != self._model:
                 raise InputError(
                     f"{path}: made from model {made['model_fingerprint']}, not {self._model}; delete it and run again"
                 )
+            self._reads |= file.info("reads")
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -43,59 +62,191 @@ class Statistics:
     @property
     def token_fingerprint(self) -> str | None:
         """Of the calibration tokens; None where the recipe uses none."""
-        return next((file.info("provenance")["token_fingerprint"] for file in self.files.values()), None)
+        return next((file.info("provenance")["token_fingerprint"] for file in self._files.values()), None)
 
     def of(self, linear: str, device: str) -> LinearStatistics:
         """What one linear's recipe reads."""
-        channels = moment = None
-        if "channels" in self.files:
-            file = self.files["channels"]
-            channels = channels_of(file, linear, file.info("reads"), kind_of(linear, self._patterns), device)
-        if "moments" in self.files:
-            file = self.files["moments"]
-            moment = file.get(file.info("reads")[linear], device)
-        return LinearStatistics(channels, moment)
+        channels = moment = weight = None
+        x_std = 0.0
+        if "channels" in self._files:
+            kind = kind_of(linear, self._patterns)
+            channels = channels_of(self._files["channels"], linear, self._reads, kind, device)
+        if "noisy" in self._files:
+            file, source = self._files["noisy"], self._reads[linear]
+            x_std = file.get(f"{source}.x_std").item()
+            noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
+            channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
+        if "jacobian" in self._files and f"{linear}.moment" in self._files["jacobian"].names:
+            moment = self._files["jacobian"].get(f"{linear}.moment", device)
+        elif "moments" in self._files:
+            moment = self._files["moments"].get(self._reads[linear], device)
+        if "jacobian" in self._files and f"{linear}.row_weight" in self._files["jacobian"].names:
+            weight = self._files["jacobian"].get(f"{linear}.row_weight", device)
+        return LinearStatistics(channels, moment, weight, x_std)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Linears of one block that share a scale, by full name, and the full name of what takes over its inverse."""
+
+    linears: tuple[str, ...]
+    fold: Fold | None = None
+    source: str | None = None
+
+
+def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
+    """A block's linears, grouped by scope; those that the architecture's facts do not mention stand alone, unscaled."""
+    if scope == "linear":
+        return [Shared((name,)) for name in names]
+    groups = [
+        Shared(tuple(f"{prefix}.{name}" for name in group.linears), group.fold, f"{prefix}.{group.fold.module}")
+        for group in architecture_of(config, "scope: shared").groups
+    ]
+    if not groups:
+        raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
+    differing = {name for group in groups for name in group.linears} ^ set(names)
+    if differing:
+        raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
+    return groups
+
+
+class Block:
+    """One decoder block on its way through a recipe."""
+
+    def __init__(self, model: tensorfile.TensorFile, config: dict[str, Any], device: str) -> None:
+        self._model, self._config, self._device = model, config, device
+        self._layout = model.layout()
+        self.weights: dict[str, Tensor] = {}
+        self.done: dict[str, QuantizedLinear] = {}
+        self.milliseconds: dict[str, float] = {}
+        self.folded: set[str] = set()
+        self.row_scale: dict[str, Tensor] = {}  # by linear, [out]: what its rows are multiplied with
+        self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
+
+    def quantize(self, group: Shared, statistics: Statistics, recipe: Recipe, generator: torch.Generator) -> None:
+        started = time.perf_counter()
+        for name in group.linears:
+            w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
+            check_finite(f"{name}.weight", w, str(self._model.path))
+        known = [statistics.of(name, self._device) for name in group.linears]
+        heads = value_heads(self._config) if self._repeats_values(group) else None
+        results = quantize_group([self.weights[name] for name in group.linears], known, recipe, generator, heads)
+        if group.fold is not None and results[0].scale is not None:
+            self._fold(group, results[0].scale, heads)
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        share = 1e3 * (time.perf_counter() - started) / len(group.linears)
+        for name, result in zip(group.linears, results, strict=True):
+            self.done[name], self.milliseconds[name] = result, share
+
+    def _repeats_values(self, group: Shared) -> bool:
+        """Whether several inputs of the group's linear are one row of its producer (grouped-query attention)."""
+        if group.fold is None or group.fold.kind != "rows":
+            return False
+        rows = rows_of(group.fold, self._rows(group.source), self._config)
+        return len(rows) != self.weights[group.linears[0]].shape[1]
+
+    def _rows(self, linear: str) -> int:
+        return self._layout[f"{linear}.weight"][1][0]
+
+    def _fold(self, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
+        """Gives 1/scale to the norm or to the producer's rows."""
+        self.folded |= set(group.linears)
+        if group.fold.kind == "norm":
+            name, offset = f"{group.source}.weight", group.fold.offset
+            norm = self._model.get(name, self._device, torch.float32)
+            self.others[name] = (norm + offset) / scale - offset
+            bias = f"{group.source}.bias"
+            if bias in self._model.names:
+                self.others[bias] = self._model.get(bias, self._device, torch.float32) / scale
+            return
+        if heads is not None:
+            n_query, n_value, size = heads
+            scale = scale.view(n_value, n_query // n_value, size)[:, 0].flatten()
+        n_rows = self._rows(group.source)
+        rows = rows_of(group.fold, n_rows, self._config)
+        inverse = torch.ones(n_rows, device=scale.device)
+        inverse[rows.start : rows.stop] = 1 / scale
+        self.row_scale[group.source] = inverse
+        bias = f"{group.source}.bias"
+        if bias in self._model.names:
+            self.others[bias] = self._model.get(bias, self._device, torch.float32) * inverse
+
+    def weight(self, name: str) -> Tensor:
+        """A linear's weight as the checkpoint stores it [out, in]."""
+        result = self.done[name]
+        w = result.dequantize()
+        if name in self.folded:
+            w = w * result.scale
+        return w * self.row_scale[name][:, None] if name in self.row_scale else w
+
+    def folds(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """What turns the stored weight back into one of the original's inputs and outputs."""
+        if name in self.folded:
+            yield f"{name}.input", self.done[name].scale
+        if name in self.row_scale:
+            yield f"{name}.output", self.row_scale[name]
 
 
 def quantize_checkpoint(
     source: Path,
     target: Path,
+    folds_path: Path,
     linears: dict[str, int],
     statistics: Statistics,
     recipe: Recipe,
     device: str,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes target/model.safetensors beside copies of the source's other files.
+    """Writes target/model.safetensors beside copies of the source's other files, and the folds.
 
     linears: names and blocks, as convert recorded them. Returns a row per linear and the summary; weights keep the
     source's dtype, since storage is simulated.
     """
     begun = time.perf_counter()
+    config = read_json(source / "config.json")
+    generator = torch.Generator().manual_seed(recipe.seed)
     rows: list[dict[str, Any]] = []
-    stored = weights = 0
+    folds: dict[str, Tensor] = {}
+    bits = weights = 0
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
         provenance = provenance | {"token_fingerprint": statistics.token_fingerprint}
         layout = model.layout()
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
+        untouched = set(model.names)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
-            for name in sorted(model.names - {f"{linear}.weight" for linear in linears}):
+            by_block = [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
+            for layer, names in tqdm(by_block, desc="quantize", unit="block"):
+                block = Block(model, config, device)
+                prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
+                for group in shared_groups(names, prefix, recipe.scope, config):
+                    block.quantize(group, statistics, recipe, generator)
+                for name in names:
+                    result = block.done[name]
+                    written = {f"{name}.weight": block.weight(name)}
+                    folds |= {key: value.cpu() for key, value in block.folds(name)}
+                    bits += result.storage_bits(name in block.folded)
+                    weights += block.weights[name].numel()
+                    row = {"linear": name, "layer": layer, "alpha": result.alpha, "objective": result.objective}
+                    row |= {"milliseconds": block.milliseconds[name]}
+                    rows.append(row | rounding_statistics(block.weights[name], result))
+                    put(out, written, layout, target)
+                    untouched -= set(written)
+                put(out, block.others, layout, target)
+                untouched -= set(block.others)
+            for name in sorted(untouched):
                 out.put(name, model.get(name))
-            for linear, layer in tqdm(linears.items(), desc="quantize", unit="linear"):
-                started = time.perf_counter()
-                w = model.get(f"{linear}.weight", device, torch.float32)
-                check_finite(f"{linear}.weight", w, str(source / "model.safetensors"))
-                quantized = quantize_linear(w, statistics.of(linear, device), recipe)
-                result = quantized.dequantize().to(layout[f"{linear}.weight"][0])
-                check_finite(f"{linear}.weight after quantisation", result, str(target))
-                out.put(f"{linear}.weight", result)
-                stored += quantized.storage_bits
-                weights += w.numel()
-                milliseconds = 1e3 * (time.perf_counter() - started)
-                row = {"linear": linear, "layer": layer, "alpha": quantized.alpha, "objective": quantized.objective}
-                rows.append(row | {"milliseconds": milliseconds})
+    tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     for file in source.iterdir():
         if file.is_file() and file.name != "model.safetensors":
             shutil.copyfile(file, target / file.name)
-    summary = {"bits_per_weight": stored / weights, "quantize_s": time.perf_counter() - begun, "storage": "simulated"}
+    summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun, "storage": "simulated"}
     return {"linears": rows, "summary": summary, "provenance": provenance}
+
+
+def put(out: tensorfile.Writer, tensors: dict[str, Tensor], layout: tensorfile.Layout, target: Path) -> None:
+    """Writes tensors in the dtype that the source has them in; refuses what overflows it."""
+    for name, value in tensors.items():
+        stored = value.to(layout[name][0])
+        check_finite(f"{name} after quantisation", stored, str(target))
+        out.put(name, stored)

@@ -19,19 +19,32 @@ def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:
 
 
 def measure(
-    original: Path, checkpoint: Path, moments: Path, record: dict[str, Any], patterns: dict[str, list[str]], device: str
+    original: Path,
+    checkpoint: Path,
+    folds: Path,
+    moments: Path,
+    record: dict[str, Any],
+    patterns: dict[str, list[str]],
+    device: str,
 ) -> list[dict[str, Any]]:
-    """The record's row of each linear with its kind and its errors."""
+    """The record's row of each linear with its kind and its errors.
+
+    folds: scales that a recipe moved into other operations, so that its weights act on other inputs and outputs.
+    """
     rows = []
     with (
         tensorfile.opened(original) as before,
         tensorfile.opened(checkpoint) as after,
+        tensorfile.opened(folds) as moved,
         tensorfile.opened(moments) as second,
     ):
         reads = second.info("reads")
         for row in tqdm(record["linears"], desc="measure", unit="linear"):
             name = f"{row['linear']}.weight"
             w, quantized = (file.get(name, device, torch.float32) for file in (before, after))
+            for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
+                if f"{row['linear']}.{side}" in moved.names:
+                    quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
             found = errors(w, quantized, second.get(reads[row["linear"]], device))
             rows.append(row | {"kind": kind_of(row["linear"], patterns)} | found)
     return rows

@@ -4,7 +4,7 @@ For inputs X [N, in] and H = XᵀX/N, E‖(W-Ŵ)x‖² = tr((W-Ŵ) H (W-Ŵ)ᵀ).
 (Lin et al. 2023, arXiv 2306.00978, eq. 4-5): s = salience^α, Ŵ = Q(W·diag(s))·diag(1/s).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,16 @@ from torch import Tensor
 from quant.grids import Grid, nearest
 
 SMALLEST_SCALE = 1e-5
+
+
+class Target(NamedTuple):
+    """One linear to find scales for: w [out, in], moment H [in, in], row_weight [out] or None for uniform, and the
+    standard deviation of the input noise to allow for."""
+
+    w: Tensor
+    moment: Tensor
+    row_weight: Tensor | None = None
+    noise: float = 0.0
 
 
 class Search(NamedTuple):
@@ -56,25 +66,34 @@ def layer_error(difference: Tensor, moment: Tensor) -> float:
     return row_errors(difference, half(moment)).sum(dtype=torch.float64).item()
 
 
+def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:
+    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form."""
+    errors = row_errors(rounded - target.w, upper)
+    if target.noise:
+        errors += target.noise**2 * rounded.square().sum(1)
+    if target.row_weight is not None:
+        errors *= target.row_weight
+    return errors.sum(dtype=torch.float64) / len(errors)
+
+
 def scale_for(salience: Tensor, alpha: float) -> Tensor:
     """s = salience^α, at least 1e-5. [in]"""
     return salience.pow(alpha).clamp_(min=SMALLEST_SCALE)
 
 
 def search_scale(
-    w: Tensor, moment: Tensor, salience: Tensor, grid: Grid, n_grid: int, row_weight: Tensor | None = None
+    targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid: int, clip: bool = False
 ) -> Search:
-    """The α in {0, 1/n_grid, …, 1} with the least Σ_k weight_k·d_k H d_kᵀ / out; the smaller α on a tie.
+    """The α in {0, 1/n_grid, …, 1} with the least summed error of all targets; the smaller α on a tie.
 
-    w [out, in], moment H [in, in], salience [in] ≥ 0, row_weight [out] or None for uniform.
+    salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
-    upper = half(moment)
     scales = [scale_for(salience, step / n_grid) for step in range(n_grid + 1)]
-    objectives = []
-    for scale in scales:
-        rounded = nearest(w * scale, grid).div_(scale)
-        errors = row_errors(rounded.sub_(w), upper)
-        objectives.append((errors if row_weight is None else errors * row_weight).sum(dtype=torch.float64))
-    totals = torch.stack(objectives) / w.shape[0]
+    totals = torch.zeros(n_grid + 1, dtype=torch.float64, device=salience.device)
+    for target in targets:
+        upper = half(target.moment)
+        for i, scale in enumerate(scales):
+            importance = target.moment.diagonal() / scale**2 if clip else None
+            totals[i] += target_error(target, nearest(target.w * scale, grid, importance).div_(scale), upper)
     best = int(torch.argmin(totals))  # the first, hence smallest, of equal ones
     return Search(best / n_grid, scales[best], totals[best].item())

@@ -93,6 +93,13 @@ class OutputSums:
         }
 
 
+def real_rows(t: Tensor, batch: Batch) -> Tensor:
+    """[n, width, channels] → the real tokens' rows [tokens, channels] in float32."""
+    mask = batch.mask
+    t = t if mask is None else t[mask.to(t.device)]
+    return t.reshape(-1, t.shape[-1]).float()
+
+
 class Watch:
     """Hooks on a block's linears that feed the sums with real tokens only."""
 
@@ -100,7 +107,7 @@ class Watch:
         self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
         self.outputs: dict[str, OutputSums] = {}
         self.reads: dict[str, str] = {}
-        self._mask: Tensor | None = None
+        self._batch: Batch | None = None
         self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
         self._activation = activation
         self._hooks = [
@@ -108,12 +115,7 @@ class Watch:
         ]
 
     def observe(self, batch: Batch) -> None:
-        self._mask, self._seen = batch.mask, {}
-
-    def _rows(self, t: Tensor) -> Tensor:
-        """Real tokens' rows [n, channels] in float32."""
-        t = t if self._mask is None else t[self._mask.to(t.device)]
-        return t.reshape(-1, t.shape[-1]).float()
+        self._batch, self._seen = batch, {}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
@@ -125,8 +127,8 @@ class Watch:
                     f"{name} reads a different input from one batch to the next; its statistics have no meaning"
                 )
             if source == name:
-                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(self._rows(x))
-            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(self._rows(z))
+                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(real_rows(x, self._batch))
+            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(real_rows(z, self._batch))
 
         return record
 

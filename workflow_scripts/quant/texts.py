@@ -1,7 +1,9 @@
 """Text to calibrate and evaluate on, and how it becomes sequences of token ids."""
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor
 from quant import tokens
 from quant.artifacts import versions
 from quant.errors import InputError
+from quant.sources import HUB_TIMEOUT, one_line
 
 logger = logging.getLogger("quant")
 
+LOCAL_TEXT = "give local text instead (text: {files: [PATH]})"
 PARAGRAPH = 40  # characters; a shorter shared paragraph does not tie two topics together
 
 
@@ -59,46 +63,94 @@ def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
     return {part: sorted(names) for part, names in parts.items()}
 
 
+@contextlib.contextmanager
+def only_cached(really: bool) -> Iterator[None]:
+    """Within it, the hub's client fails at once instead of trying again and again; what is cached still loads."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or really
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def hub_trouble(path: str, revision: str) -> str | None:
+    """Why the hub cannot be reached, asked once; None where it answers or `path` is local."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if Path(path).exists():
+        return None
+    try:
+        HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT)
+    except HFValidationError:
+        raise InputError(f"data set {path}: is neither a hub id nor a local directory; {LOCAL_TEXT}") from None
+    except RevisionNotFoundError:
+        raise InputError(
+            f"data set {path}: the hub has no revision {revision}; give a commit hash that exists"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(f"data set {path}: the hub has no such data set, or it is private; {LOCAL_TEXT}") from None
+    except Exception as error:  # the client lets its transport's exceptions through, whatever that is
+        return one_line(error)
+    return None
+
+
 def read_hub(spec: dict[str, Any]) -> list[str]:
     """A column of a hub data set at a pinned revision."""
+    where = f"data set {spec['path']}"
+    trouble = hub_trouble(spec["path"], spec["revision"])
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(spec["path"], spec.get("name"), split=spec["split"], revision=spec["revision"])
+        with only_cached(trouble is not None):
+            rows = load_dataset(spec["path"], spec.get("name"), split=spec["split"], revision=spec["revision"])
     except Exception as error:  # the data set library wraps many kinds; each is the user's to mend
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"data set {spec['path']}: cannot be loaded ({type(error).__name__}: {reason}); give local text "
-            f"instead (text: {{files: [PATH]}})"
-        ) from None
-    if spec["text_column"] not in rows.column_names:
-        raise InputError(
-            f"data set {spec['path']}: has no column {spec['text_column']}; choose one of "
-            f"{', '.join(rows.column_names)}"
+        reason = (
+            f"the hub cannot be reached ({trouble})"
+            if trouble
+            else f"cannot be loaded ({one_line(error.__cause__ or error)})"
         )
-    return list(rows[spec["text_column"]])
+        raise InputError(f"{where}: {reason}; {LOCAL_TEXT}") from None
+    column = spec["text_column"]
+    if column not in rows.column_names:
+        raise InputError(f"{where}: has no column {column}; choose one of {', '.join(rows.column_names)}")
+    texts = list(rows[column])
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{where}: {column} is a {type(text).__name__} in row {row}; choose a column of texts")
+    return texts
+
+
+def read_file(path: str) -> list[str]:
+    """The lines of a UTF-8 file; a byte order mark is none of its text."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path}: holds no text; name a file with words in it")
+    return lines
 
 
 def read_texts(spec: dict[str, Any]) -> list[str]:
-    """The texts of {"pydoc_topics": PART}, {"files": [PATH]} or {"hub": {…}}; empty ones are left out.
+    """The texts of {"pydoc_topics": PART}, {"files": [PATH]} or {"hub": {…}}.
 
     A file's texts are its lines, as in WikiText's own rows.
     """
     if "pydoc_topics" in spec:
         topics = reference_topics()
-        texts = [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
-    elif "files" in spec:
-        texts = []
-        for path in spec["files"]:
-            try:
-                texts += Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    else:
-        texts = read_hub(spec["hub"])
-    return texts
+        return [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
+    if "files" in spec:
+        return [line for path in spec["files"] for line in read_file(path)]
+    return read_hub(spec["hub"])
 
 
 def sequences(
@@ -130,14 +182,35 @@ def sequences(
     return chosen
 
 
+def check_fit(checkpoint: Path, found: list[Tensor], what: str) -> None:
+    """Refuses token ids and lengths that the model has no embedding or position for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint).get_text_config()
+    largest, longest = max(int(ids.max()) for ids in found), max(len(ids) for ids in found)
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{what}: its tokenizer gives id {largest}, the model has {config.vocab_size} embeddings; give the "
+            "tokenizer that belongs to this model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"{what}.seq_len: sequences of {longest} tokens, the model was made for {positions} at most; write a "
+            "smaller seq_len"
+        )
+
+
 def tokenize(
     checkpoint: Path, model_fingerprint: str, spec: dict[str, Any], n: int, seed: int | None, what: str, path: str
 ) -> None:
     """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer."""
     from transformers import AutoTokenizer
 
+    texts = read_texts(spec["text"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found = sequences(tokenizer, read_texts(spec["text"]), spec["protocol"], spec["seq_len"], n, seed, what)
+    found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what)
+    check_fit(checkpoint, found, what)
     record = {"spec": spec, "model_fingerprint": model_fingerprint, "versions": versions()}
     mark = tokens.save(path, found, record)
     logger.info("%s: %d sequences, %d tokens, fingerprint %s", what, len(found), sum(map(len, found)), mark)

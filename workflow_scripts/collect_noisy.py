@@ -1,0 +1,30 @@
+"""Robust-PRAQ's statistics: expectations under noise on the inputs."""
+
+import re
+from pathlib import Path
+
+from quant import tokens
+from quant.artifacts import read_json, versions
+from quant.compute import batch_tokens, device, dtype
+from quant.job import job
+from quant.noisy_statistics import collect_noisy
+
+with job(snakemake.log[0], snakemake.threads):
+    compute = snakemake.params.compute
+    where = device(compute["device"])
+    checkpoint = Path(snakemake.input.config).parent
+    collect_noisy(
+        checkpoint,
+        tokens.load(snakemake.input.tokens),
+        Path(snakemake.input.channels),
+        snakemake.output[0],
+        {
+            "noise_std": float(snakemake.wildcards.noise_std),
+            "n_noise_samples": int(snakemake.wildcards.n_noise_samples),
+            "seed": int(re.search(r"-s(\d+)$", snakemake.wildcards.calibration)[1]),
+        },
+        where,
+        dtype(compute["dtype"], where, checkpoint),
+        batch_tokens(compute["batch_tokens"], where),
+        {"model_fingerprint": read_json(snakemake.input.model)["fingerprint"], "versions": versions()},
+    )
