@@ -3,6 +3,7 @@
 SCHEMA = json.loads(Path(workflow.basedir, "rules/schemas/config.schema.json").read_text())
 try:
     CONFIG = configuration.load(config, SCHEMA)
+    configuration.check_files(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -77,7 +77,7 @@ def test_loading_leaves_its_argument_alone() -> None:
         ("models.m", {}, ["models.m", "source"]),
         ("check_mse.keep_ratio", 1.0, ["check_mse.keep_ratio", "less than 1"]),
         ("check_mse.layer", -1, ["check_mse.layer", "at least 0"]),
-        ("compute.device", "gpu", ["compute.device", "'gpu'", "cuda"]),
+        ("compute.device", "gpu", ["compute.device", "'gpu'", "did you mean cpu"]),
         ("comparison.resamples", 10, ["comparison.resamples", "at least 999"]),
         ("kalibration", {}, ["kalibration", "did you mean calibration"]),
         ("methods", [], ["methods", "object"]),

@@ -63,18 +63,21 @@ def all_linears(model: nn.Module) -> dict[str, int]:
 
 
 class _Notes(nn.Module):
-    """Stands in a block's place: notes the keyword arguments and passes the hidden states on."""
+    """Stands in a block's place: notes its keyword arguments and what the first block was given."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, first: list[Tensor]) -> None:
         super().__init__()
         self.kwargs: dict[str, Any] = {}
+        self._first = first
         for name, value in vars(block).items():
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)  # the model's loop may read attention_type and the like
 
     def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
         self.kwargs = kwargs
-        return hidden
+        if not self._first:
+            self._first.append(hidden)
+        return self._first[0]  # whole again where the model's loop takes [0] of it, as of a tuple
 
 
 def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device: str, dtype: torch.dtype) -> None:
@@ -133,7 +136,8 @@ class Run:
     def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
         """Each batch's embeddings on the CPU, and each batch's keyword arguments for every block."""
         body, real = self.model.base_model, list(self.blocks)
-        notes = [_Notes(block) for block in real]
+        captured: list[Tensor] = []
+        notes = [_Notes(block, captured) for block in real]
         for i, note in enumerate(notes):
             self.blocks[i] = note
         base = "" if body is self.model else self.model.base_model_prefix + "."
@@ -145,14 +149,11 @@ class Run:
             elif module is not self.blocks:
                 module.to(self._device)
         hidden, kwargs, by_shape = [], [], {}
-        captured: list[Tensor] = []
-        hook = notes[0].register_forward_pre_hook(lambda module, args: captured.append(args[0]))
         for batch in self._batches:
             body(input_ids=batch.ids.to(self._device), use_cache=False)
             hidden.append(captured.pop().to(self._dtype).cpu())
             shape = tuple(batch.ids.shape)
             kwargs.append(by_shape.setdefault(shape, [note.kwargs for note in notes]))
-        hook.remove()
         for module in filled:
             empty(module)
         for i, block in enumerate(real):

@@ -81,8 +81,9 @@ def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> N
 def nearest_of(found: Any, valid: list[Any]) -> str:
     """`; did you mean X?` or the list of what is valid."""
     close = difflib.get_close_matches(str(found), [str(item) for item in valid], n=1, cutoff=0.6)
-    listed = ", ".join("null" if item is None else str(item) for item in valid)
-    return f"did you mean {close[0]}? (valid: {listed})" if close else f"valid: {listed}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return "valid: " + ", ".join("null" if item is None else str(item) for item in valid)
 
 
 def explain(error: ValidationError) -> str:
@@ -268,7 +269,27 @@ def model_files(source: dict[str, Any]) -> list[str]:
         return ["results/sources/{package}-{version}.whl".format(**gguf)]
     if "path" in gguf:
         return [gguf["path"]]
-    folder = Path(source.get("directory", ""))
-    if "directory" in source and not folder.is_dir():
-        raise InputError(f"models: {folder}: no such directory; give the path of a model directory")
-    return [] if "hub" in source else sorted(str(file) for file in folder.iterdir() if file.is_file())
+    if "hub" in source:
+        return []
+    folder = Path(source["directory"])
+    # where it is not there, Snakemake says so
+    return sorted(str(file) for file in folder.iterdir() if file.is_file()) if folder.is_dir() else [str(folder)]
+
+
+def check_files(config: dict[str, Any]) -> None:
+    """Refuses a study whose local models or texts are not there."""
+    for name in config["study"]["models"]:
+        source = config["models"][name]["source"]
+        if "directory" in source and not Path(source["directory"]).is_dir():
+            raise InputError(
+                f"models.{name}: {source['directory']}: no such directory; give the path of a model directory"
+            )
+        gguf = source.get("gguf", {}).get("path")
+        if gguf is not None and not Path(gguf).is_file():
+            raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
+    users = {"calibration": config["calibration"]}
+    users |= {f"datasets.{name}": config["datasets"][name] for name in config["study"]["datasets"]}
+    for where, user in users.items():
+        for path in user["text"].get("files", []):
+            if not Path(path).is_file():
+                raise InputError(f"{where}.text: {path}: no such file; name a UTF-8 text file")

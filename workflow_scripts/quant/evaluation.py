@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,7 +43,7 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
     try:
         return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
-    except OSError as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(
             f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); delete it and run again"
         ) from None
@@ -61,7 +62,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 def kl_divergence(reference: Tensor, log_q: Tensor) -> Tensor:
     """Σ p (log p - log q) [n], p renormalised from stored log-probabilities [n, vocab]."""
     log_p = torch.log_softmax(reference.float(), dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
+    # a token that the original gives no probability adds nothing, whatever log_q says
+    terms = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0)
+    return terms.sum(-1, dtype=torch.float64)
 
 
 def predictions(logits: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor, Tensor]]:

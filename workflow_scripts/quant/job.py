@@ -57,6 +57,6 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"ERROR {error}", file=sys.stderr)
+        print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     logger.info("done in %.1f s", time.perf_counter() - begun)

@@ -138,11 +138,12 @@ class Watch:
 
 
 def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model's own MLP activation, by its configuration's hidden_act (or hidden_activation)."""
+    """The model's own MLP activation, by the name that its configuration gives it."""
     from transformers.activations import ACT2FN
 
     config = model.config.get_text_config()
-    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "silu"
+    keys = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    name = next((found for found in (getattr(config, key, None) for key in keys) if found), "silu")
     return ACT2FN[name]
 
 
