@@ -67,6 +67,7 @@ OVERLAY = {
     "datasets": {"heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}},
     "check_mse": {"layer": 1, "n_samples": 8},
     "comparison": {"resamples": 999},
+    "compute": {"threads": 1},
     "defaults": {"group_size": 16, "n_grid": 5},
 }  # fmt: skip
 

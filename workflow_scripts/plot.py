@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+
 from quant import figures
 from quant.artifacts import read_json, versions
 from quant.job import job

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+
 from quant import figures, report
 from quant.artifacts import read_json, versions, write_text
 from quant.job import job

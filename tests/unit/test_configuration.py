@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from quant import configuration
 from quant.errors import InputError
 

@@ -165,6 +165,6 @@ def test_tokenize_writes_what_sequences_found(
     spec = {"text": {"files": [str(tmp_path / "text.txt")]}, "protocol": protocol, "seq_len": 16}
     tokenize(tiny_checkpoint, "model", spec, 5, None, "t", str(tmp_path / "out.safetensors"))
     found = tokens.load(tmp_path / "out.safetensors")
-    expected = sequences(tokenizer, read_texts(spec["text"]), protocol, 16, 5, None, "t")
+    expected = sequences(tokenizer, read_texts(spec["text"], protocol), protocol, 16, 5, None, "t")
     assert found.fingerprint == tokens.fingerprint(expected)
     assert found.provenance["spec"] == spec and found.provenance["model_fingerprint"] == "model"

@@ -8,12 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+
 from tests import tiny
 
-CONTRACT = (
-    "model method dataset bits_per_weight size_mb ppl nll delta_nll delta_nll_low delta_nll_high kl top1_agreement "
-    "tokens_per_s quantize_s storage"
-).split()
+CONTRACT = ["model", "method", "dataset", "bits_per_weight", "size_mb", "ppl", "nll", "delta_nll", "delta_nll_low", "delta_nll_high", "kl", "top1_agreement", "tokens_per_s", "quantize_s", "storage"]
 AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
 
 
@@ -29,8 +27,9 @@ def test_summary_keeps_its_contract(study: Path) -> None:
 
 def test_nll_is_what_transformers_says_itself(study: Path) -> None:
     """One sequence at a time, no batches, the library's own loss."""
-    from quant.tokens import load
     from transformers import AutoModelForCausalLM
+
+    from quant.tokens import load
 
     tokens = load(study / "results/tiny/datasets/heldout/tokens.safetensors")
     for method in ("original", "gw_awq"):

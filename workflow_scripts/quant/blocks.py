@@ -168,7 +168,9 @@ class Run:
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype)
 
-                def advance(before: Before, after: After = lambda out: None, block: nn.Module = block, index: int = index) -> None:
+                def advance(
+                    before: Before, after: After = lambda out: None, block: nn.Module = block, index: int = index
+                ) -> None:
                     for i, batch in enumerate(self._batches):
                         before(batch)
                         out = block(hidden[i].to(self._device), **kwargs[i][index])

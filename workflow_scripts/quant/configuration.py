@@ -241,9 +241,13 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
                 f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, or leave {key} out"
             )
     if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not recipe["noise_std"]:
-        raise InputError(f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out")
+        raise InputError(
+            f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out"
+        )
     if recipe["moment"] == "jacobian" and recipe["salience"] == "none" and recipe["rounding"] != "gptq":
-        raise InputError(f"methods.{name}: moment: jacobian is read by no part of it; set a salience, or rounding: gptq")
+        raise InputError(
+            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, or rounding: gptq"
+        )
 
 
 def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:

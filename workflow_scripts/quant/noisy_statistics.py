@@ -95,6 +95,13 @@ def collect_noisy(
             for key, total in sums.items():
                 means = total.means()
                 stem, kind = key.rsplit(".", 1)
-                found |= {f"{stem}.x_abs": means[0], f"{stem}.x_sq": means[1]} if kind == "x" else {f"{stem}.act_abs": means[0]}
-    metadata = {"reads": json.dumps(reads), "provenance": json.dumps(provenance | noise | {"token_fingerprint": calibration.fingerprint})}
+                found |= (
+                    {f"{stem}.x_abs": means[0], f"{stem}.x_sq": means[1]}
+                    if kind == "x"
+                    else {f"{stem}.act_abs": means[0]}
+                )
+    metadata = {
+        "reads": json.dumps(reads),
+        "provenance": json.dumps(provenance | noise | {"token_fingerprint": calibration.fingerprint}),
+    }
     tensorfile.save(out, {key: value.clone() for key, value in found.items()}, metadata)

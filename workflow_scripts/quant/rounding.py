@@ -60,7 +60,9 @@ def greedy_flip(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context:
     ordered = torch.where(candidate, change, 0.0).flatten(1).gather(1, order)
     left = torch.cat([error[:, None], error[:, None] - ordered.cumsum(1)], dim=1).abs()
     flips = left.argmin(1)  # the first of equal ones: fewest flips
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     flipped = (rank < flips[:, None]).view_as(codes) & candidate
     return torch.where(flipped, moved, codes)
 
@@ -82,7 +84,9 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
             if torch.isfinite(inverse).all():
                 return inverse, damp
         damp *= 10
-    raise InputError(f"a second moment is not positive definite even with damp {LARGEST_DAMP}; use more calibration text")
+    raise InputError(
+        f"a second moment is not positive definite even with damp {LARGEST_DAMP}; use more calibration text"
+    )
 
 
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Tensor:

@@ -81,9 +81,7 @@ def scale_for(salience: Tensor, alpha: float) -> Tensor:
     return salience.pow(alpha).clamp_(min=SMALLEST_SCALE)
 
 
-def search_scale(
-    targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid: int, clip: bool = False
-) -> Search:
+def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid: int, clip: bool = False) -> Search:
     """The α in {0, 1/n_grid, …, 1} with the least summed error of all targets; the smaller α on a tie.
 
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.

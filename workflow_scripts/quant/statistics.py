@@ -128,7 +128,9 @@ class Watch:
                 )
             if source == name:
                 self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(real_rows(x, self._batch))
-            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(real_rows(z, self._batch))
+            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(
+                real_rows(z, self._batch)
+            )
 
         return record
 

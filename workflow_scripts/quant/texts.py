@@ -125,7 +125,7 @@ def read_hub(spec: dict[str, Any]) -> list[str]:
 
 
 def read_file(path: str) -> list[str]:
-    """The lines of a UTF-8 file; a byte order mark is none of its text."""
+    """The lines of a UTF-8 file, line ends kept; a byte order mark is none of its text."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             lines = file.readlines()
@@ -140,16 +140,17 @@ def read_file(path: str) -> list[str]:
     return lines
 
 
-def read_texts(spec: dict[str, Any]) -> list[str]:
+def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
     """The texts of {"pydoc_topics": PART}, {"files": [PATH]} or {"hub": {…}}.
 
-    A file's texts are its lines, as in WikiText's own rows.
+    A file is one text where the protocol joins texts (windows), and a text a line where it does not (samples).
     """
     if "pydoc_topics" in spec:
         topics = reference_topics()
         return [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
     if "files" in spec:
-        return [line for path in spec["files"] for line in read_file(path)]
+        files = [read_file(path) for path in spec["files"]]
+        return ["".join(lines) for lines in files] if protocol == "windows" else [line for f in files for line in f]
     return read_hub(spec["hub"])
 
 
@@ -207,7 +208,7 @@ def tokenize(
     """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer."""
     from transformers import AutoTokenizer
 
-    texts = read_texts(spec["text"])
+    texts = read_texts(spec["text"], spec["protocol"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what)
     check_fit(checkpoint, found, what)
