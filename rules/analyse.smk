@@ -12,6 +12,7 @@ rule summarize:
         summary=report("results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"),
         comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
         linears="results/linears.csv",
+        rounding="results/rounding_stats.csv",
     log:
         "results/logs/summarize.log",
     benchmark:

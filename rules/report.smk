@@ -1,16 +1,18 @@
 # Figures, then one self-contained page.
 
+CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
+# the methods of each sweep that the study runs
+SWEEPS = {family: members for family, members in CONFIG["families"].items() if set(members) <= set(STUDY["methods"])}
 FIGURES = [
     *expand(
         "{model}/{dataset}/{figure}",
         model=STUDY["models"],
         dataset=STUDY["datasets"],
-        figure=["perplexity_bits", "delta_nll", "pairs"],
+        figure=["perplexity_bits", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
     ),
     *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
-    *expand("{model}/check_mse", model=STUDY["models"] if CONFIG["check_mse"]["layer"] is not None else []),
+    *expand("{model}/check_mse", model=CHECKS),
 ]
-CHECKS = STUDY["models"] if CONFIG["check_mse"]["layer"] is not None else []
 
 
 rule plot:
@@ -37,6 +39,7 @@ rule plot:
     params:
         figures=FIGURES,
         methods=list(METHODS),
+        sweeps=SWEEPS,
         code=code("plot.py"),
     script:
         "../workflow_scripts/plot.py"

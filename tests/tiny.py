@@ -62,9 +62,14 @@ def save_text(path: Path, lines: int, seed: int) -> Path:
 OVERLAY = {
     "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "gw_awq", "gw_praq"]},
     "models": {"tiny": {"source": {"directory": "inputs/model"}}},
-    "texts": {"tiny_calibration": {"files": ["inputs/calibration.txt"]}, "tiny_heldout": {"files": ["inputs/heldout.txt"]}},
+    "texts": {
+        "tiny_calibration": {"files": ["inputs/calibration.txt"]},
+        "tiny_heldout": {"files": ["inputs/heldout.txt"]},
+    },
     "calibration": {"text": "tiny_calibration", "seq_len": 32, "n_calib": 12},
-    "datasets": {"heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}},
+    "datasets": {
+        "heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}
+    },
     "check_mse": {"layer": 1, "n_samples": 8},
     "comparison": {"resamples": 999},
     "compute": {"threads": 1},

@@ -17,6 +17,7 @@ with job(snakemake.log[0]):
         pd.read_csv(snakemake.input.linears),
         checks or None,
         figures.method_colours(snakemake.params.methods),
+        snakemake.params.sweeps,
     )
     provenance = {"versions": versions(), "token_fingerprints": sorted(set(summary["token_fingerprint"]))}
     for name, path in zip(snakemake.params.figures, snakemake.output, strict=True):

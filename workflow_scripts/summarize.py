@@ -20,6 +20,16 @@ def with_provenance(row: dict, evaluation: dict) -> dict:
     }
 
 
+def rounding_statistics(linears: pd.DataFrame, recipes: dict[str, dict]) -> pd.DataFrame:
+    """Rounding directions, distances and flips of the methods that round to the nearest point or flip from it."""
+    chosen = [method for method, recipe in recipes.items() if recipe.get("rounding") in ("nearest", "greedy_flip")]
+    names = ["model", "method", "linear", "layer", "kind"]
+    counted = [
+        name for name in linears if name.startswith(("rounded_", "distance_")) or name in ("unchanged", "flipped")
+    ]
+    return linears.loc[linears["method"].isin(chosen), names + counted]
+
+
 with job(snakemake.log[0]):
     options = snakemake.params.comparison["resamples"], snakemake.params.comparison["seed"]
     originals = {(e["model"], e["dataset"]): e for e in map(read_json, snakemake.input.originals)}
@@ -31,11 +41,14 @@ with job(snakemake.log[0]):
         for evaluation in [original, *groups[key].values()]:
             summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
         comparisons += comparison_rows(groups[key], *options)
+    linears = pd.concat(map(pd.read_csv, snakemake.input.linears))
+    recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
     columns = ["model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"]
     tables = {
         snakemake.output.summary: pd.DataFrame(summary),
         snakemake.output.comparisons: pd.DataFrame(comparisons, columns=columns),
-        snakemake.output.linears: pd.concat(map(pd.read_csv, snakemake.input.linears)),
+        snakemake.output.linears: linears,
+        snakemake.output.rounding: rounding_statistics(linears, recipes),
     }
     for path, table in tables.items():
         with whole(path) as temporary:

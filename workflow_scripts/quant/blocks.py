@@ -81,8 +81,7 @@ class _Notes(nn.Module):
 
 
 def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device: str, dtype: torch.dtype) -> None:
-    """Loads a module's parameters and persistent buffers from a checkpoint; refuses missing, misshapen or "
-    "non-finite ones."""
+    """Loads a module's parameters and persistent buffers; refuses missing, misshapen or non-finite ones."""
     for name, empty in module.state_dict(keep_vars=True).items():
         full = f"{prefix}.{name}"
         value = weights.get(full, device, dtype)

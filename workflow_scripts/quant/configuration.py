@@ -238,7 +238,8 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         if other and recipe[other] not in values and entry[key] != RECIPE_DEFAULTS[key]:
             choices = " or ".join(map(str, values))
             raise InputError(
-                f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, or leave {key} out"
+                f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, "
+                f"or leave {key} out"
             )
     if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not recipe["noise_std"]:
         raise InputError(

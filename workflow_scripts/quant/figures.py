@@ -163,6 +163,38 @@ def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     return fig
 
 
+def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.DataFrame]:
+    """What a family of methods varies first, and its rows with that value (`x`) and the other values' label (`line`)."""
+    rows = summary[summary.method.isin(members)].copy()
+    recipes = pd.DataFrame([json.loads(text) for text in rows.recipe], index=rows.index)
+    first, *others = [key for key in recipes if recipes[key].nunique() > 1] or ["bits"]
+    rows["x"] = recipes[first]
+    rows["line"] = [", ".join(f"{key} {values[key]}" for key in others) for values in recipes.to_dict("records")]
+    return first, rows
+
+
+@styled
+def sweep(summary: pd.DataFrame, members: Sequence[str]) -> Figure:
+    """delta_nll with its interval over the value that a family of methods varies; rows of one model and data set."""
+    key, rows = sweep_table(summary, members)
+    rows = rows[np.isfinite(rows.delta_nll)]
+    if rows.empty:
+        return _message(f"Sweep of {key}", "No method with a finite NLL.")
+    fig, ax = _canvas(4.2, 2.6)
+    values = sorted(rows.x.unique())
+    for (name, line), colour in zip(rows.groupby("line"), method_colours(rows.line.unique()).values(), strict=True):
+        line = line.sort_values("x")
+        at = [values.index(x) for x in line.x]
+        span = [line.delta_nll - line.delta_nll_low, line.delta_nll_high - line.delta_nll]
+        ax.errorbar(at, line.delta_nll, yerr=span, color=colour, marker="o", capsize=3, label=name)
+    ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    ax.set(xlabel=key, ylabel="delta_nll, nats per token")
+    if rows.line.nunique() > 1:
+        ax.legend(frameon=False, fontsize=8.5)
+    _title(ax, f"Rise of the NLL over {key}, 95 % interval", "")
+    return fig
+
+
 @styled
 def error_by_layer(layers: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """Median relative error of each layer's linears, a line a method; rows of one model."""
@@ -293,8 +325,9 @@ def draw(
     layers: pd.DataFrame,
     checks: dict[str, Any] | None,
     colours: dict[str, str],
+    families: dict[str, list[str]] | None = None,
 ) -> dict[str, Figure]:
-    """Every figure of the report by key: model/name or model/dataset/name."""
+    """Every figure of the report by key: model/name or model/dataset/name; families: the methods of each sweep."""
     drawn: dict[str, Figure] = {}
     for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False):
         order = rows[rows.method != "original"].sort_values("nll", kind="stable").method.tolist()
@@ -302,6 +335,8 @@ def draw(
         drawn[f"{model}/{dataset}/perplexity_bits"] = perplexity_bits(rows, colours)
         drawn[f"{model}/{dataset}/delta_nll"] = delta_nll(rows, colours)
         drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order)
+        for family, members in (families or {}).items():
+            drawn[f"{model}/{dataset}/sweep-{family}"] = sweep(rows, members)
     for model, rows in layers.groupby("model", sort=False):
         drawn[f"{model}/error_by_layer"] = error_by_layer(rows, colours)
         drawn[f"{model}/error_by_kind"] = error_by_kind(rows)

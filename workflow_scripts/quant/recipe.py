@@ -110,8 +110,8 @@ def row_weight(statistics: LinearStatistics, objective: str) -> Tensor | None:
 
 
 def tie_heads(salience: Tensor, heads: tuple[int, int, int]) -> Tensor:
-    """Averages a salience [heads·size] over the query heads that share a key/value head, so that its scale can be folded
-    into the value projection; heads = (query heads, key/value heads, size)."""
+    """Averages a salience [heads·size] over the query heads that share a key/value head, so that its scale can be
+    folded into the value projection; heads = (query heads, key/value heads, size)."""
     n_query, n_value, size = heads
     tied = salience.view(n_value, n_query // n_value, size).mean(1, keepdim=True)
     return tied.expand(-1, n_query // n_value, -1).reshape(-1)

@@ -558,7 +558,7 @@ def _dataset(
     return {
         "name": dataset,
         "anchor": anchor,
-        "pictures": _pictures(figures, f"{model}/{dataset}/", DATASET_PICTURES, where),
+        "pictures": _pictures(figures, f"{model}/{dataset}/", DATASET_PICTURES | _sweeps(figures), where),
         "matrix": _pictures(figures, f"{model}/{dataset}/", PAIR_PICTURES, where),
         "pairs": pairs_table(compared, colours) if len(compared) else None,
     }
@@ -570,6 +570,14 @@ DATASET_PICTURES = {
     "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
     f"perplexity, from green to red: {BANDS}.",
 }
+
+
+def _sweeps(figures: dict[str, str]) -> dict[str, str]:
+    """The sweeps' figures and what each shows."""
+    names = dict.fromkeys(key.rsplit("/", 1)[1] for key in figures if "/sweep-" in key)
+    return {name: f"The methods that {name.removeprefix('sweep-')} makes of its list of values." for name in names}
+
+
 PAIR_PICTURES = {
     "pairs": "Read along a row: blue means that the row's method has the lower NLL. Only differences whose 95 % "
     "interval excludes 0 have a colour."

@@ -1,0 +1,117 @@
+"""Recipes on WikiText-2 test, as the papers measure: wikitext2.py CONVERTED TEXT [--bits 4 3] [--methods NAME …].
+
+CONVERTED is results/{model}/original of a finished conversion, TEXT the raw test split. Calibrates on the first
+128×512 tokens and evaluates the rest in windows of 2,048, in float32, groups of 64, asymmetric. Needs a GPU to be
+quick. Prints perplexity and delta_nll with its paired 95 % interval, and writes them to wikitext2.csv.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "workflow_scripts"))
+
+from quant import configuration, evaluation, tokens
+from quant.artifacts import read_json
+from quant.compare import paired_difference
+from quant.compute import batch_tokens, device
+from quant.jacobian import collect_jacobian
+from quant.quantize import Statistics, quantize_checkpoint
+from quant.recipe import Recipe
+from quant.statistics import collect
+
+METHODS = "rtn_g rtn_clip gw_awq gw_awq_asym_l2 gw_praq gptq gptq_clip awq_clip awq_gptq awq_clip_gptq".split()
+JACOBIAN = ["praq_jacobian", "praq_jacobian_gptq"]
+
+
+def read_tokens(checkpoint: Path, text: Path, folder: Path) -> tuple[tokens.Tokens, tokens.Tokens]:
+    """Calibration and evaluation sequences, cut from one text."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(checkpoint)(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]
+    head = 128 * 512
+    parts = {"calibration": (ids[:head], 512), "heldout": (ids[head:], 2048)}
+    for name, (part, width) in parts.items():
+        tokens.save(folder / name, tokens.windows(torch.tensor(part), width), {})
+    return tokens.load(folder / "calibration"), tokens.load(folder / "heldout")
+
+
+def nll(checkpoint: Path, heldout: tokens.Tokens, where: str) -> np.ndarray:
+    """Sum over each sequence, nats."""
+    model = evaluation.load_model(checkpoint, where, torch.float32)
+    size = batch_tokens("auto", where)
+    rows, _ = evaluation.evaluate(model, heldout, where, size, evaluation.Reference(0, None))
+    return np.array([row["nll"] for row in rows])
+
+
+def recipes(names: list[str], bits: int) -> dict[str, dict[str, Any]]:
+    """Recipes of config.yaml at another width; asymmetric throughout."""
+    schema = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+    config = configuration.load(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)
+    return {name: config["methods"][name] | {"bits": bits, "symmetric": False} for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("converted", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--methods", nargs="+", default=METHODS + JACOBIAN)
+    options = parser.parse_args()
+    where, checkpoint = device("auto"), options.converted / "checkpoint"
+    model = read_json(options.converted / "convert.json")
+    made = {"model_fingerprint": model["fingerprint"]}
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        calibration, heldout = read_tokens(checkpoint, options.text, folder)
+        shared = (where, torch.float32, batch_tokens("auto", where), made)
+        files = {key: folder / key for key in ("channels", "moments", "jacobian", "jacobian_residual")}
+        collect(checkpoint, calibration, files["channels"], files["moments"], *shared)
+        for key in ("jacobian", "jacobian_residual"):
+            collect_jacobian(checkpoint, calibration, str(files[key]), key.endswith("residual"), *shared)
+        original = nll(checkpoint, heldout, where)
+        weights = np.array([len(sequence) - 1 for sequence in heldout.sequences], float)
+        print(f"original perplexity {np.exp(original.sum() / weights.sum()):.3f}", flush=True)
+        for bits in options.bits:
+            found = {}
+            for method, recipe in recipes(options.methods, bits).items():
+                begun = time.perf_counter()
+                wanted = {
+                    key: files[Path(path).stem if key == "jacobian" else key]
+                    for key, path in configuration.statistics_files(recipe).items()
+                }
+                statistics = Statistics(wanted, model["fingerprint"], {"attention": ["self_attn"], "mlp": []})
+                target = folder / "quantised"
+                quantize_checkpoint(
+                    checkpoint, target, folder / "folds", model["linears"], statistics, Recipe.of(recipe), where, made
+                )
+                seconds = time.perf_counter() - begun
+                found[method] = nll(target, heldout, where)
+                delta = paired_difference(found[method], original, weights, 9999, 42)
+                rows.append({"bits": bits, "method": method, "ppl": np.exp(found[method].sum() / weights.sum())})
+                rows[-1] |= {"delta_nll": delta.mean, "low": delta.low, "high": delta.high, "quantize_s": seconds}
+                print(
+                    json.dumps({k: v if isinstance(v, (str, int)) else round(v, 4) for k, v in rows[-1].items()}),
+                    flush=True,
+                )
+            if {"praq_jacobian_gptq", "awq_clip_gptq"} <= found.keys():
+                between = found["praq_jacobian_gptq"], found["awq_clip_gptq"]
+                print(
+                    f"{bits} bits: praq_jacobian_gptq - awq_clip_gptq", paired_difference(*between, weights, 9999, 42)
+                )
+    pd.DataFrame(rows).to_csv("wikitext2.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
