@@ -164,7 +164,7 @@ def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
 
 
 def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.DataFrame]:
-    """What a family of methods varies first, and its rows with that value (`x`) and the other values' label (`line`)."""
+    """What a family of methods varies first, and its rows with that value (x) and the others' label (line)."""
     rows = summary[summary.method.isin(members)].copy()
     recipes = pd.DataFrame([json.loads(text) for text in rows.recipe], index=rows.index)
     first, *others = [key for key in recipes if recipes[key].nunique() > 1] or ["bits"]
