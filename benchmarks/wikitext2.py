@@ -30,8 +30,10 @@ from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
 from quant.statistics import collect
 
-METHODS = "rtn_g rtn_clip gw_awq gw_awq_asym_l2 gw_praq gptq gptq_clip awq_clip awq_gptq awq_clip_gptq".split()
-JACOBIAN = ["praq_jacobian", "praq_jacobian_gptq"]
+METHODS = [
+    *("rtn_g", "rtn_clip", "gw_awq", "gw_awq_asym_l2", "gw_praq", "gptq", "gptq_clip"),
+    *("awq_clip", "awq_gptq", "awq_clip_gptq", "praq_jacobian", "praq_jacobian_gptq"),
+]
 
 
 def read_tokens(checkpoint: Path, text: Path, folder: Path) -> tuple[tokens.Tokens, tokens.Tokens]:
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("converted", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
-    parser.add_argument("--methods", nargs="+", default=METHODS + JACOBIAN)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     options = parser.parse_args()
     where, checkpoint = device("auto"), options.converted / "checkpoint"
     model = read_json(options.converted / "convert.json")
@@ -101,10 +103,10 @@ def main() -> None:
                 delta = paired_difference(found[method], original, weights, 9999, 42)
                 rows.append({"bits": bits, "method": method, "ppl": np.exp(found[method].sum() / weights.sum())})
                 rows[-1] |= {"delta_nll": delta.mean, "low": delta.low, "high": delta.high, "quantize_s": seconds}
-                print(
-                    json.dumps({k: v if isinstance(v, (str, int)) else round(v, 4) for k, v in rows[-1].items()}),
-                    flush=True,
+                words = (
+                    f"{key} {value:.4f}" if isinstance(value, float) else str(value) for key, value in rows[-1].items()
                 )
+                print(", ".join(words), flush=True)
             if {"praq_jacobian_gptq", "awq_clip_gptq"} <= found.keys():
                 between = found["praq_jacobian_gptq"], found["awq_clip_gptq"]
                 print(
