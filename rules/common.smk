@@ -14,6 +14,12 @@ FIRST_DATASET = STUDY["datasets"][0]
 code = tracking.code_of
 model_files = configuration.model_files
 
+# wildcard constraints: methods that are recipes, and those of a library of its own; (?!) matches nothing
+RECIPES, LIBRARY_METHODS = (
+    "|".join(re.escape(name) for name, recipe in METHODS.items() if ("algorithm" in recipe) == of_library) or "(?!)"
+    for of_library in (False, True)
+)
+
 # the common calibration set, and the one of a method: results/{model}/calibration/n64-s42/
 calibration_name = "n{n_calib}-s{seed}".format
 COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key in ("n_calib", "seed")})

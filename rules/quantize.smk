@@ -21,6 +21,8 @@ rule quantize:
         "results/logs/quantize/{model}/{method}.log",
     benchmark:
         "results/benchmarks/quantize/{model}/{method}.tsv"
+    wildcard_constraints:
+        method=RECIPES,
     # a method that needs no statistics is quantised and measured while they are not there yet
     priority: lambda w: 0 if configuration.statistics_files(METHODS[w.method]) else 2
     conda:

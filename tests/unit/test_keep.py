@@ -152,8 +152,7 @@ def test_a_checkpoints_noise_is_seeded_and_differs_by_linear(tiny_checkpoint: Pa
 def test_rounding_statistics_leave_kept_rows_out() -> None:
     w, found = injected(0.0, 0, **KEEP)
     shares = rounding_statistics(w, found)
-    rest = rounding_statistics(w[~found.kept], injected(0.0)[1].__class__(
-        found.codes[~found.kept], found.step[~found.kept], found.zero[~found.kept], found.grid, 40
-    ))  # fmt: skip
-    assert shares == rest
+    rest = ~found.kept
+    quantized = QuantizedLinear(found.codes[rest], found.step[rest], found.zero[rest], found.grid, 40)
+    assert shares == rounding_statistics(w[rest], quantized)
     assert shares["rounded_up"] + shares["rounded_down"] + shares["unchanged"] == pytest.approx(1)

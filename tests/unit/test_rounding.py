@@ -13,6 +13,8 @@ from quant.grids import Grid
 from quant.rounding import ROUNDINGS, Context, gptq, greedy_flip, inverse_factor
 from quant.search import layer_error
 from tests.unit import reference
+from tests.unit.test_recipe import case as linear_case
+from tests.unit.test_recipe import quantized, statistics_of
 
 SHAPES = [(3, 5, -1), (4, 16, 8), (5, 30, 7), (2, 128, 32), (3, 150, 64), (2, 300, 128), (3, 257, -1)]
 
@@ -201,3 +203,25 @@ def test_table_names_every_rounding() -> None:
     w = case(3, 20)[0]
     codes = rounded(w, Grid(3, 8, False), "nearest", Context(None, None, 0.0, 0.0))[0]
     assert np.array_equal(codes.numpy(), reference.by_column(w, 3, 8, False)[0])
+
+
+@pytest.mark.parametrize("salience", ["none", "l2"])
+@pytest.mark.parametrize("rounding", ["gptq", "greedy_flip"])
+def test_a_recipes_rounding_sees_the_scaled_inputs(rounding: str, salience: str) -> None:
+    """W·diag(s) acts on x/s, whose second moment is H/ssᵀ and whose mean is E[x]/s."""
+    w, x = linear_case()
+    found = quantized(w, statistics_of(w, x, True), rounding=rounding, salience=salience, bits=3, group_size=8)
+    s = np.ones(24) if found.scale is None else found.scale.numpy()
+    assert salience == "none" or s.max() > 2 * s.min()
+    if rounding == "gptq":
+        codes = reference.gptq(w * s, reference.second_moment(x / s), 3, 8, False, 0.01)
+    else:
+        codes, _, counts = reference.greedy_flip(w * s, (x / s).mean(0), 3, 8, False, 0.05)
+        assert sum(counts) > 0
+    assert np.array_equal(grids.from_groups(found.codes, 24).numpy(), codes)
+    np.testing.assert_allclose(found.dequantize().numpy() * s, codes_to_weights(w * s, codes), rtol=1e-9, atol=1e-12)
+
+
+def codes_to_weights(w: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    _, steps, zeros = reference.by_column(w, 3, 8, False)
+    return (codes - zeros) * steps

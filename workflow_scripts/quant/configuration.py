@@ -35,6 +35,9 @@ RECIPE_DEFAULTS: dict[str, Any] = {
     "noise_injection": 0.0,
 }
 
+# of a method that is the AutoAWQ library; what else it does is its own
+AUTOAWQ_DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 128, "clip": True}
+
 # keys that do nothing unless another key has one of these values: said so instead of ignored
 NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "n_grid": ("salience", ("l1", "l2", "praq")),
@@ -94,7 +97,9 @@ def explain(error: ValidationError) -> str:
         case "additionalProperties":
             valid = sorted(error.schema["properties"])
             key = next(key for key in error.instance if key not in error.schema["properties"])
-            return f"{where}: unknown key {key!r}; {nearest_of(key, valid)}"
+            owner = error.schema.get("title") if error.absolute_path else None
+            found = f"{owner} has no {key!r}" if owner else f"unknown key {key!r}"
+            return f"{where}: {found}; {nearest_of(key, valid)}"
         case "enum":
             return f"{where}: {found}; {nearest_of(error.instance, error.validator_value)}"
         case "required":
@@ -181,6 +186,9 @@ def check_names(config: dict[str, Any]) -> None:
 def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A method's recipe with every key, sorted: its own values, then `defaults`, then the built-in ones."""
     common = {key: config["calibration"][key] for key in ("n_calib", "seed")}
+    if "algorithm" in entry:
+        known = AUTOAWQ_DEFAULTS | common
+        return dict(sorted((known | {k: v for k, v in config["defaults"].items() if k in known} | entry).items()))
     return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
 
 
@@ -206,7 +214,8 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             if name in methods or (name != family and name in config["methods"]):
                 raise InputError(f"methods.{family}: its sweep makes a second method named {name}; rename one of them")
             recipe = methods[name] = complete(own, config)
-            check_recipe(name, own, recipe)
+            if "algorithm" not in recipe:
+                check_recipe(name, own, recipe)
             families[family].append(name)
     return methods, families
 
@@ -226,6 +235,8 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
     config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
+    for name in config["study"]["methods"]:
+        check_library(name, config["methods"][name])
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
     return config
@@ -251,8 +262,29 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         )
 
 
+def check_library(name: str, recipe: dict[str, Any]) -> None:
+    """Refuses what `defaults` gives to a method of the AutoAWQ library and it cannot do."""
+    if "algorithm" not in recipe:
+        return
+    for key, possible, wanted in (
+        ("bits", recipe["bits"] == 4, "bits: 4"),
+        ("group_size", recipe["group_size"] > 0, "group_size: 64 or another size that divides the model's inputs"),
+    ):
+        if not possible:
+            raise InputError(
+                f"methods.{name}: AutoAWQ cannot do {key}: {recipe[key]}, which defaults give it; write {wanted} in its "
+                "own entry"
+            )
+
+
 def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
-    """The statistics that a recipe reads, by name, as files of its calibration set; none where it rounds only."""
+    """The statistics that a recipe reads, by name, as files of its calibration set; none where it rounds only.
+
+    A library takes the tokens themselves.
+    """
+    folder = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}"
+    if "algorithm" in recipe:
+        return {"tokens": f"{folder}/tokens.safetensors"}
     searches = recipe["salience"] != "none"
     files = {}
     if searches or recipe["clip"] or recipe["rounding"] == "greedy_flip" or recipe["keep"] != "none":
@@ -263,7 +295,6 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
         files["noisy"] = "noisy-{noise_std:g}x{n_noise_samples}.safetensors".format(**recipe)
     if recipe["moment"] == "jacobian" or recipe["objective"] == "jacobian":
         files["jacobian"] = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
-    folder = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}"
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 

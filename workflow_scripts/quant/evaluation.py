@@ -163,7 +163,7 @@ def run(
     model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
     rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
     divergence = reference.divergence()
-    made = read_json(record) if record else {"summary": original_summary(model), "provenance": {"versions": versions()}}
+    made = read_json(record) if record else {"summary": original_summary(checkpoint), "provenance": {"versions": versions()}}
     if reference_out is not None:
         mark = {"token_fingerprint": json.dumps(tokens.fingerprint)}
         tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, mark)
@@ -186,7 +186,8 @@ def run(
     )
 
 
-def original_summary(model: nn.Module) -> dict[str, Any]:
-    """What quantize.json says of a method, for the unquantised model."""
-    first = next(p for name, p in model.named_parameters() if p.ndim == 2)
-    return {"bits_per_weight": 8.0 * first.element_size(), "quantize_s": 0.0, "storage": "original"}
+def original_summary(checkpoint: Path) -> dict[str, Any]:
+    """What quantize.json says of a method, for the unquantised model as it is stored."""
+    with tensorfile.opened(checkpoint / "model.safetensors") as file:
+        dtype = next(dtype for dtype, shape in file.layout().values() if len(shape) == 2)
+    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original"}

@@ -92,10 +92,12 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Tensor:
     """Error feedback through the inverse factor of H (Frantar et al. 2022, arXiv 2210.17323, algorithm 1).
 
-    Columns by descending H_jj (activation order), on static groups: step and zero are those given.
+    On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
+    leaves in each; H_jj alone (activation order) forgets that scaling moved the steps too.
     """
     n_out, n_in = groups.shape[0], len(context.moment)
-    order = context.moment.diagonal().argsort(descending=True, stable=True)
+    squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
+    order = (context.moment.diagonal() * squares).argsort(descending=True, stable=True)
     factor, damp = inverse_factor(context.moment[order][:, order], context.damp)
     if damp > context.damp:
         logger.info("second moment damped by %g instead of %g", damp, context.damp)

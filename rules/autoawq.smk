@@ -1,0 +1,62 @@
+# The AutoAWQ library as a method, in an environment of its own: it wants an older transformers.
+
+
+rule build_autoawq:
+    input:
+        requirements="envs/autoawq.txt",
+    output:
+        complete="results/environments/autoawq/complete",
+        packages="results/environments/autoawq/packages.txt",
+    log:
+        "results/logs/build_autoawq.log",
+    benchmark:
+        "results/benchmarks/build_autoawq.tsv"
+    conda:
+        "../envs/autoawq.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    # no hash of the code: the environment is what its requirements say
+    script:
+        "../workflow_scripts/build_autoawq.py"
+
+
+# the same outputs as rule quantize, for the methods that it leaves out
+rule quantize_autoawq:
+    input:
+        unpack(
+            lambda w: {
+                name: f"results/{w.model}/{file}"
+                for name, file in configuration.statistics_files(METHODS[w.method]).items()
+            }
+        ),
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        environment=rules.build_autoawq.output.complete,
+    output:
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        record="results/{model}/{method}/quantize.json",
+        folds="results/{model}/{method}/folds.safetensors",
+    log:
+        "results/logs/quantize_autoawq/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/quantize_autoawq/{model}/{method}.tsv"
+    wildcard_constraints:
+        method=LIBRARY_METHODS,
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # the whole model, and the inputs of one block's linears for all calibration tokens
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=240,
+    params:
+        recipe=lambda w: METHODS[w.method],
+        compute=CONFIG["compute"],
+        code=code("quantize_autoawq.py"),
+        worker=code("autoawq_worker.py"),
+    script:
+        "../workflow_scripts/quantize_autoawq.py"

@@ -1,0 +1,24 @@
+"""Quantises one model by the AutoAWQ library, in its own environment, on the common calibration tokens."""
+
+from pathlib import Path
+
+from quant.artifacts import read_json, write_json
+from quant.autoawq import quantize_autoawq
+from quant.compute import batch_tokens, device
+from quant.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    where = device(snakemake.params.compute["device"])
+    result = quantize_autoawq(
+        Path(snakemake.input.config).parent,
+        Path(snakemake.output.config).parent,
+        Path(snakemake.output.folds),
+        Path(snakemake.input.tokens),
+        Path(snakemake.input.environment).parent,
+        read_json(snakemake.input.model),
+        snakemake.params.recipe,
+        where,
+        batch_tokens(snakemake.params.compute["batch_tokens"], where),
+        dict(snakemake.wildcards),
+    )
+    write_json(snakemake.output.record, result)
