@@ -53,7 +53,6 @@ rule report:
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,
-        template="workflow_scripts/templates/report.html.j2",
     output:
         "results/report.html",
     log:
@@ -75,6 +74,6 @@ rule report:
                 "--cores 1 --resources gpu=1",
             ]
         ),
-        code=code("report.py"),
+        code=code("report.py", "templates/report.html.j2"),
     script:
         "../workflow_scripts/report.py"

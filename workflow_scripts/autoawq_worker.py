@@ -1,4 +1,4 @@
-"""Runs the AutoAWQ library on one model. Executed by the interpreter of envs/autoawq.txt, so it imports nothing of quant.
+"""Runs the AutoAWQ library on one model, by the interpreter of its own environment: imports nothing of quant.
 
 autoawq_worker.py JOB.json, with the keys of `Job`; leaves model.safetensors (packed, GEMM layout), scales.safetensors
 and result.json in its folder `out`.

@@ -16,7 +16,7 @@ def group_bounds(n_in: int, group_size: int) -> list[tuple[int, int]]:
 
 
 def round_group(values: list[float], bits: int, symmetric: bool, factor: float = 1.0) -> tuple[list[int], float, int]:
-    """Codes, step and zero of one range, shrunk by factor. Python's round() goes to even on a tie, as torch.round does."""
+    """Codes, step and zero of one range, shrunk by factor. Python's round() goes to even on a tie, as torch.round."""
     shrunk = [v * factor for v in values]
     if symmetric:
         step, zero = max(abs(v) for v in shrunk) / (2 ** (bits - 1) - 1), 0
@@ -73,15 +73,19 @@ def by_column(w: Matrix, bits: int, group_size: int, symmetric: bool) -> tuple[M
     return codes, steps, zeros
 
 
-def gptq(w: Matrix, moment: Matrix, bits: int, group_size: int, symmetric: bool, damp: float) -> Matrix:
-    """Codes [out, in] of the textbook's column loop: the inverse of the damped H is at hand, each rounded column's error
-    goes to those not yet rounded, and the column leaves the inverse. Largest H_jj first, groups' ranges those of w."""
+def gptq(
+    w: Matrix, moment: Matrix, bits: int, group_size: int, symmetric: bool, damp: float, by_error: bool = False
+) -> Matrix:
+    """Codes [out, in] of the textbook's column loop: the inverse of the damped H is at hand, each rounded column's
+    error goes to those not yet rounded, and the column leaves the inverse. Groups' ranges are those of w. Columns go by
+    descending H_jj (activation order), or, by_error, by descending H_jj·mean_k step²_kj."""
     n_in = w.shape[1]
     _, steps, zeros = by_column(w, bits, group_size, symmetric)
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
     inverse = np.linalg.inv(moment + damp * moment.diagonal().mean() * np.eye(n_in))
     work, codes = w.copy(), np.zeros(w.shape)
-    left = sorted(range(n_in), key=lambda j: -moment[j, j])
+    weight = [sum(float(s) ** 2 for s in steps[:, j]) / len(w) if by_error else 1.0 for j in range(n_in)]
+    left = sorted(range(n_in), key=lambda j: -moment[j, j] * weight[j])
     while left:
         j = left.pop(0)
         for k in range(len(w)):
@@ -95,7 +99,7 @@ def gptq(w: Matrix, moment: Matrix, bits: int, group_size: int, symmetric: bool,
 def greedy_flip(
     w: Matrix, mean: Matrix, bits: int, group_size: int, symmetric: bool, outlier_percent: float
 ) -> tuple[Matrix, list[list[int]], list[int]]:
-    """Codes [out, in]; each row's candidates in the order in which they may flip; and how many do, by trying every K."""
+    """Codes [out, in]; each row's candidates in the order in which they may flip; how many do, by trying every K."""
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
     n_in = w.shape[1]
     outliers = sorted(range(n_in), key=lambda j: -abs(mean[j]))[: int(outlier_percent * n_in)]

@@ -121,7 +121,7 @@ def test_other_linears_packed_than_the_workflow_quantises(tmp_path: Path) -> Non
 
 
 def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file; delete .* and run again to rebuild AutoAWQ's environment"):
+    with pytest.raises(InputError, match=r"no such file; delete .* and run again to rebuild AutoAWQ's environment"):
         autoawq.interpreter_of(tmp_path)
 
 
@@ -160,8 +160,8 @@ def test_a_list_makes_a_family() -> None:
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"algorithm": "autoawq", "salience": "l1"}, "methods.autoawq: AutoAWQ has no 'salience'; valid: algorithm, bits, "
-                                                     "clip, group_size, n_calib, seed"),
+        ({"algorithm": "autoawq", "salience": "l1"}, "methods.autoawq: AutoAWQ has no 'salience'; valid: algorithm, "
+                                                     "bits, clip, group_size, n_calib, seed"),
         ({"algorithm": "autoawq", "n_calb": 1}, "methods.autoawq: AutoAWQ has no 'n_calb'; did you mean n_calib?"),
         ({"algorithm": "autoawq", "bits": 3}, "methods.autoawq.bits: 3; valid: 4"),
         ({"algorithm": "autoawq", "group_size": -1}, "methods.autoawq.group_size: -1 must be at least 1"),

@@ -1,4 +1,4 @@
-"""The research's "Real-AWQ" catastrophe: scaled weights written down without the inverse scale, beside the right ones."""
+"""The research's "Real-AWQ" catastrophe: scaled weights without the inverse scale, beside the right ones."""
 
 from pathlib import Path
 from typing import Any

@@ -147,6 +147,7 @@ QUANTIZE_ALL = one_method(3)
         ("compare.py", {"check_mse": 1, **AGGREGATES}),
         ("figures.py", {"plot": 1, "report": 1}),
         ("report.py", {"report": 1}),
+        ("../templates/report.html.j2", {"report": 1}),
     ],
 )
 def test_an_edited_module_reruns_its_users(copy: Path, module: str, expected: dict[str, int]) -> None:

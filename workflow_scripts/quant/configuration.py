@@ -272,8 +272,8 @@ def check_library(name: str, recipe: dict[str, Any]) -> None:
     ):
         if not possible:
             raise InputError(
-                f"methods.{name}: AutoAWQ cannot do {key}: {recipe[key]}, which defaults give it; write {wanted} in its "
-                "own entry"
+                f"methods.{name}: AutoAWQ cannot do {key}: {recipe[key]}, which defaults give it; write {wanted} in "
+                "its own entry"
             )
 
 

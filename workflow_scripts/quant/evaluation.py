@@ -163,7 +163,11 @@ def run(
     model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
     rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
     divergence = reference.divergence()
-    made = read_json(record) if record else {"summary": original_summary(checkpoint), "provenance": {"versions": versions()}}
+    made = (
+        read_json(record)
+        if record
+        else {"summary": original_summary(checkpoint), "provenance": {"versions": versions()}}
+    )
     if reference_out is not None:
         mark = {"token_fingerprint": json.dumps(tokens.fingerprint)}
         tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, mark)

@@ -34,7 +34,7 @@ def module_file(name: str, root: Path) -> Path | None:
     return path if name.startswith(f"{PACKAGE}.") and path.is_file() else None
 
 
-def closure(script: Path, root: Path = SCRIPTS) -> tuple[set[Path], set[str]]:
+def closure(script: Path) -> tuple[set[Path], set[str]]:
     """Our own files that a script runs, itself included, and the other packages they import."""
     files, others, todo = set(), set(), [script]
     while todo:
@@ -43,7 +43,7 @@ def closure(script: Path, root: Path = SCRIPTS) -> tuple[set[Path], set[str]]:
             continue
         files.add(path)
         for name in imports(path):
-            own = module_file(name, root)
+            own = module_file(name, script.parent)
             if own is not None:
                 todo.append(own)
             elif not name.startswith(PACKAGE):
@@ -57,9 +57,10 @@ def distributions() -> dict[str, list[str]]:
 
 
 @functools.cache
-def code_of(script: str, root: Path = SCRIPTS) -> str:
-    """Hash of a script by name, e.g. "quantize.py"."""
-    files, packages = closure(root / script, root)
+def code_of(script: str, *data: str, root: Path = SCRIPTS) -> str:
+    """Hash of a script by name, e.g. "quantize.py", and of files that it reads besides, e.g. a template."""
+    files, packages = closure(root / script)
+    files |= {root / name for name in data}
     parts = [file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() for file in sorted(files)]
     named = sorted({name for package in packages for name in distributions().get(package, [])})
     parts += [f"{name}=={metadata.version(name)}".encode() for name in named]
