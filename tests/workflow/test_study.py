@@ -77,6 +77,13 @@ def test_report_stands_alone(study: Path) -> None:
     assert 'src="http' not in page and 'href="http' not in page
 
 
+def test_snakemakes_own_report_builds_with_captions(study: Path, tmp_path: Path) -> None:
+    page = tmp_path / "snakemake.html"
+    done = tiny.snakemake(study, "results/report.html", "--report", str(page))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "paired over the same sequences" in page.read_text()
+
+
 def test_nothing_to_do_the_second_time(study: Path) -> None:
     assert tiny.pending(study) == {}
 

@@ -166,7 +166,9 @@ def name_texts(config: dict[str, Any]) -> None:
 
 def spread(wanted: str | list[str], families: dict[str, list[str]]) -> str | list[str]:
     """A selection in which each sweep's name stands for all of its methods."""
-    return wanted if wanted == "all" else [name for chosen in wanted for name in families.get(chosen, [chosen])]
+    if wanted == "all":
+        return wanted
+    return list(dict.fromkeys(name for chosen in wanted for name in families.get(chosen, [chosen])))
 
 
 def check_names(config: dict[str, Any]) -> None:

@@ -94,10 +94,10 @@ class OutputSums:
 
 
 def real_rows(t: Tensor, batch: Batch) -> Tensor:
-    """[n, width, channels] → the real tokens' rows [tokens, channels] in float32."""
-    mask = batch.mask
-    t = t if mask is None else t[mask.to(t.device)]
-    return t.reshape(-1, t.shape[-1]).float()
+    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels] in
+    float32."""
+    rows, mask = t.reshape(-1, t.shape[-1]), batch.mask
+    return (rows if mask is None else rows[mask.flatten().to(t.device)]).float()
 
 
 class Watch:
