@@ -20,8 +20,6 @@ from awq.quantize.quantizer import AwqQuantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-DISTRIBUTIONS = ("autoawq", "transformers", "torch")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -111,7 +109,8 @@ def run(job: Job) -> None:
     result = {
         "seconds": seconds,
         "block_seconds": model.quantizer.block_seconds,
-        "versions": {name: metadata.version(name) for name in DISTRIBUTIONS},
+        "versions": {"autoawq": metadata.version("autoawq")}
+        | {f"autoawq's {name}": metadata.version(name) for name in ("transformers", "torch")},
     }
     Path(job.out, "result.json").write_text(json.dumps(result))
 

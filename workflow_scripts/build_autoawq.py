@@ -41,7 +41,7 @@ def build(folder: Path, requirements: Path) -> str:
         run([sys.executable, "-m", "venv", *(["--system-site-packages"] if made else []), folder], "python -m venv")
         pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
         if not made:
-            run([*pip, "install", "--progress-bar=off", "--requirement", requirements], "pip install")
+            run([*pip, "install", "--no-compile", "--progress-bar=off", "--requirement", requirements], "pip install")
         run([folder / "bin" / "python", "-W", "ignore", "-c", "import awq"], "import awq")
         return run([*pip, "freeze"], "pip freeze")
     except BaseException:

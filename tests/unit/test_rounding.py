@@ -58,18 +58,13 @@ def test_gptq_equals_the_textbook(n_out: int, n_in: int, group_size: int, bits: 
         assert not torch.equal(codes, torch.from_numpy(reference.by_column(w, bits, group_size, symmetric)[0]))
 
 
-@pytest.mark.parametrize(
-    "group_size",
-    [
-        -1,
-        pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="columns go by H_jj·step² since 786484c")),
-    ],
-)
-def test_columns_go_in_activation_order(group_size: int) -> None:
-    """METHODS: Rounding. With a range per output channel both orders are one."""
+@pytest.mark.parametrize(("group_size", "same"), [(-1, True), (8, False)])
+def test_columns_go_by_what_rounding_leaves_in_them(group_size: int, same: bool) -> None:
+    """H_jj·mean step²: with one range per output channel that is activation order, with groups it is not."""
     w, moment = case(6, 40)
-    codes, _ = by_gptq(w, moment, Grid(3, group_size, False))
-    assert np.array_equal(codes.numpy(), reference.gptq(w, moment, 3, group_size, False, 0.01))
+    codes = by_gptq(w, moment, Grid(3, group_size, False))[0].numpy()
+    assert np.array_equal(codes, reference.gptq(w, moment, 3, group_size, False, 0.01, True))
+    assert np.array_equal(codes, reference.gptq(w, moment, 3, group_size, False, 0.01)) == same
 
 
 @pytest.mark.parametrize("damp", [0.001, 0.3])

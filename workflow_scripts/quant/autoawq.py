@@ -242,7 +242,7 @@ def quantize_autoawq(
             **names,
             "recipe": recipe,
             "seed": recipe["seed"],
-            "versions": versions() | {f"autoawq's {key}": value for key, value in result["versions"].items()},
+            "versions": versions() | result["versions"],
             "model_fingerprint": model["fingerprint"],
             "token_fingerprint": tokens.fingerprint,
             "calibration_tokens": used(tokens),

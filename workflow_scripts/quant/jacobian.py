@@ -15,6 +15,7 @@ from quant import tensorfile
 from quant.architectures import Architecture, architecture_of
 from quant.artifacts import read_json
 from quant.blocks import Run
+from quant.errors import InputError
 from quant.statistics import activation_of, add_outer, mirror, real_rows
 from quant.tokens import Batch, Tokens
 
@@ -136,5 +137,8 @@ def collect_jacobian(
         advance(watch.before, watch.after)
         watch.close()
         found |= watch.results(prefix)
+    for name, value in found.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{name}: weighs every token by nothing, or overflows; use moment: plain for this model")
     made = provenance | {"residual": residual, "token_fingerprint": calibration.fingerprint}
     tensorfile.save(out, found, {"reads": json.dumps({}), "provenance": json.dumps(made)})
