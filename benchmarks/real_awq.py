@@ -29,12 +29,14 @@ def forget_inverse(model: torch.nn.Module, results: Path, record: dict) -> None:
     recipe = record["provenance"]["recipe"]
     calibration = results / f"calibration/n{recipe['n_calib']}-s{recipe['seed']}/channels.safetensors"
     patterns = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": []}
-    with tensorfile.opened(calibration) as file:
+    weights = results / "original/checkpoint/model.safetensors"
+    with tensorfile.opened(calibration) as file, tensorfile.opened(weights) as original:
         for row in record["linears"]:
             linear = model.get_submodule(row["linear"])
             kind = kind_of(row["linear"], patterns)
             channels = channels_of(file, row["linear"], file.info("reads"), kind)
-            salience = SALIENCES[recipe["salience"]](linear.weight, channels)
+            w = original.get(f"{row['linear']}.weight", dtype=torch.float32)
+            salience = SALIENCES[recipe["salience"]](w, channels)
             linear.weight.data *= scale_for(salience, row["alpha"])
 
 

@@ -85,7 +85,7 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
                 return inverse, damp
         damp *= 10
     raise InputError(
-        f"a second moment is not positive definite even with damp {LARGEST_DAMP}; use more calibration text"
+        f"a second moment is not positive definite even with damp {damp / 10:g}; use more calibration text"
     )
 
 
