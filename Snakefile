@@ -1,6 +1,7 @@
 """Does PRAQ quantise better than AWQ? Convert, collect statistics, quantise, evaluate, compare, report."""
 
 import json
+import os
 import sys
 from pathlib import Path
 

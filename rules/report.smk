@@ -70,7 +70,7 @@ rule report:
         command=" ".join(
             [
                 "snakemake results/report.html",
-                *(f"--configfile {path}" for path in workflow.overwrite_configfiles),
+                *(f"--configfile {os.path.relpath(path)}" for path in workflow.overwrite_configfiles),
                 "--cores 1 --resources gpu=1",
             ]
         ),
