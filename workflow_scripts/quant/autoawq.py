@@ -31,10 +31,11 @@ from quant.tokens import load as load_tokens
 logger = logging.getLogger("quant")
 
 WORKER = Path(__file__).resolve().parents[1] / "autoawq_worker.py"
-# whose scales AutoAWQ folds into norms and linears alone; others get modules that plain transformers does not load
-MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
+# each tried: their scales fold into norms and linears alone; others get modules that plain transformers does not load
+MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "gemma", "phi3")
 NOT_CLIPPED = ("q_", "k_")  # in a linear's name; the library's own list, as far as these models have such names
 CLIP_ROWS = 64  # its clipping goes through so many output channels at a time
+PACK_ROWS = 32  # its packing counts its int32 columns as out // 32 · 4
 COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # of each eight, from the lowest four bits of an int32 to the highest
 
 
@@ -115,7 +116,7 @@ def check_model(checkpoint: Path, linears: dict[str, int], recipe: dict[str, Any
                 + (f"write group_size: {fitting[0]}" if fitting else "leave autoawq out of study.methods")
             )
         clipped = recipe["clip"] and not any(part in name for part in NOT_CLIPPED)
-        multiple = CLIP_ROWS if clipped else 8
+        multiple = CLIP_ROWS if clipped else PACK_ROWS
         if n_out % multiple:
             raise InputError(
                 f"{name}: its {n_out} outputs are no multiple of {multiple}, which AutoAWQ's "
