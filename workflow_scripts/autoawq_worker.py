@@ -68,10 +68,27 @@ class Noting(AwqQuantizer):
             self.scales[f"{block}.{source}.output"] = rows
         return found
 
+    def _compute_best_scale(
+        self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: nn.Module, *rest: Any
+    ) -> Any:
+        """Without copies, the search spoils a model on a CPU: it remembers the weights by state_dict and .cpu(), which
+        copies them from a GPU only, scales them in place, and puts back what it remembers."""
+        hook = module2inspect.register_state_dict_post_hook(copy_entries)
+        try:
+            return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
+        finally:
+            hook.remove()
+
     def _apply_quant(self, module: nn.Module, named_linears: dict[str, nn.Linear]) -> None:
         super()._apply_quant(module, named_linears)
         now = time.perf_counter()
         self.block_seconds[self.names[id(module)]], self.begun = now - self.begun, now
+
+
+def copy_entries(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """A state_dict hook: copies in place of the parameters' own memory."""
+    for name, value in state.items():
+        state[name] = value.clone() if isinstance(value, Tensor) else value
 
 
 def sequences(path: str) -> list[list[int]]:
