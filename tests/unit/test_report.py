@@ -48,7 +48,7 @@ def comparisons(*rows: tuple[str, str, float, float, float], model: str = "m", d
 def layers(method: str = "rtn", model: str = "m") -> pd.DataFrame:
     row = {"model": model, "method": method, "linear": "model.layers.0.mlp.up_proj", "layer": 0, "kind": "mlp",
            "alpha": math.nan, "objective": math.nan, "mse": 1e-3, "relative_error": 0.01,
-           "milliseconds": 3.0}  # fmt: skip
+           "damp": math.nan, "milliseconds": 3.0}  # fmt: skip
     return pd.DataFrame([row])
 
 
@@ -128,6 +128,17 @@ def test_recipes_differ_only_in_keys_with_an_effect(change: dict, keys: set[str]
 def test_pairs_are_alike_but_for_salience():
     recipes = {**RECIPES, "praq3": {**RECIPES["gw_praq"], "bits": 3}, "awq3": {**RECIPES["gw_awq"], "bits": 3}}
     assert report.pairs_differing_in(recipes, "salience", "praq", "l1") == [("gw_praq", "gw_awq"), ("praq3", "awq3")]
+
+
+def test_more_damping_than_asked_is_said():
+    table = pd.concat([layers("gptq").assign(damp=damp) for damp in (0.01, 0.1, 1.0)] + [layers("rtn")])
+    recipes = {"gptq": {"damp": 0.01}, "rtn": {"damp": 0.01}, "autoawq": {}}
+    assert report.damping_lines(table, recipes) == [
+        "gptq: with damp 0.01 the second moment is not positive definite in 2 linears (model.layers.0.mlp.up_proj, "
+        "model.layers.0.mlp.up_proj); up to 1 was taken."
+    ]
+    assert report.damping_lines(table[table.damp != 1], recipes)[0].count("1 linear (") == 1
+    assert not report.damping_lines(layers("gptq").assign(damp=0.01), recipes)
 
 
 @pytest.mark.parametrize(

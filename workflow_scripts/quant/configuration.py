@@ -244,23 +244,32 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def has_effect(key: str, recipe: dict[str, Any]) -> bool:
+    """Whether a recipe's value of `key` reaches its weights, given its other keys."""
+    if key == "n_noise_samples":
+        return bool(recipe.get("noise_std"))
+    other, values = NEEDS.get(key, ("", ()))
+    return not other or recipe.get(other) in values
+
+
 def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Refuses what a method's own entry sets to no effect; recipe: the same entry completed."""
-    for key in entry:
-        other, values = NEEDS.get(key, ("", ()))
-        if other and recipe[other] not in values and entry[key] != RECIPE_DEFAULTS[key]:
+    for key in entry.keys() & NEEDS.keys():
+        other, values = NEEDS[key]
+        if not has_effect(key, recipe) and entry[key] != RECIPE_DEFAULTS[key]:
             choices = " or ".join(map(str, values))
             raise InputError(
                 f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, "
                 f"or leave {key} out"
             )
-    if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not recipe["noise_std"]:
+    if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not has_effect("n_noise_samples", recipe):
         raise InputError(
             f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out"
         )
-    if recipe["moment"] == "jacobian" and recipe["salience"] == "none" and recipe["rounding"] != "gptq":
+    reads_moment = recipe["salience"] != "none" or recipe["rounding"] == "gptq" or recipe["clip"]
+    if recipe["moment"] == "jacobian" and not reads_moment:
         raise InputError(
-            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, or rounding: gptq"
+            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, clip: true, or rounding: gptq"
         )
 
 

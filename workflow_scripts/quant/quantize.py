@@ -228,7 +228,9 @@ def quantize_checkpoint(
                     bits += result.storage_bits(name in block.folded)
                     weights += block.weights[name].numel()
                     row = {"linear": name, "layer": layer, "alpha": result.alpha, "objective": result.objective}
-                    row |= {"milliseconds": block.milliseconds[name]}
+                    row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
+                    if result.damp is not None and result.damp > recipe.damp:
+                        logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.damp)
                     rows.append(row | rounding_statistics(block.weights[name], result))
                     put(out, written, layout, target)
                     untouched -= set(written)

@@ -70,7 +70,8 @@ class QuantizedLinear:
 
     codes [out, n_groups, g] whole numbers; noise like them, in steps, or None; step, zero [out, n_groups, 1];
     scale [in] or None; kept: mask [out] or None, and original [out, in] with it; n_in cuts the last group's padding.
-    alpha and objective (the search's minimum) are None where nothing was searched.
+    alpha and objective (the search's minimum) are None where nothing was searched, damp (that it took) where nothing
+    was damped.
     """
 
     codes: Tensor
@@ -84,6 +85,7 @@ class QuantizedLinear:
     original: Tensor | None = None
     alpha: float | None = None
     objective: float | None = None
+    damp: float | None = None
 
     def dequantize(self) -> Tensor:
         """[out, in] in the dtype of step."""
@@ -155,7 +157,7 @@ def round_linear(
         recipe.outlier_percent,
         recipe.damp,
     )
-    codes = ROUNDINGS[recipe.rounding](groups, step, zero, recipe.grid, context)
+    codes, damp = ROUNDINGS[recipe.rounding](groups, step, zero, recipe.grid, context)
     noise = None
     if recipe.noise_injection:  # drawn on the CPU, so that a GPU gives the same
         drawn = torch.randn(codes.shape, generator=generator, dtype=codes.dtype)
@@ -173,6 +175,7 @@ def round_linear(
         None if kept is None else w,
         None if found is None else found.alpha,
         None if found is None else found.objective,
+        damp,
     )
 
 

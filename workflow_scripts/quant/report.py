@@ -6,7 +6,7 @@ Signs: every delta_nll is first minus second in nats per token, so that below 0 
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 import yaml
 
+from quant.configuration import has_effect
 from quant.figures import QUALITY_BANDS, interval, linear_kind, signed
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -21,15 +22,6 @@ ORIGINAL = "original"
 
 # keys of a recipe that change no weight
 DESCRIPTIVE = {"description", "label", "note", "caveat"}
-# keys that change a weight only where another key switches them on
-SWITCHED: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "damp": lambda recipe: recipe.get("rounding") == "gptq",
-    "outlier_percent": lambda recipe: recipe.get("rounding") == "greedy_flip",
-    "n_noise_samples": lambda recipe: bool(recipe.get("noise_std")),
-    "beta": lambda recipe: bool(recipe.get("keep_ratio")),
-    "tau": lambda recipe: bool(recipe.get("keep_ratio")),
-    "noise_factor": lambda recipe: bool(recipe.get("keep_ratio")),
-}
 
 BANDS = ", ".join(f"{name} under {100 * limit:g} %" for name, limit in QUALITY_BANDS[:-1]) + ", else poor"
 DEFINITIONS = {
@@ -123,7 +115,7 @@ def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     return {
         key
         for key in (first.keys() | second.keys()) - DESCRIPTIVE
-        if first.get(key) != second.get(key) and (key not in SWITCHED or SWITCHED[key](first) or SWITCHED[key](second))
+        if first.get(key) != second.get(key) and (has_effect(key, first) or has_effect(key, second))
     }
 
 
@@ -225,6 +217,20 @@ def praq_answer(summary: pd.DataFrame, comparisons: pd.DataFrame, model: str, da
     if not lines:
         lines = ["No two methods here are alike but for salience: praq in one and l1 in the other. Add such a pair."]
     return Answer(salience_answer(outcomes), lines)
+
+
+def damping_lines(layers: pd.DataFrame, recipes: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each method with second moments that needed more damping than its recipe asks for."""
+    lines = []
+    for method, recipe in recipes.items():
+        more = layers[(layers.method == method) & (layers.damp > recipe.get("damp", math.inf))]
+        if len(more):
+            names = ", ".join(more.linear.iloc[:3]) + (", …" if len(more) > 3 else "")
+            lines.append(
+                f"{method}: with damp {recipe['damp']:g} the second moment is not positive definite in {len(more)} "
+                f"{'linear' if len(more) == 1 else 'linears'} ({names}); up to {more.damp.max():g} was taken."
+            )
+    return lines
 
 
 def check_answer(check: dict[str, Any]) -> Answer:
@@ -450,7 +456,8 @@ def build(
     recipes, shared = recipes_table(summary, colours)
     page = {
         "models": [
-            _model(model, i, summary, comparisons, figures, config, colours, (checks or {}).get(model), channels)
+            _model(model, i, summary, comparisons, figures, layers, config, colours,
+                   (checks or {}).get(model), channels)
             for i, model in enumerate(models)
         ],
         "n_pairs": len(comparisons),
@@ -486,6 +493,7 @@ def _model(
     summary: pd.DataFrame,
     comparisons: pd.DataFrame,
     figures: dict[str, str],
+    layers: pd.DataFrame,
     config: dict[str, Any],
     colours: dict[str, str],
     check: dict[str, Any] | None,
@@ -493,6 +501,7 @@ def _model(
 ) -> dict[str, Any]:
     """All that the page says about one model."""
     datasets = _datasets(summary, config, model)
+    recipes = {row.method: recipe_of(row) for row in summary[summary.model == model].itertuples()}
     best = ranked(summary, model, datasets[0])
     mine = None if channels is None else channels[channels.model == model]
     return {
@@ -513,6 +522,7 @@ def _model(
             for i, dataset in enumerate(datasets)
         ],
         "pictures": _pictures(figures, f"{model}/", MODEL_PICTURES, model),
+        "damping": damping_lines(layers[layers.model == model], recipes),
         "check": None if check is None else {
             "answer": check_answer(check),
             "pictures": _pictures(figures, f"{model}/", CHECK_PICTURES, model),

@@ -1,10 +1,9 @@
 """How weights find their grid points: one function per rounding, and the table that names them.
 
 Each takes the scaled weight in groups [out, n_groups, g], step and zero [out, n_groups, 1], the grid, and Context; it
-returns codes [out, n_groups, g] (whole numbers in the weight's dtype).
+returns Rounded.
 """
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,8 +13,6 @@ from torch import Tensor
 from quant import grids
 from quant.errors import InputError
 from quant.grids import Grid
-
-logger = logging.getLogger("quant")
 
 COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
 LARGEST_DAMP = 1.0
@@ -30,12 +27,19 @@ class Context(NamedTuple):
     damp: float
 
 
-def nearest(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Tensor:
+class Rounded(NamedTuple):
+    """codes [out, n_groups, g], whole numbers in the weight's dtype; damp: what it took, where H was damped."""
+
+    codes: Tensor
+    damp: float | None = None
+
+
+def nearest(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
     """The nearest code."""
-    return grids.encode(groups, step, zero, grid)
+    return Rounded(grids.encode(groups, step, zero, grid))
 
 
-def greedy_flip(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Tensor:
+def greedy_flip(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
     """Nearest codes, some moved to their second-nearest so that each row's mean error e = Σ m_j (w_j - ŵ_j) shrinks.
 
     The research's awq_op_ref. Candidates are in range, have a change m_j·step·sign of e's sign, and are none of the
@@ -64,7 +68,7 @@ def greedy_flip(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context:
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
     flipped = (rank < flips[:, None]).view_as(codes) & candidate
-    return torch.where(flipped, moved, codes)
+    return Rounded(torch.where(flipped, moved, codes))
 
 
 def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
@@ -89,7 +93,7 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
     )
 
 
-def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Tensor:
+def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
     """Error feedback through the inverse factor of H (Frantar et al. 2022, arXiv 2210.17323, algorithm 1).
 
     On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
@@ -99,8 +103,6 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
     squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
     order = (context.moment.diagonal() * squares).argsort(descending=True, stable=True)
     factor, damp = inverse_factor(context.moment[order][:, order], context.damp)
-    if damp > context.damp:
-        logger.info("second moment damped by %g instead of %g", damp, context.damp)
     w = grids.from_groups(groups, n_in)[:, order]
     group_of = torch.arange(n_in, device=w.device)[order] // groups.shape[2]
     steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
@@ -116,10 +118,10 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
             errors[:, j] = (column - (code - z) * s) / inner[j, j]
             block[:, j + 1 :].addr_(errors[:, j], inner[j, j + 1 :], alpha=-1)
         w[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    return grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size)
+    return Rounded(grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size), damp)
 
 
-ROUNDINGS: dict[str, Callable[[Tensor, Tensor, Tensor, Grid, Context], Tensor]] = {
+ROUNDINGS: dict[str, Callable[[Tensor, Tensor, Tensor, Grid, Context], Rounded]] = {
     "nearest": nearest,
     "greedy_flip": greedy_flip,
     "gptq": gptq,

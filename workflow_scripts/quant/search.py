@@ -67,10 +67,10 @@ def layer_error(difference: Tensor, moment: Tensor) -> float:
 
 
 def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:
-    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form."""
-    errors = row_errors(rounded - target.w, upper)
-    if target.noise:
-        errors += target.noise**2 * rounded.square().sum(1)
+    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form. Overwrites
+    rounded [out, in]."""
+    noise = target.noise**2 * rounded.square().sum(1) if target.noise else 0.0
+    errors = row_errors(rounded.sub_(target.w), upper).add_(noise)
     if target.row_weight is not None:
         errors *= target.row_weight
     return errors.sum(dtype=torch.float64) / len(errors)
