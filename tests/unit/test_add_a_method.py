@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from quant import configuration, salience
+from quant.channels import Channels
 from quant.recipe import LinearStatistics, Recipe, quantize_group
-from quant.salience import Channels
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

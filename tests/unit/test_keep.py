@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quant.channels import Channels
 from quant.protection import awq_score, hybrid_score, praq_score
 from quant.recipe import LinearStatistics, QuantizedLinear, Recipe, protect, quantize_group, rounding_statistics
-from quant.salience import Channels
 from quant.statistics import collect
 from quant.tokens import Tokens, fingerprint
 from tests.conftest import Captured

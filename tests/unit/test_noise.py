@@ -13,7 +13,8 @@ from quant.grids import Grid, nearest
 from quant.noisy_statistics import collect_noisy, input_std
 from quant.quantize import Statistics
 from quant.recipe import LinearStatistics, Recipe, find_scale
-from quant.search import Target, half, target_error
+from quant.search import Target, target_error
+from quant.second_moments import half
 from quant.statistics import collect
 from quant.tokens import Tokens, fingerprint
 from tests.conftest import Captured

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from quant.channels import Channels
 from quant.protection import awq_score, praq_score, sum_blocks, top
-from quant.salience import Channels
 from tests.unit import reference
 
 PARAMETERS = {"beta": 3.0, "tau": -3.0, "noise_factor": 0.2}

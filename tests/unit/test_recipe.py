@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant import recipe, tensorfile
+from quant.channels import Channels
 from quant.errors import InputError
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import LinearStatistics, QuantizedLinear, Recipe, quantize_group
-from quant.salience import Channels
 from quant.search import Search, scale_for
 from quant.statistics import collect
 from quant.tokens import Tokens, fingerprint

@@ -9,7 +9,7 @@ from quant import grids
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.rounding import ROUNDINGS, Context, gptq, greedy_flip, inverse_factor
-from quant.search import layer_error
+from quant.second_moments import layer_error
 from tests.unit import reference
 from tests.unit.test_recipe import case as linear_case
 from tests.unit.test_recipe import quantized, statistics_of

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.salience import SALIENCES, Channels
+from quant.channels import Channels
+from quant.salience import SALIENCES
 from tests.unit.reference import input_statistics, output_statistics, praq_salience
 
 

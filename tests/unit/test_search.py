@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from quant import search
 from quant.grids import Grid, nearest
-from quant.search import Search, Target, half, layer_error, row_errors, scale_for, search_scale
+from quant.search import Search, Target, scale_for, search_scale
+from quant.second_moments import column_blocks, half, layer_error, row_errors
 from tests.unit.reference import input_statistics, output_statistics, praq_salience, second_moment
 from tests.unit.reference import row_errors as slow_row_errors
 from tests.unit.reference import search as slow_search
@@ -41,9 +41,9 @@ def test_half_leaves_the_moment_alone() -> None:
 
 @pytest.mark.parametrize("n_in", WIDTHS)
 def test_blocks_cover_all_columns_once(n_in: int) -> None:
-    covered = [column for start, stop in search.blocks(n_in) for column in range(start, stop)]
+    covered = [column for start, stop in column_blocks(n_in) for column in range(start, stop)]
     assert covered == list(range(n_in))
-    assert len(list(search.blocks(n_in))) <= 8
+    assert len(list(column_blocks(n_in))) <= 8
 
 
 def searched(

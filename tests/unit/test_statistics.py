@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant import tensorfile
+from quant.channels import channels_of, kind_of
 from quant.errors import InputError
-from quant.statistics import InputSums, OutputSums, activation_of, channels_of, collect, kind_of
+from quant.statistics import InputSums, OutputSums, activation_of, collect
 from quant.tokens import Tokens, fingerprint
 from tests.conftest import Captured
 from tests.unit.reference import input_statistics, output_statistics, second_moment

@@ -58,3 +58,26 @@ def test_a_librarys_version_counts(scripts: Path, monkeypatch: pytest.MonkeyPatc
     before = code(scripts)
     monkeypatch.setattr(tracking.metadata, "version", lambda name: "0.0.0")
     assert code(scripts) != before
+
+
+STEPS = {"collect_statistics", "quantize", "measure_error", "evaluate", "check_mse", "summarize", "plot", "report"}
+
+
+@pytest.mark.parametrize(
+    ("module", "users"),
+    [
+        ("salience", {"quantize"}),
+        ("rounding", {"quantize"}),
+        ("search", {"quantize"}),
+        ("protection", {"quantize", "check_mse"}),
+        ("grids", {"quantize", "check_mse"}),
+        ("statistics", {"collect_statistics"}),
+        ("second_moments", {"collect_statistics", "quantize", "measure_error"}),
+        ("compare", {"summarize", "check_mse"}),
+        ("figures", {"plot", "report"}),
+    ],
+)
+def test_a_new_method_costs_no_statistics(module: str, users: set[str]) -> None:
+    """Who re-runs after an edit: a salience or a rounding is tried without another pass over the text."""
+    files = {step: tracking.closure(tracking.SCRIPTS / f"{step}.py")[0] for step in STEPS}
+    assert {step for step in STEPS if tracking.SCRIPTS / f"quant/{module}.py" in files[step]} == users

@@ -16,7 +16,8 @@ from quant.architectures import Architecture, architecture_of
 from quant.artifacts import read_json
 from quant.blocks import Run
 from quant.errors import InputError
-from quant.statistics import activation_of, add_outer, mirror, real_rows
+from quant.second_moments import add_outer, mirror
+from quant.statistics import activation_of, real_rows
 from quant.tokens import Batch, Tokens
 
 

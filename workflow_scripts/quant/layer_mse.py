@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from quant import tensorfile
 from quant.blocks import Run, linear_names
+from quant.channels import channels_of, kind_of
 from quant.compare import paired_difference
 from quant.errors import InputError
 from quant.grids import Grid, nearest
 from quant.protection import awq_score, praq_score, sum_blocks, top
-from quant.statistics import channels_of, kind_of
 from quant.tokens import Batch, Tokens
 
 INT4 = Grid(bits=4, group_size=-1, symmetric=True)

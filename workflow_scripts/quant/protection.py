@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quant.salience import Channels
+from quant.channels import Channels
 
 BLOCK_ROWS = 32
 

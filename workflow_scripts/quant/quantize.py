@@ -18,6 +18,7 @@ from tqdm import tqdm
 from quant import tensorfile
 from quant.architectures import Fold, architecture_of, rows_of, value_heads
 from quant.artifacts import read_json
+from quant.channels import channels_of, kind_of
 from quant.errors import InputError
 from quant.recipe import (
     LinearStatistics,
@@ -27,7 +28,6 @@ from quant.recipe import (
     quantize_group,
     rounding_statistics,
 )
-from quant.statistics import channels_of, kind_of
 
 logger = logging.getLogger("quant")
 

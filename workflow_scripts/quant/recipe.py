@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from quant import grids
+from quant.channels import Channels
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.protection import SCORES, top
 from quant.rounding import ROUNDINGS, Context
-from quant.salience import SALIENCES, Channels
+from quant.salience import SALIENCES
 from quant.search import Search, Target, search_scale
 
 

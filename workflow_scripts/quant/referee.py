@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quant import tensorfile
-from quant.search import layer_error
-from quant.statistics import kind_of
+from quant.channels import kind_of
+from quant.second_moments import layer_error
 
 
 def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:

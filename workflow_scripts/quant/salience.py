@@ -4,29 +4,13 @@ Each takes the weight [out, in] and the linear's per-channel statistics and retu
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from quant.channels import Channels
+
 PRAQ_RANGE = (0.1, 10.0)  # where the research maps PRAQ's salience before the search
-
-
-class Channels(NamedTuple):
-    """Calibration means of one linear y = Wx + b, z its output, N tokens.
-
-    x_abs E|x|, x_sq E[x²], x_mean E[x]: [in]. z_mean E z, z_std, z_abs E|z|, act_abs E|SiLU(z)| (the model's
-    own activation): [out]. is_mlp: whether an activation follows in the same MLP.
-    """
-
-    x_abs: Tensor
-    x_sq: Tensor
-    x_mean: Tensor
-    z_mean: Tensor
-    z_std: Tensor
-    z_abs: Tensor
-    act_abs: Tensor
-    is_mlp: bool
 
 
 def l1(w: Tensor, channels: Channels) -> Tensor:

@@ -4,13 +4,14 @@ For inputs X [N, in] and H = XᵀX/N, E‖(W-Ŵ)x‖² = tr((W-Ŵ) H (W-Ŵ)ᵀ).
 (Lin et al. 2023, arXiv 2306.00978, eq. 4-5): s = salience^α, Ŵ = Q(W·diag(s))·diag(1/s).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from quant.grids import Grid, nearest
+from quant.second_moments import half, row_errors
 
 SMALLEST_SCALE = 1e-5
 
@@ -31,39 +32,6 @@ class Search(NamedTuple):
     alpha: float
     scale: Tensor
     objective: float
-
-
-def blocks(n: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the column blocks of a symmetric [n, n]: eight, none under 192 wide.
-
-    A product with a symmetric matrix needs no block below the diagonal, which saves up to 44 % of it.
-    """
-    width = max(192, -(-n // 8))
-    for start in range(0, n, width):
-        yield start, min(start + width, n)
-
-
-def half(moment: Tensor) -> Tensor:
-    """U with U + Uᵀ = H: H's blocks above the diagonal, and half of those on it. [in, in]"""
-    upper = moment.clone()
-    for start, stop in blocks(len(moment)):
-        upper[start:stop, start:stop] *= 0.5
-        upper[stop:, start:stop] = 0
-    return upper
-
-
-def row_errors(difference: Tensor, upper: Tensor) -> Tensor:
-    """Each output's error d_k H d_kᵀ [out], from D = W-Ŵ [out, in] and half(H)."""
-    total = difference.new_zeros(difference.shape[0])
-    for start, stop in blocks(len(upper)):
-        product = difference[:, :stop] @ upper[:stop, start:stop]
-        total += torch.linalg.vecdot(product, difference[:, start:stop])
-    return total.mul_(2)
-
-
-def layer_error(difference: Tensor, moment: Tensor) -> float:
-    """tr(D H Dᵀ) = E‖Dx‖², summed in float64."""
-    return row_errors(difference, half(moment)).sum(dtype=torch.float64).item()
 
 
 def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:

@@ -16,28 +16,12 @@ from torch import Tensor, nn
 
 from quant import tensorfile
 from quant.blocks import Run, linear_names
+from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
-from quant.salience import Channels
-from quant.search import blocks
+from quant.second_moments import add_outer, mirror
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
-
-OF_INPUT = ("x_abs", "x_sq", "x_mean")
-OF_OUTPUT = ("z_mean", "z_std", "z_abs", "act_abs")
-
-
-def add_outer(total: Tensor, x: Tensor) -> None:
-    """total += xᵀx for x [n, in], in blocks on and above the diagonal of total [in, in]."""
-    for start, stop in blocks(len(total)):
-        total[:stop, start:stop].addmm_(x[:, :stop].T, x[:, start:stop])
-
-
-def mirror(total: Tensor) -> Tensor:
-    """Fills the blocks below the diagonal from those above."""
-    for start, stop in blocks(len(total)):
-        total[stop:, start:stop] = total[start:stop, stop:].T
-    return total
 
 
 class InputSums:
@@ -191,19 +175,3 @@ def collect(
     }
     tensorfile.save(channels_path, small, metadata)
     tensorfile.save(moments_path, moments, metadata)
-
-
-def kind_of(name: str, patterns: dict[str, list[str]]) -> str:
-    """`attention` or `mlp`, by the first pattern found in a linear's name; mlp where none is."""
-    return next((kind for kind in ("attention", "mlp") if any(p in name for p in patterns[kind])), "mlp")
-
-
-def channels_of(
-    file: tensorfile.TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu"
-) -> Channels:
-    """One linear's per-channel statistics."""
-    return Channels(
-        *(file.get(f"{reads[name]}.{key}", device) for key in OF_INPUT),
-        *(file.get(f"{name}.{key}", device) for key in OF_OUTPUT),
-        is_mlp=kind == "mlp",
-    )
