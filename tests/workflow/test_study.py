@@ -148,7 +148,8 @@ QUANTIZE_ALL = one_method(3)
     [
         ("rounding.py", QUANTIZE_ALL),
         ("protection.py", {"check_mse": 1, **QUANTIZE_ALL}),
-        ("grids.py", {"collect_statistics": 1, "check_mse": 1, **QUANTIZE_ALL}),
+        ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
+        ("salience.py", QUANTIZE_ALL),
         ("referee.py", {"measure_error": 3, **AGGREGATES}),
         ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
         ("compare.py", {"check_mse": 1, **AGGREGATES}),
