@@ -90,7 +90,7 @@ def main() -> None:
             for method, recipe in recipes(options.methods, bits).items():
                 begun = time.perf_counter()
                 wanted = {
-                    key: files[Path(path).stem if key == "jacobian" else key]
+                    key: files[Path(path).stem if "jacobian" in path else key]
                     for key, path in configuration.statistics_files(recipe).items()
                 }
                 statistics = Statistics(wanted, model["fingerprint"], {"attention": ["self_attn"], "mlp": []})

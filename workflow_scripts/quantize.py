@@ -10,7 +10,7 @@ from quant.recipe import Recipe
 
 with job(snakemake.log[0], snakemake.threads):
     model, recipe = read_json(snakemake.input.model), snakemake.params.recipe
-    read = ("channels", "moments", "noisy", "jacobian")
+    read = ("channels", "moments", "noisy", "weighted", "row_weight")
     statistics = {name: path for name, path in snakemake.input.items() if name in read}
     provenance = {
         **dict(snakemake.wildcards),

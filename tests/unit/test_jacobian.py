@@ -130,7 +130,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 
 def expected_of(case: Case, block: str, residual: bool) -> dict[str, np.ndarray]:
-    """{linear}.moment and {linear}.row_weight of one block, token by token."""
+    """{linear}.moment, .x_abs, .x_sq, .x_mean and .row_weight of one block, token by token."""
     family = case.family
     down = case.model.get_submodule(f"{block}.{family.down}").weight.detach().numpy()
     z, u = (None if name is None else case.z[f"{block}.{name}"] for name in (family.gate, family.up))
@@ -150,12 +150,18 @@ def expected_of(case: Case, block: str, residual: bool) -> dict[str, np.ndarray]
     for key, values in squares.items():
         name = f"{block}.{family.gate if key == 'gate' else family.up}"
         omega = [float(value.mean()) * factor for value, factor in zip(values, inverse, strict=True)]
-        expected[f"{name}.moment"] = reference.weighted_moment(case.x[name], omega)
+        expected |= weighted_means(name, case.x[name], omega)
         expected[f"{name}.row_weight"] = np.mean(values, axis=0)
     for writer in (family.attention, family.down) if residual else ():
         name = f"{block}.{writer}"
-        expected[f"{name}.moment"] = reference.weighted_moment(case.x[name], inverse)
+        expected |= weighted_means(name, case.x[name], inverse)
     return expected
+
+
+def weighted_means(name: str, x: np.ndarray, omega: list[float]) -> dict[str, np.ndarray]:
+    channels = {"x_abs": np.abs(x), "x_sq": x**2, "x_mean": x}
+    means = {f"{name}.{key}": np.average(values, axis=0, weights=omega) for key, values in channels.items()}
+    return means | {f"{name}.moment": reference.weighted_moment(x, omega)}
 
 
 def collected(case: Case, out: Path, residual: bool, batch_tokens: int) -> Path:
@@ -197,12 +203,21 @@ def test_recipes_read_weighted_moments_where_there_are_some(cases: Callable[[str
     tokens = Tokens(case.sequences, fingerprint(case.sequences), {})
     made = {"model_fingerprint": "m"}
     collect(case.path, tokens, *paths.values(), "cpu", torch.float32, 18, made)
-    paths["jacobian"] = str(collected(case, tmp_path / "jacobian.safetensors", False, 18))
+    jacobian_path = str(collected(case, tmp_path / "jacobian.safetensors", False, 18))
     gate, down = "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.down_proj"
-    with Statistics(paths, "m", PATTERNS) as statistics, tensorfile.opened(paths["jacobian"]) as jacobian:
+    both = paths | {"weighted": jacobian_path, "row_weight": jacobian_path}
+    with Statistics(both, "m", PATTERNS) as statistics, tensorfile.opened(jacobian_path) as jacobian:
         found, plain = statistics.of(gate, "cpu"), statistics.of(down, "cpu")
         assert torch.equal(found.moment, jacobian.get(f"{gate}.moment"))
         assert torch.equal(found.row_weight, jacobian.get(f"{gate}.row_weight"))
+        for key in ("x_abs", "x_sq", "x_mean"):
+            assert torch.equal(getattr(found.channels, key), jacobian.get(f"{gate}.{key}"))
+    with Statistics(paths | {"row_weight": jacobian_path}, "m", PATTERNS) as statistics:
+        rows_only = statistics.of(gate, "cpu")
+        assert torch.equal(rows_only.row_weight, found.row_weight), "objective: jacobian alone"
+        moment = reference.second_moment(case.x[gate])
+        np.testing.assert_allclose(rows_only.moment.numpy(), moment, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(rows_only.channels.x_sq, found.channels.x_sq)
     np.testing.assert_allclose(plain.moment.numpy(), reference.second_moment(case.x[down]), rtol=1e-4, atol=1e-5)
     assert plain.row_weight is None
 

@@ -161,9 +161,9 @@ def test_statistics_are_shared_unless_what_they_hold_differs() -> None:
         ({"rounding": "gptq"}, {"moments"}),
         ({"salience": "l1"}, {"channels", "moments"}),
         ({"salience": "l1", "objective": "praq"}, {"channels", "moments"}),
-        ({"salience": "l1", "objective": "jacobian"}, {"channels", "moments", "jacobian"}),
-        ({"salience": "l1", "moment": "jacobian"}, {"channels", "moments", "jacobian"}),
-        ({"rounding": "gptq", "moment": "jacobian"}, {"moments", "jacobian"}),
+        ({"salience": "l1", "objective": "jacobian"}, {"channels", "moments", "row_weight"}),
+        ({"salience": "l1", "moment": "jacobian"}, {"channels", "moments", "weighted"}),
+        ({"rounding": "gptq", "moment": "jacobian"}, {"moments", "weighted"}),
     ],
 )
 def test_statistics_that_a_recipe_reads(entry: dict[str, Any], expected: set[str]) -> None:
@@ -171,11 +171,11 @@ def test_statistics_that_a_recipe_reads(entry: dict[str, Any], expected: set[str
 
 
 def test_the_residual_variant_is_a_file_of_its_own() -> None:
-    entry = {"salience": "l2", "moment": "jacobian"}
+    entry = {"salience": "l2", "moment": "jacobian", "objective": "jacobian"}
     plain, residual = (
         statistics_files(loaded({"m": entry | more})["methods"]["m"]) for more in ({}, {"residual": True})
     )
-    assert {key for key in plain if plain[key] != residual[key]} == {"jacobian"}
+    assert {key for key in plain if plain[key] != residual[key]} == {"weighted", "row_weight"}
 
 
 # key: a value other than its default, the key that it needs, and the values of that which give it an effect
@@ -228,6 +228,7 @@ def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
         ({"n_noise_samples": 5}, ["n_noise_samples", "noise_std"]),
         ({"salience": "praq", "n_noise_samples": 1}, ["n_noise_samples", "noise_std"]),
         ({"moment": "jacobian"}, ["moment: jacobian", "salience", "gptq"]),
+        ({"moment": "jacobian", "salience": "l1", "noise_std": 0.1}, ["noise_std", "moment: jacobian", "weighted"]),
         ({"moment": "jacobian", "rounding": "greedy_flip"}, ["moment: jacobian", "salience", "gptq"]),
     ],
 )

@@ -266,6 +266,11 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         raise InputError(
             f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out"
         )
+    if recipe["moment"] == "jacobian" and recipe["noise_std"]:
+        raise InputError(
+            f"methods.{name}: noise_std and moment: jacobian do not go together, since noisy means are not weighted; "
+            "leave one of them out"
+        )
     reads_moment = recipe["salience"] != "none" or recipe["rounding"] == "gptq" or recipe["clip"]
     if recipe["moment"] == "jacobian" and not reads_moment:
         raise InputError(
@@ -304,8 +309,9 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
         files["moments"] = "second_moments.safetensors"
     if recipe["noise_std"]:
         files["noisy"] = "noisy-{noise_std:g}x{n_noise_samples}.safetensors".format(**recipe)
-    if recipe["moment"] == "jacobian" or recipe["objective"] == "jacobian":
-        files["jacobian"] = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
+    jacobian = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
+    files |= {"weighted": jacobian} if recipe["moment"] == "jacobian" else {}
+    files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 

@@ -15,6 +15,7 @@ from quant import tensorfile
 from quant.architectures import Architecture, architecture_of
 from quant.artifacts import read_json
 from quant.blocks import Run
+from quant.channels import OF_INPUT
 from quant.errors import InputError
 from quant.second_moments import add_outer, mirror
 from quant.statistics import activation_of, real_rows
@@ -36,24 +37,32 @@ def sensitivities(z: Tensor, u: Tensor | None, activation: nn.Module) -> dict[st
 
 
 class WeightedSums:
-    """Σ ω x xᵀ / Σ ω over rows of x [n, in] with weights ω [n]; and the mean of squared Jacobians [out]."""
+    """E_ω[xxᵀ], E_ω|x|, E_ω[x²] and E_ω[x], with E_ω[f] = Σ ω f / Σ ω over rows of x [n, in] with weights ω [n]; and the
+    mean of squared Jacobians [out]."""
 
     def __init__(self, n_in: int, n_out: int, device: str) -> None:
         self.outer = torch.zeros(n_in, n_in, device=device)
+        self.sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
         self.squares = torch.zeros(n_out, dtype=torch.float64, device=device)
         self.count = 0
 
     def add(self, x: Tensor, omega: Tensor, squares: Tensor | None = None) -> None:
         add_outer(self.outer, x * omega.sqrt()[:, None])
+        weighted = x * omega[:, None]
+        self.sums[0] += weighted.abs().sum(0)
+        self.sums[1] += torch.linalg.vecdot(weighted, x, dim=0)
+        self.sums[2] += weighted.sum(0)
         self.weight += omega.sum(dtype=torch.float64)
         self.count += len(x)
         if squares is not None:
             self.squares += squares.sum(0)
 
-    def moment(self) -> Tensor:
-        """[in, in] float32."""
-        return mirror(self.outer).div_(self.weight.float()).cpu()
+    def means(self) -> dict[str, Tensor]:
+        """moment [in, in], and x_abs, x_sq, x_mean [in]; float32."""
+        channels = (self.sums / self.weight).float().cpu()
+        moment = mirror(self.outer).div_(self.weight.float()).cpu()
+        return {"moment": moment, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
 class MlpWatch:
@@ -107,7 +116,7 @@ class MlpWatch:
     def results(self, prefix: str) -> dict[str, Tensor]:
         found = {}
         for name, sums in self.sums.items():
-            found[f"{prefix}.{name}.moment"] = sums.moment()
+            found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
             if name not in self._writers:
                 found[f"{prefix}.{name}.row_weight"] = (sums.squares / sums.count).float().cpu()
         return found
@@ -127,8 +136,8 @@ def collect_jacobian(
     batch_tokens: int,
     provenance: dict[str, Any],
 ) -> None:
-    """Writes {linear}.moment and {linear}.row_weight of the MLP's input linears; with residual also the moments of the
-    linears that write to the residual, all divided by the residual's mean square at each token."""
+    """Writes {linear}.moment, .x_abs, .x_sq, .x_mean and .row_weight of the MLP's input linears; with residual also the
+    means of the linears that write to the residual, all divided by the residual's mean square at each token."""
     facts = architecture_of(read_json(checkpoint / "config.json"), "moment: jacobian")
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="jacobian")
     activation = activation_of(run.model)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from quant import tensorfile
 from quant.architectures import Fold, architecture_of, rows_of, value_heads
 from quant.artifacts import read_json
-from quant.channels import channels_of, kind_of
+from quant.channels import OF_INPUT, channels_of, kind_of
 from quant.errors import InputError
 from quant.recipe import (
     LinearStatistics,
@@ -35,8 +35,8 @@ logger = logging.getLogger("quant")
 class Statistics:
     """The statistics files that a recipe asks for, opened; a file of another model is refused.
 
-    paths: any of channels, moments, noisy, jacobian. A noisy mean stands in for the plain one, a Jacobian-weighted
-    moment for the plain one, where they have it.
+    paths: any of channels, moments, noisy, weighted, row_weight (which may be one file). A noisy mean stands in for the
+    plain one, and so do the weighted means of an input, its second moment among them, where it has them.
     """
 
     def __init__(self, paths: dict[str, str], model_fingerprint: str, patterns: dict[str, list[str]]) -> None:
@@ -76,12 +76,15 @@ class Statistics:
             x_std = file.get(f"{source}.x_std").item()
             noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
             channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
-        if "jacobian" in self._files and f"{linear}.moment" in self._files["jacobian"].names:
-            moment = self._files["jacobian"].get(f"{linear}.moment", device)
+        if "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names:
+            file = self._files["weighted"]
+            moment = file.get(f"{linear}.moment", device)
+            if channels is not None:
+                channels = channels._replace(**{key: file.get(f"{linear}.{key}", device) for key in OF_INPUT})
         elif "moments" in self._files:
             moment = self._files["moments"].get(self._reads[linear], device)
-        if "jacobian" in self._files and f"{linear}.row_weight" in self._files["jacobian"].names:
-            weight = self._files["jacobian"].get(f"{linear}.row_weight", device)
+        if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
+            weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
         return LinearStatistics(channels, moment, weight, x_std)
 
 
