@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from quant import figures, report
+from quant.page import duration, number, percent
 from quant.report import Difference
 
 HOSTILE = "<script>alert(1)</script>"
@@ -202,9 +203,9 @@ def test_check_answer_counts_intervals_without_zero(intervals: list[tuple[float,
 
 def test_numbers_are_short_and_missing_ones_a_dash():
     given = [(25.613, 2), (12345.6, 0), (3.2e9, 2), (math.inf, 2), (math.nan, 2), (None, 2)]
-    assert [report.number(*each) for each in given] == ["25.61", "12,346", "3.20e+09", "∞", "–", "–"]
-    assert [report.percent(x) for x in (0.166, -0.01, 45.0, math.nan)] == ["+16.6 %", "−1.0 %", "×46", "–"]
-    assert [report.duration(x) for x in (5.04, 61, 3660)] == ["5.0 s", "1 min 1 s", "1 h 1 min"]
+    assert [number(*each) for each in given] == ["25.61", "12,346", "3.20e+09", "∞", "–", "–"]
+    assert [percent(x) for x in (0.166, -0.01, 45.0, math.nan)] == ["+16.6 %", "−1.0 %", "×46", "–"]
+    assert [duration(x) for x in (5.04, 61, 3660)] == ["5.0 s", "1 min 1 s", "1 h 1 min"]
 
 
 # ---- the page

@@ -37,8 +37,8 @@ def sensitivities(z: Tensor, u: Tensor | None, activation: nn.Module) -> dict[st
 
 
 class WeightedSums:
-    """E_ω[xxᵀ], E_ω|x|, E_ω[x²] and E_ω[x], with E_ω[f] = Σ ω f / Σ ω over rows of x [n, in] with weights ω [n]; and the
-    mean of squared Jacobians [out]."""
+    """E_ω[xxᵀ], E_ω|x|, E_ω[x²] and E_ω[x], with E_ω[f] = Σ ω f / Σ ω over rows of x [n, in] with weights ω [n]; and
+    the mean of squared Jacobians [out]."""
 
     def __init__(self, n_in: int, n_out: int, device: str) -> None:
         self.outer = torch.zeros(n_in, n_in, device=device)

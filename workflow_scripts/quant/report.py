@@ -3,10 +3,9 @@
 Signs: every delta_nll is first minus second in nats per token, so that below 0 the first is better.
 """
 
-import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,20 @@ import yaml
 
 from quant.configuration import has_effect
 from quant.figures import QUALITY_BANDS, interval, linear_kind, signed
+from quant.page import (
+    Answer,
+    Cell,
+    Picture,
+    Section,
+    Table,
+    csv_uri,
+    data_uri,
+    duration,
+    number,
+    number_cell,
+    percent,
+    sortable,
+)
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 ORIGINAL = "original"
@@ -56,39 +69,6 @@ class Difference(NamedTuple):
 
     def text(self, digits: int = 4) -> str:
         return f"{signed(self.delta, digits)} {interval(self.low, self.high, digits)}".strip()
-
-
-class Cell(NamedTuple):
-    """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class."""
-
-    text: str
-    order: float | str
-    swatch: str = ""
-    css: str = ""
-    band: str = ""
-
-
-class Table(NamedTuple):
-    """columns: (heading, its definition); rows of cells."""
-
-    name: str
-    columns: list[tuple[str, str]]
-    rows: list[list[Cell]]
-
-
-class Picture(NamedTuple):
-    """A figure as a data URI, the text that stands in for it, and its caption."""
-
-    source: str
-    alt: str
-    caption: str
-
-
-class Answer(NamedTuple):
-    """A verdict: its headline, and the lines that support it."""
-
-    headline: str
-    lines: list[str]
 
 
 # ---- verdicts
@@ -250,33 +230,6 @@ def check_answer(check: dict[str, Any]) -> Answer:
     return Answer(headline, [line])
 
 
-# ---- numbers and words
-
-
-def number(value: float | None, digits: int) -> str:
-    """Fixed digits with thousands separators; a dash for what is missing; short for what is huge."""
-    if value is None or pd.isna(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
-
-
-def percent(value: float) -> str:
-    """A relative increase with its sign; as a factor from tenfold on."""
-    if math.isnan(value):
-        return "–"
-    return f"×{number(1 + value, 0)}" if value >= 9 else f"{signed(100 * value, 1)} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h, min or s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
 def recipe_of(row: Any) -> dict[str, Any]:
     """The recipe of a row of the summary."""
     return json.loads(row.recipe) if isinstance(row.recipe, str) and row.recipe else {}
@@ -314,16 +267,16 @@ def _summary_row(row: Any, several: list[str], colours: dict[str, str]) -> list[
     return [
         Cell(row.method, row.method, colours.get(row.method, "")),
         *(Cell(str(getattr(row, key)), str(getattr(row, key))) for key in several),
-        _number_cell(row.bits_per_weight, 2),
-        _number_cell(row.size_mb, 1),
-        _number_cell(row.ppl, 2),
-        Cell("–" if original else percent(rise), _sortable(rise), css="num", band=band),
-        Cell("–" if original else own.text(), _sortable(row.delta_nll), css="num"),
-        _number_cell(row.kl, 4),
-        Cell("–" if pd.isna(row.top1_agreement) else f"{100 * row.top1_agreement:.1f} %", _sortable(row.top1_agreement),
+        number_cell(row.bits_per_weight, 2),
+        number_cell(row.size_mb, 1),
+        number_cell(row.ppl, 2),
+        Cell("–" if original else percent(rise), sortable(rise), css="num", band=band),
+        Cell("–" if original else own.text(), sortable(row.delta_nll), css="num"),
+        number_cell(row.kl, 4),
+        Cell("–" if pd.isna(row.top1_agreement) else f"{100 * row.top1_agreement:.1f} %", sortable(row.top1_agreement),
              css="num"),
-        _number_cell(row.tokens_per_s, 0),
-        Cell("–", -1, css="num") if original else _number_cell(row.quantize_s, 1, " s"),
+        number_cell(row.tokens_per_s, 0),
+        Cell("–", -1, css="num") if original else number_cell(row.quantize_s, 1, " s"),
         Cell(str(row.storage), str(row.storage)),
     ]  # fmt: skip
 
@@ -339,7 +292,7 @@ def pairs_table(comparisons: pd.DataFrame, colours: dict[str, str]) -> Table:
         first, second = (row.method_b, row.method_a) if flip else (row.method_a, row.method_b)
         found = Difference(-found.delta, -found.high, -found.low, found.sequences) if flip else found
         cells = [Cell(name, name, colours.get(name, "")) for name in (first, second)]
-        cells.append(Cell(found.text(), _sortable(found.delta), css="num"))
+        cells.append(Cell(found.text(), sortable(found.delta), css="num"))
         rows.append([*cells, Cell(names[found.outcome], names[found.outcome])])
     headings = [("first", "the method with the lower NLL"), ("second", ""), ("delta_nll", "first minus second"),
                 ("verdict", "by the 95 % interval")]  # fmt: skip
@@ -356,9 +309,9 @@ def check_table(check: dict[str, Any], channels: pd.DataFrame | None) -> Table:
         rows.append(
             [
                 Cell(linear_kind(linear["linear"]), linear["linear"]),
-                *(Cell(f"{linear[key]:.3e}", _sortable(linear[key]), css="num") for key in ("mse_awq", "mse_praq")),
-                Cell(f"{found.delta:+.2e} [{found.low:+.2e}, {found.high:+.2e}]", _sortable(found.delta), css="num"),
-                Cell("–" if common is None else f"{100 * common:.0f} %", _sortable(common), css="num"),
+                *(Cell(f"{linear[key]:.3e}", sortable(linear[key]), css="num") for key in ("mse_awq", "mse_praq")),
+                Cell(f"{found.delta:+.2e} [{found.low:+.2e}, {found.high:+.2e}]", sortable(found.delta), css="num"),
+                Cell("–" if common is None else f"{100 * common:.0f} %", sortable(common), css="num"),
                 Cell(verdict, verdict),
             ]
         )
@@ -394,7 +347,7 @@ def recipes_table(summary: pd.DataFrame, colours: dict[str, str]) -> tuple[Table
 def steps_tables(steps: pd.DataFrame) -> tuple[Table, Table]:
     """Wall time and memory by rule, and by job."""
     grouped = steps.groupby("rule", sort=False)
-    rules = [[Cell(rule, rule), _number_cell(len(rows), 0), *_costs(rows)] for rule, rows in grouped]
+    rules = [[Cell(rule, rule), number_cell(len(rows), 0), *_costs(rows)] for rule, rows in grouped]
     jobs = [[Cell(row.rule, row.rule), Cell(str(row.job), str(row.job)), *_costs(steps.loc[[row.Index]])]
             for row in steps.itertuples()]  # fmt: skip
     costs = [("wall time", ""), ("memory, MB", "largest resident set of a job")]
@@ -409,24 +362,12 @@ def steps_tables(steps: pd.DataFrame) -> tuple[Table, Table]:
 def _costs(rows: pd.DataFrame) -> list[Cell]:
     """Summed wall time and largest memory of some jobs."""
     seconds = rows.seconds.sum()
-    memory = [_number_cell(rows[key].max(), 0) for key in ("max_rss_mb", "gpu_peak_mb") if key in rows]
-    return [Cell(duration(seconds), _sortable(seconds), css="num"), *memory]
+    memory = [number_cell(rows[key].max(), 0) for key in ("max_rss_mb", "gpu_peak_mb") if key in rows]
+    return [Cell(duration(seconds), sortable(seconds), css="num"), *memory]
 
 
 def _headings(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, DEFINITIONS.get(name, "")) for name in names]
-
-
-def _sortable(value: float | None) -> float:
-    """What a table sorts a number by: missing ones below all others, infinity above."""
-    if value is None or pd.isna(value):
-        return -1e300
-    return max(min(float(value), 1e300), -1e300)
-
-
-def _number_cell(value: float, digits: int, unit: str = "") -> Cell:
-    text = number(value, digits)
-    return Cell(text if text == "–" else text + unit, _sortable(value), css="num")
 
 
 def _setting(value: Any) -> Cell:
@@ -450,8 +391,9 @@ def build(
     checks: dict[str, Any] | None = None,
     channels: pd.DataFrame | None = None,
     steps: pd.DataFrame | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
-    """The report as one HTML text; figures: SVG text by the key that `figures.draw` gives it."""
+    """The report as one HTML text; figures: SVG text by the key that `figures.draw` gives it; sections: of analyses."""
     models = list(dict.fromkeys(summary.model))
     recipes, shared = recipes_table(summary, colours)
     page = {
@@ -460,6 +402,7 @@ def build(
                    (checks or {}).get(model), channels)
             for i, model in enumerate(models)
         ],
+        "sections": sections,
         "n_pairs": len(comparisons),
         "summary": summary_table(summary, colours),
         "definitions": DEFINITIONS,
@@ -473,7 +416,7 @@ def build(
         "steps": None if steps is None or steps.empty else steps_tables(steps),
         "total": "" if steps is None or steps.empty else duration(steps.seconds.sum()),
         "peak": 0 if steps is None or steps.empty else steps.max_rss_mb.max(),
-        "downloads": [(f"{name}.csv", _csv(frame)) for name, frame in
+        "downloads": [(f"{name}.csv", csv_uri(frame)) for name, frame in
                       (("summary", summary), ("comparisons", comparisons), ("layers", layers))],
         "library": _library(),
     }  # fmt: skip
@@ -606,7 +549,7 @@ CHECK_PICTURES = {
 def _pictures(figures: dict[str, str], prefix: str, captions: dict[str, str], where: str) -> list[Picture]:
     """Those of the figures that exist."""
     return [
-        Picture(_data_uri("image/svg+xml", figures[prefix + name]), f"{name.replace('_', ' ')}: {where}. {text}", text)
+        Picture(data_uri("image/svg+xml", figures[prefix + name]), f"{name.replace('_', ' ')}: {where}. {text}", text)
         for name, text in captions.items()
         if prefix + name in figures
     ]
@@ -635,18 +578,10 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _csv(frame: pd.DataFrame) -> str:
-    return _data_uri("text/csv", frame.to_csv(index=False))
-
-
-def _data_uri(kind: str, text: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
-
-
 def _library() -> dict[str, Any]:
     """DataTables as itables bundles it: the module as a data URI, and its style sheet."""
     from itables import options
 
     script = Path(options.dt_bundle)
     style = script.with_suffix(".css").read_text(encoding="utf-8")
-    return {"module": _data_uri("text/javascript", script.read_text(encoding="utf-8")), "style": style}
+    return {"module": data_uri("text/javascript", script.read_text(encoding="utf-8")), "style": style}
