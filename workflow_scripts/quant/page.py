@@ -91,7 +91,7 @@ def number_cell(value: float, digits: int, unit: str = "") -> Cell:
 
 
 def csv_uri(frame: pd.DataFrame) -> str:
-    return data_uri("text/csv", frame.tocsv_uri(index=False))
+    return data_uri("text/csv", frame.to_csv(index=False))
 
 
 def data_uri(kind: str, text: str) -> str:
