@@ -103,3 +103,6 @@ def test_dive_scores_are_those_of_the_methods(tiny_checkpoint: Path, captured: C
     expected_row = agreement("g", "output", gate.score_awq.to_numpy(), gate.score_praq.to_numpy(), [0.2])
     found = rows[(rows.side == "output") & rows.linear.str.endswith("gate_proj")].iloc[0]
     assert found.spearman == expected_row["spearman"]
+    scores = gate.score_praq.tolist()
+    first = scores[gate.score_awq.tolist().index(gate.score_awq.max())]
+    assert found.praq_rank_of_first == 1 + sum(score > first for score in scores)

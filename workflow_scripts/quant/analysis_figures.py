@@ -31,7 +31,7 @@ def linear_colours(linears: Sequence[str]) -> dict[str, str]:
 def save_bitmap(fig: Figure, path: str | Path, provenance: dict[str, Any]) -> None:
     """Writes the figure as PNG or WebP by its suffix, the same for the same data; a PNG with its provenance as JSON."""
     buffer, kind = io.BytesIO(), Path(path).suffix[1:]
-    options: dict[str, Any] = {"dpi": 150, "pil_kwargs": {"quality": 80, "method": 6}}
+    options: dict[str, Any] = {"dpi": 140, "pil_kwargs": {"quality": 80, "method": 4}}
     if kind == "png":
         description = json.dumps(provenance, sort_keys=True)
         options = {"dpi": 160, "metadata": {"Software": None, "Description": description}}

@@ -163,6 +163,7 @@ def deep_dive(
         "v3's, here without its sums over blocks of 32 rows. Input channels have saliences, which say what columns to "
         "scale up: AWQ's E|x| and PRAQ's, which on attention linears is AWQ's by definition (ρ = 1).",
         *(_overlap_line(agreement, share) for share in record["top"]),
+        *_first_line(agreement),
         "The intervals take a linear's channels for draws from a larger population (Fisher's scale, Bonett and "
         "Wright's variance). Agreement is not quality: the perplexities say which importance serves better.",
     ]
@@ -221,6 +222,15 @@ def _overlap_line(agreement: pd.DataFrame, share: float) -> str:
     )
 
 
+def _first_line(agreement: pd.DataFrame) -> list[str]:
+    """Where PRAQ puts the input channel that AWQ puts first, in linears where the two differ."""
+    rows = agreement[(agreement.side == "input") & (agreement.spearman < 1)]
+    places = ", ".join(
+        f"{row.praq_rank_of_first:,} of {row.channels:,} in {linear_kind(row.linear)}" for row in rows.itertuples()
+    )
+    return [f"The input channel that is AWQ's number 1 is by PRAQ number {places}."] if places else []
+
+
 def agreement_table(agreement: pd.DataFrame, shares: Sequence[float]) -> Table:
     columns = [("linear", ""), ("channels of", "output: protection scores; input: saliences"), ("channels", ""),
                ("Spearman's ρ", "with its 95 % interval"),
@@ -243,8 +253,8 @@ def synthetic(summary: dict[str, Any], figure: str) -> Section:
     lines = [
         f"Half of {options['outputs']} outputs (group A) have z near N(1, 1), so that SiLU lets them through; the "
         f"others (group B) have weights so many times as large and a bias of {_minus(options['bias'])}, so that "
-        f"they are loud before SiLU. {_share(options['keep_ratio'], 0)} of the outputs are kept exact by each score; the other rows "
-        f"get weight noise of {options['noise']:g} times their own size. X is {options['tokens']:,} × "
+        f"they are loud before SiLU. {_share(options['keep_ratio'], 0)} of the outputs are kept exact by each score; "
+        f"the other rows get weight noise of {options['noise']:g} times their own size. X is {options['tokens']:,} × "
         f"{options['inputs']}, drawn anew for each of {options['seeds']} seeds; intervals are 95 %, over seeds.",
         *(_scale_line(row) for row in scales),
         "The data is made to mislead E|z|: it shows a mechanism, and no model need have such channels. How many a real "
@@ -292,8 +302,8 @@ def _scale_line(row: dict[str, Any]) -> str:
     return (
         f"Weights × {row['weight_scale']:g}: PRAQ v3 minus AWQ {_small(difference['mean'])} "
         f"[{_small(difference['low'])}, {_small(difference['high'])}], AWQ {_small(methods['awq']['mean'])}, the "
-        f"oracle {_small(methods['oracle']['mean'])}; of what PRAQ keeps, {_share(methods['praq']['kept_b'], 0)} is of group B"
-        + ("; a random choice errs less than PRAQ's." if worse else ".")
+        f"oracle {_small(methods['oracle']['mean'])}; of what PRAQ keeps, {_share(methods['praq']['kept_b'], 0)} is of "
+        "group B" + ("; a random choice errs less than PRAQ's." if worse else ".")
     )
 
 

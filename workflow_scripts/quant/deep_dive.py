@@ -69,10 +69,12 @@ def input_channels(files: Files, linear: str, patterns: dict[str, list[str]]) ->
 
 
 def agreement(linear: str, side: str, awq: np.ndarray, praq: np.ndarray, shares: list[float]) -> dict[str, Any]:
-    """A row: the rank correlation of the two importances and what their top channels share."""
+    """A row: the rank correlation of the two importances, what their top channels share, and the rank that AWQ's first
+    channel has by PRAQ (1: its first too)."""
     rho, low, high = spearman(awq, praq)
+    row = {"linear": linear, "side": side, "channels": len(awq), "spearman": rho, "low": low, "high": high}
     tops = {f"overlap_{share:g}": overlap(awq, praq, share) for share in shares}
-    return {"linear": linear, "side": side, "channels": len(awq), "spearman": rho, "low": low, "high": high} | tops
+    return row | tops | {"praq_rank_of_first": 1 + int((praq > praq[awq.argmax()]).sum())}
 
 
 def dive(
