@@ -26,6 +26,8 @@ include: "rules/quantize.smk"
 include: "rules/autoawq.smk"
 include: "rules/evaluate.smk"
 include: "rules/analyse.smk"
+include: "rules/preactivations.smk"
+include: "rules/synthetic.smk"
 include: "rules/report.smk"
 
 

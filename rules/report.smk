@@ -53,6 +53,14 @@ rule report:
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,
+        preactivations=expand(rules.analyse_preactivations.output.record, model=STUDY["models"]),
+        preactivation_tables=expand(rules.analyse_preactivations.output.table, model=STUDY["models"]),
+        preactivation_figures=expand(rules.plot_preactivations.output.summary, model=STUDY["models"]),
+        layer_figures=expand(rules.plot_preactivations.output.index, model=STUDY["models"]),
+        dives=expand(rules.deep_dive.output.record, model=STUDY["models"], layer=DEEP_DIVES),
+        dive_figures=expand(rules.plot_deep_dive.output, model=STUDY["models"], layer=DEEP_DIVES),
+        synthetic=rules.synthetic_benchmark.output.summary,
+        synthetic_figure=rules.plot_synthetic.output,
     output:
         "results/report.html",
     log:

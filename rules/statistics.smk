@@ -1,4 +1,5 @@
-# One pass over the calibration text serves every method: small per-channel means, and the large second moments.
+# One pass over the calibration text serves every method: small per-channel means, the large second moments,
+# and ranges and samples of what each linear puts out.
 
 
 rule collect_statistics:
@@ -10,6 +11,7 @@ rule collect_statistics:
     output:
         channels="results/{model}/calibration/{calibration}/channels.safetensors",
         moments="results/{model}/calibration/{calibration}/second_moments.safetensors",
+        preactivations="results/{model}/calibration/{calibration}/preactivations.safetensors",
     log:
         "results/logs/collect_statistics/{model}/{calibration}.log",
     benchmark:

@@ -71,6 +71,8 @@ OVERLAY = {
         "heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}
     },
     "check_mse": {"layer": 1, "n_samples": 8},
+    "deep_dive": {"layers": [1], "channels": 3},
+    "synthetic": {"tokens": 64, "inputs": 16, "outputs": 8, "seeds": 4, "weight_scales": [3, 5]},
     "comparison": {"resamples": 999},
     "compute": {"threads": 1},
     "defaults": {"group_size": 16, "n_grid": 5},

@@ -21,4 +21,5 @@ with job(snakemake.log[0], snakemake.threads):
         dtype(compute["dtype"], where, checkpoint),
         batch_tokens(compute["batch_tokens"], where),
         {"model_fingerprint": read_json(snakemake.input.model)["fingerprint"], "versions": versions()},
+        snakemake.output.preactivations,
     )

@@ -1,13 +1,40 @@
 """One self-contained HTML page."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from quant import figures, report
+from quant import analysis_sections, figures, report
 from quant.artifacts import read_json, versions, write_text
 from quant.job import job
+from quant.page import Section
 from quant.steps import read_benchmarks
+
+
+def analyses() -> Iterator[Section]:
+    """A section for each analysis of each model, in the order of the study; the layers' follow their model's."""
+    records = list(map(read_json, snakemake.input.preactivations))
+    for i, record in enumerate(records):
+        place = f"-{i}" if len(records) > 1 else ""
+        folder = Path(snakemake.input.preactivations[i]).parent
+        index = read_json(folder / "layers.json")
+        yield analysis_sections.preactivations(
+            place,
+            pd.read_csv(folder / "preactivations.csv"),
+            record,
+            (folder / "preactivations.svg").read_text(encoding="utf-8"),
+            [(entry["layer"], (folder / entry["file"]).read_bytes()) for entry in index],
+        )
+        for path in map(Path, snakemake.input.dives):
+            if (dive := read_json(path))["model"] == record["model"]:
+                tables = (pd.read_csv(path.with_name(name)) for name in ("agreement.csv", "channel_statistics.csv"))
+                pictures = ("correlation_awq_praq.png", "negative_channels_detailed.png")
+                drawn = (path.with_name(name).read_bytes() for name in pictures)
+                yield analysis_sections.deep_dive(place, dive, *tables, *drawn)
+    figure = Path(snakemake.input.synthetic_figure[0]).read_text(encoding="utf-8")
+    yield analysis_sections.synthetic(read_json(snakemake.input.synthetic), figure)
+
 
 with job(snakemake.log[0]):
     config = snakemake.params.config
@@ -34,5 +61,6 @@ with job(snakemake.log[0]):
         checks=checks or None,
         channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
+        sections=list(analyses()),
     )
     write_text(snakemake.output[0], page)

@@ -16,6 +16,10 @@ CONTRACT = {
     *("delta_nll", "delta_nll_low", "delta_nll_high", "tokens_per_s", "quantize_s", "storage"),
 }
 AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
+PREACTIVATIONS = {"analyse_preactivations": 1, "plot_preactivations": 1}
+DEEP_DIVE = {"deep_dive": 1, "plot_deep_dive": 1}
+SYNTHETIC = {"synthetic_benchmark": 1, "plot_synthetic": 1}
+ANALYSIS_PLOTS = {"plot_preactivations": 1, "plot_deep_dive": 1, "plot_synthetic": 1}
 
 
 def test_summary_keeps_its_contract(study: Path) -> None:
@@ -77,6 +81,31 @@ def test_report_stands_alone(study: Path) -> None:
     assert 'src="http' not in page and 'href="http' not in page
 
 
+def test_analyses_are_artifacts_and_sections(study: Path) -> None:
+    folder = study / "results/tiny/analysis"
+    table = pd.read_csv(folder / "preactivations.csv")
+    assert len(table) == 14 and (table.p5_low <= table.p5).all() and (table.p5 <= table.p95).all()
+    assert tiny.read(folder / "preactivations.json")["provenance"]["token_fingerprint"]
+    for entry in tiny.read(folder / "layers.json"):
+        assert (folder / entry["file"]).read_bytes()[8:12] == b"WEBP"
+    for name in ("correlation_awq_praq.png", "negative_channels_detailed.png"):
+        assert (folder / "layer-1" / name).read_bytes().startswith(b"\x89PNG")
+    channels = pd.read_csv(folder / "layer-1/channel_statistics.csv")
+    assert len(channels) == 48 * 3 + 24 * 2 + 80 * 2 and {"score_awq", "score_praq", "risky"} <= set(channels)
+    assert len(pd.read_csv(study / "results/synthetic.csv")) == 2 * 4 * 4
+    page = (study / "results/report.html").read_text()
+    for anchor in ("preactivations", "layer-1", "synthetic"):
+        assert f'<section id="{anchor}">' in page and f'href="#{anchor}"' in page
+    assert page.count("data:image/webp") == 2
+
+
+def test_a_deep_dive_beyond_the_last_layer_is_refused(copy: Path) -> None:
+    done = tiny.snakemake(copy, "results/tiny/analysis/layer-2/layer.json")
+    seen = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in seen
+    assert "deep_dive.layers: layer 2: the model has layers 0 to 1; choose some of them" in seen
+
+
 def test_snakemakes_own_report_builds_with_captions(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "snakemake.html"
     done = tiny.snakemake(study, "results/report.html", "--report", str(page))
@@ -122,7 +151,11 @@ FEWER_KL_TOKENS = {"heldout": tiny.OVERLAY["datasets"]["heldout"] | {"kl_tokens"
         ({"study": {"methods": ["rtn_g", "gw_awq"]}}, AGGREGATES),
         ({"methods": {"unused": {"bits": 2}}}, {"plot": 1, "report": 1}),
         ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse": 1, "plot": 1, "report": 1}),
-        ({"comparison": {"resamples": 1999}}, {"check_mse": 1, **AGGREGATES}),
+        ({"comparison": {"resamples": 1999}}, {"check_mse": 1, **SYNTHETIC, **AGGREGATES}),
+        ({"analysis": {"dead": -2.0}}, {**PREACTIVATIONS, **DEEP_DIVE, "report": 1}),
+        ({"deep_dive": {"layers": [0, 1]}}, {**DEEP_DIVE, "report": 1}),
+        ({"deep_dive": {"channels": 2}}, {"plot_deep_dive": 1, "report": 1}),
+        ({"synthetic": {"noise": 0.3}}, {**SYNTHETIC, "report": 1}),
         ({"datasets": FEWER_KL_TOKENS}, {"evaluate_original": 1, "evaluate": 3, **AGGREGATES}),
         ({"methods": {"rtn_g": {"seed": 7}}}, one_method()),
     ],
@@ -147,13 +180,18 @@ QUANTIZE_ALL = one_method(3)
     ("module", "expected"),
     [
         ("rounding.py", QUANTIZE_ALL),
-        ("protection.py", {"check_mse": 1, **QUANTIZE_ALL}),
+        ("protection.py", {"check_mse": 1, **DEEP_DIVE, **SYNTHETIC, **QUANTIZE_ALL}),
         ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
-        ("salience.py", QUANTIZE_ALL),
+        ("salience.py", {**DEEP_DIVE, **QUANTIZE_ALL}),
         ("referee.py", {"measure_error": 3, **AGGREGATES}),
         ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
-        ("compare.py", {"check_mse": 1, **AGGREGATES}),
-        ("figures.py", {"plot": 1, "report": 1}),
+        ("compare.py", {"check_mse": 1, **SYNTHETIC, **AGGREGATES}),
+        ("figures.py", {"plot": 1, **ANALYSIS_PLOTS, "report": 1}),
+        ("analysis_figures.py", {**ANALYSIS_PLOTS, "report": 1}),
+        ("analysis_sections.py", {"report": 1}),
+        ("preactivations.py", {**PREACTIVATIONS, **DEEP_DIVE, "plot_synthetic": 1, "report": 1}),
+        ("deep_dive.py", {**DEEP_DIVE, "report": 1}),
+        ("synthetic.py", {**SYNTHETIC, "report": 1}),
         ("report.py", {"report": 1}),
         ("../templates/report.html.j2", {"report": 1}),
     ],

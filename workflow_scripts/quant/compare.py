@@ -27,9 +27,9 @@ def paired_difference(a: np.ndarray, b: np.ndarray, weights: np.ndarray, resampl
     difference = a - b
     mean = difference.sum() / weights.sum()
     if len(difference) < 2:
-        return Difference(mean, -np.inf, np.inf)
+        return Difference(float(mean), -np.inf, np.inf)
     if np.ptp(difference / weights) == 0:
-        return Difference(mean, mean, mean)
+        return Difference(float(mean), float(mean), float(mean))
 
     def ratio(d: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
         return d.sum(axis) / w.sum(axis)

@@ -52,7 +52,20 @@ NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tau": ("keep", ("praq",)),
     "noise_factor": ("keep", ("praq",)),
 }
-RESERVED = {"original", "figures", "logs", "benchmarks", "sources", "calibration", "datasets", "best", "check_mse"}
+RESERVED = {
+    *(
+        "original",
+        "figures",
+        "logs",
+        "benchmarks",
+        "sources",
+        "calibration",
+        "datasets",
+        "best",
+        "check_mse",
+        "analysis",
+    ),
+}
 
 
 def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,17 @@ class Answer(NamedTuple):
     lines: list[str]
 
 
+class Folded(NamedTuple):
+    """What a section shows only when its label is clicked: figures, and tables with their labels."""
+
+    label: str
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[tuple[str, Table], ...] = ()
+
+
 class Section(NamedTuple):
     """Part of the page: what it asks or shows, the answer in one sentence (empty where there is none), lines that
-    support it, figures, and tables with their labels."""
+    support it, figures, tables with their labels, and what is folded away."""
 
     anchor: str
     title: str
@@ -52,6 +60,7 @@ class Section(NamedTuple):
     lines: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
+    folded: tuple[Folded, ...] = ()
 
 
 def number(value: float | None, digits: int) -> str:
@@ -94,5 +103,6 @@ def csv_uri(frame: pd.DataFrame) -> str:
     return data_uri("text/csv", frame.to_csv(index=False))
 
 
-def data_uri(kind: str, text: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+def data_uri(kind: str, content: str | bytes) -> str:
+    raw = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"

@@ -1,8 +1,8 @@
 """Calibration statistics of every linear, in one pass over the decoder blocks.
 
 Per input that linears read: E|x|, E[x²], E[x] and the second moment H = E[xxᵀ]. Per linear y = Wx + b, z its output:
-E z, std z, E|z|, E|act(z)|. Linears that read the same tensor (q/k/v; gate/up) share one input, found by watching
-the model run. H is summed in float32, everything else in float64.
+E z, std z, E|z|, E|act(z)|, its range, and z itself at sampled tokens. Linears that read the same tensor (q/k/v;
+gate/up) share one input, found by watching the model run. H is summed in float32, everything else in float64.
 """
 
 import json
@@ -18,6 +18,7 @@ from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
+from quant.preactivation_sums import Preactivations, TokenSample
 from quant.second_moments import add_outer, mirror
 from quant.tokens import Batch, Tokens
 
@@ -87,19 +88,22 @@ def real_rows(t: Tensor, batch: Batch) -> Tensor:
 class Watch:
     """Hooks on a block's linears that feed the sums with real tokens only."""
 
-    def __init__(self, block: nn.Module, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, block: nn.Module, activation: Callable[[Tensor], Tensor], sample: TokenSample | None) -> None:
         self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
         self.outputs: dict[str, OutputSums] = {}
+        self.preactivations: dict[str, Preactivations] = {}
         self.reads: dict[str, str] = {}
         self._batch: Batch | None = None
         self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
-        self._activation = activation
+        self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
         self._hooks = [
             block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
         ]
 
     def observe(self, batch: Batch) -> None:
         self._batch, self._seen = batch, {}
+        if self._sample is not None:
+            self._rows = self._sample.rows(batch)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
@@ -112,9 +116,10 @@ class Watch:
                 )
             if source == name:
                 self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(real_rows(x, self._batch))
-            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(
-                real_rows(z, self._batch)
-            )
+            rows = real_rows(z, self._batch)
+            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(rows)
+            if self._sample is not None:
+                self.preactivations.setdefault(name, Preactivations()).add(rows, self._rows)
 
         return record
 
@@ -142,15 +147,19 @@ def collect(
     dtype: torch.dtype,
     batch_tokens: int,
     provenance: dict[str, Any],
+    preactivations_path: str | Path | None = None,
 ) -> None:
-    """One pass; writes the small per-channel statistics and the second moments as two files."""
+    """One pass; writes the small per-channel statistics, the second moments, and where a path is given the ranges and
+    samples of z, as files."""
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
     activation = activation_of(run.model)
+    sample = None if preactivations_path is None else TokenSample([len(ids) for ids in calibration.sequences])
     reads: dict[str, str] = {}
     small: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
+    preactivations: dict[str, Tensor] = {}
     for _, prefix, block, advance in run.each():
-        watch = Watch(block, activation)
+        watch = Watch(block, activation, sample)
         advance(watch.observe)
         watch.close()
         unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
@@ -161,8 +170,10 @@ def collect(
             small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
         for name, sums in watch.outputs.items():
             small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+        for name, kept in watch.preactivations.items():
+            preactivations |= {f"{prefix}.{name}.{key}": value for key, value in kept.results().items()}
         reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
-    for name, value in (small | moments).items():
+    for name, value in (small | moments | preactivations).items():
         if not torch.isfinite(value).all():
             raise InputError(
                 f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text"
@@ -175,3 +186,5 @@ def collect(
     }
     tensorfile.save(channels_path, small, metadata)
     tensorfile.save(moments_path, moments, metadata)
+    if preactivations_path is not None:
+        tensorfile.save(preactivations_path, preactivations, metadata)

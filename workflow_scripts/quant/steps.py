@@ -7,9 +7,16 @@ import pandas as pd
 
 
 def wanted(job: tuple[str, ...], study: dict[str, list[str]]) -> bool:
-    """Whether a job's wildcards (model/method/dataset, as far as it has them) are part of the study."""
+    """Whether a job's wildcards (model/method/dataset, or model/layer, as far as it has them) are part of the study."""
     names = {*study["models"], *study["methods"], *study["datasets"], "original"}
-    return not job or job[0] not in study["models"] or len(job) < 2 or job[1] in names or job[1].startswith("n")
+    return (
+        not job
+        or job[0] not in study["models"]
+        or len(job) < 2
+        or job[1] in names
+        or job[1].startswith("n")
+        or job[1].isdigit()
+    )
 
 
 def read_benchmarks(folder: Path, study: dict[str, Any]) -> pd.DataFrame:

@@ -1,0 +1,43 @@
+# The "loud silence" benchmark: needs no model.
+
+
+rule synthetic_benchmark:
+    output:
+        trials=report("results/synthetic.csv", category="Synthetic benchmark", caption="../docs/captions/synthetic.rst"),
+        summary="results/synthetic.json",
+    log:
+        "results/logs/synthetic_benchmark.log",
+    benchmark:
+        "results/benchmarks/synthetic_benchmark.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    params:
+        options=CONFIG["synthetic"],
+        praq=PRAQ_PARAMETERS,
+        comparison=CONFIG["comparison"],
+        code=code("synthetic_benchmark.py"),
+    script:
+        "../workflow_scripts/synthetic_benchmark.py"
+
+
+rule plot_synthetic:
+    input:
+        rules.synthetic_benchmark.output.summary,
+    output:
+        "results/figures/synthetic.svg",
+    log:
+        "results/logs/plot_synthetic.log",
+    benchmark:
+        "results/benchmarks/plot_synthetic.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        code=code("plot_synthetic.py"),
+    script:
+        "../workflow_scripts/plot_synthetic.py"

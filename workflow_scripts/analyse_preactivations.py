@@ -1,0 +1,26 @@
+"""Statistics of every linear's pre-activations, and which of its channels are dead, risky or critical."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from quant.artifacts import read_json, versions, whole, write_json
+from quant.job import job
+from quant.preactivations import analyse, opened
+
+with job(snakemake.log[0]):
+    checkpoint = Path(snakemake.input.config).parent
+    model, thresholds = snakemake.wildcards.model, snakemake.params.thresholds
+    with opened(checkpoint, Path(snakemake.input.channels), Path(snakemake.input.preactivations)) as files:
+        table = pd.DataFrame(analyse(files, snakemake.params.linears, thresholds))
+        calibration = files.channels.info("provenance")
+        sampled = len(files.sample(files.linears()[0]))
+    with whole(snakemake.output.table) as temporary:
+        table.assign(model=model).to_csv(temporary, index=False)
+    provenance = {
+        "versions": versions(),
+        "token_fingerprint": calibration["token_fingerprint"],
+        "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
+    }
+    record = {"model": model, "thresholds": thresholds, "tokens": calibration["tokens"], "sampled_tokens": sampled}
+    write_json(snakemake.output.record, record | {"provenance": provenance})

@@ -1,0 +1,28 @@
+"""AWQ's and PRAQ's importance of every channel of one layer, and how far they agree."""
+
+from pathlib import Path
+
+from quant.artifacts import read_json, versions, whole, write_json
+from quant.deep_dive import dive
+from quant.job import job
+from quant.preactivations import opened
+
+with job(snakemake.log[0]):
+    layer, params = int(snakemake.wildcards.layer), snakemake.params
+    paths = (Path(snakemake.input[key]) for key in ("channels", "preactivations"))
+    with opened(Path(snakemake.input.config).parent, *paths) as files:
+        tables = dive(files, layer, params.linears, params.thresholds, params.praq, params.top)
+        calibration = files.channels.info("provenance")
+    provenance = {
+        "versions": versions(),
+        "token_fingerprint": calibration["token_fingerprint"],
+        "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
+    }
+    for path, table in zip((snakemake.output[key] for key in ("outputs", "inputs", "agreement")), tables, strict=True):
+        with whole(path) as temporary:
+            table.assign(model=snakemake.wildcards.model, layer=layer).to_csv(
+                temporary, index=False, float_format="%.7g"
+            )
+    record = {"model": snakemake.wildcards.model, "layer": layer, "thresholds": params.thresholds, "praq": params.praq}
+    record |= {"top": params.top, "tokens": calibration["tokens"], "provenance": provenance}
+    write_json(snakemake.output.record, record)
