@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import channels_of, kind_of
-from quant.compare import paired_difference
+from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.grids import Grid, nearest
 from quant.protection import awq_score, praq_score, sum_blocks, top
@@ -113,7 +113,8 @@ def check(
                 common = {"layer": layer, "linear": full, "kind": kind_of(full, patterns)}
                 linear_rows.append(common | compare_choices(candidate, lengths, resamples, seed))
                 channel_rows += [common | row for row in rows_by_channel(candidate, chosen[name], lengths.sum())]
-    return channel_rows, linear_rows
+    corrected = holm([row["p"] for row in linear_rows])
+    return channel_rows, [row | {"p_holm": float(p)} for row, p in zip(linear_rows, corrected, strict=True)]
 
 
 def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
@@ -127,6 +128,7 @@ def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, 
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,
+        "p": difference.p,
     }
 
 
