@@ -19,6 +19,7 @@ with job(snakemake.log[0]):
     }
     provenance = {
         "versions": versions(),
+        "code": snakemake.params.code,
         "seed": config["calibration"]["seed"],
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
@@ -34,5 +35,11 @@ with job(snakemake.log[0]):
         checks=checks or None,
         channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
+        answers=read_json(snakemake.input.answers)["models"],
+        sources={
+            "sensitivity.csv": pd.read_csv(snakemake.input.sensitivity),
+            "rounding_stats.csv": pd.read_csv(snakemake.input.rounding),
+        },
+        written=snakemake.params.written,
     )
     write_text(snakemake.output[0], page)

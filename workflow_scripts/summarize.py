@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from quant.artifacts import read_json, whole
-from quant.compare import comparison_table, summary_row
+from quant.compare import comparison_table, corrected, summary_row
 from quant.job import job
 
 
@@ -43,7 +43,7 @@ with job(snakemake.log[0]):
     linears = pd.concat(map(pd.read_csv, snakemake.input.linears))
     recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
     tables = {
-        snakemake.output.summary: pd.DataFrame(summary),
+        snakemake.output.summary: corrected(pd.DataFrame(summary)),
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears, recipes),

@@ -102,9 +102,7 @@ def text_lengths(n: int, ragged: bool) -> np.ndarray:
     return np.random.default_rng(5).gamma(2, 60, n).clip(8, 511).round()
 
 
-def simulated_sums(
-    rng: np.random.Generator, shape: tuple[int, ...], tokens: np.ndarray, skewness: float
-) -> np.ndarray:
+def simulated_sums(rng: np.random.Generator, shape: tuple[int, ...], tokens: np.ndarray, skewness: float) -> np.ndarray:
     """NLL sums [..., n] about 0: a skewed rate that a sequence's tokens share, and noise of each token's own."""
     return tokens * skewed_rates(rng, shape, skewness) + np.sqrt(tokens) * rng.normal(0, 0.3, shape)
 
@@ -146,7 +144,9 @@ def slow_bootstrap(d: np.ndarray, w: np.ndarray, resamples: int, seed: int) -> t
 
     def rate_and_error(d: np.ndarray, w: np.ndarray) -> tuple[float, float]:
         rate = sum(d) / sum(w)
-        return rate, (len(d) / (len(d) - 1) * sum((x - rate * v) ** 2 for x, v in zip(d, w, strict=True))) ** 0.5 / sum(w)
+        return rate, (len(d) / (len(d) - 1) * sum((x - rate * v) ** 2 for x, v in zip(d, w, strict=True))) ** 0.5 / sum(
+            w
+        )
 
     rate, error = rate_and_error(d, w)
     pivots = []
@@ -217,7 +217,9 @@ def test_a_difference_of_the_smallest_size_is_shown_half_of_the_time() -> None:
 
 
 def evaluation(method: str, nll: np.ndarray, tokens: np.ndarray) -> dict:
-    rows = [{"sequence": i, "tokens": int(w), "nll": float(x)} for i, (x, w) in enumerate(zip(nll, tokens, strict=True))]
+    rows = [
+        {"sequence": i, "tokens": int(w), "nll": float(x)} for i, (x, w) in enumerate(zip(nll, tokens, strict=True))
+    ]
     return {"model": "m", "dataset": "d", "method": method, "sequences": rows}
 
 

@@ -18,7 +18,9 @@ from scipy.stats import t as student
 CONFIDENCE = 0.95
 LEVEL = 1 - CONFIDENCE
 FEW = 8  # with fewer sequences most resamples repeat another: Student's t instead of the bootstrap
-RESAMPLES_PER_COMPARISON = 200  # p is at least 2/(resamples + 1); corrected, it must be able to fall to a fifth of LEVEL
+RESAMPLES_PER_COMPARISON = (
+    200  # p is at least 2/(resamples + 1); corrected, it must be able to fall to a fifth of LEVEL
+)
 COLUMNS = [
     *("model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"),
     *("p", "p_holm", "detectable"),
@@ -104,6 +106,13 @@ def detectable(error: float, sequences: int, comparisons: int) -> float:
     return float(error * student.ppf(1 - LEVEL / (2 * max(comparisons, 1)), sequences - 1))
 
 
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows (p, error, sequences, …) that are one family, with p_holm and detectable in place of error."""
+    size = int(frame["p"].notna().sum())
+    seen = [detectable(row.error, row.sequences, size) for row in frame.itertuples()]
+    return frame.assign(p_holm=holm(frame["p"]), detectable=np.array(seen, dtype=float)).drop(columns="error")
+
+
 def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) -> Difference:
     """Of two evaluations' rows (sequence, tokens, nll), which must be of the same sequences."""
     check_same(a, b)
@@ -118,7 +127,7 @@ def check_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
 
 
 def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples: int, seed: int) -> dict[str, Any]:
-    """A row of summary.csv from a method's evaluation and the original's."""
+    """A row of summary.csv from a method's evaluation and the original's; the original is compared with nothing."""
     rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
     difference = compare_pair(rows, reference, resamples, seed)
     nll = rows["nll"].sum() / rows["tokens"].sum()
@@ -136,6 +145,8 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
         "tokens": int(rows["tokens"].sum()),
         "sequences": len(rows),
         **{key: evaluation[key] for key in ("protocol", "seq_len", "kl_tokens")},
+        "p": np.nan if evaluation["method"] == original["method"] else difference.p,
+        "error": difference.error,
     }
 
 
@@ -146,14 +157,11 @@ def comparison_table(groups: Sequence[dict[str, dict[str, Any]]], resamples: int
     """
     total = sum(len(group) * (len(group) - 1) // 2 for group in groups)
     resamples = max(resamples, RESAMPLES_PER_COMPARISON * total)
-    rows = [row for group in groups for row in _group_rows(group, resamples, seed, total)]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.assign(p_holm=holm(table["p"]))
+    rows = [row for group in groups for row in _group_rows(group, resamples, seed)]
+    return corrected(pd.DataFrame(rows, columns=[*COLUMNS[:9], "error"]))
 
 
-def _group_rows(
-    evaluations: dict[str, dict[str, Any]], resamples: int, seed: int, total: int
-) -> list[dict[str, Any]]:
+def _group_rows(evaluations: dict[str, dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
     frames = {method: pd.DataFrame(evaluation["sequences"]) for method, evaluation in evaluations.items()}
     pairs = list(combinations(frames, 2))
     if not pairs:
@@ -174,7 +182,7 @@ def _group_rows(
             "delta_nll_high": difference.high,
             "sequences": len(weights),
             "p": difference.p,
-            "detectable": detectable(difference.error, len(weights), total),
+            "error": difference.error,
         }
         for (a, b), difference in zip(pairs, found, strict=True)
     ]

@@ -1,6 +1,7 @@
 """What a page is made of: cells, tables, pictures and sections, and how numbers are written in them."""
 
 import base64
+import json
 import math
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
 
 class Section(NamedTuple):
     """Part of the page: what it asks or shows, the answer in one sentence (empty where there is none), lines that
-    support it, figures, and tables with their labels."""
+    support it, figures, tables with their labels, notes (what to keep in mind), and YAML that would ask it."""
 
     anchor: str
     title: str
@@ -52,6 +53,8 @@ class Section(NamedTuple):
     lines: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
+    notes: tuple[str, ...] = ()
+    code: str = ""
 
 
 def number(value: float | None, digits: int) -> str:
@@ -88,6 +91,10 @@ def sortable(value: float | None) -> float:
 def number_cell(value: float, digits: int, unit: str = "") -> Cell:
     text = number(value, digits)
     return Cell(text if text == "–" else text + unit, sortable(value), css="num")
+
+
+def json_uri(content: object) -> str:
+    return data_uri("application/json", json.dumps(content, indent=1))
 
 
 def csv_uri(frame: pd.DataFrame) -> str:
