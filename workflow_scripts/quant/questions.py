@@ -484,7 +484,7 @@ def sensitivity(evidence: Evidence, answered: Answered) -> None:
             )
             if answered.outcome == NO_ANSWER:
                 answered.outcome = "described"
-                share = worst.delta_nll / rows.delta_nll.sum()
+                share = worst.delta_nll / rows.delta_nll.sum() if rows.delta_nll.sum() else 0.0
                 all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
                 answered.verdict = (
                     f"{part} suffers most: quantised alone by {method} it raises the NLL by "
