@@ -29,6 +29,10 @@ rule summarize:
         "../workflow_scripts/summarize.py"
 
 
+# the models whose layer is checked
+CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
+
+
 rule check_mse:
     input:
         weights=rules.convert.output.weights,
@@ -44,6 +48,7 @@ rule check_mse:
             caption="../docs/captions/check_mse.rst",
         ),
         verdict="results/{model}/check_mse/linears.json",
+        moments="results/{model}/check_mse/second_moments.safetensors",
     log:
         "results/logs/check_mse/{model}.log",
     benchmark:
@@ -64,3 +69,130 @@ rule check_mse:
         code=code("check_mse.py"),
     script:
         "../workflow_scripts/check_mse.py"
+
+
+# all methods in one job: a few linears each
+rule measure_heldout:
+    input:
+        original=rules.convert.output.weights,
+        moments=rules.check_mse.output.moments,
+        weights=expand(rules.quantize.output.weights, method=STUDY["methods"], allow_missing=True),
+        folds=expand(rules.quantize.output.folds, method=STUDY["methods"], allow_missing=True),
+        records=expand(rules.quantize.output.record, method=STUDY["methods"], allow_missing=True),
+    output:
+        "results/{model}/check_mse/methods.csv",
+    log:
+        "results/logs/measure_heldout/{model}.log",
+    benchmark:
+        "results/benchmarks/measure_heldout/{model}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+        mem_mb=2000,
+        runtime=30,
+    params:
+        linears=CONFIG["linears"],
+        device=CONFIG["compute"]["device"],
+        code=code("measure_heldout.py"),
+    script:
+        "../workflow_scripts/measure_heldout.py"
+
+
+SENSITIVITY = CONFIG["sensitivity"]
+SENSITIVITY_DATASET = FIRST_DATASET if SENSITIVITY["dataset"] == "first" else SENSITIVITY["dataset"]
+
+
+# one job a method: the model is loaded once, and each part of it is swapped in, evaluated and swapped out
+rule measure_sensitivity:
+    input:
+        unpack(
+            lambda w: (
+                {"channels": f"results/{w.model}/calibration/{COMMON_CALIBRATION}/channels.safetensors"}
+                if "risk" in SENSITIVITY["by"]
+                else {}
+            )
+        ),
+        config=rules.convert.output.config,
+        unquantized=rules.convert.output.weights,
+        original=rules.evaluate_original.output.evaluation,
+        weights=rules.quantize.output.weights,
+        record=rules.quantize.output.record,
+        tokens=rules.tokenize_dataset.output[0],
+    output:
+        "results/{model}/{method}/sensitivity/{dataset}.json",
+    log:
+        "results/logs/measure_sensitivity/{model}/{method}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/measure_sensitivity/{model}/{method}/{dataset}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options={key: value for key, value in SENSITIVITY.items() if key not in ("methods", "dataset")},
+        thresholds=CONFIG["analysis"] if "risk" in SENSITIVITY["by"] else {},
+        compute=CONFIG["compute"],
+        code=code("measure_sensitivity.py"),
+    script:
+        "../workflow_scripts/measure_sensitivity.py"
+
+
+rule summarize_sensitivity:
+    input:
+        expand(
+            rules.measure_sensitivity.output,
+            model=STUDY["models"],
+            method=SENSITIVITY["methods"],
+            dataset=SENSITIVITY_DATASET,
+        ),
+    output:
+        report("results/sensitivity.csv", category="Sensitivity", caption="../docs/captions/sensitivity.rst"),
+    log:
+        "results/logs/summarize_sensitivity.log",
+    benchmark:
+        "results/benchmarks/summarize_sensitivity.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        comparison=CONFIG["comparison"],
+        code=code("summarize_sensitivity.py"),
+    script:
+        "../workflow_scripts/summarize_sensitivity.py"
+
+
+rule answer_questions:
+    input:
+        summary=rules.summarize.output.summary,
+        comparisons=rules.summarize.output.comparisons,
+        linears=rules.summarize.output.linears,
+        rounding=rules.summarize.output.rounding,
+        sensitivity=rules.summarize_sensitivity.output[0],
+        parts=rules.summarize_sensitivity.input,
+        checks=expand(rules.check_mse.output.verdict, model=CHECKS),
+        heldout=expand(rules.measure_heldout.output[0], model=CHECKS),
+    output:
+        report("results/comparison_results.json", category="Summary", caption="../docs/captions/questions.rst"),
+    log:
+        "results/logs/answer_questions.log",
+    benchmark:
+        "results/benchmarks/answer_questions.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        datasets=STUDY["datasets"],
+        recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
+        order=STUDY["methods"],
+        code=code("answer_questions.py"),
+    script:
+        "../workflow_scripts/answer_questions.py"

@@ -1,8 +1,12 @@
 # Figures, then one self-contained page.
 
-CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
 # the methods of each sweep that the study runs
 SWEEPS = {family: members for family, members in CONFIG["families"].items() if set(members) <= set(STUDY["methods"])}
+# the questions with a figure; question_figures.py draws each
+DRAWN_QUESTIONS = [
+    *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
+    *("sensitivity", "layer-error"),
+]
 FIGURES = [
     *expand(
         "{model}/{dataset}/{figure}",
@@ -12,6 +16,7 @@ FIGURES = [
     ),
     *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
     *expand("{model}/check_mse", model=CHECKS),
+    *expand("{model}/questions/{anchor}", model=STUDY["models"], anchor=DRAWN_QUESTIONS),
 ]
 
 
@@ -21,6 +26,7 @@ rule plot:
         comparisons=rules.summarize.output.comparisons,
         linears=rules.summarize.output.linears,
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
+        answers=rules.answer_questions.output[0],
     output:
         report(
             expand("results/figures/{figure}.svg", figure=FIGURES),
@@ -51,6 +57,9 @@ rule report:
         comparisons=rules.summarize.output.comparisons,
         linears=rules.summarize.output.linears,
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
+        answers=rules.answer_questions.output[0],
+        rounding=rules.summarize.output.rounding,
+        sensitivity=rules.summarize_sensitivity.output[0],
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,
         preactivations=expand(rules.analyse_preactivations.output.record, model=STUDY["models"]),
@@ -74,6 +83,7 @@ rule report:
         runtime=10,
     params:
         config=CONFIG,
+        written=config,
         figures=FIGURES,
         command=" ".join(
             [

@@ -1,10 +1,11 @@
 """Keep half of one layer's output channels by AWQ's or PRAQ's score: which choice leaves the smaller error?"""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
-from quant import tokens
+from quant import tensorfile, tokens
 from quant.artifacts import read_json, versions, whole, write_json
 from quant.compute import batch_tokens, device, dtype
 from quant.job import job
@@ -16,7 +17,7 @@ with job(snakemake.log[0], snakemake.threads):
     where = device(compute["device"])
     heldout = tokens.load(snakemake.input.tokens)
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
-    channels, linears = check(
+    channels, linears, moments = check(
         checkpoint,
         Path(snakemake.input.channels),
         heldout,
@@ -39,6 +40,8 @@ with job(snakemake.log[0], snakemake.threads):
         "token_fingerprint": heldout.fingerprint,
         "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
     }
+    mark = {key: json.dumps(value) for key, value in {"reads": {name: name for name in moments}, **provenance}.items()}
+    tensorfile.save(snakemake.output.moments, moments, mark)
     verdict = {"model": model, "layer": options["layer"], "keep_ratio": options["keep_ratio"], "linears": linears}
     verdict |= {"dataset": snakemake.params.dataset, "tokens": heldout.count, "provenance": provenance}
     write_json(snakemake.output.verdict, verdict)

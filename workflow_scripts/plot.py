@@ -4,21 +4,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant import figures
+from quant import figures, question_figures
 from quant.artifacts import read_json, versions
 from quant.job import job
 
 with job(snakemake.log[0]):
     summary = pd.read_csv(snakemake.input.summary)
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
+    colours = figures.method_colours(snakemake.params.methods)
+    answers = read_json(snakemake.input.answers)["models"]
     drawn = figures.draw(
         summary,
         pd.read_csv(snakemake.input.comparisons),
         pd.read_csv(snakemake.input.linears),
         checks or None,
-        figures.method_colours(snakemake.params.methods),
+        colours,
         snakemake.params.sweeps,
-    )
+    ) | question_figures.draw(answers, colours)
     provenance = {"versions": versions(), "token_fingerprints": sorted(set(summary["token_fingerprint"]))}
     for name, path in zip(snakemake.params.figures, snakemake.output, strict=True):
         figures.save(drawn[name], Path(path), provenance)

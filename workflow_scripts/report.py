@@ -46,6 +46,7 @@ with job(snakemake.log[0]):
     }
     provenance = {
         "versions": versions(),
+        "code": snakemake.params.code,
         "seed": config["calibration"]["seed"],
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
@@ -62,5 +63,11 @@ with job(snakemake.log[0]):
         channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
         sections=list(analyses()),
+        answers=read_json(snakemake.input.answers)["models"],
+        sources={
+            "sensitivity.csv": pd.read_csv(snakemake.input.sensitivity),
+            "rounding_stats.csv": pd.read_csv(snakemake.input.rounding),
+        },
+        written=snakemake.params.written,
     )
     write_text(snakemake.output[0], page)

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from quant.artifacts import read_json, whole
-from quant.compare import comparison_rows, summary_row
+from quant.compare import comparison_table, corrected, summary_row
 from quant.job import job
 
 
@@ -36,17 +36,15 @@ with job(snakemake.log[0]):
     groups: dict[tuple[str, str], dict[str, dict]] = {key: {} for key in originals}
     for evaluation in map(read_json, snakemake.input.evaluations):
         groups[evaluation["model"], evaluation["dataset"]][evaluation["method"]] = evaluation
-    summary, comparisons = [], []
+    summary = []
     for key, original in originals.items():
         for evaluation in [original, *groups[key].values()]:
             summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
-        comparisons += comparison_rows(groups[key], *options)
     linears = pd.concat(map(pd.read_csv, snakemake.input.linears))
     recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
-    columns = ["model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"]
     tables = {
-        snakemake.output.summary: pd.DataFrame(summary),
-        snakemake.output.comparisons: pd.DataFrame(comparisons, columns=columns),
+        snakemake.output.summary: corrected(pd.DataFrame(summary)),
+        snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears, recipes),
     }

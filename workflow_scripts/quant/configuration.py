@@ -252,9 +252,33 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
+    check_sensitivity(config, families)
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
     return config
+
+
+def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) -> None:
+    """Spreads sweeps in sensitivity.methods; refuses methods that have no parts, and data sets that do not run."""
+    options = config["sensitivity"]
+    options["methods"] = spread(options["methods"], families)
+    for name in options["methods"]:
+        if name not in config["methods"]:
+            raise InputError(
+                f"sensitivity.methods: no entry {name!r} in methods; {nearest_of(name, list(config['methods']))}"
+            )
+        recipe = config["methods"][name]
+        if "algorithm" in recipe or recipe["scope"] != "linear":
+            found = "the AutoAWQ library" if "algorithm" in recipe else f"scope: {recipe['scope']}"
+            raise InputError(
+                f"sensitivity.methods: {name} is {found}, which moves scales into other weights, so that a part of it "
+                "is no part of the model; name recipes with scope: linear"
+            )
+    valid = ["first", *config["study"]["datasets"]]
+    if options["dataset"] not in valid:
+        raise InputError(
+            f"sensitivity.dataset: the study runs no {options['dataset']!r}; {nearest_of(options['dataset'], valid)}"
+        )
 
 
 def has_effect(key: str, recipe: dict[str, Any]) -> bool:

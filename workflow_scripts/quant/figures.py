@@ -22,6 +22,8 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
+from quant.compare import LEVEL
+
 # Okabe and Ito's colours without yellow and black, then those of Tol's muted scheme that stay apart from them
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
@@ -263,14 +265,14 @@ def pairs(comparisons: pd.DataFrame, order: Sequence[str]) -> Figure:
 
 
 def pair_tables(comparisons: pd.DataFrame, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """[n, n] differences, row minus column (NaN: not compared), and where the interval excludes 0."""
+    """[n, n] differences, row minus column (NaN: not compared), and where the corrected p shows one."""
     place = {method: i for i, method in enumerate(order)}
     value = np.full((len(order), len(order)), np.nan)
     shown = np.zeros(value.shape, dtype=bool)
     for row in comparisons.itertuples():
         i, j = place[row.method_a], place[row.method_b]
         value[i, j], value[j, i] = row.delta_nll, -row.delta_nll
-        shown[i, j] = shown[j, i] = row.delta_nll_low > 0 or row.delta_nll_high < 0
+        shown[i, j] = shown[j, i] = row.p_holm <= LEVEL
     return value, shown
 
 
@@ -281,7 +283,8 @@ def check_mse(check: dict[str, Any]) -> Figure:
     percent = rows[["difference", "low", "high"]].div(rows.mse_awq.where(rows.mse_awq > 0), axis=0).fillna(0) * 100
     fig, ax = _canvas(2.8, 0.36 * len(rows) + 0.4)
     for i, row in percent.iterrows():
-        colour = PRAQ_BETTER if row.high < 0 else AWQ_BETTER if row.low > 0 else FAINT
+        shown = rows.p_holm[i] <= LEVEL
+        colour = FAINT if not shown else PRAQ_BETTER if row.difference < 0 else AWQ_BETTER
         ax.hlines(i, row.low, row.high, color=colour, lw=2.6)
         ax.plot(row.difference, i, "o", ms=7, color=colour, mec="white")
         text = f"{signed(row.difference, 1)} %  {interval(row.low, row.high, 1)}"
@@ -294,7 +297,8 @@ def check_mse(check: dict[str, Any]) -> Figure:
     side = {"transform": ax.get_xaxis_transform(), "fontsize": 9, "va": "top", "y": 0.99}
     ax.text(-reach, s="◀ PRAQ better", color=PRAQ_BETTER, ha="left", **side)
     ax.text(reach, s="AWQ better ▶", color="#b04e00", ha="right", **side)
-    kept = f"{100 * check['keep_ratio']:g} % of the channels in 16 bit, the rest INT4; 95 % interval"
+    kept = f"{100 * check['keep_ratio']:g} % of the channels in 16 bit, the rest INT4;\n"
+    kept += "95 % interval; grey: no difference shown"
     _title(ax, f"Layer {check['layer']}: which kept channels err less?", kept)
     return fig
 

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import channels_of, kind_of
-from quant.compare import paired_difference
+from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.grids import Grid, nearest
 from quant.protection import awq_score, praq_score, sum_blocks, top
+from quant.second_moments import add_outer, mirror
+from quant.statistics import real_rows
 from quant.tokens import Batch, Tokens
 
 INT4 = Grid(bits=4, group_size=-1, symmetric=True)
 
 
 class Candidates:
-    """A linear's weight under both choices; sums squared output errors by sequence and by channel."""
+    """A linear's weight under both choices; sums squared output errors by sequence and by channel, and its inputs'
+    second moment, by which any other method's error on this text is known too."""
 
     def __init__(self, w: Tensor, kept: dict[str, Tensor], n_sequences: int) -> None:
         rounded = nearest(w, INT4) - w
@@ -31,9 +34,11 @@ class Candidates:
         self.kept = kept
         self.by_channel = {name: torch.zeros(len(w), dtype=torch.float64, device=w.device) for name in kept}
         self.by_sequence = {name: torch.zeros(n_sequences, dtype=torch.float64) for name in kept}
+        self.outer = torch.zeros(w.shape[1], w.shape[1], device=w.device)
 
     def add(self, x: Tensor, batch: Batch) -> None:
         """x [n, width, in]: the inputs of a batch of sequences."""
+        add_outer(self.outer, real_rows(x, batch))
         for name, difference in self.difference.items():
             squared = (x.float() @ difference.T).square()
             for row, length in enumerate(batch.lengths.tolist()):
@@ -79,12 +84,14 @@ def check(
     batch_tokens: int,
     resamples: int,
     seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows per channel and rows per linear; mse is per output value (squared error over tokens and channels)."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
+    """Rows per channel, rows per linear, and H = XᵀX/N [in, in] of each linear's held-out inputs; mse is per output
+    value (squared error over tokens and channels)."""
     run = Run(checkpoint, heldout.sequences, device, dtype, batch_tokens, last=layer, progress="held-out text")
     lengths = np.array([len(sequence) for sequence in heldout.sequences], dtype=float)
     channel_rows: list[dict[str, Any]] = []
     linear_rows: list[dict[str, Any]] = []
+    moments: dict[str, Tensor] = {}
     with tensorfile.opened(channels_path) as file:
         reads = file.info("reads")
         for index, prefix, block, advance in run.each():
@@ -111,9 +118,12 @@ def check(
             for name, candidate in candidates.items():
                 full = f"{prefix}.{name}"
                 common = {"layer": layer, "linear": full, "kind": kind_of(full, patterns)}
+                moments[full] = mirror(candidate.outer).div_(lengths.sum()).cpu()
                 linear_rows.append(common | compare_choices(candidate, lengths, resamples, seed))
                 channel_rows += [common | row for row in rows_by_channel(candidate, chosen[name], lengths.sum())]
-    return channel_rows, linear_rows
+    corrected = holm([row["p"] for row in linear_rows])
+    linear_rows = [row | {"p_holm": float(p)} for row, p in zip(linear_rows, corrected, strict=True)]
+    return channel_rows, linear_rows, moments
 
 
 def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
@@ -127,6 +137,7 @@ def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, 
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,
+        "p": difference.p,
     }
 
 

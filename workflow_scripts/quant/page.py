@@ -1,6 +1,7 @@
 """What a page is made of: cells, tables, pictures and sections, and how numbers are written in them."""
 
 import base64
+import json
 import math
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ class Folded(NamedTuple):
 
 class Section(NamedTuple):
     """Part of the page: what it asks or shows, the answer in one sentence (empty where there is none), lines that
-    support it, figures, tables with their labels, and what is folded away."""
+    support it, figures, tables with their labels, what is folded away, notes (what to keep in mind), and YAML that
+    would ask it."""
 
     anchor: str
     title: str
@@ -61,6 +63,8 @@ class Section(NamedTuple):
     pictures: tuple[Picture, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
     folded: tuple[Folded, ...] = ()
+    notes: tuple[str, ...] = ()
+    code: str = ""
 
 
 def number(value: float | None, digits: int) -> str:
@@ -97,6 +101,10 @@ def sortable(value: float | None) -> float:
 def number_cell(value: float, digits: int, unit: str = "") -> Cell:
     text = number(value, digits)
     return Cell(text if text == "–" else text + unit, sortable(value), css="num")
+
+
+def json_uri(content: object) -> str:
+    return data_uri("application/json", json.dumps(content, indent=1))
 
 
 def csv_uri(frame: pd.DataFrame) -> str:

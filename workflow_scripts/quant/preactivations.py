@@ -38,10 +38,15 @@ def classify(z_mean: Tensor, z_std: Tensor, weight_abs: Tensor, thresholds: dict
     weight_abs [out]: each row's mean |W|. thresholds: dead (E z below it), sigmas (risky: dead, and E z + sigmas·std z
     above it), high_weight (quantile of this linear's weight_abs that a row must exceed).
     """
-    dead = z_mean < thresholds["dead"]
-    risky = dead & (upper_bound(z_mean, z_std, thresholds) > thresholds["dead"])
+    dead, risky = dead_and_risky(z_mean, z_std, thresholds)
     high = weight_abs > torch.quantile(weight_abs.double(), thresholds["high_weight"])
     return dict(zip(CLASSES, (dead, risky, high, risky & high), strict=True))
+
+
+def dead_and_risky(z_mean: Tensor, z_std: Tensor, thresholds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """Masks [out]: E z < dead; of those, E z + sigmas·std z > dead."""
+    dead = z_mean < thresholds["dead"]
+    return dead, dead & (upper_bound(z_mean, z_std, thresholds) > thresholds["dead"])
 
 
 def upper_bound(z_mean: Tensor, z_std: Tensor, thresholds: dict[str, float]) -> Tensor:

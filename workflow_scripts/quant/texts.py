@@ -1,8 +1,11 @@
 """Text to calibrate and evaluate on, and how it becomes sequences of token ids."""
 
+import ast
 import contextlib
+import importlib.util
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,24 @@ def reference_topics() -> dict[str, str]:
     from pydoc_data.topics import topics
 
     return dict(topics)
+
+
+def docstrings(module: str) -> list[str]:
+    """Every docstring of a module of the standard library, in the order of its source, which is read and not run."""
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        raise InputError(
+            f"docstrings: {module}: not in Python's standard library; name a module of it, such as argparse"
+        )
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or not (found.origin or "").endswith(".py"):
+        raise InputError(f"docstrings: {module}: has no Python source; name a module that has, such as argparse")
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = ast.walk(ast.parse(Path(found.origin).read_bytes()))
+    holders = [node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node)]
+    return [ast.get_docstring(node) for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0))]
 
 
 def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
@@ -148,6 +169,8 @@ def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
     if "pydoc_topics" in spec:
         topics = reference_topics()
         return [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
+    if "docstrings" in spec:
+        return [text for module in spec["docstrings"] for text in docstrings(module)]
     if "files" in spec:
         files = [read_file(path) for path in spec["files"]]
         return ["".join(lines) for lines in files] if protocol == "windows" else [line for f in files for line in f]

@@ -1,0 +1,51 @@
+"""Every question of the research → comparison_results.json: verdicts, and the numbers that they rest on."""
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from quant.artifacts import read_json, versions, write_json
+from quant.compare import LEVEL
+from quant.job import job
+from quant.questions import Evidence, ask
+
+with job(snakemake.log[0]):
+    tables = {
+        name: pd.read_csv(snakemake.input[name])
+        for name in ("summary", "comparisons", "linears", "rounding", "sensitivity")
+    }
+    checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
+    heldout = [pd.read_csv(path) for path in snakemake.input.heldout]
+    channels = {record["model"]: record["channels"] for record in map(read_json, snakemake.input.parts)}
+    recipes = {name: snakemake.params.recipes[name] for name in snakemake.params.order}
+    models = {}
+    for model in dict.fromkeys(tables["summary"]["model"]):
+        own = {name: table[table["model"] == model] for name, table in tables.items()}
+        mine = [frame for frame in heldout if set(frame["model"]) == {model}]
+        evidence = Evidence(
+            model,
+            snakemake.params.datasets,
+            recipes,
+            **own,
+            channels=channels.get(model, {}),
+            check=checks.get(model),
+            heldout=mine[0] if mine else None,
+        )
+        models[model] = [asdict(answered) for answered in ask(evidence)]
+    write_json(
+        snakemake.output[0],
+        {
+            "models": models,
+            "verdicts": {
+                "level": LEVEL,
+                "correction": "Holm",
+                "pairs of methods": len(tables["comparisons"]),
+                "comparisons of parts": int((tables["sensitivity"]["against"] != "original").sum()),
+            },
+            "provenance": {
+                "recipes": recipes,
+                "versions": versions(),
+                "token_fingerprints": sorted(set(tables["summary"]["token_fingerprint"])),
+            },
+        },
+    )

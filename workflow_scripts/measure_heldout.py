@@ -1,0 +1,35 @@
+"""Every method's exact error on the held-out inputs of the checked layer's linears, from their second moments."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from quant import tensorfile
+from quant.artifacts import read_json, whole
+from quant.compute import device
+from quant.job import job
+from quant.referee import measure
+
+with job(snakemake.log[0], snakemake.threads):
+    with tensorfile.opened(snakemake.input.moments) as file:
+        checked = set(file.info("reads"))
+    files = (snakemake.input.weights, snakemake.input.folds, snakemake.input.records)
+    rows = []
+    for weights, folds, path in zip(*files, strict=True):
+        record = read_json(path)
+        record["linears"] = [row for row in record["linears"] if row["linear"] in checked]
+        found = measure(
+            Path(snakemake.input.original),
+            Path(weights),
+            Path(folds),
+            Path(snakemake.input.moments),
+            record,
+            snakemake.params.linears,
+            device(snakemake.params.device),
+        )
+        names = {"model": snakemake.wildcards.model, "method": record["provenance"]["method"]}
+        rows += [
+            names | {key: row[key] for key in ("linear", "layer", "kind", "mse", "relative_error")} for row in found
+        ]
+    with whole(snakemake.output[0]) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)

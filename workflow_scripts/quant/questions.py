@@ -1,0 +1,687 @@
+"""The research questions and how each is answered from what a study measured.
+
+A question about methods is asked of every two that are alike but for one choice; verdicts come from paired p-values
+corrected for all pairs (Holm), never from the numbers alone. A question whose methods are not there says how to ask it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, permutation_test, rankdata
+
+from quant.compare import CONFIDENCE, LEVEL, holm
+from quant.figures import interval, linear_kind, signed
+from quant.page import duration, number, percent
+from quant.pairs import differing_keys, pairs_alike_but
+from quant.parts import OTHER, RISKY
+from quant.verdicts import (
+    ORIGINAL,
+    Difference,
+    difference_of,
+    difference_words,
+    increase,
+    p_words,
+    pair_difference,
+    quality,
+)
+
+Recipes = dict[str, dict[str, Any]]
+Finder = Callable[[Recipes], list[tuple[str, str]]]
+
+NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
+
+
+class Evidence(NamedTuple):
+    """What a study measured of one model; datasets and methods in the study's order."""
+
+    model: str
+    datasets: list[str]
+    recipes: Recipes
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    linears: pd.DataFrame
+    rounding: pd.DataFrame
+    sensitivity: pd.DataFrame
+    channels: dict[str, dict[str, int]]
+    check: dict[str, Any] | None = None
+    heldout: pd.DataFrame | None = None
+
+
+@dataclass
+class Answered:
+    """outcome: first, second (is better), mixed, no difference shown, described, or not asked; verdict: the answer in
+    one sentence. pairs: one row a paired difference; values: rows of a table of its own; unit of the pairs' numbers."""
+
+    anchor: str
+    question: str
+    outcome: str = NO_ANSWER
+    verdict: str = "Not asked: its methods are not in this study"
+    lines: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+    yaml: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """answer fills the verdict of an Answered in, or leaves it as it is where nothing was measured."""
+
+    anchor: str
+    question: str
+    answer: Callable[[Evidence, Answered], None]
+    yaml: str
+    caveats: tuple[str, ...] = ()
+
+
+# ---- questions about pairs of methods
+
+
+def alike(key: str, first: Any, second: Any, **both: Any) -> Finder:
+    """Pairs alike but for one key; `both`: what the two must have in common."""
+    return lambda recipes: [
+        (a, b)
+        for a, b in pairs_alike_but(recipes, {key: first}, {key: second})
+        if all(value(recipes[a].get(k)) if callable(value) else recipes[a].get(k) == value for k, value in both.items())
+    ]
+
+
+def noisy(recipes: Recipes) -> list[tuple[str, str]]:
+    """PRAQ with noise on its statistics, and the same without."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if first.get("salience") == "praq"
+        and first.get("noise_std")
+        and not second.get("noise_std")
+        and differing_keys(first, second) <= {"noise_std", "n_noise_samples"}
+    ]
+
+
+def exact_praq(recipes: Recipes) -> list[tuple[str, str]]:
+    """The Jacobian's weights on what is minimised, and the same recipe without them."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if first.get("moment") == "jacobian"
+        and second.get("moment") == "plain"
+        and {"moment"} <= differing_keys(first, second) <= {"moment", "objective", "residual"}
+        and second.get("objective") == "uniform"
+    ]
+
+
+def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
+    """Alike but for the group size, the smaller one first; per channel is no group."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if differing_keys(first, second) == {"group_size"} and 0 < first["group_size"] < second["group_size"]
+    ]
+
+
+def library(recipes: Recipes) -> list[tuple[str, str]]:
+    """AutoAWQ, and each of our AWQ recipes with its bits and groups and a zero point."""
+    return [
+        (a, b)
+        for a, theirs in recipes.items()
+        if "algorithm" in theirs
+        for b, ours in recipes.items()
+        if "algorithm" not in ours
+        and ours["salience"] in ("l1", "l2")
+        and ours["moment"] == "plain"
+        and ours["rounding"] == "nearest"
+        and (ours["bits"], ours["group_size"], ours["symmetric"]) == (theirs["bits"], theirs["group_size"], False)
+    ]
+
+
+def is_group(size: int) -> bool:
+    return size is not None and size > 0
+
+
+def words_of(outcome: str, names: tuple[str, str], counts: tuple[int, int, int], yes: bool) -> str:
+    """The verdict on several pairs: (better, worse, all) of the first."""
+    better, worse, total = counts
+    first, second = names
+    pairs, all_pairs = f"of {total} {'pair' if total == 1 else 'pairs'}", f"{total} {'pair' if total == 1 else 'pairs'}"
+    sure = {"first": "Yes: ", "second": "No: "}.get(outcome, "") if yes else ""
+    return {
+        "first": f"{sure}{first} is better than {second} in {better} {pairs}, worse in none",
+        "second": f"{sure}{first} is worse than {second} in {worse} {pairs}, better in none",
+        "mixed": f"It depends: {first} is better than {second} in {better} and worse in {worse} {pairs}",
+        NO_DIFFERENCE: f"No difference shown between {first} and {second} in {all_pairs}",
+    }[outcome]
+
+
+def judge(outcomes: Sequence[str]) -> str:
+    """One outcome from those of several pairs."""
+    better, worse = "better" in outcomes, "worse" in outcomes
+    return "mixed" if better and worse else "first" if better else "second" if worse else NO_DIFFERENCE
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON has, or null."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def pair_row(label: str, first: str, second: str, dataset: str, found: Difference) -> dict[str, Any]:
+    """A paired difference as plain data."""
+    return {
+        **{"group": label, "first": first, "second": second, "dataset": dataset},
+        **{"delta_nll": finite(found.delta), "delta_nll_low": finite(found.low), "delta_nll_high": finite(found.high)},
+        **{"p_holm": finite(found.p), "detectable": finite(found.detectable)},
+        **{"sequences": found.sequences, "outcome": found.outcome},
+    }
+
+
+def of_pairs(
+    groups: dict[str, Finder], names: tuple[str, str], yes: bool = False
+) -> Callable[[Evidence, Answered], None]:
+    """Answers by every pair that the finders give, each group of pairs under its label."""
+
+    def answer(evidence: Evidence, answered: Answered) -> None:
+        for dataset in evidence.datasets:
+            rows, differences = [], []
+            for label, find in groups.items():
+                for first, second in find(evidence.recipes):
+                    found = pair_difference(evidence.comparisons, evidence.model, dataset, first, second)
+                    if found is not None:
+                        differences.append(found)
+                        rows.append(pair_row(label, first, second, dataset, found))
+            if not rows:
+                continue
+            outcomes = [row["outcome"] for row in rows]
+            outcome = judge(outcomes)
+            verdict = words_of(outcome, names, (outcomes.count("better"), outcomes.count("worse"), len(rows)), yes)
+            verdict += smallest(rows) if outcome == NO_DIFFERENCE else ""
+            if answered.outcome == NO_ANSWER:
+                answered.outcome, answered.verdict = outcome, verdict
+                answered.lines += group_lines(rows, differences)
+            else:
+                answered.lines.append(f"On {dataset}: {verdict[0].lower() + verdict[1:]}.")
+            answered.pairs += rows
+
+    return answer
+
+
+def smallest(rows: Sequence[dict[str, Any]]) -> str:
+    """What difference could have been seen in every pair."""
+    seen = [row["detectable"] for row in rows if row["detectable"] is not None]
+    return f"; {signed(max(seen), 4).lstrip('+')} nats per token could have been seen" if seen else ""
+
+
+def group_lines(rows: Sequence[dict[str, Any]], found: Sequence[Difference]) -> list[str]:
+    """A line for each pair, with its group."""
+    return [
+        f"{row['group'][0].upper() + row['group'][1:]}: {difference_words(row['first'], row['second'], one)}."
+        for row, one in zip(rows, found, strict=True)
+    ]
+
+
+# ---- questions of their own
+
+
+def cost(evidence: Evidence, answered: Answered) -> None:
+    """Nearest rounding alone at 4 bits against the original."""
+    plain = {"salience": "none", "rounding": "nearest", "clip": False, "keep": "none", "bits": 4, "noise_injection": 0}
+    methods = [
+        name
+        for name, recipe in evidence.recipes.items()
+        if all(recipe.get(key) == value for key, value in plain.items())
+    ]
+    for dataset in evidence.datasets:
+        rows = evidence.summary[(evidence.summary.dataset == dataset) & evidence.summary.method.isin(methods)]
+        for row in rows.sort_values("delta_nll", ascending=False).itertuples():
+            found = difference_of(row)
+            answered.pairs.append(pair_row("against the original", row.method, ORIGINAL, dataset, found))
+            answered.lines.append(
+                f"On {dataset}, {row.method}: perplexity {number(row.ppl, 2)}, {percent(increase(row))} "
+                f"({quality(increase(row))}); {difference_words(row.method, 'the original', found)}."
+            )
+        if len(rows) and answered.outcome == NO_ANSWER:
+            answered.outcome = judge([difference_of(row).outcome for row in rows.itertuples()])
+            least, most = rows.delta_nll.idxmin(), rows.delta_nll.idxmax()
+            ends = [f"{percent(increase(rows.loc[i]))} ({rows.method[i]})" for i in dict.fromkeys((most, least))]
+            answered.verdict = f"The perplexity rises by {' to '.join(ends)}"
+
+
+def risk(evidence: Evidence, answered: Answered) -> None:
+    """Risky rows only, against equally many others of the same linears."""
+    table = evidence.sensitivity
+    if not evidence.channels:
+        return
+    total = {key: sum(row[key] for row in evidence.channels.values()) for key in ("rows", "dead", "risky")}
+    exist = f"{total['dead']:,} of {total['rows']:,} output channels are dead and {total['risky']:,} of them risky"
+    answered.values = [{"kind of linear": kind, **counts} for kind, counts in evidence.channels.items()]
+    rows = table[(table.by == "risk") & (table.against == OTHER)]
+    if not total["risky"] or rows.empty:
+        answered.outcome, answered.verdict = "described", f"There are none to quantise: {exist}"
+        return
+    for row in rows.itertuples():
+        found = difference_of(row)
+        answered.pairs.append(pair_row(row.method, RISKY, OTHER, row.dataset, found))
+        alone = table[(table.by == "risk") & (table.part == RISKY) & (table.method == row.method)]
+        against = [difference_of(x) for x in alone[alone.against == "original"].itertuples()]
+        damage = f"quantised alone they move the NLL by {against[0].text(5)}; " if against else ""
+        answered.lines.append(
+            f"{row.method}: {damage}minus equally many other rows of the same linears, {found.text(5)}"
+            f"{', ' + p_words(found.p) if found.p is not None else ''}."
+        )
+    answered.outcome = judge([row["outcome"] for row in answered.pairs])
+    damage = {
+        "second": "quantising the risky rows alone does more damage than equally many others: the risk predicts it",
+        "first": "quantising them alone does less damage than equally many others: the risk predicts the contrary",
+        "mixed": "with one method they do more damage than equally many others, with another less",
+        NO_DIFFERENCE: "no difference shown between the damage of quantising them and equally many others"
+        + smallest(answered.pairs),
+    }[answered.outcome]
+    answered.verdict = f"They exist ({exist}); {damage}"
+
+
+def directions(evidence: Evidence, answered: Answered) -> None:
+    """Shares of weights rounded up and down, and flips, over all linears of each method."""
+    if evidence.rounding.empty:
+        return
+    shares = [name for name in ("rounded_up", "rounded_down", "unchanged", "flipped") if name in evidence.rounding]
+    means = evidence.rounding.groupby("method", sort=False)[[*shares, "distance_median"]].mean()
+    balance = evidence.rounding.assign(balance=evidence.rounding.rounded_up - evidence.rounding.rounded_down)
+    spread = balance.groupby("method", sort=False).balance
+    answered.values = [
+        {
+            "method": row.Index,
+            **{name.replace("_", " "): f"{100 * getattr(row, name):.2f} %" for name in shares},
+            "up − down, by linear": f"{signed(100 * spread.min()[row.Index], 2)} to "
+            f"{signed(100 * spread.max()[row.Index], 2)} %",
+            "median distance, steps": f"{row.distance_median:.3f}",
+        }
+        for row in means.itertuples()
+    ]
+    widest = (means.rounded_up - means.rounded_down).abs().idxmax()
+    gap = 100 * (means.rounded_up - means.rounded_down)[widest]
+    flipped = means.flipped[means.flipped > 0] if "flipped" in means else means.rounded_up[:0]
+    answered.outcome = "described"
+    answered.verdict = (
+        f"Up and down are even: the widest gap over a whole model is {signed(gap, 2)} percentage points ({widest})"
+        if abs(gap) < 1
+        else f"{widest} rounds {'up' if gap > 0 else 'down'} more often, by {abs(gap):.2f} percentage points"
+    )
+    answered.lines += [
+        f"{method}: {100 * share:.2f} % of its weights do not go to their nearest point."
+        for method, share in flipped.items()
+    ]
+
+
+def autoawq(evidence: Evidence, answered: Answered) -> None:
+    """Perplexity by pairs; size and time as they were measured."""
+    of_pairs({"same bits and groups": library}, ("AutoAWQ", "our AWQ"), yes=True)(evidence, answered)
+    if not answered.pairs:
+        return
+    methods = dict.fromkeys(name for row in answered.pairs for name in (row["first"], row["second"]))
+    rows = evidence.summary[
+        (evidence.summary.dataset == evidence.datasets[0]) & evidence.summary.method.isin(list(methods))
+    ]
+    answered.values = [
+        {
+            "method": row.method,
+            "perplexity": number(row.ppl, 2),
+            "size, MB": number(row.size_mb, 1),
+            "bits/weight": number(row.bits_per_weight, 2),
+            "quantise": duration(row.quantize_s),
+            "storage": row.storage,
+        }
+        for row in rows.itertuples()
+    ]
+
+
+def second_text(evidence: Evidence, answered: Answered) -> None:
+    """Pairs told apart on two texts: do any change places?"""
+    if len(evidence.datasets) < 2:
+        return
+    first, *others = evidence.datasets
+    for other in others:
+        tables = [evidence.comparisons[evidence.comparisons.dataset == name] for name in (first, other)]
+        both = tables[0].merge(tables[1], on=["method_a", "method_b"], suffixes=("", "_other"))
+        if both.empty:
+            continue
+        shown = both[(both.p_holm <= LEVEL) & (both.p_holm_other <= LEVEL)]
+        turned = shown[np.sign(shown.delta_nll) != np.sign(shown.delta_nll_other)]
+        verdict = (
+            f"No difference shown on both {first} and {other} in any of {len(both)} pairs"
+            if shown.empty
+            else f"{'No' if len(turned) else 'Yes'}: of {len(shown)} pairs told apart on both {first} and {other}, "
+            f"{len(turned) or 'none'} change places"
+        )
+        nll = evidence.summary[evidence.summary.method != ORIGINAL].pivot(
+            index="method", columns="dataset", values="delta_nll"
+        )
+        nll = nll[[first, other]].replace([np.inf, -np.inf], np.nan).dropna()
+        rho = rank_correlation(nll[first].to_numpy(), nll[other].to_numpy())
+        answered.lines.append(f"Between {first} and {other}, Spearman's ρ of delta_nll over methods is {rho.text()}.")
+        answered.values += [
+            {"method": method, first: f"{row[first]:.4f}", other: f"{row[other]:.4f}",
+             "place": f"{int(place)} and {int(place_other)}"}
+            for (method, row), place, place_other in zip(
+                nll.iterrows(), rankdata(nll[first]), rankdata(nll[other]), strict=True)
+        ]  # fmt: skip
+        if answered.outcome == NO_ANSWER:
+            answered.outcome = NO_DIFFERENCE if shown.empty else "second" if len(turned) else "first"
+            answered.verdict = verdict
+        else:
+            answered.lines.append(verdict + ".")
+
+
+class Correlation(NamedTuple):
+    """Spearman's ρ over n pairs, its 95 % interval and its p by permutation."""
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    def text(self) -> str:
+        if not math.isfinite(self.rho):
+            return f"not defined ({self.n} methods)"
+        return f"{signed(self.rho, 2)} {interval(self.low, self.high, 2)} over {self.n} methods".replace("  ", " ")
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 42) -> Correlation:
+    """Spearman's ρ with the interval of Bonett and Wright (2000): atanh ρ ± z·√((1 + ρ²/2)/(n - 3)).
+
+    A perfect order of n values counts as half a swap short of it, so that its interval has a width. p is by all
+    permutations where they are few, else by 9,999 of them. Under 4 values there is no interval.
+    """
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(math.nan, math.nan, math.nan, math.nan, n)
+    a, b = rankdata(x), rankdata(y)
+
+    def spearman(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
+        centred = ranks - ranks.mean(axis, keepdims=True)
+        return (centred * (b - b.mean())).sum(axis) / np.sqrt((centred**2).sum(axis) * ((b - b.mean()) ** 2).sum())
+
+    found = permutation_test((a,), spearman, permutation_type="pairings", n_resamples=9999, vectorized=True,
+                             rng=np.random.default_rng(seed))  # fmt: skip
+    rho, most = float(found.statistic), 1 - 6 / (n * (n**2 - 1))
+    if n < 4:
+        return Correlation(rho, math.nan, math.nan, float(found.pvalue), n)
+    moved = min(max(rho, -most), most)
+    half = norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt((1 + moved**2 / 2) / (n - 3))
+    ends = [math.tanh(math.atanh(moved) + side * half) for side in (-1, 1)]
+    return Correlation(rho, *ends, float(found.pvalue), n)
+
+
+AGGREGATES = {
+    "mean log relative error": "log of each linear's E‖(W−Ŵ)x‖²/E‖Wx‖² on the calibration text, averaged over linears",
+    "log total MSE": "log of E‖(W−Ŵ)x‖² on the calibration text, summed over linears",
+    "log held-out MSE of the checked layer": "the same sum over one layer's linears on the held-out text",
+}
+
+
+def layer_errors(linears: pd.DataFrame, heldout: pd.DataFrame | None) -> pd.DataFrame:
+    """method × AGGREGATES; a method without any error has no logarithm and is left out."""
+    with np.errstate(divide="ignore"):
+        logs = linears.assign(log=np.log(linears.relative_error)).groupby("method", sort=False)
+        columns = {"mean log relative error": logs.log.mean(), "log total MSE": np.log(logs.mse.sum())}
+        if heldout is not None and len(heldout):
+            sums = heldout.groupby("method", sort=False).mse.sum()
+            columns["log held-out MSE of the checked layer"] = np.log(sums)
+    return pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan)
+
+
+def layer_error(evidence: Evidence, answered: Answered) -> None:
+    """Rank correlation over methods of each aggregate of layer errors with delta_nll on the first data set."""
+    rows = evidence.summary[evidence.summary.dataset == evidence.datasets[0]].set_index("method")
+    errors = layer_errors(evidence.linears, evidence.heldout)
+    deltas = rows.delta_nll[np.isfinite(rows.delta_nll)]
+    found = {}
+    for name in errors:
+        column = errors[name].dropna()
+        methods = [method for method in column.index if method in deltas.index]
+        found[name] = rank_correlation(column[methods].to_numpy(), deltas[methods].to_numpy())
+        answered.values += [
+            {"measure": name, "method": method, "value": float(column[method]), "delta_nll": float(deltas[method])}
+            for method in methods
+        ]
+    usable = {name: each for name, each in found.items() if math.isfinite(each.rho)}
+    if not usable:
+        answered.values = []
+        return
+    corrected = dict(zip(usable, holm([each.p for each in usable.values()]), strict=True))
+    shown = [name for name in usable if corrected[name] <= LEVEL and usable[name].rho > 0]
+    answered.outcome = "first" if len(shown) == len(usable) else "mixed" if shown else NO_DIFFERENCE
+    best = max(usable, key=lambda name: usable[name].rho)
+    start = {"first": "Yes", "mixed": "In part", NO_DIFFERENCE: "Not shown"}[answered.outcome]
+    answered.verdict = f"{start}: by {best}, methods rank as by delta_nll with Spearman's ρ {usable[best].text()}"
+    answered.lines += [
+        f"{name} ({AGGREGATES[name]}): ρ {each.text()}, {p_words(corrected[name])} corrected."
+        for name, each in usable.items()
+    ]
+
+
+def sensitivity(evidence: Evidence, answered: Answered) -> None:
+    """Which kinds of linear suffer when only they are quantised, and which gain from a zero point."""
+    table = evidence.sensitivity
+    for by, what in (("kind", "kind of linear"), ("layer", "layer")):
+        alone = table[(table.by == by) & (table.against == "original")]
+        for method, rows in alone.groupby("method", sort=False):
+            ordered = rows.sort_values("delta_nll", ascending=False)
+            worst = next(ordered.itertuples())
+            answered.pairs += [
+                pair_row(f"{by}, {method}", row.part, ORIGINAL, row.dataset, difference_of(row))
+                for row in (ordered if by == "kind" else rows).itertuples()
+            ]
+            part, size = part_words(by, worst.part), worst.weights / rows.weights.sum()
+            answered.lines.append(
+                f"{method}, one {what} at a time: {part} suffers most, {difference_of(worst).text()}; it holds "
+                f"{worst.weights / 1e6:.1f} million weights, {size:.0%} of all."
+            )
+            if answered.outcome == NO_ANSWER:
+                answered.outcome = "described"
+                share = worst.delta_nll / rows.delta_nll.sum() if rows.delta_nll.sum() else 0.0
+                all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
+                answered.verdict = (
+                    f"{part} suffers most: quantised alone by {method} it raises the NLL by "
+                    f"{difference_of(worst).text(3)}, {share:.0%} of the sum over all {all_parts}"
+                )
+        gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
+        for (method, other), rows in gains.groupby(["method", "against"], sort=False):
+            best = next(rows.sort_values("delta_nll").itertuples())
+            found = difference_of(best)
+            shown = [row.part for row in rows.itertuples() if difference_of(row).outcome == "better"]
+            answered.pairs += [
+                pair_row(f"{by}, {method} against {other}", row.part, other, row.dataset, difference_of(row))
+                for row in rows.itertuples()
+            ]
+            answered.lines.append(
+                f"A zero point ({method} against {other}) gains most in {part_words(by, best.part)}: {found.text()}, "
+                f"{p_words(found.p)}; shown in {len(shown)} of {len(rows)}"
+                f"{' (' + ', '.join(shown) + ')' if 0 < len(shown) < 9 else ''}."
+            )
+
+
+def part_words(by: str, part: str) -> str:
+    return f"layer {part}" if by == "layer" else linear_kind(part)
+
+
+# ---- the table of questions
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "praq",
+        "Does PRAQ beat AWQ?",
+        of_pairs(
+            {
+                "full": alike("salience", "praq", "l1", group_size=-1),
+                "group-wise": alike("salience", "praq", "l1", group_size=is_group),
+                "hybrid objective": alike("objective", "praq", "uniform"),
+                "mixed precision": alike("keep", "praq", "awq"),
+                "made exact, by the Jacobian": exact_praq,
+            },
+            ("PRAQ", "AWQ"),
+            yes=True,
+        ),
+        """\
+study:
+  methods: [full_awq, full_praq, gw_awq, gw_praq, gw_awq_asym_l2, gwh_praq, mixed_awq, mixed_praq, praq_jacobian]
+""",
+        (
+            "Full and group-wise: salience praq against l1. Hybrid objective: the scale search weighs outputs by their "
+            "post-activation importance, or does not. Mixed precision: which channels stay in 16 bit.",
+        ),
+    ),
+    Question(
+        "cost",
+        "How much does uniform INT4 cost?",
+        cost,
+        "study:\n  methods: [simple_int4, rtn_g]\n",
+        ("Uniform: every weight to its nearest grid point, no scale search, nothing in 16 bit.",),
+    ),
+    Question(
+        "risk",
+        "Do risky dead neurons exist, and does their risk predict the damage done by quantising them?",
+        risk,
+        "sensitivity:\n  methods: [rtn_g]\n  by: [kind, risk]\n",
+        (
+            "Dead: mean pre-activation under the threshold; risky: some standard deviations above it is over that "
+            "again. The others are drawn by seed from the same linears, as many from each, and the draws averaged.",
+        ),
+    ),
+    Question(
+        "robust",
+        "Does Robust-PRAQ help when calibration data is short?",
+        of_pairs(
+            {
+                "short, under 16 sequences": lambda recipes: _calibrated(recipes, 0, 16),
+                "16 sequences or more": lambda recipes: _calibrated(recipes, 16, math.inf),
+            },
+            ("Robust-PRAQ", "PRAQ"),
+            yes=True,
+        ),
+        """\
+methods:
+  short_praq: {salience: praq, symmetric: true, n_calib: [2, 8, 64]}
+  short_robust: {salience: praq, symmetric: true, noise_std: 0.01, n_calib: [2, 8, 64]}
+study:
+  methods: [short_praq, short_robust]
+""",
+        ("Robust-PRAQ takes its statistics under noise on the inputs.",),
+    ),
+    Question(
+        "norm",
+        "l2 or l1?",
+        of_pairs({"salience": alike("salience", "l2", "l1")}, ("l2", "l1")),
+        """\
+methods:
+  awq_l1: {salience: l1}
+study:
+  methods: [awq_l1, gw_awq_asym_l2]
+""",
+        ("l2 is the mean square of an input channel, l1 its mean magnitude (AWQ's).",),
+    ),
+    Question(
+        "symmetry",
+        "Asymmetric or symmetric?",
+        of_pairs({"grid": alike("symmetric", False, True)}, ("an asymmetric grid", "a symmetric one")),
+        "study:\n  methods: [rtn_g, rtn_g_sym]\n",
+        ("A zero point for each range costs storage: compare bits/weight too.",),
+    ),
+    Question(
+        "flips",
+        "Greedy flips or nearest?",
+        of_pairs({"rounding": alike("rounding", "greedy_flip", "nearest")}, ("greedy flips", "nearest")),
+        "study:\n  methods: [gw_awq_asym_l2, gw_awq_flip]\n",
+        ("Greedy flips move single weights to their second nearest point so that a row's mean error cancels.",),
+    ),
+    Question(
+        "group-size",
+        "Which group size?",
+        of_pairs({"group size": smaller_group}, ("the smaller group", "the larger")),
+        """\
+methods:
+  size: {group_size: [32, 64, 96, 192]}
+study:
+  methods: [size]
+""",
+        ("Smaller groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "per-channel",
+        "Group-wise or per channel?",
+        of_pairs({"group size": alike("group_size", is_group, -1)}, ("group-wise", "per channel")),
+        "study:\n  methods: [full_awq, gw_awq, full_praq, gw_praq]\n",
+        ("Groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "directions",
+        "How do rounding directions differ?",
+        directions,
+        "study:\n  methods: [rtn_g, gw_awq_asym_l2, gw_awq_flip]\n",
+        ("Of methods that round to the nearest point or flip from it; means over linears. No test is made.",),
+    ),
+    Question(
+        "autoawq",
+        "Is AutoAWQ better than ours, in perplexity, size and time?",
+        autoawq,
+        """\
+methods:
+  awq_clip_l1: {salience: l1, clip: true}
+study:
+  methods: [autoawq, gw_awq_asym_l2, awq_clip, awq_clip_l1]
+""",
+        (
+            "AutoAWQ stores packed codes, our recipes rounded weights in 16 bit, so sizes on disk do not compare: "
+            "bits/weight do. Its time includes its own calibration passes, ours leaves the shared pass out.",
+        ),
+    ),
+    Question(
+        "second-text",
+        "Does the order hold on a second text?",
+        second_text,
+        """\
+texts:
+  docstrings: {docstrings: [argparse, difflib, doctest, inspect, ipaddress, random, statistics, tarfile, typing]}
+datasets:
+  docstrings: {text: docstrings, seq_len: 256, n_samples: 32}
+study:
+  datasets: [python_reference, docstrings]
+""",
+        ("Only pairs told apart on both texts say whether the order holds.",),
+    ),
+    Question(
+        "layer-error",
+        "Does layer error predict perplexity?",
+        layer_error,
+        "study:\n  methods: all\ncheck_mse:\n  layer: 28\n",
+        ("Methods are no random sample, and variants of one recipe count as if they were independent.",),
+    ),
+    Question(
+        "sensitivity",
+        "Which parts of the model suffer, and which gain most from asymmetric grids?",
+        sensitivity,
+        "sensitivity:\n  methods: [rtn_g, rtn_g_sym]\n  by: [kind, layer]\n",
+        (
+            "The original model with only one part quantised: damages of parts need not add up to that of the whole. "
+            "Fewer sequences than in the comparison of methods.",
+        ),
+    ),
+)
+
+
+def _calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str]]:
+    """Noisy pairs by how many calibration sequences they have."""
+    return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]
+
+
+def ask(evidence: Evidence, questions: Sequence[Question] = QUESTIONS) -> Iterator[Answered]:
+    """Every question's answer, in the table's order."""
+    for question in questions:
+        answered = Answered(question.anchor, question.question, caveats=list(question.caveats), yaml=question.yaml)
+        question.answer(evidence, answered)
+        yield answered

@@ -1,0 +1,19 @@
+"""Every part's rise of the NLL → sensitivity.csv."""
+
+from quant.artifacts import read_json, whole
+from quant.job import job
+from quant.pairs import differing_keys
+from quant.parts import table
+
+with job(snakemake.log[0]):
+    records = [read_json(path) for path in snakemake.input]
+    recipes = {record["method"]: record["provenance"]["recipe"] for record in records}
+
+    def asymmetric_twin(method: str, other: str) -> bool:
+        """Alike but for the grid: the first has a zero point, the other is symmetric."""
+        first, second = recipes[method], recipes[other]
+        return differing_keys(first, second) == {"symmetric"} and second["symmetric"]
+
+    options = snakemake.params.comparison
+    with whole(snakemake.output[0]) as temporary:
+        table(records, asymmetric_twin, options["resamples"], options["seed"]).to_csv(temporary, index=False)
