@@ -72,6 +72,7 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
         "delta_nll_low": difference.low,
         "delta_nll_high": difference.high,
         **{key: evaluation[key] for key in ("kl", "top1_agreement", "tokens_per_s", "quantize_s", "storage")},
+        "storage_reason": evaluation["storage_reason"],
         "tokens": int(rows["tokens"].sum()),
         "sequences": len(rows),
         **{key: evaluation[key] for key in ("protocol", "seq_len", "kl_tokens")},

@@ -42,11 +42,14 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
-    except (OSError, SafetensorError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); delete it and run again"
         ) from None
+    with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
+        model(torch.zeros(1, 1, dtype=torch.long, device=device))
+    return model
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -194,4 +197,4 @@ def original_summary(checkpoint: Path) -> dict[str, Any]:
     """What quantize.json says of a method, for the unquantised model as it is stored."""
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         dtype = next(dtype for dtype, shape in file.layout().values() if len(shape) == 2)
-    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original"}
+    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original", "storage_reason": ""}

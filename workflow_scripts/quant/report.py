@@ -33,7 +33,8 @@ DEFINITIONS = {
     "top-1": "share of tokens whose most likely next token is the original's",
     "tokens/s": "evaluation speed; with simulated storage it says nothing about the speed of packed weights",
     "quantise": "seconds to quantise, the calibration pass not counted",
-    "storage": "packed: real low-bit codes on disk; simulated: rounded weights in 16 bit, so the size is not smaller",
+    "storage": "packed: real low-bit codes on disk; simulated: rounded weights in 16 bit, so the size is not smaller; "
+    "point at the word to read why",
 }
 
 
@@ -59,13 +60,15 @@ class Difference(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class."""
+    """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class;
+    title is said where one points at it."""
 
     text: str
     order: float | str
     swatch: str = ""
     css: str = ""
     band: str = ""
+    title: str = ""
 
 
 class Table(NamedTuple):
@@ -324,7 +327,7 @@ def _summary_row(row: Any, several: list[str], colours: dict[str, str]) -> list[
              css="num"),
         _number_cell(row.tokens_per_s, 0),
         Cell("–", -1, css="num") if original else _number_cell(row.quantize_s, 1, " s"),
-        Cell(str(row.storage), str(row.storage)),
+        Cell(str(row.storage), str(row.storage), title="" if pd.isna(row.storage_reason) else str(row.storage_reason)),
     ]  # fmt: skip
 
 
