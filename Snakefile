@@ -26,6 +26,7 @@ include: "rules/quantize.smk"
 include: "rules/autoawq.smk"
 include: "rules/evaluate.smk"
 include: "rules/analyse.smk"
+include: "rules/deploy.smk"
 include: "rules/report.smk"
 
 

@@ -8,7 +8,7 @@ FIGURES = [
         "{model}/{dataset}/{figure}",
         model=STUDY["models"],
         dataset=STUDY["datasets"],
-        figure=["perplexity_bits", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
+        figure=["perplexity_bits", "size_delta_nll", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
     ),
     *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
     *expand("{model}/check_mse", model=CHECKS),
@@ -53,6 +53,8 @@ rule report:
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,
+        # not read: whoever takes a checkpoint finds its card in it
+        cards=rules.describe.output,
     output:
         "results/report.html",
     log:

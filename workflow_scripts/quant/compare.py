@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 CONFIDENCE = 0.95
+PARTS = ("linears", "embeddings", "head", "other")  # of a checkpoint's bytes: quant.sizes
 
 
 class Difference(NamedTuple):
@@ -73,6 +74,9 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
         "delta_nll_high": difference.high,
         **{key: evaluation[key] for key in ("kl", "top1_agreement", "tokens_per_s", "quantize_s", "storage")},
         "storage_reason": evaluation["storage_reason"],
+        **{f"{part}_mb": evaluation[f"{part}_mb"] for part in PARTS},
+        "compression": original["size_mb"] / evaluation["size_mb"],
+        "linears_compression": original["linears_mb"] / evaluation["linears_mb"],
         "tokens": int(rows["tokens"].sum()),
         "sequences": len(rows),
         **{key: evaluation[key] for key in ("protocol", "seq_len", "kl_tokens")},

@@ -21,6 +21,7 @@ from quant import tensorfile
 from quant.artifacts import read_json, versions, write_json
 from quant.compute import batch_tokens, device, dtype
 from quant.errors import InputError
+from quant.sizes import parts_mb
 from quant.tokens import Batch, Tokens, batches
 from quant.tokens import load as load_tokens
 
@@ -186,6 +187,7 @@ def run(
             "kl_tokens": divergence.tokens,
             "tokens_per_s": speed,
             "size_mb": checkpoint_bytes(checkpoint) / 1e6,
+            **parts_mb(checkpoint / "model.safetensors", model),
             **made["summary"],
             "sequences": rows,
             "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},

@@ -266,6 +266,7 @@ def quantize_checkpoint(
         if file.is_file() and file.name not in ("model.safetensors", "config.json"):
             shutil.copyfile(file, target / file.name)
     write_json(target / "config.json", config)
+    (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
     summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
     return {"linears": rows, "summary": summary, "provenance": provenance}
