@@ -50,3 +50,58 @@ rule pick:
         code=code("pick.py"),
     script:
         "../workflow_scripts/pick.py"
+
+
+# results/{model}/{method}/export/dense/export.json, and awq in its place
+rule export:
+    input:
+        weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
+        record=rules.quantize.output.record,
+    output:
+        weights="results/{model}/{method}/export/{format}/model.safetensors",
+        config="results/{model}/{method}/export/{format}/config.json",
+        record="results/{model}/{method}/export/{format}/export.json",
+    log:
+        "results/logs/export/{model}/{method}/{format}.log",
+    benchmark:
+        "results/benchmarks/export/{model}/{method}/{format}.tsv"
+    wildcard_constraints:
+        format="dense|awq",
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # the awq layout and GGUF are gathered whole before they are written
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        format=lambda w: w.format,
+        code=code("export.py"),
+    script:
+        "../workflow_scripts/export.py"
+
+
+rule export_gguf:
+    input:
+        weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
+        record=rules.quantize.output.record,
+    output:
+        weights="results/{model}/{method}/export/gguf/model.gguf",
+        record="results/{model}/{method}/export/gguf/export.json",
+    log:
+        "results/logs/export/{model}/{method}/gguf.log",
+    benchmark:
+        "results/benchmarks/export/{model}/{method}/gguf.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        format="gguf",
+        code=code("export.py"),
+    script:
+        "../workflow_scripts/export.py"

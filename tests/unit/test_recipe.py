@@ -142,7 +142,7 @@ def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", 
     statistics = Statistics(paths, model, PATTERNS)
     folds = target.with_name(f"{target.name}.folds.safetensors")
     return quantize_checkpoint(
-        source, target, folds, LINEARS, statistics, Recipe.of(PLAIN | changes), "cpu", {"by": "test"}
+        source, target, folds, LINEARS, statistics, Recipe.of(PLAIN | changes), "cpu", {"by": "test", "model_fingerprint": "tiny"}
     )
 
 

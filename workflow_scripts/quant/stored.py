@@ -39,7 +39,7 @@ def opened(checkpoint: Path, model_fingerprint: str | None = None) -> Iterator[S
     grid = packed.grid_of(read_json(config), str(config))
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         if model_fingerprint is not None:
-            made = file.info("provenance")["model_fingerprint"]
+            made = file.info("provenance").get("model_fingerprint")
             if made != model_fingerprint:
                 raise InputError(
                     f"{file.path}: made from model {made}, not {model_fingerprint}; delete it and run again"
