@@ -137,12 +137,22 @@ def test_inverse_scale_is_never_forgotten(monkeypatch: pytest.MonkeyPatch, step:
     np.testing.assert_allclose(found.dequantize().numpy(), w, rtol=1e-10)
 
 
+MADE = {"by": "test", "model_fingerprint": "tiny"}
+
+
 def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", **changes: Any) -> dict[str, Any]:
     """quantize_checkpoint by PLAIN with changes."""
     statistics = Statistics(paths, model, PATTERNS)
     folds = target.with_name(f"{target.name}.folds.safetensors")
     return quantize_checkpoint(
-        source, target, folds, LINEARS, statistics, Recipe.of(PLAIN | changes), "cpu", {"by": "test", "model_fingerprint": "tiny"}
+        source,
+        target,
+        folds,
+        LINEARS,
+        statistics,
+        Recipe.of(PLAIN | changes),
+        "cpu",
+        {"by": "test", "model_fingerprint": "tiny"},
     )
 
 

@@ -14,8 +14,9 @@ from tests import tiny
 CONTRACT = {
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "ppl", "nll", "kl", "top1_agreement"),
     *("delta_nll", "delta_nll_low", "delta_nll_high", "tokens_per_s", "quantize_s", "storage"),
+    *("storage_reason", "linears_mb", "embeddings_mb", "head_mb", "other_mb", "compression", "linears_compression"),
 }
-AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
+AGGREGATES = {"summarize": 1, "describe": 1, "plot": 1, "report": 1}
 
 
 def test_summary_keeps_its_contract(study: Path) -> None:
@@ -151,6 +152,8 @@ QUANTIZE_ALL = one_method(3)
         ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
         ("salience.py", QUANTIZE_ALL),
         ("referee.py", {"measure_error": 3, **AGGREGATES}),
+        ("stored.py", {"measure_error": 3, "evaluate": 3, **AGGREGATES}),
+        ("card.py", {"describe": 1, "report": 1}),
         ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
         ("compare.py", {"check_mse": 1, **AGGREGATES}),
         ("figures.py", {"plot": 1, "report": 1}),
