@@ -28,6 +28,7 @@ include: "rules/evaluate.smk"
 include: "rules/analyse.smk"
 include: "rules/preactivations.smk"
 include: "rules/synthetic.smk"
+include: "rules/deploy.smk"
 include: "rules/report.smk"
 
 

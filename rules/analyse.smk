@@ -77,6 +77,7 @@ rule measure_heldout:
         original=rules.convert.output.weights,
         moments=rules.check_mse.output.moments,
         weights=expand(rules.quantize.output.weights, method=STUDY["methods"], allow_missing=True),
+        configs=expand(rules.quantize.output.config, method=STUDY["methods"], allow_missing=True),
         folds=expand(rules.quantize.output.folds, method=STUDY["methods"], allow_missing=True),
         records=expand(rules.quantize.output.record, method=STUDY["methods"], allow_missing=True),
     output:
@@ -118,6 +119,7 @@ rule measure_sensitivity:
         unquantized=rules.convert.output.weights,
         original=rules.evaluate_original.output.evaluation,
         weights=rules.quantize.output.weights,
+        quantized_config=rules.quantize.output.config,
         record=rules.quantize.output.record,
         tokens=rules.tokenize_dataset.output[0],
     output:

@@ -11,6 +11,7 @@ STUDY = CONFIG["study"]
 METHODS = CONFIG["methods"]
 THREADS = CONFIG["compute"]["threads"]
 FIRST_DATASET = STUDY["datasets"][0]
+CARD_KEYS = ("base_model", "license", "caveat", "source")
 code = tracking.code_of
 model_files = configuration.model_files
 

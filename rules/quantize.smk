@@ -46,6 +46,7 @@ rule measure_error:
     input:
         original=rules.convert.output.weights,
         weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
         record=rules.quantize.output.record,
         folds=rules.quantize.output.folds,
         moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",

@@ -12,7 +12,7 @@ FIGURES = [
         "{model}/{dataset}/{figure}",
         model=STUDY["models"],
         dataset=STUDY["datasets"],
-        figure=["perplexity_bits", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
+        figure=["perplexity_bits", "size_delta_nll", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
     ),
     *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
     *expand("{model}/check_mse", model=CHECKS),
@@ -70,6 +70,8 @@ rule report:
         dive_figures=expand(rules.plot_deep_dive.output, model=STUDY["models"], layer=DEEP_DIVES),
         synthetic=rules.synthetic_benchmark.output.summary,
         synthetic_figure=rules.plot_synthetic.output,
+        # not read: whoever takes a checkpoint finds its card in it
+        cards=rules.describe.output,
     output:
         "results/report.html",
     log:

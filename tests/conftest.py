@@ -87,3 +87,17 @@ def captured(tiny_checkpoint: Path) -> Captured:
             model(sequence[None], use_cache=False)
     whole_x, whole_z = ({name: torch.cat(parts).numpy() for name, parts in found.items()} for found in (x, z))
     return Captured(sequences, whole_x, whole_z)
+
+
+@pytest.fixture(scope="session")
+def statistics(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of the tiny model's statistics on the captured sequences."""
+    from quant.statistics import collect
+    from quant.tokens import Tokens, fingerprint
+
+    folder = tmp_path_factory.mktemp("statistics")
+    paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}
+    tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
+    made = {"model_fingerprint": "tiny"}
+    collect(tiny_checkpoint, tokens, paths["channels"], paths["moments"], "cpu", torch.float32, 26, made)
+    return paths

@@ -13,7 +13,7 @@ with job(snakemake.log[0], snakemake.threads):
     record = read_json(snakemake.input.record)
     rows = measure(
         Path(snakemake.input.original),
-        Path(snakemake.input.weights),
+        Path(snakemake.input.config).parent,
         Path(snakemake.input.folds),
         Path(snakemake.input.moments),
         record,

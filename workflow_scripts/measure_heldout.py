@@ -20,7 +20,7 @@ with job(snakemake.log[0], snakemake.threads):
         record["linears"] = [row for row in record["linears"] if row["linear"] in checked]
         found = measure(
             Path(snakemake.input.original),
-            Path(weights),
+            Path(weights).parent,
             Path(folds),
             Path(snakemake.input.moments),
             record,

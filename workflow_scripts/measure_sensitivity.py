@@ -24,7 +24,8 @@ with job(snakemake.log[0], snakemake.threads):
     checkpoint = Path(snakemake.input.config).parent
     found = parts.measure(
         checkpoint,
-        Path(snakemake.input.weights),
+        Path(snakemake.input.weights).parent,
+        record["provenance"]["model_fingerprint"],
         chosen,
         heldout,
         where,

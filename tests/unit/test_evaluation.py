@@ -26,6 +26,8 @@ from quant.evaluation import (
 from quant.tokens import Tokens, fingerprint, save
 from tests.unit import reference as slow
 
+SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
+
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> nn.Module:
@@ -179,9 +181,7 @@ def test_run_writes_original_and_method(
     config = str(tiny_checkpoint / "config.json")
     names = {"model": "m", "method": "original", "dataset": "d"}
     evaluation.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
-    (tmp_path / "record.json").write_text(
-        json.dumps({"summary": {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated"}, "provenance": {}})
-    )
+    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {}}))
     evaluation.run(
         config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
         reference_in=kept, record=str(tmp_path / "record.json"),

@@ -24,6 +24,8 @@ def summary(deltas: dict[str, float], base: float = 3.0) -> pd.DataFrame:
             "dataset": "d",
             "method": list(deltas),
             "bits_per_weight": [16.0, 4.0, 4.25, 4.25][: len(deltas)],
+            "size_mb": [270.0, 110.0, 270.0, 114.0][: len(deltas)],
+            "storage": ["original", "packed", "simulated", "packed"][: len(deltas)],
             "nll": [base + x for x in deltas.values()],
             "ppl": [math.exp(base + x) for x in deltas.values()],
             "delta_nll": list(deltas.values()),
@@ -112,7 +114,7 @@ def test_signed(value: float, text: str):
 def test_draw_makes_every_figure_of_a_model():
     frame = summary({"rtn": 0.3, "gw_awq": 0.1, "gw_praq": 0.11})
     drawn = figures.draw(frame, comparisons(), layers(), {"m": check()}, COLOURS)
-    per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "delta_nll", "pairs")}
+    per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "size_delta_nll", "delta_nll", "pairs")}
     per_model = {f"m/{name}" for name in ("error_by_layer", "error_by_kind", "alpha_by_layer", "check_mse")}
     assert drawn.keys() == per_dataset | per_model
 
@@ -120,7 +122,8 @@ def test_draw_makes_every_figure_of_a_model():
 def test_an_infinite_perplexity_is_left_out_and_the_rest_drawn():
     frame = summary({"rtn": 0.3, "gw_awq": 0.1})
     frame.loc[1, ["ppl", "nll", "delta_nll", "delta_nll_low", "delta_nll_high"]] = math.inf
-    for fig in (figures.perplexity_bits(frame, COLOURS), figures.delta_nll(frame, COLOURS)):
+    for draw in (figures.perplexity_bits, figures.delta_nll, figures.size_delta_nll):
+        fig = draw(frame, COLOURS)
         shown = " ".join(texts(fig))
         assert "gw_awq" in shown and "rtn" not in shown
         assert fig.axes[0].get_xlabel().endswith("not drawn: rtn")

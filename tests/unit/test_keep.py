@@ -12,6 +12,7 @@ from quant.channels import Channels
 from quant.protection import awq_score, hybrid_score, praq_score
 from quant.recipe import LinearStatistics, QuantizedLinear, Recipe, protect, quantize_group, rounding_statistics
 from quant.statistics import collect
+from quant.stored import opened
 from quant.tokens import Tokens, fingerprint
 from tests.conftest import Captured
 from tests.unit.test_recipe import LINEARS, PLAIN, recast, run
@@ -141,11 +142,13 @@ def test_a_checkpoints_noise_is_seeded_and_differs_by_linear(tiny_checkpoint: Pa
     first, same, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert first == same != other
     run(tiny_checkpoint, tmp_path / "plain", {})
-    plain, noisy = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "a"))
-    q, k = (
-        (noisy[key] - plain[key])[:24] / (noisy[key] - plain[key])[:24].std()
-        for key in (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
-    )
+    drawn = []
+    with opened(tmp_path / "plain") as plain, opened(tmp_path / "a") as noisy:
+        for layer in (0, 1):
+            name = f"model.layers.{layer}.self_attn.q_proj"
+            difference = (noisy.weight(name) - plain.weight(name))[:24]
+            drawn.append(difference / difference.std())
+    q, k = drawn
     assert abs((q * k).mean()) < 0.2, "no linear repeats another's draws"
 
 

@@ -1,13 +1,14 @@
 """Parts of a model: what they hold, that swapping them in and out is exact, and their paired differences."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from quant import parts, tensorfile, tokens
+from quant import parts, stored, tensorfile, tokens
 from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.evaluation import load_model
@@ -20,11 +21,13 @@ LINEARS = {f"model.layers.{layer}.{kind}": layer for layer in (0, 1) for kind in
 @pytest.fixture(scope="module")
 def quantized(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every weight of the tiny model rounded to tenths."""
-    path = tmp_path_factory.mktemp("quantized") / "model.safetensors"
+    folder = tmp_path_factory.mktemp("quantized")
+    shutil.copy(tiny_checkpoint / "config.json", folder)
     with tensorfile.opened(tiny_checkpoint / "model.safetensors") as file:
         tensors = {name: (file.get(name) * 10).round() / 10 for name in file.names}
-    tensorfile.save(path, tensors, {})
-    return path
+    made = {"provenance": json.dumps({"model_fingerprint": "m"})}
+    tensorfile.save(folder / "model.safetensors", tensors, made)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +67,10 @@ def test_a_part_is_swapped_in_alone_and_back_to_the_bit(tiny_checkpoint: Path, q
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = torch.arange(48) % 3 == 0
     part = parts.Part("risk", "x", {"model.layers.0.self_attn.q_proj": rows, "model.layers.1.mlp.up_proj": None})
-    with tensorfile.opened(quantized) as weights:
+    with stored.opened(quantized) as weights:
         with parts.replaced(model, part, weights) as count:
             for name, value in model.state_dict().items():
-                new = weights.get(name)
+                new = weights.file.get(name)
                 if name == "model.layers.1.mlp.up_proj.weight":
                     assert torch.equal(value, new)
                 elif name == "model.layers.0.self_attn.q_proj.weight":
@@ -81,10 +84,11 @@ def test_a_part_is_swapped_in_alone_and_back_to_the_bit(tiny_checkpoint: Path, q
 
 
 def test_another_models_checkpoint_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    tensorfile.save(tmp_path / "w.safetensors", {"model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2)}, {})
+    tensorfile.save(tmp_path / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2)}, {})
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
     model = load_model(tiny_checkpoint, "cpu", torch.float32)
     part = parts.Part("kind", "up_proj", {"model.layers.0.mlp.up_proj": None})
-    with tensorfile.opened(tmp_path / "w.safetensors") as weights, pytest.raises(InputError, match="up_proj is"):
+    with stored.opened(tmp_path) as weights, pytest.raises(InputError, match="up_proj is"):
         parts.replaced(model, part, weights).__enter__()
 
 
@@ -93,12 +97,12 @@ def test_measure_is_what_a_model_with_these_weights_says(
 ) -> None:
     """Against a whole model built with the part's weights, one sequence at a time, by the library's own loss."""
     chosen = [parts.by_kind(LINEARS)[6], *parts.by_layer(LINEARS)]
-    found = parts.measure(tiny_checkpoint, quantized, chosen, heldout, "cpu", torch.float32, 64)
-    with tensorfile.opened(quantized) as weights:
+    found = parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, "cpu", torch.float32, 64)
+    with stored.opened(quantized) as weights:
         for part, row in zip(chosen, found, strict=True):
             model = load_model(tiny_checkpoint, "cpu", torch.float32)
             for name in part.rows:
-                model.get_submodule(name).weight.data = weights.get(f"{name}.weight")
+                model.get_submodule(name).weight.data = weights.weight(name)
             with torch.inference_mode():
                 slow = [model(s[None], labels=s[None]).loss.item() * (len(s) - 1) for s in heldout.sequences]
             assert row["nll"] == pytest.approx(slow, rel=1e-5)

@@ -33,6 +33,7 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
              "size_mb": 269.05, "ppl": math.exp(3 + delta), "nll": 3 + delta, "delta_nll": delta,
              "delta_nll_low": delta - half * quantised, "delta_nll_high": delta + half * quantised, "kl": delta,
              "top1_agreement": 0.9, "tokens_per_s": 350.0, "quantize_s": 3.0, "storage": "simulated",
+             "storage_reason": "keep: awq" if method != "original" else math.nan,
              "tokens": 5120, "sequences": 10, "protocol": "windows", "seq_len": 512, "kl_tokens": 2044,
              "recipe": json.dumps(RECIPES.get(method, RECIPE)) if quantised else "{}", "seed": 42, "versions": "{}",
              "token_fingerprint": "ab"}
@@ -220,7 +221,7 @@ def test_the_page_has_its_sections_in_order():
     assert places == sorted(places)
     assert "stored in 4 bits before" in text and "not corrected for multiple comparisons" in text
     assert "1 min 1 s in all" in text
-    assert text.count("<img ") == text.count(" alt=") == 7
+    assert text.count("<img ") == text.count(" alt=") == 8
 
 
 def test_a_page_without_what_may_be_missing():

@@ -43,6 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", HEADS),
     "gemma3_text": ("Gemma3TextConfig", HEADS),
 }
+MADE = {"model_fingerprint": "m"}
 FINE = {"bits": 8, "group_size": 1, "symmetric": True}  # a step for each weight: rounding is the identity
 
 
@@ -57,7 +58,7 @@ class Case(NamedTuple):
     def run(self, target: Path, **changes: Any) -> dict[str, Any]:
         chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4} | changes)
         statistics, folds = Statistics(self.paths, "m", PATTERNS), folds_of(target)
-        return quantize_checkpoint(self.path, target, folds, self.linears, statistics, chosen, "cpu", {})
+        return quantize_checkpoint(self.path, target, folds, self.linears, statistics, chosen, "cpu", MADE)
 
     def logits(self, target: Path) -> tuple[Tensor, Tensor]:
         """The original's and the checkpoint's."""
@@ -156,7 +157,7 @@ def test_referee_sees_the_errors_that_were_made(
     record = case.run(out, bits=3, group_size=8, rounding=rounding)
     rows = measure(
         case.path / "model.safetensors",
-        out / "model.safetensors",
+        out,
         folds_of(out),
         Path(case.paths["moments"]),
         record,

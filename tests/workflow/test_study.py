@@ -14,8 +14,9 @@ from tests import tiny
 CONTRACT = {
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "ppl", "nll", "kl", "top1_agreement"),
     *("delta_nll", "delta_nll_low", "delta_nll_high", "tokens_per_s", "quantize_s", "storage"),
+    *("storage_reason", "linears_mb", "embeddings_mb", "head_mb", "other_mb", "compression", "linears_compression"),
 }
-AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
+AGGREGATES = {"summarize": 1, "describe": 1, "plot": 1, "report": 1}
 PREACTIVATIONS = {"analyse_preactivations": 1, "plot_preactivations": 1}
 DEEP_DIVE = {"deep_dive": 1, "plot_deep_dive": 1}
 SYNTHETIC = {"synthetic_benchmark": 1, "plot_synthetic": 1}
@@ -184,6 +185,8 @@ QUANTIZE_ALL = one_method(3)
         ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
         ("salience.py", {**DEEP_DIVE, **QUANTIZE_ALL}),
         ("referee.py", {"measure_error": 3, **AGGREGATES}),
+        ("stored.py", {"measure_error": 3, "evaluate": 3, **AGGREGATES}),
+        ("card.py", {"describe": 1, "report": 1}),
         ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
         ("compare.py", {"check_mse": 1, **SYNTHETIC, **AGGREGATES}),
         ("figures.py", {"plot": 1, **ANALYSIS_PLOTS, "report": 1}),

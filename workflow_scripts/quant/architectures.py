@@ -41,10 +41,22 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """What llama.cpp calls the architecture; whether its rotary embeddings turn neighbouring channels, where
+    transformers' turn one half of a head with the other, so that rows of q and k change places; and the keys that hold
+    an architecture's own multipliers, by config.json's."""
+
+    name: str
+    neighbours: bool
+    multipliers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Architecture:
     groups: tuple[Group, ...]
     mlp: Mlp
     attention_output: str = "self_attn.o_proj"
+    gguf: Gguf | None = None
 
 
 def _attention(norm: str, offset: float) -> tuple[Group, ...]:
@@ -60,8 +72,8 @@ def _gated(norm: str, offset: float) -> tuple[Group, ...]:
 GATED = Mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def _llama(mlp_norm: str = "post_attention_layernorm", offset: float = 0.0) -> Architecture:
-    return Architecture(_attention("input_layernorm", offset) + _gated(mlp_norm, offset), GATED)
+def _llama(mlp_norm: str = "post_attention_layernorm", offset: float = 0.0, gguf: Gguf | None = None) -> Architecture:
+    return Architecture(_attention("input_layernorm", offset) + _gated(mlp_norm, offset), GATED, gguf=gguf)
 
 
 PHI3 = Architecture(
@@ -75,10 +87,21 @@ PHI3 = Architecture(
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _llama(),
-    "granite": _llama(),
-    "mistral": _llama(),
-    "qwen2": _llama(),
+    "llama": _llama(gguf=Gguf("llama", True)),
+    "granite": _llama(
+        gguf=Gguf(
+            "granite",
+            True,
+            (
+                ("logits_scaling", "logit_scale"),
+                ("attention_multiplier", "attention.scale"),
+                ("embedding_multiplier", "embedding_scale"),
+                ("residual_multiplier", "residual_scale"),
+            ),
+        )
+    ),
+    "mistral": _llama(gguf=Gguf("llama", True)),
+    "qwen2": _llama(gguf=Gguf("qwen2", False)),
     "qwen3": _llama(),
     "phi3": PHI3,
     "gemma": _llama(offset=1.0),

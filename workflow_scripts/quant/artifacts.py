@@ -12,7 +12,7 @@ from typing import Any
 
 from quant.errors import InputError
 
-DISTRIBUTIONS = ("torch", "transformers", "safetensors", "numpy", "snakemake")
+DISTRIBUTIONS = ("torch", "transformers", "safetensors", "compressed-tensors", "numpy", "snakemake")
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ COLUMNS = [
     *("model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"),
     *("p", "p_holm", "detectable"),
 ]
+PARTS = ("linears", "embeddings", "head", "other")  # of a checkpoint's bytes: quant.sizes
 
 
 class Difference(NamedTuple):
@@ -142,6 +143,10 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
         "delta_nll_low": difference.low,
         "delta_nll_high": difference.high,
         **{key: evaluation[key] for key in ("kl", "top1_agreement", "tokens_per_s", "quantize_s", "storage")},
+        "storage_reason": evaluation["storage_reason"],
+        **{f"{part}_mb": evaluation[f"{part}_mb"] for part in PARTS},
+        "compression": original["size_mb"] / evaluation["size_mb"],
+        "linears_compression": original["linears_mb"] / evaluation["linears_mb"],
         "tokens": int(rows["tokens"].sum()),
         "sequences": len(rows),
         **{key: evaluation[key] for key in ("protocol", "seq_len", "kl_tokens")},

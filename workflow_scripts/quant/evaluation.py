@@ -21,6 +21,7 @@ from quant import tensorfile
 from quant.artifacts import read_json, versions, write_json
 from quant.compute import batch_tokens, device, dtype
 from quant.errors import InputError
+from quant.sizes import parts_mb
 from quant.tokens import Batch, Tokens, batches
 from quant.tokens import load as load_tokens
 
@@ -42,11 +43,14 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
-    except (OSError, SafetensorError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); delete it and run again"
         ) from None
+    with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
+        model(torch.zeros(1, 1, dtype=torch.long, device=device))
+    return model
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -183,6 +187,7 @@ def run(
             "kl_tokens": divergence.tokens,
             "tokens_per_s": speed,
             "size_mb": checkpoint_bytes(checkpoint) / 1e6,
+            **parts_mb(checkpoint / "model.safetensors", model),
             **made["summary"],
             "sequences": rows,
             "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
@@ -194,4 +199,4 @@ def original_summary(checkpoint: Path) -> dict[str, Any]:
     """What quantize.json says of a method, for the unquantised model as it is stored."""
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         dtype = next(dtype for dtype, shape in file.layout().values() if len(shape) == 2)
-    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original"}
+    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original", "storage_reason": ""}

@@ -137,6 +137,38 @@ def perplexity_bits(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
 
 
 @styled
+def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
+    """Rise of the NLL against the checkpoint's size with the Pareto front; rows of one model and data set."""
+    original, quantised = _split(summary)
+    shown = quantised[np.isfinite(quantised.delta_nll)].reset_index(drop=True)
+    if shown.empty:
+        return _message("Rise of the NLL against size", "No method with a finite NLL.")
+    fig, ax = _canvas(3.2, max(3.2, 0.24 * len(shown) + 0.6))
+    top = max(WILD * shown.delta_nll.median(), 0.06)
+    height, markers = shown.delta_nll.clip(upper=top), method_markers(colours)
+    front = pareto_front(shown.size_mb.tolist(), shown.delta_nll.tolist())
+    ax.plot(shown.size_mb[front], height[front], drawstyle="steps-post", color=FAINT, lw=1.2, zorder=2)
+    for row in shown.itertuples():
+        marker = markers[row.method] if row.delta_nll <= top else CARETUP
+        fill = colours[row.method] if row.storage == "packed" else "white"
+        ax.plot(row.size_mb, height[row.Index], marker=marker, ms=8, color=fill, mec=colours[row.method])
+    ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
+    _log_ticks(ax, ax.xaxis, [*shown.size_mb, *original.size_mb])
+    labels = [
+        Label(row.size_mb, height[row.Index], f"{_short(row.method)}  {row.size_mb:,.0f} MB", row.method,
+              row.Index in front)
+        for row in shown.itertuples()
+    ]  # fmt: skip
+    _label_right(ax, labels, colours, leaders=True)
+    for size in original.size_mb:
+        ax.axvline(size, color=INK, lw=1.2, ls=(0, (4, 2)))
+    ax.set(xlabel="size, MB (log scale)" + _left_out(quantised, shown), ylabel="delta_nll, nats per token")
+    _title(ax, "Rise of the NLL against size", "dashed: the original; filled: packed, hollow: simulated\n"
+           "bold, on the grey line: no other is both smaller and better")  # fmt: skip
+    return fig
+
+
+@styled
 def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """Rise of the NLL over the original with its interval, best first; rows of one model and data set."""
     _, quantised = _split(summary)
@@ -337,6 +369,7 @@ def draw(
         order = rows[rows.method != "original"].sort_values("nll", kind="stable").method.tolist()
         compared = comparisons[(comparisons.model == model) & (comparisons.dataset == dataset)]
         drawn[f"{model}/{dataset}/perplexity_bits"] = perplexity_bits(rows, colours)
+        drawn[f"{model}/{dataset}/size_delta_nll"] = size_delta_nll(rows, colours)
         drawn[f"{model}/{dataset}/delta_nll"] = delta_nll(rows, colours)
         drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order)
         for family, members in (families or {}).items():

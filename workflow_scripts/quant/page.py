@@ -11,13 +11,15 @@ from quant.figures import signed
 
 
 class Cell(NamedTuple):
-    """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class."""
+    """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class; title is said
+    where one points at it."""
 
     text: str
     order: float | str
     swatch: str = ""
     css: str = ""
     band: str = ""
+    title: str = ""
 
 
 class Table(NamedTuple):

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from quant import tensorfile
+from quant import stored, tensorfile
 from quant.compare import corrected, paired_differences
 from quant.errors import InputError
 from quant.evaluation import Reference, evaluate, load_model
@@ -93,16 +93,18 @@ def risk_masks(
 
 
 @contextlib.contextmanager
-def replaced(model: nn.Module, part: Part, weights: tensorfile.TensorFile) -> Iterator[int]:
+def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[int]:
     """The model with a part's rows from another checkpoint, and how many weights those are; put back afterwards."""
     before: dict[nn.Parameter, Tensor] = {}
     count = 0
     for name, rows in part.rows.items():
         parameter = model.get_submodule(name).weight
         w = before[parameter] = parameter.data
-        new = weights.get(f"{name}.weight", w.device, w.dtype)
+        new = weights.weight(name, w.device).to(w.dtype)
         if new.shape != w.shape:
-            raise InputError(f"{weights.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}")
+            raise InputError(
+                f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}"
+            )
         parameter.data = new if rows is None else torch.where(rows.to(w.device)[:, None], new, w)
         count += w.numel() if rows is None else int(rows.sum()) * w.shape[1]
     try:
@@ -113,12 +115,20 @@ def replaced(model: nn.Module, part: Part, weights: tensorfile.TensorFile) -> It
 
 
 def measure(
-    original: Path, quantized: Path, parts: Sequence[Part], tokens: Tokens, device: str, dtype: torch.dtype, batch: int
+    original: Path,
+    quantized: Path,
+    model_fingerprint: str,
+    parts: Sequence[Part],
+    tokens: Tokens,
+    device: str,
+    dtype: torch.dtype,
+    batch: int,
 ) -> list[dict[str, Any]]:
-    """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence."""
+    """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
+    checkpoint directories of the same model."""
     model = load_model(original, device, dtype)
     found = []
-    with tensorfile.opened(quantized) as weights:
+    with stored.opened(quantized, model_fingerprint) as weights:
         for place, part in enumerate(parts, 1):
             logger.info("part %d of %d: %s", place, len(parts), part.name)
             with replaced(model, part, weights) as count:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quant import tensorfile
+from quant import grids, packed, tensorfile
 from quant.architectures import Fold, architecture_of, rows_of, value_heads
-from quant.artifacts import read_json
+from quant.artifacts import read_json, write_json
 from quant.channels import OF_INPUT, channels_of, kind_of
 from quant.errors import InputError
 from quant.recipe import (
@@ -27,6 +28,7 @@ from quant.recipe import (
     check_finite,
     quantize_group,
     rounding_statistics,
+    why_not_packed,
 )
 
 logger = logging.getLogger("quant")
@@ -98,7 +100,8 @@ class Shared:
 
 
 def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
-    """A block's linears, grouped by scope; those that the architecture's facts do not mention stand alone, unscaled."""
+    """A block's linears, grouped by scope; what reads a linear's output comes before it, so that a scale folded into
+    its rows is known when its steps are chosen."""
     if scope == "linear":
         return [Shared((name,)) for name in names]
     groups = [
@@ -110,7 +113,7 @@ def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, A
     differing = {name for group in groups for name in group.linears} ^ set(names)
     if differing:
         raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
-    return groups
+    return groups[::-1]
 
 
 class Block:
@@ -133,7 +136,9 @@ class Block:
             check_finite(f"{name}.weight", w, str(self._model.path))
         known = [statistics.of(name, self._device) for name in group.linears]
         heads = value_heads(self._config) if self._repeats_values(group) else None
-        results = quantize_group([self.weights[name] for name in group.linears], known, recipe, generator, heads)
+        steps = [partial(grids.stored_step, dtype=self._layout[f"{name}.weight"][0], rows=self.row_scale.get(name))
+                 for name in group.linears]  # fmt: skip
+        results = quantize_group([self.weights[name] for name in group.linears], known, recipe, generator, heads, steps)
         if group.fold is not None and results[0].scale is not None:
             self._fold(group, results[0].scale, heads)
         if self._device == "cuda":
@@ -183,6 +188,12 @@ class Block:
             w = w * result.scale
         return w * self.row_scale[name][:, None] if name in self.row_scale else w
 
+    def codes(self, name: str) -> packed.Codes:
+        """A linear as a packed checkpoint stores it."""
+        result = self.done[name]
+        step = result.step * self.row_scale[name][:, None, None] if name in self.row_scale else result.step
+        return packed.Codes(result.codes, step, result.zero, result.grid, result.n_in)
+
     def folds(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """What turns the stored weight back into one of the original's inputs and outputs."""
         if name in self.folded:
@@ -203,8 +214,9 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Writes target/model.safetensors beside copies of the source's other files, and the folds.
 
-    linears: names and blocks, as convert recorded them. Returns a row per linear and the summary; weights keep the
-    source's dtype, since storage is simulated.
+    linears: names and blocks, as convert recorded them. Returns a row per linear and the summary. Where the format
+    holds what the recipe makes, linears are packed (quant.packed); otherwise they are dense in the source's dtype, and
+    the summary's storage_reason says why.
     """
     begun = time.perf_counter()
     config = read_json(source / "config.json")
@@ -214,7 +226,11 @@ def quantize_checkpoint(
     bits = weights = 0
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
         provenance = provenance | {"token_fingerprint": statistics.token_fingerprint}
-        layout = model.layout()
+        dense = layout = model.layout()
+        reason = why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
+        if reason is None:
+            layout = packed.layout(dense, linears, recipe.grid)
+            config |= {"quantization_config": packed.quantization_config(recipe.grid, dense, linears)}
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         untouched = set(model.names)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
@@ -226,9 +242,13 @@ def quantize_checkpoint(
                     block.quantize(group, statistics, recipe, generator)
                 for name in names:
                     result = block.done[name]
-                    written = {f"{name}.weight": block.weight(name)}
                     folds |= {key: value.cpu() for key, value in block.folds(name)}
-                    bits += result.storage_bits(name in block.folded)
+                    if reason is None:
+                        written = packed.pack(name, block.codes(name))
+                        bits += packed.bits_of({key: layout[key] for key in written})
+                    else:
+                        written = {f"{name}.weight": block.weight(name)}
+                        bits += result.storage_bits(name in block.folded)
                     weights += block.weights[name].numel()
                     row = {"linear": name, "layer": layer, "alpha": result.alpha, "objective": result.objective}
                     row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
@@ -236,16 +256,19 @@ def quantize_checkpoint(
                         logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.damp)
                     rows.append(row | rounding_statistics(block.weights[name], result))
                     put(out, written, layout, target)
-                    untouched -= set(written)
+                    untouched.remove(f"{name}.weight")
                 put(out, block.others, layout, target)
                 untouched -= set(block.others)
             for name in sorted(untouched):
                 out.put(name, model.get(name))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     for file in source.iterdir():
-        if file.is_file() and file.name != "model.safetensors":
+        if file.is_file() and file.name not in ("model.safetensors", "config.json"):
             shutil.copyfile(file, target / file.name)
-    summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun, "storage": "simulated"}
+    write_json(target / "config.json", config)
+    (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
+    storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
+    summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
     return {"linears": rows, "summary": summary, "provenance": provenance}
 
 

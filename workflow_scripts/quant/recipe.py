@@ -1,13 +1,13 @@
 """A recipe applied to linears that share a scale: salience → scale search → grid → rounding → protection."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quant import grids
+from quant import grids, packed
 from quant.channels import Channels
 from quant.errors import InputError
 from quant.grids import Grid
@@ -141,9 +141,14 @@ def find_scale(
 
 
 def round_linear(
-    w: Tensor, found: Search | None, statistics: LinearStatistics, recipe: Recipe, generator: torch.Generator
+    w: Tensor,
+    found: Search | None,
+    statistics: LinearStatistics,
+    recipe: Recipe,
+    generator: torch.Generator,
+    stored: Callable[[Tensor], Tensor] | None = None,
 ) -> QuantizedLinear:
-    """w [out, in] on the recipe's grid under the scale that was found."""
+    """w [out, in] on the recipe's grid under the scale that was found; stored: a step as it will be read back."""
     scale = None if found is None or found.alpha == 0 else found.scale
     inverse = torch.ones_like(w[0]) if scale is None else 1 / scale
     channels, moment = statistics.channels, statistics.moment
@@ -152,6 +157,7 @@ def round_linear(
     if recipe.clip:
         importance = (channels.x_sq if moment is None else moment.diagonal()) * inverse**2
     step, zero = grids.fit_range(groups, recipe.grid, importance)
+    step = step if stored is None else stored(step)
     context = Context(
         None if moment is None or recipe.rounding != "gptq" else inverse[:, None] * moment * inverse,
         None if channels is None else channels.x_mean * inverse,
@@ -196,10 +202,34 @@ def quantize_group(
     recipe: Recipe,
     generator: torch.Generator,
     heads: tuple[int, int, int] | None = None,
+    stored: Sequence[Callable[[Tensor], Tensor]] | None = None,
 ) -> list[QuantizedLinear]:
-    """Linears [out_i, in] that share one scale (a group of one in scope linear), to codes on the recipe's grid."""
+    """Linears [out_i, in] that share one scale (a group of one in scope linear), to codes on the recipe's grid.
+
+    stored: for each linear, what its file makes of a step.
+    """
     found = find_scale(weights, statistics, recipe, heads)
-    return [round_linear(w, found, s, recipe, generator) for w, s in zip(weights, statistics, strict=True)]
+    known = zip(weights, statistics, stored or [None] * len(weights), strict=True)
+    return [round_linear(w, found, s, recipe, generator, keeps) for w, s, keeps in known]
+
+
+def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Why a recipe's result has to be stored dense, in one line; None where the format holds it.
+
+    shapes: [out, in] of each linear by name.
+    """
+    if recipe.bits not in packed.BITS:
+        return f"the format's readers have products for {' and '.join(map(str, packed.BITS))} bits, not {recipe.bits}"
+    if recipe.keep != "none":
+        return f"keep: {recipe.keep} leaves rows in 16 bit, and the format has one width for a linear"
+    if recipe.noise_injection:
+        return "noise_injection moves weights off their grid"
+    if recipe.salience != "none" and recipe.scope == "linear":
+        return "scope: linear gives each linear an input scale of its own, which no operation takes over"
+    for name, (_, n_in) in shapes.items():
+        if recipe.group_size > 0 and n_in % recipe.group_size:
+            return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
+    return None
 
 
 def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, float]:

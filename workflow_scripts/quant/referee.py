@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quant import tensorfile
+from quant import stored, tensorfile
 from quant.channels import kind_of
 from quant.second_moments import layer_error
 
@@ -29,19 +29,20 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The record's row of each linear with its kind and its errors.
 
-    folds: scales that a recipe moved into other operations, so that its weights act on other inputs and outputs.
+    checkpoint: the method's directory. folds: scales that a recipe moved into other operations, so that its weights act
+    on other inputs and outputs.
     """
     rows = []
     with (
         tensorfile.opened(original) as before,
-        tensorfile.opened(checkpoint) as after,
+        stored.opened(checkpoint, record["provenance"]["model_fingerprint"]) as after,
         tensorfile.opened(folds) as moved,
         tensorfile.opened(moments) as second,
     ):
         reads = second.info("reads")
         for row in tqdm(record["linears"], desc="measure", unit="linear"):
-            name = f"{row['linear']}.weight"
-            w, quantized = (file.get(name, device, torch.float32) for file in (before, after))
+            w = before.get(f"{row['linear']}.weight", device, torch.float32)
+            quantized = after.weight(row["linear"], device)
             for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)

@@ -228,6 +228,8 @@ def _dataset(
 DATASET_PICTURES = {
     "perplexity_bits": "Lower and further left is better. For every method off the grey line, one on it has a lower "
     "perplexity with no more bits. An arrow: off the scale.",
+    "size_delta_nll": "Lower and further left is better. The size is the checkpoint's on disk, embeddings and head "
+    "included. An arrow: off the scale.",
     "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
     f"perplexity, from green to red: {BANDS}.",
 }

@@ -28,7 +28,8 @@ DEFINITIONS = {
     "top-1": "share of tokens whose most likely next token is the original's",
     "tokens/s": "evaluation speed; with simulated storage it says nothing about the speed of packed weights",
     "quantise": "seconds to quantise, the calibration pass not counted",
-    "storage": "packed: real low-bit codes on disk; simulated: rounded weights in 16 bit, so the size is not smaller",
+    "storage": "packed: real low-bit codes on disk; simulated: rounded weights in 16 bit, so the size is not smaller; "
+    "point at the word to read why",
 }
 
 
@@ -59,7 +60,7 @@ def _summary_row(row: Any, several: list[str], colours: dict[str, str]) -> list[
              css="num"),
         number_cell(row.tokens_per_s, 0),
         Cell("–", -1, css="num") if original else number_cell(row.quantize_s, 1, " s"),
-        Cell(str(row.storage), str(row.storage)),
+        Cell(str(row.storage), str(row.storage), title="" if pd.isna(row.storage_reason) else str(row.storage_reason)),
     ]  # fmt: skip
 
 

@@ -1,0 +1,107 @@
+# For those who take a checkpoint: its card, the best one under their limits, and other formats.
+
+
+# one job for all: each card is a few lines from the tables, and starting costs more than writing
+rule describe:
+    input:
+        summary=rules.summarize.output.summary,
+        records=expand(rules.quantize.output.record, model=STUDY["models"], method=STUDY["methods"]),
+    output:
+        expand("results/{model}/{method}/checkpoint/README.md", model=STUDY["models"], method=STUDY["methods"]),
+    log:
+        "results/logs/describe.log",
+    benchmark:
+        "results/benchmarks/describe.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        models={name: {key: CONFIG["models"][name].get(key) for key in CARD_KEYS} for name in STUDY["models"]},
+        calibration=CONFIG["calibration"],
+        code=code("describe.py", "templates/card.md.j2"),
+    script:
+        "../workflow_scripts/describe.py"
+
+
+rule pick:
+    input:
+        summary=rules.summarize.output.summary,
+        comparisons=rules.summarize.output.comparisons,
+        cards=expand("results/{model}/{method}/checkpoint/README.md", model=STUDY["models"][0], method=STUDY["methods"]),
+        weights=expand(rules.quantize.output.weights, model=STUDY["models"][0], method=STUDY["methods"]),
+    output:
+        choice="results/best/choice.json",
+        weights="results/best/checkpoint/model.safetensors",
+        config="results/best/checkpoint/config.json",
+        card="results/best/checkpoint/README.md",
+    log:
+        "results/logs/pick.log",
+    benchmark:
+        "results/benchmarks/pick.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        options=CONFIG["choose"] | {"model": STUDY["models"][0], "dataset": FIRST_DATASET},
+        code=code("pick.py"),
+    script:
+        "../workflow_scripts/pick.py"
+
+
+# results/{model}/{method}/export/dense/export.json, and awq in its place
+rule export:
+    input:
+        weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
+        record=rules.quantize.output.record,
+    output:
+        weights="results/{model}/{method}/export/{format}/model.safetensors",
+        config="results/{model}/{method}/export/{format}/config.json",
+        record="results/{model}/{method}/export/{format}/export.json",
+    log:
+        "results/logs/export/{model}/{method}/{format}.log",
+    benchmark:
+        "results/benchmarks/export/{model}/{method}/{format}.tsv"
+    wildcard_constraints:
+        format="dense|awq",
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # the awq layout and GGUF are gathered whole before they are written
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        format=lambda w: w.format,
+        code=code("export.py"),
+    script:
+        "../workflow_scripts/export.py"
+
+
+rule export_gguf:
+    input:
+        weights=rules.quantize.output.weights,
+        config=rules.quantize.output.config,
+        record=rules.quantize.output.record,
+    output:
+        weights="results/{model}/{method}/export/gguf/model.gguf",
+        record="results/{model}/{method}/export/gguf/export.json",
+    log:
+        "results/logs/export/{model}/{method}/gguf.log",
+    benchmark:
+        "results/benchmarks/export/{model}/{method}/gguf.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        format="gguf",
+        code=code("export.py"),
+    script:
+        "../workflow_scripts/export.py"

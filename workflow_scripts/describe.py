@@ -1,0 +1,18 @@
+"""A model card in every checkpoint."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from quant.artifacts import read_json, write_text
+from quant.card import card
+from quant.job import job
+
+with job(snakemake.log[0]):
+    summary = pd.read_csv(snakemake.input.summary)
+    records = {Path(path).parent: read_json(path) for path in snakemake.input.records}
+    for path in map(Path, snakemake.output):
+        folder = path.parent.parent
+        model, method = folder.parent.name, folder.name
+        about = snakemake.params.models[model]
+        write_text(path, card(model, method, summary, records[folder], about, snakemake.params.calibration))

@@ -1,0 +1,24 @@
+"""The best packed checkpoint under the user's limits, copied to results/best/."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from quant.artifacts import versions, write_json
+from quant.errors import InputError
+from quant.job import job
+from quant.pick import choose
+
+with job(snakemake.log[0]):
+    options = snakemake.params.options
+    choice = choose(pd.read_csv(snakemake.input.summary), pd.read_csv(snakemake.input.comparisons), options)
+    print("\n".join([choice.headline, *choice.lines]))
+    if choice.method is None:
+        raise InputError(f"choose: {choice.lines[0]} Widen choose: in the configuration, or add a method")
+    target = Path(snakemake.output.config).parent
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(
+        Path("results") / choice.model / choice.method / "checkpoint", target, copy_function=shutil.copyfile
+    )
+    write_json(snakemake.output.choice, {"options": options, **choice._asdict(), "versions": versions()})
