@@ -44,7 +44,8 @@ rule plot:
         runtime=10,
     params:
         figures=FIGURES,
-        methods=list(METHODS),
+        # by the study first: of what it runs, twelve methods have colours of their own
+        methods=list(dict.fromkeys([*STUDY["methods"], *METHODS])),
         sweeps=SWEEPS,
         code=code("plot.py"),
     script:
@@ -85,6 +86,7 @@ rule report:
         runtime=10,
     params:
         config=CONFIG,
+        methods=list(dict.fromkeys([*STUDY["methods"], *METHODS])),
         written=config,
         figures=FIGURES,
         command=" ".join(

@@ -58,7 +58,7 @@ with job(snakemake.log[0]):
         config,
         provenance,
         snakemake.params.command,
-        figures.method_colours(config["methods"]),
+        figures.method_colours(snakemake.params.methods),
         checks=checks or None,
         channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),

@@ -20,7 +20,9 @@ def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
     """An answer's paired differences with their 95 % intervals, a row each; ends: what lies left and right of 0."""
     pairs = answered["pairs"][:LONGEST]
     found = [difference_in(row) for row in pairs]
-    fig, ax = figures._canvas(2.7, max(0.32 * len(pairs) + 0.5, 1.1))
+    fig, ax = figures._canvas(
+        2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1)
+    )
     labels = _labels(pairs)
     finite = np.array([[x.low, x.high] for x in found if np.isfinite([x.low, x.high]).all()]).ravel()
     reach = max(np.abs(finite).max() if finite.size else 0, 1e-5) * 1.12
@@ -124,10 +126,15 @@ def draw(answers: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> d
 
 
 def _labels(pairs: list[dict[str, Any]]) -> list[str]:
-    """What each row is, with its data set where there are several."""
+    """What each row is, with its group where names repeat, and its data set where there are several."""
     several = len({row["dataset"] for row in pairs}) > 1
     names = [f"{figures._short(row['first'], 24)} − {figures._short(row['second'], 24)}" for row in pairs]
-    return [f"{name}\n{row['dataset']}" if several else name for name, row in zip(names, pairs, strict=True)]
+    twice = {name for name in names if names.count(name) > 1}
+    marks = [
+        "\n".join(([row["group"]] if name in twice else []) + ([row["dataset"]] if several else []))
+        for name, row in zip(names, pairs, strict=True)
+    ]
+    return [f"{name}\n{mark}" if mark else name for name, mark in zip(names, marks, strict=True)]
 
 
 def _wrapped(text: str, width: int = 52) -> str:

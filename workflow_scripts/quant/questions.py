@@ -199,7 +199,7 @@ def of_pairs(
             outcomes = [row["outcome"] for row in rows]
             outcome = judge(outcomes)
             verdict = words_of(outcome, names, (outcomes.count("better"), outcomes.count("worse"), len(rows)), yes)
-            verdict += smallest(rows) if outcome == NO_DIFFERENCE else ""
+            verdict = verdict[0].upper() + verdict[1:] + (smallest(rows) if outcome == NO_DIFFERENCE else "")
             if answered.outcome == NO_ANSWER:
                 answered.outcome, answered.verdict = outcome, verdict
                 answered.lines += group_lines(rows, differences)
@@ -247,7 +247,9 @@ def cost(evidence: Evidence, answered: Answered) -> None:
         if len(rows) and answered.outcome == NO_ANSWER:
             answered.outcome = judge([difference_of(row).outcome for row in rows.itertuples()])
             least, most = rows.delta_nll.idxmin(), rows.delta_nll.idxmax()
-            ends = [f"{percent(increase(rows.loc[i]))} ({rows.method[i]})" for i in dict.fromkeys((most, least))]
+            ends = [
+                f"{percent(increase(rows.loc[i])).lstrip('+')} ({rows.method[i]})" for i in dict.fromkeys((least, most))
+            ]
             answered.verdict = f"The perplexity rises by {' to '.join(ends)}"
 
 
@@ -480,7 +482,7 @@ def sensitivity(evidence: Evidence, answered: Answered) -> None:
             part, size = part_words(by, worst.part), worst.weights / rows.weights.sum()
             answered.lines.append(
                 f"{method}, one {what} at a time: {part} suffers most, {difference_of(worst).text()}; it holds "
-                f"{worst.weights / 1e6:.1f} million weights, {size:.0%} of all."
+                f"{worst.weights / 1e6:.1f} million weights, {100 * size:.0f} % of all."
             )
             if answered.outcome == NO_ANSWER:
                 answered.outcome = "described"
@@ -488,7 +490,7 @@ def sensitivity(evidence: Evidence, answered: Answered) -> None:
                 all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
                 answered.verdict = (
                     f"{part} suffers most: quantised alone by {method} it raises the NLL by "
-                    f"{difference_of(worst).text(3)}, {share:.0%} of the sum over all {all_parts}"
+                    f"{difference_of(worst).text(3)}, {100 * share:.0f} % of the sum over all {all_parts}"
                 )
         gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
         for (method, other), rows in gains.groupby(["method", "against"], sort=False):

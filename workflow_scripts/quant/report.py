@@ -139,7 +139,7 @@ def _model(
         "by_bits": best_by_bits(summary, model, datasets[0]),
         "elsewhere": [_elsewhere(summary, comparisons, model, dataset) for dataset in datasets[1:]],
         "plain": plain_words(best, summary[(summary.model == model) & (summary.dataset == datasets[0])]),
-        "praq": praq_words(answered),
+        "praq": praq_words(answered, best),
         "pick": pick,
         "sections": [
             _dataset(model, dataset, f"model-{place}-data-{i}", summary, comparisons, figures, colours)
@@ -174,12 +174,19 @@ PRAQ_WORDS = {
 }
 
 
-def praq_words(answered: list[dict[str, Any]]) -> dict[str, Any]:
+def praq_words(answered: list[dict[str, Any]], rows: pd.DataFrame) -> dict[str, Any]:
     """Whether PRAQ helped, for a reader in a hurry: a word or two, the verdict, and the pairs behind it."""
     one = next((one for one in answered if one["anchor"] == "praq"), None)
     if one is None:
-        return {"short": PRAQ_WORDS[NO_ANSWER], "verdict": "", "lines": []}
-    return {"short": PRAQ_WORDS[one["outcome"]], "verdict": one["verdict"], "lines": one["lines"]}
+        return {"short": PRAQ_WORDS[NO_ANSWER], "verdict": "", "plain": "", "lines": []}
+    ppl = dict(zip(rows.method, rows.ppl, strict=True))
+    against = [
+        f"{number(ppl[row['first']], 2)} ({row['first']}) against {number(ppl[row['second']], 2)} ({row['second']})"
+        for row in one["pairs"]
+        if row["dataset"] == one["pairs"][0]["dataset"] and {row["first"], row["second"]} <= ppl.keys()
+    ]
+    plain = f"Perplexity {'; '.join(against[:3])}{'; …' if len(against) > 3 else ''}." if against else ""
+    return {"short": PRAQ_WORDS[one["outcome"]], "verdict": one["verdict"], "plain": plain, "lines": one["lines"]}
 
 
 def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
