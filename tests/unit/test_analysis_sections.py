@@ -95,12 +95,12 @@ def test_deep_dive_section_leaves_out_what_agrees_by_definition() -> None:
     record = RECORD | {"layer": 2, "top": [0.2]}
     section = deep_dive("-1", record, agreement, channels(), b"png", b"png")
     assert section.anchor == "layer-2-1" and section.title == "Layer 2 of m"
-    assert "+0.80 to +0.90 over the protection scores" in section.headline
-    assert "−0.20 to −0.20 over the saliences of input channels of MLP linears" in section.headline
+    assert "output channels much alike (Spearman's ρ 0.80 to 0.90)" in section.headline
+    assert "input channels of MLP linears quite differently (Spearman's ρ −0.20 to −0.20)" in section.headline
     assert len(section.tables[0][1].rows) == 4
     assert "The input channel that is AWQ's number 1 is by PRAQ number 40 of 40 in gate_proj." in section.lines
     constant = agreement.assign(spearman=math.nan, low=math.nan, high=math.nan)
-    assert "none is defined" in deep_dive("", record, constant, channels(), b"", b"").headline
+    assert "No rank correlation is defined" in deep_dive("", record, constant, channels(), b"", b"").headline
 
 
 def scales(*differences: tuple[float, float]) -> list[dict[str, Any]]:
@@ -114,8 +114,10 @@ def scales(*differences: tuple[float, float]) -> list[dict[str, Any]]:
 
 def test_synthetic_headline_follows_the_intervals() -> None:
     found = synthetic_headline(scales((-2, -1), (-2, -1), (0, 0), (1, 2), (-1, 1)))
-    assert "PRAQ's choice errs less than AWQ's at × 2, 3; it errs more than AWQ's at × 5" in found
-    assert "it is AWQ's own at × 4" in found and "it shows no difference from AWQ's at × 6" in found
+    assert found == (
+        "PRAQ's choice errs less than AWQ's with group B's weights × 2, 3; it errs more than AWQ's with × 5; "
+        "it is AWQ's own with × 4; it shows no difference from AWQ's with × 6"
+    )
 
 
 def test_synthetic_section_and_figure() -> None:

@@ -198,15 +198,16 @@ def deep_dive(
 
 
 def dive_headline(agreement: pd.DataFrame) -> str:
-    """The range of rank correlations over each side's linears, those apart that are the same by definition."""
+    """How far the two rank alike on each side, over linears where they are not the same by definition."""
     parts = []
-    for side, what in (("output", "protection scores of output channels"), ("input", "saliences of input channels")):
+    for side, what in (("output", "output channels"), ("input", "input channels of MLP linears")):
         rows = agreement[(agreement.side == side) & agreement.spearman.notna()]
         rows = rows[rows.spearman < 1] if side == "input" else rows
         if len(rows):
-            low, high = signed(rows.spearman.min(), 2), signed(rows.spearman.max(), 2)
-            parts.append(f"{low} to {high} over the {what}" + (" of MLP linears" if side == "input" else ""))
-    return "Rank correlation of AWQ's and PRAQ's importance: " + ("; ".join(parts) if parts else "none is defined")
+            low, high = rows.spearman.min(), rows.spearman.max()
+            words = "much alike" if low >= 0.7 else "quite differently" if high < 0.5 else "alike in part"
+            parts.append(f"{what} {words} (Spearman's ρ {_rho(low)} to {_rho(high)})")
+    return f"AWQ and PRAQ rank {', '.join(parts)}" if parts else "No rank correlation is defined: scores are constant"
 
 
 def _overlap_line(agreement: pd.DataFrame, share: float) -> str:
@@ -252,7 +253,7 @@ def synthetic(summary: dict[str, Any], figure: str) -> Section:
     options, scales = summary["options"], summary["scales"]
     lines = [
         f"Half of {options['outputs']} outputs (group A) have z near N(1, 1), so that SiLU lets them through; the "
-        f"others (group B) have weights so many times as large and a bias of {_minus(options['bias'])}, so that "
+        f"others (group B) have weights × times as large and a bias of {_minus(options['bias'])}, so that "
         f"they are loud before SiLU. {_share(options['keep_ratio'], 0)} of the outputs are kept exact by each score; "
         f"the other rows get weight noise of {options['noise']:g} times their own size. X is {options['tokens']:,} × "
         f"{options['inputs']}, drawn anew for each of {options['seeds']} seeds; intervals are 95 %, over seeds.",
@@ -286,8 +287,8 @@ def synthetic_headline(scales: list[dict[str, Any]]) -> str:
         "same": "is AWQ's own",
         "open": "shows no difference from AWQ's",
     }
-    parts = [f"{words[key]} at × {', '.join(values)}" for key, values in found.items() if values]
-    return f"With group B's weights as many times group A's, PRAQ's choice {'; it '.join(parts)}"
+    parts = [f"{words[key]} with group B's weights × {', '.join(values)}" for key, values in found.items() if values]
+    return f"PRAQ's choice {parts[0]}" + "".join(f"; it {part}".replace(" group B's weights", "") for part in parts[1:])
 
 
 def _outcome(difference: dict[str, float]) -> str:
@@ -335,6 +336,10 @@ def _minus(value: float) -> str:
 def _small(value: float) -> str:
     """Three digits of a number of any size."""
     return "0" if value == 0 else f"{value:.3g}".replace("-", "−")
+
+
+def _rho(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _share(value: float, digits: int = 2) -> str:
