@@ -72,6 +72,7 @@ OVERLAY = {
     },
     "check_mse": {"layer": 1, "n_samples": 8},
     "comparison": {"resamples": 999},
+    "sensitivity": {"n_samples": 4, "dead": -0.05, "draws": 1},
     "compute": {"threads": 1},
     "defaults": {"group_size": 16, "n_grid": 5},
 }  # fmt: skip

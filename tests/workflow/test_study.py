@@ -15,7 +15,8 @@ CONTRACT = {
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "ppl", "nll", "kl", "top1_agreement"),
     *("delta_nll", "delta_nll_low", "delta_nll_high", "tokens_per_s", "quantize_s", "storage"),
 }
-AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
+ANSWERS = {"answer_questions": 1, "plot": 1, "report": 1}
+AGGREGATES = {"summarize": 1, **ANSWERS}
 
 
 def test_summary_keeps_its_contract(study: Path) -> None:
@@ -77,6 +78,28 @@ def test_report_stands_alone(study: Path) -> None:
     assert 'src="http' not in page and 'href="http' not in page
 
 
+def test_every_question_is_answered_in_a_file_of_its_own(study: Path) -> None:
+    found = tiny.read(study / "results/comparison_results.json")
+    assert {"recipes", "versions", "token_fingerprints"} <= found["provenance"].keys()
+    answers = {one["anchor"]: one for one in found["models"]["tiny"]}
+    assert len(answers) == 14 and answers["praq"]["pairs"][0]["first"] == "gw_praq"
+    assert answers["sensitivity"]["outcome"] == "described" and answers["robust"]["yaml"].startswith("methods:")
+    table = pd.read_csv(study / "results/sensitivity.csv")
+    assert set(table["against"]) >= {"original", "rtn_g_sym"} and set(table["by"]) == {"kind", "risk"}
+    comparisons = pd.read_csv(study / "results/comparisons.csv")
+    assert (comparisons["p_holm"] >= comparisons["p"]).all() and (comparisons["detectable"] > 0).all()
+
+
+def test_all_parts_together_are_the_method(study: Path) -> None:
+    """Kinds of linear hold every quantised weight once; each alone moves the NLL."""
+    record = tiny.read(study / "results/tiny/rtn_g/sensitivity/heldout.json")
+    kinds = [part for part in record["parts"] if part["by"] == "kind"]
+    rows = tiny.read(study / "results/tiny/rtn_g/quantize.json")["linears"]
+    assert len(kinds) == len({row["linear"].rsplit(".", 1)[1] for row in rows}) == 7
+    assert all(part["nll"] != record["original"] for part in kinds)
+    assert record["provenance"]["evaluated_tokens"] and record["provenance"]["recipe"]["rounding"] == "nearest"
+
+
 def test_snakemakes_own_report_builds_with_captions(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "snakemake.html"
     done = tiny.snakemake(study, "results/report.html", "--report", str(page))
@@ -104,9 +127,15 @@ def with_changes(change: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_method(n: int = 1) -> dict[str, int]:
-    return {"quantize": n, "measure_error": n, "evaluate": n, **AGGREGATES}
+    return {"quantize": n, "measure_error": n, "measure_heldout": 1, "evaluate": n, **AGGREGATES}
 
 
+def parts(n: int = 1) -> dict[str, int]:
+    """Jobs of n methods whose parts are measured."""
+    return {"measure_sensitivity": n, "summarize_sensitivity": 1}
+
+
+CHECK = {"check_mse": 1, "measure_heldout": 1}
 TWO_KEYS_SWAPPED = {"gw_awq": {"bits": 3, "n_grid": 4}, "gw_praq": {"bits": 4, "n_grid": 3}}
 FOUR = ["rtn_g", "gw_awq", "gw_praq", "mine"]
 FEWER_KL_TOKENS = {"heldout": tiny.OVERLAY["datasets"]["heldout"] | {"kl_tokens": 32}}
@@ -116,15 +145,18 @@ FEWER_KL_TOKENS = {"heldout": tiny.OVERLAY["datasets"]["heldout"] | {"kl_tokens"
     ("change", "expected"),
     [
         ({"methods": {"gw_awq": {"n_grid": 4}}}, one_method()),
-        ({"methods": {"rtn_g": {"symmetric": True}}}, one_method()),
+        ({"methods": {"rtn_g": {"symmetric": True}}}, one_method() | parts()),
         ({"methods": TWO_KEYS_SWAPPED}, one_method(2)),
         ({"methods": {"mine": {"salience": "l2"}}, "study": {"methods": FOUR}}, one_method()),
-        ({"study": {"methods": ["rtn_g", "gw_awq"]}}, AGGREGATES),
+        ({"study": {"methods": ["rtn_g", "gw_awq"]}}, {"measure_heldout": 1, **AGGREGATES}),
         ({"methods": {"unused": {"bits": 2}}}, {"plot": 1, "report": 1}),
-        ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse": 1, "plot": 1, "report": 1}),
-        ({"comparison": {"resamples": 1999}}, {"check_mse": 1, **AGGREGATES}),
-        ({"datasets": FEWER_KL_TOKENS}, {"evaluate_original": 1, "evaluate": 3, **AGGREGATES}),
-        ({"methods": {"rtn_g": {"seed": 7}}}, one_method()),
+        ({"check_mse": {"keep_ratio": 0.25}}, {**CHECK, **ANSWERS}),
+        ({"comparison": {"resamples": 1999}}, {**CHECK, "summarize_sensitivity": 1, **AGGREGATES}),
+        ({"datasets": FEWER_KL_TOKENS}, {"evaluate_original": 1, "evaluate": 3, **parts(2), **AGGREGATES}),
+        ({"methods": {"rtn_g": {"seed": 7}}}, one_method() | parts()),
+        ({"sensitivity": {"n_samples": 5}}, {**parts(2), **ANSWERS}),
+        ({"sensitivity": {"by": ["layer"]}}, {**parts(2), **ANSWERS}),
+        ({"sensitivity": {"methods": ["rtn_g"]}}, {"summarize_sensitivity": 1, **ANSWERS}),
     ],
 )
 def test_a_changed_key_reruns_its_users(
@@ -140,7 +172,8 @@ def test_a_changed_key_reruns_its_users(
     assert {rule: n for rule, n in found.items() if n} == expected
 
 
-QUANTIZE_ALL = one_method(3)
+# the study's three, and one whose parts alone are measured
+QUANTIZE_ALL = one_method(3) | {"quantize": 4} | parts(2)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +183,16 @@ QUANTIZE_ALL = one_method(3)
         ("protection.py", {"check_mse": 1, **QUANTIZE_ALL}),
         ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
         ("salience.py", QUANTIZE_ALL),
-        ("referee.py", {"measure_error": 3, **AGGREGATES}),
-        ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
-        ("compare.py", {"check_mse": 1, **AGGREGATES}),
+        ("referee.py", {"measure_error": 3, "measure_heldout": 1, **AGGREGATES}),
+        ("layer_mse.py", {**CHECK, **ANSWERS}),
+        ("compare.py", {**CHECK, "summarize_sensitivity": 1, **AGGREGATES}),
+        ("parts.py", {**parts(2), **ANSWERS}),
+        ("sensitivity.py", {"summarize_sensitivity": 1, **ANSWERS}),
+        ("questions.py", ANSWERS),
+        ("question_figures.py", {"plot": 1, "report": 1}),
         ("figures.py", {"plot": 1, "report": 1}),
         ("report.py", {"report": 1}),
+        ("sections.py", {"report": 1}),
         ("../templates/report.html.j2", {"report": 1}),
     ],
 )
