@@ -3,7 +3,7 @@
 from quant.artifacts import read_json, whole
 from quant.job import job
 from quant.pairs import differing_keys
-from quant.parts import table
+from quant.sensitivity import table
 
 with job(snakemake.log[0]):
     records = [read_json(path) for path in snakemake.input]

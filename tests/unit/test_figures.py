@@ -47,7 +47,10 @@ def layers(alpha: float = 0.5) -> pd.DataFrame:
 
 def comparisons() -> pd.DataFrame:
     return pd.DataFrame(
-        [("m", "d", "rtn", "gw_awq", 0.2, 0.1, 0.3, 9), ("m", "d", "gw_praq", "gw_awq", 0.01, -0.01, 0.03, 9)],
+        [
+            ("m", "d", "rtn", "gw_awq", 0.2, 0.1, 0.3, 9, 0.01),
+            ("m", "d", "gw_praq", "gw_awq", 0.01, -0.01, 0.03, 9, 0.4),
+        ],
         columns=[
             "model",
             "dataset",
@@ -57,13 +60,14 @@ def comparisons() -> pd.DataFrame:
             "delta_nll_low",
             "delta_nll_high",
             "sequences",
+            "p_holm",
         ],
     )
 
 
 def check() -> dict:
     linear = {"linear": "model.layers.28.mlp.up_proj", "mse_awq": 2.0, "mse_praq": 2.5, "difference": 0.5}
-    return {"layer": 28, "keep_ratio": 0.5, "linears": [{**linear, "low": 0.4, "high": 0.6}]}
+    return {"layer": 28, "keep_ratio": 0.5, "linears": [{**linear, "low": 0.4, "high": 0.6, "p_holm": 0.01}]}
 
 
 def texts(fig: Figure) -> list[str]:

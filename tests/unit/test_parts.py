@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quant import parts, stored, tensorfile, tokens
+from quant import parts, sensitivity, stored, tensorfile, tokens
 from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.evaluation import load_model
@@ -127,8 +127,8 @@ def record(method: str, shift: float, seed: int) -> dict:
 
 def test_the_table_pairs_parts_with_the_original_with_twins_and_with_others() -> None:
     records = [record("asym", 0.05, 0), record("sym", 0.08, 1)]
-    table = parts.table(records, lambda a, b: (a, b) == ("asym", "sym"), 999, 0)
-    assert list(table.columns) == parts.COLUMNS
+    table = sensitivity.table(records, lambda a, b: (a, b) == ("asym", "sym"), 999, 0)
+    assert list(table.columns) == sensitivity.COLUMNS
     counts = table.groupby(["method", "against"]).size().to_dict()
     assert counts == {("asym", "original"): 4, ("asym", "sym"): 4, ("asym", "other rows"): 1,
                       ("sym", "original"): 4, ("sym", "other rows"): 1}  # fmt: skip
@@ -145,4 +145,4 @@ def test_the_table_pairs_parts_with_the_original_with_twins_and_with_others() ->
 
 
 def test_no_record_makes_an_empty_table() -> None:
-    assert list(parts.table([], lambda a, b: False, 999, 0).columns) == parts.COLUMNS
+    assert list(sensitivity.table([], lambda a, b: False, 999, 0).columns) == sensitivity.COLUMNS

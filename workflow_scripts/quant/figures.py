@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from quant.compare import LEVEL
+from quant.numbers import QUALITY_BANDS, interval, linear_kind, signed
 
 # Okabe and Ito's colours without yellow and black, then those of Tol's muted scheme that stay apart from them
 PALETTE = (
@@ -34,9 +35,6 @@ INK, FAINT, RULE = "#1b1f24", "#8a929b", "#d9dde2"
 # an axis ends at so many times the median
 WILD = 6
 PRAQ_BETTER, AWQ_BETTER = "#0072B2", "#D55E00"
-
-# (name, relative perplexity increase it ends at); the research's bands
-QUALITY_BANDS = (("excellent", 0.05), ("good", 0.10), ("acceptable", 0.20), ("poor", math.inf))
 
 STYLE = {
     "axes.axisbelow": True,
@@ -333,26 +331,6 @@ def check_mse(check: dict[str, Any]) -> Figure:
     kept += "95 % interval; grey: no difference shown"
     _title(ax, f"Layer {check['layer']}: which kept channels err less?", kept)
     return fig
-
-
-def linear_kind(linear: str) -> str:
-    """model.layers.0.mlp.down_proj → down_proj."""
-    return linear.rsplit(".", 1)[-1]
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """With its sign, a true minus; 0 has none."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if float(f"{value:.{digits}f}") else f"{0:.{digits}f}"
-
-
-def interval(low: float, high: float, digits: int = 3) -> str:
-    """[low, high], empty where there is none."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
-    return f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def draw(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from quant.figures import signed
+from quant.numbers import signed
 
 
 class Cell(NamedTuple):

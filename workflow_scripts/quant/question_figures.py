@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quant import figures
-from quant.figures import FAINT, INK, interval, method_markers, signed
+from quant.figures import FAINT, INK, method_markers
+from quant.numbers import interval, signed
 from quant.tables import difference_in
 
 FIRST_BETTER, SECOND_BETTER = figures.PRAQ_BETTER, figures.AWQ_BETTER

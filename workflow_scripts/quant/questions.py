@@ -14,10 +14,10 @@ import pandas as pd
 from scipy.stats import norm, permutation_test, rankdata
 
 from quant.compare import CONFIDENCE, LEVEL, holm
-from quant.figures import interval, linear_kind, signed
+from quant.numbers import interval, linear_kind, signed
 from quant.page import duration, number, percent
 from quant.pairs import differing_keys, pairs_alike_but
-from quant.parts import OTHER, RISKY
+from quant.part_names import OTHER, RISKY
 from quant.verdicts import (
     ORIGINAL,
     Difference,

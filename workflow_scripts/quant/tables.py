@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from quant.figures import QUALITY_BANDS, linear_kind
+from quant.numbers import QUALITY_BANDS, linear_kind
 from quant.page import Cell, Table, duration, number_cell, percent, sortable
 from quant.verdicts import (
     ORIGINAL,
