@@ -133,6 +133,43 @@ def test_nothing_to_do_the_second_time(study: Path) -> None:
     assert tiny.pending(study) == {}
 
 
+def test_the_best_packed_checkpoint_and_an_export_are_targets(copy: Path) -> None:
+    import yaml
+
+    target = "results/best/choice.json"
+    done = tiny.snakemake(copy, target)  # a float32 model has 32-bit steps in its groups of 16
+    assert done.returncode and "none has at most 4.5 bits per weight; the smallest, rtn_g, has 6.2" in done.stderr
+    (copy / "wider.yaml").write_text(yaml.safe_dump(with_changes({"choose": {"max_bits_per_weight": 7}})))
+    exported = copy / "results/tiny/rtn_g/export/dense"
+    done = tiny.snakemake(copy, target, str((exported / "export.json").relative_to(copy)), config="wider.yaml")
+    assert done.returncode == 0, done.stderr
+    choice = tiny.read(copy / target)
+    assert (choice["method"], choice["runner_up"]) == ("rtn_g", None)
+    checkpoint = copy / "results/tiny/rtn_g/checkpoint"
+    for name in ("model.safetensors", "config.json", "README.md", "tokenizer.json"):
+        assert (copy / "results/best/checkpoint" / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert (
+        tiny.read(exported / "export.json")["provenance"]
+        == tiny.read(copy / "results/tiny/rtn_g/quantize.json")["provenance"]
+    )
+
+
+def test_storage_and_cards(study: Path) -> None:
+    summary = pd.read_csv(study / "results/summary.csv").set_index("method")
+    assert summary["storage"].to_dict() == {
+        **{"original": "original", "rtn_g": "packed"},
+        **dict.fromkeys(["gw_awq", "gw_praq"], "simulated"),
+    }
+    assert summary.loc["gw_awq", "storage_reason"].startswith("scope: linear")
+    parts = summary[["linears_mb", "embeddings_mb", "head_mb", "other_mb"]].sum(axis=1)
+    assert (parts - summary["size_mb"]).abs().max() < 1e-9
+    assert summary.loc["rtn_g", "linears_compression"] > 4 and summary.loc["gw_awq", "linears_compression"] == 1
+    assert "scope: linear" in (study / "results/report.html").read_text()
+    for method in ("rtn_g", "gw_awq"):
+        card = (study / f"results/tiny/{method}/checkpoint/README.md").read_text()
+        assert card.startswith("---\n") and "| heldout |" in card
+
+
 def test_two_runs_give_the_same_bytes(copy: Path) -> None:
     weights = copy / "results/tiny/gw_awq/checkpoint/model.safetensors"
     before = weights.read_bytes()

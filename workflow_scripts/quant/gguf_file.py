@@ -85,7 +85,7 @@ def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
     made = read_json(path)
     model, before = made["model"], made.get("pre_tokenizer") or {}
     kinds = tuple(part["type"] for part in before.get("pretokenizers", [before]) if part)
-    if model["type"] != "BPE" or model.get("byte_fallback") or kinds not in PRETOKENIZERS:
+    if model["type"] != "BPE" or kinds not in PRETOKENIZERS:
         raise InputError(
             f"{path}: a {model['type']} tokenizer with {' and '.join(kinds) or 'no pre-tokenizer'} is none that this "
             "GGUF export writes (byte-level BPE); export dense and convert with llama.cpp's own script"
