@@ -17,7 +17,7 @@ from quant.artifacts import read_json
 from quant.blocks import Run
 from quant.channels import OF_INPUT
 from quant.errors import InputError
-from quant.second_moments import add_outer, mirror
+from quant.second_moments import add_outer, mirror, to_triangle
 from quant.statistics import activation_of, real_rows
 from quant.tokens import Batch, Tokens
 
@@ -37,8 +37,8 @@ def sensitivities(z: Tensor, u: Tensor | None, activation: nn.Module) -> dict[st
 
 
 class WeightedSums:
-    """E_ω[xxᵀ], E_ω|x|, E_ω[x²] and E_ω[x], with E_ω[f] = Σ ω f / Σ ω over rows of x [n, in] with weights ω [n]; and the
-    mean of squared Jacobians [out]."""
+    """E_ω[xxᵀ], E_ω|x|, E_ω[x²] and E_ω[x], with E_ω[f] = Σ ω f / Σ ω over rows of x [n, in] with weights ω [n]; and
+    the mean of squared Jacobians [out]."""
 
     def __init__(self, n_in: int, n_out: int, device: str) -> None:
         self.outer = torch.zeros(n_in, n_in, device=device)
@@ -59,9 +59,9 @@ class WeightedSums:
             self.squares += squares.sum(0)
 
     def means(self) -> dict[str, Tensor]:
-        """moment [in, in], and x_abs, x_sq, x_mean [in]; float32."""
+        """moment [in, in] by its triangle, and x_abs, x_sq, x_mean [in]; float32."""
         channels = (self.sums / self.weight).float().cpu()
-        moment = mirror(self.outer).div_(self.weight.float()).cpu()
+        moment = to_triangle(mirror(self.outer).div_(self.weight.float()))
         return {"moment": moment, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
@@ -141,14 +141,16 @@ def collect_jacobian(
     facts = architecture_of(read_json(checkpoint / "config.json"), "moment: jacobian")
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="jacobian")
     activation = activation_of(run.model)
-    found: dict[str, Tensor] = {}
-    for _, prefix, block, advance in run.each():
-        watch = MlpWatch(block, facts, activation, residual, device)
-        advance(watch.before, watch.after)
-        watch.close()
-        found |= watch.results(prefix)
-    for name, value in found.items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{name}: weighs every token by nothing, or overflows; use moment: plain for this model")
     made = provenance | {"residual": residual, "token_fingerprint": calibration.fingerprint}
-    tensorfile.save(out, found, {"reads": json.dumps({}), "provenance": json.dumps(made)})
+    with tensorfile.appending(out, run.n_linears) as file:
+        file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
+        for _, prefix, block, advance in run.each():
+            watch = MlpWatch(block, facts, activation, residual, device)
+            advance(watch.before, watch.after)
+            watch.close()
+            for name, value in watch.results(prefix).items():
+                if not torch.isfinite(value).all():
+                    raise InputError(
+                        f"{name}: weighs every token by nothing, or overflows; use moment: plain for this model"
+                    )
+                file.put(name, value)

@@ -18,7 +18,7 @@ from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
-from quant.second_moments import add_outer, mirror
+from quant.second_moments import add_outer, mirror, tf32, to_triangle
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
@@ -46,7 +46,7 @@ class InputSums:
     def moment(self) -> Tensor:
         """H = XᵀX/N [in, in], float32."""
         assert self.outer is not None
-        return mirror(self.outer).div_(self.count).cpu()
+        return mirror(self.outer).div_(self.count)
 
 
 class OutputSums:
@@ -143,35 +143,39 @@ def collect(
     batch_tokens: int,
     provenance: dict[str, Any],
 ) -> None:
-    """One pass; writes the small per-channel statistics and the second moments as two files."""
+    """One pass; writes the small per-channel statistics and the second moments, one triangle of each, as two files."""
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
     activation = activation_of(run.model)
     reads: dict[str, str] = {}
     small: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for _, prefix, block, advance in run.each():
-        watch = Watch(block, activation)
-        advance(watch.observe)
-        watch.close()
-        unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
-        if unused:
-            raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
-        for name, sums in watch.inputs.items():
-            moments[f"{prefix}.{name}"] = sums.moment()
-            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-        for name, sums in watch.outputs.items():
-            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-        reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
-    for name, value in (small | moments).items():
-        if not torch.isfinite(value).all():
-            raise InputError(
-                f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text"
-            )
-    metadata = {
-        "reads": json.dumps(reads),
-        "provenance": json.dumps(
-            provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
-        ),
-    }
-    tensorfile.save(channels_path, small, metadata)
-    tensorfile.save(moments_path, moments, metadata)
+    made = provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
+    with tensorfile.appending(moments_path, run.n_linears) as moments:
+        for _, prefix, block, advance in run.each():
+            watch = Watch(block, activation)
+            with tf32(dtype.itemsize == 2):  # of inputs that have no more bits than that
+                advance(watch.observe)
+            watch.close()
+            unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
+            if unused:
+                raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
+            found: dict[str, Tensor] = {}
+            for name, sums in watch.inputs.items():
+                moment = sums.moment()
+                check_statistic(f"{prefix}.{name}", moment)
+                moments.put(f"{prefix}.{name}", to_triangle(moment))
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            for name, sums in watch.outputs.items():
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            for name, value in found.items():
+                check_statistic(name, value)
+            small |= found
+            reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+        metadata = {"reads": json.dumps(reads), "provenance": json.dumps(made)}
+        moments.metadata = metadata
+        tensorfile.save(channels_path, small, metadata)
+
+
+def check_statistic(name: str, value: Tensor) -> None:
+    """Refuses NaN and infinities by name."""
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text")
