@@ -25,11 +25,8 @@ def _rint(x):
 def _span(low, high, highest, SYMMETRIC: tl.constexpr):
     step = tl.div_rn(tl.maximum(-low, high) if SYMMETRIC else high - low, highest + tl.zeros_like(low))
     step = tl.where(step > 0, step, 1.0)
-    if SYMMETRIC:
-        zero = tl.zeros_like(step)
-    else:
-        zero = tl.minimum(tl.maximum(_rint(tl.div_rn(-low, step)), 0.0), highest)
-    return step, zero
+    zero = tl.minimum(tl.maximum(_rint(tl.div_rn(-low, step)), 0.0), highest)
+    return step, tl.zeros_like(step) if SYMMETRIC else zero
 
 
 @triton.jit
@@ -132,6 +129,7 @@ def feed_back(
     _feed_back[(triton.cdiv(n_out, ROWS),)](
         w, inner, steps, zeros, codes, errors,
         n_out, w.stride(0), inner.stride(0), steps.stride(0), codes.stride(0),
-        float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+        float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=ROWS, COLUMNS=columns,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return errors
