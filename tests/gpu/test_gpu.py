@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from quant import evaluation, grids, hidden, search, tensorfile
-from quant.blocks import Run
+from quant.blocks import Run, all_linears, skeleton
+from quant.channels import Channels
 from quant.grids import Grid
+from quant.quantize import Statistics, quantize_checkpoint
+from quant.recipe import LinearStatistics, Recipe, quantize_group
 from quant.rounding import Context, feed_back, gptq
 from quant.search import Target, search_scale
 from quant.second_moments import from_triangle, half, layer_error, row_errors, tf32
-from quant.statistics import collect
+from quant.statistics import collect, column_sums
 from quant.tokens import Tokens, fingerprint
+from tests.unit.test_recipe import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GRIDS = [(bits, size, symmetric) for bits in (2, 3, 4, 8) for size in (-1, 7, 64, 128) for symmetric in (True, False)]
@@ -38,21 +42,27 @@ def test_fused_rounding_is_that_of_a_cpu_to_the_bit(bits: int, group_size: int, 
     grid = Grid(bits, group_size, symmetric)
     expected = grids.nearest_scaled(w, scales, grid, importance)
     found = grids.nearest_scaled(w.cuda(), scales.cuda(), grid, None if importance is None else importance.cuda()).cpu()
-    # errors of two factors may tie to the last bit, and their sum's order decides
+    # errors of two factors may tie to the last bits, which 1/step and the sum's order decide
     assert (found != expected).float().mean() <= (0.002 if clip else 0), (found - expected).abs().max()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("width", [128, 37])
-def test_fused_feedback_is_that_of_a_cpu(width: int) -> None:
+def test_fused_feedback_is_that_of_a_cpu(width: int, transposed: bool) -> None:
+    """Whichever way the tensors lie: a triangular solve gives its result by columns."""
     generator = torch.Generator().manual_seed(width)
     w, factor = torch.randn(300, 400, generator=generator), torch.randn(400, 400, generator=generator).triu_() / 20
     factor.diagonal().uniform_(0.5, 1.5, generator=generator)
     steps = 0.1 + torch.rand(300, 400, generator=generator)
     zeros, grid, now = torch.full_like(steps, 7.0), Grid(4, -1, False), slice(100, 100 + width)
     kept = [torch.empty_like(w), torch.empty_like(w).cuda()]
+
+    def lay(t: Tensor) -> Tensor:
+        return t.T.contiguous().T if transposed else t
+
     left = [
-        feed_back(*(t.to(codes.device) for t in (w[:, now], factor[now, now], steps[:, now], zeros[:, now])), grid,
-                  codes[:, now])
+        feed_back(*(lay(t.to(codes.device)) for t in (w[:, now], factor[now, now], steps[:, now], zeros[:, now])),
+                  grid, codes[:, now])
         for codes in kept
     ]  # fmt: skip
     assert (kept[0][:, now] != kept[1][:, now].cpu()).float().mean() < 1e-3
@@ -73,6 +83,64 @@ def test_gptq_leaves_the_error_that_a_cpu_leaves(n_out: int, n_in: int, group_si
         codes.append(found.codes.cpu())
     assert errors[1] == pytest.approx(errors[0], rel=1e-2)
     print(f"gptq {n_out}x{n_in}: {(codes[0] == codes[1]).float().mean():.4f} of codes equal, errors {errors}")
+
+
+RECIPES: list[dict[str, object]] = [
+    {"rounding": "gptq"},
+    {"rounding": "gptq", "clip": True, "salience": "l2"},
+    {"salience": "l1"},
+    {"salience": "praq", "objective": "praq", "symmetric": True, "group_size": -1},
+    {"salience": "l2", "rounding": "greedy_flip"},
+    {"clip": True},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: "-".join(map(str, r.values())))
+def test_a_recipe_leaves_the_error_that_a_cpu_leaves(recipe: dict[str, object]) -> None:
+    """From weights and statistics to the weight as stored, two linears on one scale."""
+    generator = torch.Generator().manual_seed(5)
+    x = case(1, 512)[1]
+    cases = [case(n_out, 512, seed)[0] for seed, n_out in enumerate((384, 300))]
+    chosen = Recipe.of(PLAIN | {"bits": 4, "group_size": 128, "n_grid": 20} | recipe)
+    results = {}
+    for where in ("cpu", "cuda"):
+        known = []
+        for w in cases:
+            of_output = [torch.rand(len(w), generator=generator.manual_seed(6)) for _ in range(4)]
+            of_input = x.diagonal().sqrt(), x.diagonal(), 0.3 * x.diagonal().sqrt()
+            channels = Channels(*(t.to(where) for t in (*of_input, *of_output)), is_mlp=True)
+            known.append(LinearStatistics(channels, x.to(where)))
+        results[where] = quantize_group([w.to(where) for w in cases], known, chosen, generator)
+    for w, a, b in zip(cases, results["cpu"], results["cuda"], strict=True):
+        expected, found = (layer_error(w - r.dequantize().cpu(), x) for r in (a, b))
+        print(f"{recipe}: α {a.alpha} and {b.alpha}, error {expected:.6g} and {found:.6g}")
+        assert a.alpha == b.alpha or b.objective == pytest.approx(a.objective, rel=1e-4)
+        assert found == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", ["gptq", "l1"])
+def test_threads_write_what_one_after_another_writes(
+    tiny_checkpoint: Path, sequences: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Reading ahead and writing behind change no bit of a checkpoint."""
+    moments_of(tiny_checkpoint, sequences, tmp_path, "cuda", torch.float32)
+    files = {key: str(tmp_path / key) for key in ("channels", "moments")}
+    recipe = Recipe.of(PLAIN | {"group_size": 16} | ({"rounding": "gptq"} if name == "gptq" else {"salience": name}))
+    linears = all_linears(skeleton(tiny_checkpoint))
+
+    def checkpoint(folder: Path) -> bytes:
+        known = Statistics(files, "m", {"attention": ["self_attn"], "mlp": []})
+        quantize_checkpoint(tiny_checkpoint, folder, tmp_path / "folds", linears, known, recipe, "cuda", {})
+        return (folder / "model.safetensors").read_bytes()
+
+    def put_now(self: object, offset: int, tensor: Tensor) -> None:
+        self._room.acquire()
+        self._write(offset, tensor.detach().cpu().contiguous(), None)
+
+    threaded = [checkpoint(tmp_path / f"threaded{i}") for i in range(2)]
+    monkeypatch.setattr(tensorfile.TensorFile, "prefetch", lambda *_: None)
+    monkeypatch.setattr(tensorfile._Behind, "put", put_now)
+    assert [checkpoint(tmp_path / "plain")] * 2 == threaded
 
 
 def test_tf32_products_move_errors_by_little() -> None:
@@ -101,6 +169,15 @@ def test_searches_agree(grid: Grid, clip: bool, monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(search, "AT_ONCE", at_once)
             found = search_scale([Target(w.cuda(), moment.cuda())], salience.cuda(), grid, 20, clip)
             assert found.objective == pytest.approx(expected.objective, rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (255, 130), (1000, 576), (5000, 77)])
+def test_column_sums_are_those_of_float64(n: int, columns: int) -> None:
+    x = (3 + torch.randn(n, columns, generator=torch.Generator().manual_seed(n))).cuda()
+    for center in (None, x.mean(0)):
+        shifted = x.double() if center is None else x.double() - center.double()
+        expected = torch.stack([x.double().abs().sum(0), shifted.square().sum(0), shifted.sum(0)])
+        torch.testing.assert_close(column_sums(x, center), expected, rtol=1e-5, atol=1e-5 * n)
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ class Spilled:
         states.record_stream(torch.cuda.current_stream())
         return states
 
+    @torch.inference_mode()  # whoever calls: a tensor made within inference mode is written within it only
     def put(self, batch: int, states: Tensor) -> None:
         if batch not in self._host:
             self._host[batch] = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)

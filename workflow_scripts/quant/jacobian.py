@@ -17,7 +17,7 @@ from quant.artifacts import read_json
 from quant.blocks import Run
 from quant.channels import OF_INPUT
 from quant.errors import InputError
-from quant.second_moments import add_outer, mirror, to_triangle
+from quant.second_moments import add_outer, dots, mirror, to_triangle
 from quant.statistics import activation_of, real_rows
 from quant.tokens import Batch, Tokens
 
@@ -51,7 +51,7 @@ class WeightedSums:
         add_outer(self.outer, x * omega.sqrt()[:, None])
         weighted = x * omega[:, None]
         self.sums[0] += weighted.abs().sum(0)
-        self.sums[1] += torch.linalg.vecdot(weighted, x, dim=0)
+        self.sums[1] += dots(weighted, x, 0)
         self.sums[2] += weighted.sum(0)
         self.weight += omega.sum(dtype=torch.float64)
         self.count += len(x)

@@ -12,6 +12,7 @@ from quant.grids import CLIP_FACTORS, Grid, n_groups
 
 LONGEST = 16384  # inputs of a group; a program holds a group of at least one row in registers
 TILE = 4096  # values that a program holds, where its group is no longer
+ROWS_EACH = 256  # rows that a program sums in float32 before float64 takes over
 ROWS = 16  # output channels that a program of GPTQ holds, 128 columns of each
 
 
@@ -58,7 +59,9 @@ def _nearest_scaled(
         for i in range(N_FACTORS):
             factor = tl.load(factors + i)
             narrow, shifted = _span(low * factor, high * factor, highest, SYMMETRIC)
-            error = _round(x, narrow, shifted, lowest, highest) - x
+            # times 1/step: a factor's error may differ in its last bits; the range that is kept rounds as IEEE says
+            codes = _rint(x * tl.div_rn(1.0 + tl.zeros_like(narrow), narrow)) + shifted
+            error = (tl.minimum(tl.maximum(codes, lowest), highest) - shifted) * narrow - x
             error = tl.sum(error * error * weight, 1, keep_dims=True)
             better = error < least
             least = tl.where(better, error, least)
@@ -95,41 +98,75 @@ def nearest_scaled(w: Tensor, scales: Tensor, grid: Grid, importance: Tensor | N
 @triton.jit
 def _feed_back(
     w, inner, steps, zeros, codes, errors,
-    n_out, w_stride, inner_stride, steps_stride, codes_stride, lowest, highest,
+    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, lowest, highest,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = rows < n_out
     columns = tl.arange(0, COLUMNS)
     mask = there[:, None] & (columns < WIDTH)[None, :]
-    block = tl.load(w + rows[:, None] * w_stride + columns[None, :], mask=mask, other=0.0)
+    block = tl.load(w + rows[:, None] * w_row + columns[None, :] * w_column, mask=mask, other=0.0)
     found = tl.zeros([ROWS, COLUMNS], tl.float32)
     left = tl.zeros([ROWS, COLUMNS], tl.float32)
     for j in range(WIDTH):
         pick = (columns == j)[None, :]
         column = tl.sum(tl.where(pick, block, 0.0), 1)
-        step = tl.load(steps + rows * steps_stride + j, mask=there, other=1.0)
-        zero = tl.load(zeros + rows * steps_stride + j, mask=there, other=0.0)
+        step = tl.load(steps + rows * steps_row + j * steps_column, mask=there, other=1.0)
+        zero = tl.load(zeros + rows * zeros_row + j * zeros_column, mask=there, other=0.0)
         code = tl.minimum(tl.maximum(_rint(tl.div_rn(column, step)) + zero, lowest), highest)
-        error = tl.div_rn(column - (code - zero) * step, tl.load(inner + j * inner_stride + j) + tl.zeros_like(column))
-        later = tl.load(inner + j * inner_stride + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
+        error = tl.div_rn(column - (code - zero) * step, tl.load(inner + j * WIDTH + j) + tl.zeros_like(column))
+        later = tl.load(inner + j * WIDTH + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
         block -= error[:, None] * later[None, :]
         found = tl.where(pick, code[:, None], found)
         left = tl.where(pick, error[:, None], left)
-    tl.store(codes + rows[:, None] * codes_stride + columns[None, :], found, mask=mask)
+    tl.store(codes + rows[:, None] * codes_row + columns[None, :] * codes_column, found, mask=mask)
     tl.store(errors + rows[:, None] * WIDTH + columns[None, :], left, mask=mask)
 
 
 def feed_back(
     w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, columns: int
 ) -> Tensor:
-    """rounding.feed_back on a block of at most `columns` (a power of two); rows of each tensor lie together."""
+    """rounding.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
     n_out, width = w.shape
     errors = torch.empty(n_out, width, device=w.device)
     _feed_back[(triton.cdiv(n_out, ROWS),)](
-        w, inner, steps, zeros, codes, errors,
-        n_out, w.stride(0), inner.stride(0), steps.stride(0), codes.stride(0),
+        w, inner.contiguous(), steps, zeros, codes, errors,
+        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(),
         float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=ROWS, COLUMNS=columns,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return errors
+
+
+@triton.jit
+def _column_sums(x, center, out, n, columns, ROWS_EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    real = column < columns
+    middle = tl.load(center + column, mask=real, other=0.0)
+    absolute = tl.zeros([ROWS, COLUMNS], tl.float32)
+    square = tl.zeros([ROWS, COLUMNS], tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, ROWS_EACH, ROWS):
+        row = (tl.program_id(1) * ROWS_EACH + first + tl.arange(0, ROWS))[:, None]
+        mask = real & (row < n)
+        value = tl.load(x + row.to(tl.int64) * columns + column, mask=mask, other=0.0)
+        shifted = tl.where(mask, value - middle, 0.0)
+        absolute += tl.abs(value)
+        square += shifted * shifted
+        total += shifted
+    place = out + tl.program_id(1) * 3 * columns + column
+    tl.store(place, tl.sum(absolute, 0, keep_dims=True), mask=real)
+    tl.store(place + columns, tl.sum(square, 0, keep_dims=True), mask=real)
+    tl.store(place + 2 * columns, tl.sum(total, 0, keep_dims=True), mask=real)
+
+
+def column_sums(x: Tensor, center: Tensor | None) -> Tensor:
+    """statistics.column_sums for x [n, in] and center [in]."""
+    n, columns = x.shape
+    parts = triton.cdiv(n, ROWS_EACH)
+    out = torch.empty(parts, 3, columns, device=x.device)
+    middle = torch.zeros(columns, device=x.device) if center is None else center
+    _column_sums[(triton.cdiv(columns, 128), parts)](
+        x.contiguous(), middle, out, n, columns, ROWS_EACH=ROWS_EACH, ROWS=16, COLUMNS=128, num_warps=4
+    )
+    return out.sum(0, dtype=torch.float64)

@@ -18,10 +18,19 @@ from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
-from quant.second_moments import add_outer, mirror, tf32, to_triangle
+from quant.grids import kernels
+from quant.second_moments import add_outer, dots, mirror, tf32, to_triangle
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
+
+
+def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
+    """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
+    if x.is_cuda and x.dtype == torch.float32 and kernels() is not None:
+        return kernels().column_sums(x, center)
+    shifted = x if center is None else x - center
+    return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
 
 
 class InputSums:
@@ -34,9 +43,7 @@ class InputSums:
 
     def add(self, x: Tensor) -> None:
         self.count += len(x)
-        self.sums[0] += x.abs().sum(0)
-        self.sums[1] += torch.linalg.vecdot(x, x, dim=0)
-        self.sums[2] += x.sum(0)
+        self.sums += column_sums(x)
         if self.outer is not None:
             add_outer(self.outer, x)
 
@@ -61,14 +68,11 @@ class OutputSums:
         self.count += len(z)
         if self.center is None:
             self.center = z.mean(0)
-        centered = z - self.center
-        self.sums[0] += centered.sum(0)
-        self.sums[1] += torch.linalg.vecdot(centered, centered, dim=0)
-        self.sums[2] += z.abs().sum(0)
+        self.sums[:3] += column_sums(z, self.center)
         self.sums[3] += self.activation(z).abs_().sum(0)
 
     def means(self) -> dict[str, Tensor]:
-        shift, square, z_abs, act_abs = self.sums / self.count
+        z_abs, square, shift, act_abs = self.sums / self.count
         assert self.center is not None
         std = (square - shift**2).clamp_(min=0).sqrt()
         return {
