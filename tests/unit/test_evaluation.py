@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from quant import evaluation, tensorfile
 from quant.compare import summary_row
 from quant.errors import InputError
 from quant.evaluation import (
+    Head,
     Reference,
     evaluate,
     kl_divergence,
@@ -25,6 +27,7 @@ from quant.evaluation import (
 )
 from quant.tokens import Tokens, fingerprint, save
 from tests.unit import reference as slow
+from tests.unit.test_blocks import ARCHITECTURES, COMMON, TUPLES, saved
 
 SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
 
@@ -78,6 +81,105 @@ def test_long_sequences_are_summed_over_all_chunks(
     monkeypatch.setattr(evaluation, "CHUNK", 3)
     parts, _ = evaluate(model, ragged, "cpu", 25, fresh())
     assert [row["nll"] for row in parts] == pytest.approx([row["nll"] for row in whole], rel=1e-6)
+
+
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: ARCHITECTURES[name] for name in ("llama", "granite", "gemma2", "gpt_neox", "opt", "opt_350m", "phi3")},
+    "cohere": ("CohereConfig", COMMON | {"logit_scale": 0.2}),
+    "falcon": TUPLES["falcon"],
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_alone_gives_the_models_logits(name: str, tmp_path: Path) -> None:
+    """With its scaling and soft-capping; or the model's own logits where it does not come apart."""
+    plain = saved(*HEADS[name], tmp_path)
+    ids = torch.randint(3, 256, (3, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        head, whole = Head(plain, "cpu"), plain(ids, use_cache=False).logits.flatten(0, 1)
+        assert head.splits != name.startswith("opt"), "OPT calls a part of its body"
+        states = head.states(ids).flatten(0, 1)
+        for some in torch.arange(27).split(4):
+            torch.testing.assert_close(head.logits(states[some]), whole[some], rtol=1e-5, atol=1e-5)
+        again = plain(ids, use_cache=False).logits.flatten(0, 1)
+    assert torch.equal(again, whole), "the model is left as it was"
+
+
+class Odd(nn.Module):
+    """A causal LM whose body is called by another name."""
+
+    base_model_prefix = "body"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.body, self.lm_head, self.config = model.model, model.lm_head, model.config
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        states = self.body.embed_tokens(input_ids)
+        return SimpleNamespace(logits=self.lm_head(states))
+
+
+def test_a_model_that_does_not_come_apart_gives_whole_logits(model: nn.Module, ragged: Tokens, caplog: Any) -> None:
+    caplog.set_level("INFO", "quant")
+    odd = Odd(model)
+    rows, _ = evaluate(odd, ragged, "cpu", 25, fresh())
+    assert "Odd" in caplog.text
+    with torch.inference_mode():
+        for row, sequence in zip(rows, ragged.sequences, strict=True):
+            logits = odd(sequence[None, :-1]).logits[0]
+            expected = slow.nll(logits.double().numpy(), sequence[1:].tolist())
+            assert row["nll"] == pytest.approx(sum(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("holds", [30, 24, 12])
+def test_a_batch_that_does_not_fit_is_halved(model: nn.Module, ragged: Tokens, caplog: Any, holds: int) -> None:
+    """Nothing is counted twice: neither the sequences nor their comparison with the reference."""
+    wanted = 20
+    whole = Reference(wanted, None)
+    expected, _ = evaluate(model, ragged, "cpu", 1000, whole)
+    small, stored = Small(model, holds), torch.cat(whole.kept)
+    for reference in (Reference(wanted, None), Reference(wanted, stored)):
+        rows, _ = evaluate(small, ragged, "cpu", 1000, reference)
+        assert [row["nll"] for row in rows] == pytest.approx([row["nll"] for row in expected], rel=1e-6)
+        assert reference.done == wanted
+        if reference.stored is None:
+            assert torch.allclose(torch.cat(reference.kept).float(), stored.float(), atol=1e-2)
+        else:
+            assert reference.divergence().kl == pytest.approx(0, abs=1e-5) and reference.divergence()[1:] == (1, wanted)
+    assert "do not fit" in caplog.text
+
+
+def test_a_sequence_that_does_not_fit_is_refused(model: nn.Module, ragged: Tokens) -> None:
+    with pytest.raises(InputError, match="12 tokens does not fit") as caught:
+        evaluate(Small(model, 11), ragged, "cpu", 1000, fresh())
+    assert "\n" not in str(caught.value)
+
+
+class Small(nn.Module):
+    """A model on a device whose memory holds so many logits; they fail after a part of them was seen."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, whole: nn.Module, holds: int) -> None:
+        super().__init__()
+        self.whole, self.config, self.holds, self.model = whole, whole.config, holds, self.Body(whole.model)
+
+    class Body(nn.Module):
+        """Remembers how large its last batch was."""
+
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body, self.size = body, 0
+
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            Small.size = input_ids.numel()
+            return self.body(input_ids=input_ids, use_cache=use_cache)
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        states = self.model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        if Small.size > self.holds:
+            raise torch.OutOfMemoryError("no more")
+        return SimpleNamespace(logits=self.whole.lm_head(states))
 
 
 def test_kl_equals_loop() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from quant.grids import Grid, nearest
 from quant.search import Search, Target, scale_for, search_scale
-from quant.second_moments import column_blocks, half, layer_error, row_errors
+from quant.second_moments import column_blocks, from_triangle, half, layer_error, row_errors, to_triangle
 from tests.unit.reference import input_statistics, output_statistics, praq_salience, second_moment
 from tests.unit.reference import row_errors as slow_row_errors
 from tests.unit.reference import search as slow_search
@@ -37,6 +37,15 @@ def test_half_leaves_the_moment_alone() -> None:
     moment = torch.eye(200)
     half(moment)
     assert torch.equal(moment, torch.eye(200))
+
+
+@pytest.mark.parametrize("n_in", WIDTHS)
+def test_a_triangle_is_the_whole_moment(n_in: int) -> None:
+    moment = torch.randn(n_in, n_in, generator=torch.Generator().manual_seed(n_in))
+    moment = moment + moment.T
+    before, triangle = moment.clone(), to_triangle(moment)
+    assert triangle.shape == ((n_in + 1) // 2, n_in + 1)
+    assert torch.equal(from_triangle(triangle), before) and torch.equal(moment, before)
 
 
 @pytest.mark.parametrize("n_in", WIDTHS)

@@ -18,6 +18,7 @@ from quant.quantize import Block, Shared, Statistics, quantize_checkpoint, share
 from quant.recipe import QuantizedLinear, Recipe, tie_heads
 from quant.referee import measure
 from quant.search import Search, Target, scale_for, search_scale
+from quant.second_moments import from_triangle
 from quant.statistics import collect
 from quant.tokens import Tokens, fingerprint
 from tests.unit import reference
@@ -169,7 +170,7 @@ def test_referee_sees_the_errors_that_were_made(
     with tensorfile.opened(case.paths["moments"]) as moments:
         for row in rows:
             w, done = made[row["linear"]]
-            moment = moments.get(moments.info("reads")[row["linear"]]).double().numpy()
+            moment = from_triangle(moments.get(moments.info("reads")[row["linear"]])).double().numpy()
             d, whole = (w - done.dequantize()).double().numpy(), w.double().numpy()
             assert row["mse"] == pytest.approx(np.trace(d @ moment @ d.T) / len(w), rel=1e-3)
             relative = np.trace(d @ moment @ d.T) / np.trace(whole @ moment @ whole.T)

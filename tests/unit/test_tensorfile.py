@@ -83,6 +83,57 @@ def test_order_of_writing_does_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "abc").read_bytes() == (tmp_path / "cba").read_bytes()
 
 
+def test_appended_tensors_read_like_saved_ones(tmp_path: Path) -> None:
+    tensors = tensors_of(torch.float32, SHAPES) | {"late": torch.ones(2, 2).T}
+    with tensorfile.appending(tmp_path / "f.safetensors", 1) as file:
+        for name, value in tensors.items():
+            file.put(name, value)
+        file.metadata = {"known": "[1]"}
+    assert same(load_file(tmp_path / "f.safetensors"), tensors)
+    with tensorfile.opened(tmp_path / "f.safetensors") as file:
+        assert file.info("known") == [1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.safetensors"]
+
+
+DTYPE_OF = {"twice": "float32", "dtype": "float64"}
+
+
+@pytest.mark.parametrize("fault", ["twice", "dtype", "header", "caller"])
+def test_appending_that_fails_leaves_nothing(tmp_path: Path, fault: str) -> None:
+    with pytest.raises((ValueError, KeyboardInterrupt)), tensorfile.appending(tmp_path / "f", 0) as file:
+        file.put("a", torch.ones(1))
+        if fault == "caller":
+            raise KeyboardInterrupt
+        if fault == "header":
+            file.metadata = {"long": "x" * 10**5}
+        else:
+            file.put("a" if fault == "twice" else "b", torch.ones(1, dtype=getattr(torch, DTYPE_OF[fault])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_disk_is_not_silent(tmp_path: Path) -> None:
+    """What the writing thread raises reaches the caller, at the latest when the file is closed."""
+    with (
+        pytest.raises(OSError, match="full"),
+        tensorfile.writing(tmp_path / "f", {"a": (torch.float32, (2,))}, {}) as w,
+    ):
+        w._file.close()
+        w._behind._file = Full()
+        w.put("a", torch.ones(2))
+    assert not list(tmp_path.iterdir())
+
+
+class Full:
+    """A file on a full disk."""
+
+    def seek(self, offset: int) -> None: ...
+
+    def write(self, data: object) -> None:
+        raise OSError("the disk is full")
+
+    def close(self) -> None: ...
+
+
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, 1), torch.ones(2, dtype=torch.float64)])
 def test_writer_refuses_what_was_not_declared(wrong: Tensor, tmp_path: Path) -> None:
     with (

@@ -1,4 +1,4 @@
-"""The tiny study from a fresh clone: what it makes, and exactly what re-runs after each change."""
+"""The tiny study from a fresh clone: what it makes."""
 
 import json
 from pathlib import Path
@@ -139,7 +139,7 @@ def test_the_best_packed_checkpoint_and_an_export_are_targets(copy: Path) -> Non
     target = "results/best/choice.json"
     done = tiny.snakemake(copy, target)  # a float32 model has 32-bit steps in its groups of 16
     assert done.returncode and "none has at most 4.5 bits per weight; the smallest, rtn_g, has 6.2" in done.stderr
-    (copy / "wider.yaml").write_text(yaml.safe_dump(with_changes({"choose": {"max_bits_per_weight": 7}})))
+    (copy / "wider.yaml").write_text(yaml.safe_dump(tiny.OVERLAY | {"choose": {"max_bits_per_weight": 7}}))
     exported = copy / "results/tiny/rtn_g/export/dense"
     done = tiny.snakemake(copy, target, str((exported / "export.json").relative_to(copy)), config="wider.yaml")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from quant import tensorfile, tokens
 from quant.errors import InputError
+from quant.hidden import HiddenStates, hidden_states
 
 logger = logging.getLogger("quant")
 
@@ -125,15 +126,15 @@ class Run:
     ) -> None:
         self.model = skeleton(checkpoint)
         self.prefix, self.blocks = decoder_blocks(self.model)
-        all_linears(self.model)
+        self.n_linears = len(all_linears(self.model))
         self.depth = len(self.blocks) if last is None else last + 1
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
         self._batches = list(tokens.batches(sequences, batch_tokens))
 
-    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
-        """Each batch's embeddings on the CPU, and each batch's keyword arguments for every block."""
+    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[dict[str, Any]]]]:
+        """Each batch's embeddings, and each batch's keyword arguments for every block."""
         body, real = self.model.base_model, list(self.blocks)
         captured: list[Tensor] = []
         notes = [_Notes(block, captured) for block in real]
@@ -147,10 +148,12 @@ class Run:
                 filled.append(module)
             elif module is not self.blocks:
                 module.to(self._device)
-        hidden, kwargs, by_shape = [], [], {}
-        for batch in self._batches:
+        width = self.model.config.get_text_config().hidden_size * self._dtype.itemsize
+        hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in self._batches))
+        kwargs, by_shape = [], {}
+        for i, batch in enumerate(self._batches):
             body(input_ids=batch.ids.to(self._device), use_cache=False)
-            hidden.append(captured.pop().to(self._dtype).cpu())
+            hidden.put(i, captured.pop().to(self._dtype))
             shape = tuple(batch.ids.shape)
             kwargs.append(by_shape.setdefault(shape, [note.kwargs for note in notes]))
         for module in filled:
@@ -166,20 +169,28 @@ class Run:
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype)
+                if index + 1 < self.depth:
+                    weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
 
                 def advance(
-                    before: Before, after: After = lambda out: None, block: nn.Module = block, index: int = index
+                    before: Before,
+                    after: After = lambda out: None,
+                    block: nn.Module = block,
+                    name: str = name,
+                    index: int = index,
                 ) -> None:
+                    finite = torch.ones((), dtype=torch.bool, device=self._device)
                     for i, batch in enumerate(self._batches):
                         before(batch)
-                        out = block(hidden[i].to(self._device), **kwargs[i][index])
+                        out = block(hidden.get(i), **kwargs[i][index])
                         out = out[0] if isinstance(out, tuple) else out
                         after(out)
-                        hidden[i] = out.cpu()
+                        hidden.put(i, out)
+                        finite &= torch.isfinite(out).all()
+                    if not finite:
+                        raise InputError(
+                            f"{name}: activations are NaN or infinite in {self._dtype}; set compute.dtype to float32"
+                        )
 
                 yield index, name, block, advance
-                if not all(torch.isfinite(h).all() for h in hidden):
-                    raise InputError(
-                        f"{name}: activations are NaN or infinite in {self._dtype}; set compute.dtype to float32"
-                    )
                 empty(block)

@@ -4,11 +4,11 @@ NLL is in nats per predicted token; a sequence of n tokens predicts n-1. KL(orig
 taken over the first `kl_tokens` predictions, against the original's log-probabilities kept in float16.
 """
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from quant.tokens import load as load_tokens
 
 logger = logging.getLogger("quant")
 
-CHUNK = 512  # rows of logits in float32 at a time
+CHUNK = 512  # rows of logits at a time, in float32, on a CPU
+CHUNK_BYTES = 2**29  # of logits at a time, in float32, on a GPU
 
 
 class Divergence(NamedTuple):
@@ -71,10 +72,63 @@ def kl_divergence(reference: Tensor, log_q: Tensor) -> Tensor:
     return terms.sum(-1, dtype=torch.float64)
 
 
-def predictions(logits: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(sequence index, logits [length-1, vocab], targets [length-1]) of each sequence of a batch."""
-    for row, length in enumerate(batch.lengths.tolist()):
-        yield batch.first + row, logits[row, : length - 1], batch.ids[row, 1:length].to(logits.device)
+class _Said(nn.Module):
+    """Stands in the place of a model's body and says what the body said before, so that the model's own forward pass
+    does what follows it: head, scaling, soft-capping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=self.states)
+
+
+class Head:
+    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows."""
+
+    def __init__(self, model: nn.Module, device: str) -> None:
+        self._model, self._said, self._name = model, _Said(), model.base_model_prefix
+        self._body = getattr(model, self._name, model)
+        self.splits = self._agrees(torch.zeros(1, 2, dtype=torch.int64, device=device))
+        if not self.splits:
+            logger.info("%s: its head cannot be run alone; logits come whole", type(model).__name__)
+
+    def _agrees(self, ids: Tensor) -> bool:
+        """Whether both parts together give what the model gives."""
+        whole = self._model(input_ids=ids, use_cache=False).logits[0]
+        try:
+            apart = self._alone(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # the model calls its body in another way
+            return False
+        return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+    def _alone(self, rows: Tensor) -> Tensor:
+        self._said.states = rows[None]
+        setattr(self._model, self._name, self._said)
+        try:
+            ids = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
+            return self._model(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            setattr(self._model, self._name, self._body)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Hidden states [n, width, hidden] of ids [n, width]; their logits where the model does not come apart."""
+        if self.splits:
+            return self._body(input_ids=ids, use_cache=False).last_hidden_state
+        return self._model(input_ids=ids, use_cache=False).logits
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[n, vocab] of rows [n, …] of `states`."""
+        return self._alone(rows) if self.splits else rows
+
+    def rows_at_once(self, device: str) -> int:
+        """Rows whose logits are in memory together."""
+        if device == "cpu":
+            return CHUNK
+        return max(1, CHUNK_BYTES // (4 * self._model.config.get_text_config().vocab_size))
 
 
 class Reference:
@@ -98,6 +152,14 @@ class Reference:
                 self.agreed += int((reference.argmax(-1) == log_q.half().argmax(-1)).sum())
             self.done += len(part)
 
+    def mark(self) -> tuple[int, int, int, float]:
+        """Where it stands, for `back_to`."""
+        return len(self.kept), self.done, self.agreed, self.kl
+
+    def back_to(self, mark: tuple[int, int, int, float]) -> None:
+        kept, self.done, self.agreed, self.kl = mark
+        del self.kept[kept:]
+
     def divergence(self) -> Divergence:
         if self.stored is None:
             return Divergence(0.0, 1.0, self.done)
@@ -114,32 +176,74 @@ def read_reference(path: Path, fingerprint: str) -> Tensor:
         return file.get("log_probabilities")
 
 
+def clock(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def judge(head: Head, batch: Batch, device: str, reference: Reference) -> tuple[list[float], float]:
+    """Each sequence's NLL (sum, nats), and the seconds that took without the comparison with the reference."""
+    begun, comparing = clock(device), 0.0
+    states = head.states(batch.ids.to(device)).flatten(0, 1)
+    predicting = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None] - 1
+    rows = predicting.flatten().nonzero()[:, 0]
+    targets = batch.ids.flatten()[rows + 1].to(device)
+    rows, n = rows.to(device), head.rows_at_once(device)
+    nll = torch.empty(len(rows), dtype=torch.float64, device=device)
+    for some, wanted, found in zip(rows.split(n), targets.split(n), nll.split(n), strict=True):
+        logits = head.logits(states[some])
+        found.copy_(token_nll(logits, wanted))
+        if reference.done < reference.tokens:
+            paused = clock(device)
+            reference.see(logits)
+            comparing += clock(device) - paused
+    sums = torch.stack([part.sum() for part in nll.split((batch.lengths - 1).tolist())]).tolist()
+    return sums, clock(device) - begun - comparing
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, tokens: Tokens, device: str, batch_tokens: int, reference: Reference
 ) -> tuple[list[dict[str, Any]], float]:
-    """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second of the forward pass."""
+    """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second.
+
+    Where a GPU's memory does not hold a batch, it and those after it are halved.
+    """
     rows: list[dict[str, Any]] = []
     seconds = 0.0
-    work = list(batches(tokens.sequences, batch_tokens))
-    for batch in tqdm(work, desc="evaluate", unit="batch"):
-        begun = time.perf_counter()
-        logits = model(batch.ids.to(device), use_cache=False).logits
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds += time.perf_counter() - begun
-        for index, scores, targets in predictions(logits, batch):
-            nll = sum(
-                token_nll(s, t).sum().item() for s, t in zip(scores.split(CHUNK), targets.split(CHUNK), strict=True)
-            )
-            if not torch.isfinite(torch.tensor(nll)):
-                raise InputError(
-                    f"sequence {index}: its NLL is not finite; the checkpoint is broken (weights that overflow?)"
-                )
-            rows.append({"sequence": index, "tokens": len(targets), "nll": nll})
-            if reference.done < reference.tokens:
-                reference.see(scores)
+    head = Head(model, device)
+    with tqdm(total=len(tokens.sequences), desc="evaluate", unit="sequence") as bar:
+        while len(rows) < len(tokens.sequences):
+            batch = next(batches(tokens.sequences[len(rows) :], batch_tokens))
+            mark, sums = reference.mark(), None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                sums, spent = judge(head, batch, device, reference)
+            if sums is None:
+                batch_tokens = halved(batch)
+                reference.back_to(mark)
+                torch.cuda.empty_cache()
+                continue
+            seconds += spent
+            for length, nll in zip(batch.lengths.tolist(), sums, strict=True):
+                if not math.isfinite(nll):
+                    raise InputError(
+                        f"sequence {len(rows)}: its NLL is not finite; the checkpoint is broken (weights that "
+                        "overflow?)"
+                    )
+                rows.append({"sequence": len(rows), "tokens": length - 1, "nll": nll})
+            bar.update(len(sums))
     return rows, tokens.count / seconds
+
+
+def halved(batch: Batch) -> int:
+    """Tokens of half a batch that a GPU's memory did not hold."""
+    n, width = batch.ids.shape
+    if n == 1:
+        raise InputError(f"a sequence of {width} tokens does not fit into the GPU's memory; use a smaller seq_len")
+    logger.warning("%d tokens in a batch do not fit into the GPU's memory; going on with %d", n * width, n // 2 * width)
+    return n // 2 * width
 
 
 def checkpoint_bytes(checkpoint: Path) -> int:

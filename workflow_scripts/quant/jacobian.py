@@ -17,7 +17,7 @@ from quant.artifacts import read_json
 from quant.blocks import Run
 from quant.channels import OF_INPUT
 from quant.errors import InputError
-from quant.second_moments import add_outer, mirror
+from quant.second_moments import add_outer, dots, mirror, to_triangle
 from quant.statistics import activation_of, real_rows
 from quant.tokens import Batch, Tokens
 
@@ -51,7 +51,7 @@ class WeightedSums:
         add_outer(self.outer, x * omega.sqrt()[:, None])
         weighted = x * omega[:, None]
         self.sums[0] += weighted.abs().sum(0)
-        self.sums[1] += torch.linalg.vecdot(weighted, x, dim=0)
+        self.sums[1] += dots(weighted, x, 0)
         self.sums[2] += weighted.sum(0)
         self.weight += omega.sum(dtype=torch.float64)
         self.count += len(x)
@@ -59,9 +59,9 @@ class WeightedSums:
             self.squares += squares.sum(0)
 
     def means(self) -> dict[str, Tensor]:
-        """moment [in, in], and x_abs, x_sq, x_mean [in]; float32."""
+        """moment [in, in] by its triangle, and x_abs, x_sq, x_mean [in]; float32."""
         channels = (self.sums / self.weight).float().cpu()
-        moment = mirror(self.outer).div_(self.weight.float()).cpu()
+        moment = to_triangle(mirror(self.outer).div_(self.weight.float()))
         return {"moment": moment, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
@@ -141,14 +141,16 @@ def collect_jacobian(
     facts = architecture_of(read_json(checkpoint / "config.json"), "moment: jacobian")
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="jacobian")
     activation = activation_of(run.model)
-    found: dict[str, Tensor] = {}
-    for _, prefix, block, advance in run.each():
-        watch = MlpWatch(block, facts, activation, residual, device)
-        advance(watch.before, watch.after)
-        watch.close()
-        found |= watch.results(prefix)
-    for name, value in found.items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{name}: weighs every token by nothing, or overflows; use moment: plain for this model")
     made = provenance | {"residual": residual, "token_fingerprint": calibration.fingerprint}
-    tensorfile.save(out, found, {"reads": json.dumps({}), "provenance": json.dumps(made)})
+    with tensorfile.appending(out, run.n_linears) as file:
+        file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
+        for _, prefix, block, advance in run.each():
+            watch = MlpWatch(block, facts, activation, residual, device)
+            advance(watch.before, watch.after)
+            watch.close()
+            for name, value in watch.results(prefix).items():
+                if not torch.isfinite(value).all():
+                    raise InputError(
+                        f"{name}: weighs every token by nothing, or overflows; use moment: plain for this model"
+                    )
+                file.put(name, value)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from quant.artifacts import write_json
 from quant.errors import InputError
 
 logger = logging.getLogger("quant")
@@ -59,4 +60,16 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     except InputError as error:
         print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    note_gpu_peak(Path(log))
     logger.info("done in %.1f s", time.perf_counter() - begun)
+
+
+def note_gpu_peak(log: Path) -> None:
+    """Writes a GPU's peak memory beside the log, where the report looks for it; none is left of an earlier run."""
+    torch, path = sys.modules.get("torch"), log.with_suffix(".gpu.json")
+    if torch is None or not torch.cuda.is_initialized():
+        path.unlink(missing_ok=True)
+        return
+    peak = torch.cuda.max_memory_allocated() / 1e6
+    logger.info("at most %.0f MB of %s", peak, torch.cuda.get_device_name())
+    write_json(path, {"gpu_peak_mb": peak, "gpu": torch.cuda.get_device_name()})

@@ -17,7 +17,7 @@ from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.grids import Grid, nearest
 from quant.protection import awq_score, praq_score, sum_blocks, top
-from quant.second_moments import add_outer, mirror
+from quant.second_moments import add_outer, mirror, to_triangle
 from quant.statistics import real_rows
 from quant.tokens import Batch, Tokens
 
@@ -118,7 +118,7 @@ def check(
             for name, candidate in candidates.items():
                 full = f"{prefix}.{name}"
                 common = {"layer": layer, "linear": full, "kind": kind_of(full, patterns)}
-                moments[full] = mirror(candidate.outer).div_(lengths.sum()).cpu()
+                moments[full] = to_triangle(mirror(candidate.outer).div_(lengths.sum())).cpu()
                 linear_rows.append(common | compare_choices(candidate, lengths, resamples, seed))
                 channel_rows += [common | row for row in rows_by_channel(candidate, chosen[name], lengths.sum())]
     corrected = holm([row["p"] for row in linear_rows])

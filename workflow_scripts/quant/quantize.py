@@ -30,6 +30,7 @@ from quant.recipe import (
     rounding_statistics,
     why_not_packed,
 )
+from quant.second_moments import from_triangle
 
 logger = logging.getLogger("quant")
 
@@ -46,6 +47,7 @@ class Statistics:
         self._model = model_fingerprint
         self._files: dict[str, tensorfile.TensorFile] = {}
         self._reads: dict[str, str] = {}
+        self._moment: tuple[str, Tensor] | None = None  # the last one read, which linears may share
 
     def __enter__(self) -> "Statistics":
         for key, path in self._paths.items():
@@ -66,9 +68,29 @@ class Statistics:
         """Of the calibration tokens; None where the recipe uses none."""
         return next((file.info("provenance")["token_fingerprint"] for file in self._files.values()), None)
 
+    def _weighted(self, linear: str) -> bool:
+        return "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names
+
+    def _moment_of(self, linear: str) -> tuple[tensorfile.TensorFile, str] | None:
+        """The file and the name that a linear's second moment has there."""
+        if self._weighted(linear):
+            return self._files["weighted"], f"{linear}.moment"
+        return (self._files["moments"], self._reads[linear]) if "moments" in self._files else None
+
+    def prefetch(self, linears: list[str], device: str) -> None:
+        """Reads ahead the second moments that these linears will ask for."""
+        for file, name in dict.fromkeys(filter(None, map(self._moment_of, linears))):
+            file.prefetch([name], device)
+
+    def _read_moment(self, file: tensorfile.TensorFile, name: str, device: str) -> Tensor:
+        if self._moment is None or self._moment[0] != name:
+            self._moment = None  # before the next one takes its place in memory
+            self._moment = name, from_triangle(file.get(name, device))
+        return self._moment[1]
+
     def of(self, linear: str, device: str) -> LinearStatistics:
         """What one linear's recipe reads."""
-        channels = moment = weight = None
+        channels = weight = None
         x_std = 0.0
         if "channels" in self._files:
             kind = kind_of(linear, self._patterns)
@@ -78,13 +100,11 @@ class Statistics:
             x_std = file.get(f"{source}.x_std").item()
             noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
             channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
-        if "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names:
+        held = self._moment_of(linear)
+        moment = None if held is None else self._read_moment(*held, device)
+        if self._weighted(linear) and channels is not None:
             file = self._files["weighted"]
-            moment = file.get(f"{linear}.moment", device)
-            if channels is not None:
-                channels = channels._replace(**{key: file.get(f"{linear}.{key}", device) for key in OF_INPUT})
-        elif "moments" in self._files:
-            moment = self._files["moments"].get(self._reads[linear], device)
+            channels = channels._replace(**{key: file.get(f"{linear}.{key}", device) for key in OF_INPUT})
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
         return LinearStatistics(channels, moment, weight, x_std)
@@ -235,7 +255,10 @@ def quantize_checkpoint(
         untouched = set(model.names)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
             by_block = [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
-            for layer, names in tqdm(by_block, desc="quantize", unit="block"):
+            for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
+                for following in [names for _, names in by_block[at + 1 : at + 2]]:
+                    model.prefetch((f"{name}.weight" for name in following), device)
+                    statistics.prefetch(following, device)
                 block = Block(model, config, device)
                 prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
                 for group in shared_groups(names, prefix, recipe.scope, config):

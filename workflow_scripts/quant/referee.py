@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from quant import stored, tensorfile
 from quant.channels import kind_of
-from quant.second_moments import layer_error
+from quant.second_moments import from_triangle, layer_error
 
 
 def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:
@@ -46,6 +46,6 @@ def measure(
             for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
-            found = errors(w, quantized, second.get(reads[row["linear"]], device))
+            found = errors(w, quantized, from_triangle(second.get(reads[row["linear"]], device)))
             rows.append(row | {"kind": kind_of(row["linear"], patterns)} | found)
     return rows

@@ -93,13 +93,28 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
     )
 
 
+def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
+    the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
+    if w.is_cuda and w.dtype == torch.float32 and grids.kernels() is not None:
+        return grids.kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
+    block, errors = w.clone(), torch.empty_like(w)
+    for j in range(w.shape[1]):
+        column, s, z = block[:, j], steps[:, j], zeros[:, j]
+        code = ((column / s).round_() + z).clamp_(grid.lowest, grid.highest)
+        codes[:, j] = code
+        errors[:, j] = (column - (code - z) * s) / inner[j, j]
+        block[:, j + 1 :].addr_(errors[:, j], inner[j, j + 1 :], alpha=-1)
+    return errors
+
+
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
     """Error feedback through the inverse factor of H (Frantar et al. 2022, arXiv 2210.17323, algorithm 1).
 
     On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
     leaves in each; H_jj alone (activation order) forgets that scaling moved the steps too.
     """
-    n_out, n_in = groups.shape[0], len(context.moment)
+    n_in = len(context.moment)
     squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
     order = (context.moment.diagonal() * squares).argsort(descending=True, stable=True)
     factor, damp = inverse_factor(context.moment[order][:, order], context.damp)
@@ -108,16 +123,9 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
     steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
     codes = torch.empty_like(w)
     for start in range(0, n_in, COLUMNS):
-        stop = min(start + COLUMNS, n_in)
-        errors = torch.empty(n_out, stop - start, dtype=w.dtype, device=w.device)
-        block, inner = w[:, start:stop].clone(), factor[start:stop, start:stop]
-        for j in range(stop - start):
-            column, s, z = block[:, j], steps[:, start + j], zeros[:, start + j]
-            code = ((column / s).round_() + z).clamp_(grid.lowest, grid.highest)
-            codes[:, start + j] = code
-            errors[:, j] = (column - (code - z) * s) / inner[j, j]
-            block[:, j + 1 :].addr_(errors[:, j], inner[j, j + 1 :], alpha=-1)
-        w[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+        now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, n_in)
+        errors = feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now])
+        w[:, later].addmm_(errors, factor[now, later], alpha=-1)
     return Rounded(grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size), damp)
 
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.grids import Grid, nearest
-from quant.second_moments import half, row_errors
+from quant.grids import Grid, nearest_scaled
+from quant.second_moments import half, row_errors, tf32
 
 SMALLEST_SCALE = 1e-5
+AT_ONCE = 2**28  # bytes of candidate weights that a GPU judges at once
 
 
 class Target(NamedTuple):
@@ -35,13 +36,13 @@ class Search(NamedTuple):
 
 
 def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:
-    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form. Overwrites
-    rounded [out, in]."""
-    noise = target.noise**2 * rounded.square().sum(1) if target.noise else 0.0
-    errors = row_errors(rounded.sub_(target.w), upper).add_(noise)
+    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64 [...]; the noise term is E‖Ŵε‖² in closed form. Overwrites
+    rounded [..., out, in]."""
+    noise = target.noise**2 * rounded.square().sum(-1) if target.noise else 0.0
+    errors = row_errors(rounded.sub_(target.w).flatten(0, -2), upper).view(rounded.shape[:-1]).add_(noise)
     if target.row_weight is not None:
         errors *= target.row_weight
-    return errors.sum(dtype=torch.float64) / len(errors)
+    return errors.sum(-1, dtype=torch.float64) / errors.shape[-1]
 
 
 def scale_for(salience: Tensor, alpha: float) -> Tensor:
@@ -54,12 +55,20 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
 
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
-    scales = [scale_for(salience, step / n_grid) for step in range(n_grid + 1)]
+    scales = torch.stack([scale_for(salience, step / n_grid) for step in range(n_grid + 1)])
     totals = torch.zeros(n_grid + 1, dtype=torch.float64, device=salience.device)
     for target in targets:
         upper = half(target.moment)
-        for i, scale in enumerate(scales):
-            importance = target.moment.diagonal() / scale**2 if clip else None
-            totals[i] += target_error(target, nearest(target.w * scale, grid, importance).div_(scale), upper)
-    best = int(torch.argmin(totals))  # the first, hence smallest, of equal ones
-    return Search(best / n_grid, scales[best], totals[best].item())
+        size = at_once(target.w)
+        for some, total in zip(scales.split(size), totals.split(size), strict=True):
+            importance = target.moment.diagonal() / some**2 if clip else None
+            with tf32():
+                total += target_error(target, nearest_scaled(target.w, some, grid, importance), upper)
+    best = torch.argmin(totals)  # the first, hence smallest, of equal ones
+    step, objective = torch.stack([best.double(), totals[best]]).tolist()  # the one wait for the device
+    return Search(step / n_grid, scales[int(step)], objective)
+
+
+def at_once(w: Tensor) -> int:
+    """Scales whose candidates for w are judged in one operation: one on a CPU, whose caches more would leave."""
+    return max(1, AT_ONCE // w.nbytes) if w.is_cuda else 1

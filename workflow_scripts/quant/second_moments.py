@@ -1,13 +1,33 @@
 """Second moments H = XᵀX/N [in, in]: summed, and what they say of a changed weight.
 
 E‖Dx‖² = tr(D H Dᵀ) for any D [out, in]. H is symmetric, so products and sums touch only the blocks on and above its
-diagonal.
+diagonal, and files hold one of its triangles.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool = True) -> Iterator[None]:
+    """Lets a GPU round the factors of float32 products to 11 bits, sums staying in float32. bfloat16 and float16 values
+    have no more bits, so their products are exact; a CPU takes no notice."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def dots(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Σ a·b along dim of two matrices."""
+    if a.is_cuda:  # vecdot there is a batch of tiny matrix products
+        return (a * b).sum(dim)
+    return torch.linalg.vecdot(a, b, dim=dim)
 
 
 def column_blocks(n: int) -> Iterator[tuple[int, int]]:
@@ -33,6 +53,25 @@ def mirror(total: Tensor) -> Tensor:
     return total
 
 
+def to_triangle(moment: Tensor) -> Tensor:
+    """One triangle of a symmetric [n, n] as a rectangle [⌈n/2⌉, n + 1], as files hold it: row r has H[n-1-r, n-1-r:]
+    backwards, then H[r, r:]."""
+    n = len(moment)
+    rows = (n + 1) // 2
+    folded = torch.nn.functional.pad(moment[n - rows :].flip(0, 1).tril_(), (0, 1))
+    folded[:, 1:] += moment[:rows].triu()
+    return folded
+
+
+def from_triangle(folded: Tensor) -> Tensor:
+    """The symmetric [n, n] of a `to_triangle` [⌈n/2⌉, n + 1]."""
+    rows, n = folded.shape[0], folded.shape[1] - 1
+    moment = folded.new_zeros(n, n)
+    moment[:rows] = folded[:, 1:].triu()
+    moment[n - rows :] = folded[:, :n].tril().flip(0, 1)
+    return moment.add_(moment.triu(1).T)
+
+
 def half(moment: Tensor) -> Tensor:
     """U with U + Uᵀ = H: H's blocks above the diagonal, and half of those on it. [in, in]"""
     upper = moment.clone()
@@ -47,7 +86,7 @@ def row_errors(difference: Tensor, upper: Tensor) -> Tensor:
     total = difference.new_zeros(difference.shape[0])
     for start, stop in column_blocks(len(upper)):
         product = difference[:, :stop] @ upper[:stop, start:stop]
-        total += torch.linalg.vecdot(product, difference[:, start:stop])
+        total += dots(product, difference[:, start:stop], 1)
     return total.mul_(2)
 
 

@@ -18,11 +18,20 @@ from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
+from quant.grids import kernels
 from quant.preactivation_sums import Preactivations, TokenSample
-from quant.second_moments import add_outer, mirror
+from quant.second_moments import add_outer, dots, mirror, tf32, to_triangle
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
+
+
+def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
+    """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
+    if x.is_cuda and x.dtype == torch.float32 and kernels() is not None:
+        return kernels().column_sums(x, center)
+    shifted = x if center is None else x - center
+    return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
 
 
 class InputSums:
@@ -35,9 +44,7 @@ class InputSums:
 
     def add(self, x: Tensor) -> None:
         self.count += len(x)
-        self.sums[0] += x.abs().sum(0)
-        self.sums[1] += torch.linalg.vecdot(x, x, dim=0)
-        self.sums[2] += x.sum(0)
+        self.sums += column_sums(x)
         if self.outer is not None:
             add_outer(self.outer, x)
 
@@ -47,7 +54,7 @@ class InputSums:
     def moment(self) -> Tensor:
         """H = XᵀX/N [in, in], float32."""
         assert self.outer is not None
-        return mirror(self.outer).div_(self.count).cpu()
+        return mirror(self.outer).div_(self.count)
 
 
 class OutputSums:
@@ -62,14 +69,11 @@ class OutputSums:
         self.count += len(z)
         if self.center is None:
             self.center = z.mean(0)
-        centered = z - self.center
-        self.sums[0] += centered.sum(0)
-        self.sums[1] += torch.linalg.vecdot(centered, centered, dim=0)
-        self.sums[2] += z.abs().sum(0)
+        self.sums[:3] += column_sums(z, self.center)
         self.sums[3] += self.activation(z).abs_().sum(0)
 
     def means(self) -> dict[str, Tensor]:
-        shift, square, z_abs, act_abs = self.sums / self.count
+        z_abs, square, shift, act_abs = self.sums / self.count
         assert self.center is not None
         std = (square - shift**2).clamp_(min=0).sqrt()
         return {
@@ -149,42 +153,50 @@ def collect(
     provenance: dict[str, Any],
     preactivations_path: str | Path | None = None,
 ) -> None:
-    """One pass; writes the small per-channel statistics, the second moments, and where a path is given the ranges and
-    samples of z, as files."""
+    """One pass; writes the small per-channel statistics, the second moments, one triangle of each, and where a path is
+    given the ranges and samples of z, as files."""
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
     activation = activation_of(run.model)
     sample = None if preactivations_path is None else TokenSample([len(ids) for ids in calibration.sequences])
     reads: dict[str, str] = {}
     small: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
     preactivations: dict[str, Tensor] = {}
-    for _, prefix, block, advance in run.each():
-        watch = Watch(block, activation, sample)
-        advance(watch.observe)
-        watch.close()
-        unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
-        if unused:
-            raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
-        for name, sums in watch.inputs.items():
-            moments[f"{prefix}.{name}"] = sums.moment()
-            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-        for name, sums in watch.outputs.items():
-            small |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-        for name, kept in watch.preactivations.items():
-            preactivations |= {f"{prefix}.{name}.{key}": value for key, value in kept.results().items()}
-        reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
-    for name, value in (small | moments | preactivations).items():
-        if not torch.isfinite(value).all():
-            raise InputError(
-                f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text"
-            )
-    metadata = {
-        "reads": json.dumps(reads),
-        "provenance": json.dumps(
-            provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
-        ),
-    }
-    tensorfile.save(channels_path, small, metadata)
-    tensorfile.save(moments_path, moments, metadata)
+    made = provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
+    with tensorfile.appending(moments_path, run.n_linears) as moments:
+        for _, prefix, block, advance in run.each():
+            watch = Watch(block, activation, sample)
+            with tf32(dtype.itemsize == 2):  # of inputs that have no more bits than that
+                advance(watch.observe)
+            watch.close()
+            unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
+            if unused:
+                raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
+            found: dict[str, Tensor] = {}
+            for name, sums in watch.inputs.items():
+                moment = sums.moment()
+                check_statistic(f"{prefix}.{name}", moment)
+                moments.put(f"{prefix}.{name}", to_triangle(moment))
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            for name, sums in watch.outputs.items():
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            kept = {
+                f"{prefix}.{name}.{key}": value
+                for name, sums in watch.preactivations.items()
+                for key, value in sums.results().items()
+            }
+            for name, value in (found | kept).items():
+                check_statistic(name, value)
+            small |= found
+            preactivations |= kept
+            reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+        metadata = {"reads": json.dumps(reads), "provenance": json.dumps(made)}
+        moments.metadata = metadata
+        tensorfile.save(channels_path, small, metadata)
     if preactivations_path is not None:
         tensorfile.save(preactivations_path, preactivations, metadata)
+
+
+def check_statistic(name: str, value: Tensor) -> None:
+    """Refuses NaN and infinities by name."""
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text")

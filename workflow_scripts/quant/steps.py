@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from quant.artifacts import read_json
+
 
 def wanted(job: tuple[str, ...], study: dict[str, list[str]]) -> bool:
     """Whether a job's wildcards (model/method/dataset, or model/layer, as far as it has them) are part of the study."""
@@ -20,12 +22,17 @@ def wanted(job: tuple[str, ...], study: dict[str, list[str]]) -> bool:
 
 
 def read_benchmarks(folder: Path, study: dict[str, Any]) -> pd.DataFrame:
-    """rule, job, seconds, max_rss_mb of each benchmark file of the study's jobs; rss is missing for very short jobs."""
+    """rule, job, seconds, max_rss_mb of each benchmark file of the study's jobs; rss is missing for very short jobs.
+    gpu_peak_mb where a job used a GPU, from beside its log in the folder `logs` next to this one."""
     rows = []
     for path in sorted(folder.rglob("*.tsv")):
-        rule, *job = path.relative_to(folder).with_suffix("").parts
+        name = path.relative_to(folder)
+        rule, *job = name.with_suffix("").parts
         if wanted(tuple(job), study):
             measured = pd.read_csv(path, sep="\t").iloc[0]
             rss = pd.to_numeric(measured["max_rss"], errors="coerce")
-            rows.append({"rule": rule, "job": "/".join(job), "seconds": measured["s"], "max_rss_mb": rss})
-    return pd.DataFrame(rows, columns=["rule", "job", "seconds", "max_rss_mb"])
+            row = {"rule": rule, "job": "/".join(job), "seconds": measured["s"], "max_rss_mb": rss}
+            peak = (folder.parent / "logs" / name).with_suffix(".gpu.json")
+            rows.append(row | ({"gpu_peak_mb": read_json(peak)["gpu_peak_mb"]} if peak.is_file() else {}))
+    columns = ["rule", "job", "seconds", "max_rss_mb"]
+    return pd.DataFrame(rows, columns=columns + (["gpu_peak_mb"] if any("gpu_peak_mb" in row for row in rows) else []))

@@ -1,9 +1,13 @@
-"""safetensors files: read one tensor at a time, write one tensor at a time."""
+"""safetensors files: read one tensor at a time, write one tensor at a time; a thread each, so that neither waits."""
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +29,8 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
+FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
 
 
 class TensorFile:
@@ -34,11 +40,31 @@ class TensorFile:
         self.path, self._handle = path, handle
         self.names = set(handle.keys())
         self.metadata: dict[str, str] = handle.metadata() or {}
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: dict[str, Future[Tensor]] = {}
+
+    def prefetch(self, names: Iterable[str], device: str | torch.device) -> None:
+        """Reads what `get` will be asked for next into page-locked memory while the GPU works; on a CPU the mapping
+        itself serves."""
+        if torch.device(device).type == "cpu":
+            return
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, "reader")
+        for name in names:
+            if name in self.names and name not in self._ahead:
+                self._ahead[name] = self._reader.submit(lambda name=name: self._handle.get_tensor(name).pin_memory())
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         if name not in self.names:
             raise InputError(f"{self.path}: has no tensor {name}; delete the file and run again to rebuild it")
-        return self._handle.get_tensor(name).to(device, dtype)
+        ahead = self._ahead.pop(name, None)
+        value = self._handle.get_tensor(name) if ahead is None else ahead.result()
+        # the type changes where the tensor goes, since fewer bytes travel then
+        return value.to(device, non_blocking=ahead is not None).to(dtype or value.dtype)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.shutdown(cancel_futures=True)
 
     def layout(self) -> Layout:
         """Every tensor's dtype and shape, without reading it."""
@@ -65,12 +91,61 @@ def opened(path: str | Path) -> Iterator[TensorFile]:
         raise InputError(
             f"{path}: is not a whole safetensors file ({error}); replace it or delete it and run again"
         ) from None
-    with handle:
-        yield TensorFile(path, handle)
+    with handle, contextlib.closing(TensorFile(path, handle)) as file:
+        yield file
+
+
+class _Behind:
+    """Writes tensors at offsets of a file in a thread, in their order; what fails there is raised by the next call."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
+        self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
+        self._unflushed = 0
+
+    def put(self, offset: int, tensor: Tensor) -> None:
+        tensor, copied = tensor.detach(), None
+        if tensor.is_cuda:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            tensor, copied = host, torch.cuda.Event()
+            copied.record()
+        self._room.acquire()
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+        self._pending.append(self._thread.submit(self._write, offset, tensor.contiguous(), copied))
+
+    def _write(self, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            self._file.seek(offset)
+            self._file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            self._unflushed += tensor.nbytes
+            if self._unflushed > FLUSH:
+                self._file.flush()
+                os.fdatasync(self._file.fileno())
+                self._unflushed = 0
+        finally:
+            self._room.release()
+
+    def finish(self) -> None:
+        self._thread.shutdown()
+        for written in self._pending:
+            written.result()
+
+    def abandon(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._file.close()
+
+
+def _entry(dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> dict[str, object]:
+    return {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
 
 
 class Writer:
-    """Writes tensors in any order into a file whose shapes are known beforehand, holding none of them."""
+    """Writes tensors in any order into a file whose shapes are known beforehand, holding few of them; a tensor that was
+    put must not change any more."""
 
     def __init__(self, path: Path, layout: Layout, metadata: dict[str, str]) -> None:
         self.layout = layout
@@ -80,7 +155,7 @@ class Writer:
         # widest dtype first keeps every tensor aligned to its own width
         for name, (dtype, shape) in sorted(layout.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
             start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            header[name] = _entry(dtype, shape, start, end)
             self._offset[name] = start
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
@@ -88,33 +163,83 @@ class Writer:
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
         self._start = 8 + len(encoded)
         self._file.truncate(self._start + end)
+        self._behind = _Behind(self._file)
         self._missing = set(layout)
 
     def put(self, name: str, tensor: Tensor) -> None:
         dtype, shape = self.layout[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} where {dtype} {shape} was declared")
-        self._file.seek(self._start + self._offset[name])
-        self._file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._missing.remove(name)
+        self._behind.put(self._start + self._offset[name], tensor)
 
     def close(self) -> None:
+        self._behind.finish()
         self._file.close()
         if self._missing:
             raise ValueError(f"never written: {', '.join(sorted(self._missing))}")
+
+    def abandon(self) -> None:
+        self._behind.abandon()
+
+
+class Appender:
+    """Writes float32 tensors one after another as they come, into a file whose header is filled in last; `metadata` is
+    set by then. room: bytes for the header."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.metadata: dict[str, str] = {}
+        self._header: dict[str, object] = {}
+        self._room, self._end = room - room % 8, 0
+        self._file = path.open("wb")
+        self._behind = _Behind(self._file)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if tensor.dtype != torch.float32 or name in self._header:
+            raise ValueError(f"{name}: {tensor.dtype}, or put before")
+        start, self._end = self._end, self._end + tensor.nbytes
+        self._header[name] = _entry(tensor.dtype, tuple(tensor.shape), start, self._end)
+        self._behind.put(8 + self._room + start, tensor)
+
+    def close(self) -> None:
+        self._behind.finish()
+        encoded = json.dumps({"__metadata__": self.metadata} | self._header, separators=(",", ":")).encode()
+        if len(encoded) > self._room:
+            raise ValueError(f"a header of {len(encoded)} bytes has {self._room}")
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + encoded.ljust(self._room))
+        self._file.close()
+
+    def abandon(self) -> None:
+        self._behind.abandon()
+
+
+AnyWriter = TypeVar("AnyWriter", Writer, Appender)
+
+
+@contextlib.contextmanager
+def _closed(writer: AnyWriter) -> Iterator[AnyWriter]:
+    try:
+        yield writer
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.close()
 
 
 @contextlib.contextmanager
 def writing(path: str | Path, layout: Layout, metadata: dict[str, str]) -> Iterator[Writer]:
     """A Writer on a temporary file that gets its name once every tensor is in."""
-    with whole(path) as temporary:
-        writer = Writer(temporary, layout, metadata)
-        try:
-            yield writer
-        except BaseException:
-            writer._file.close()
-            raise
-        writer.close()
+    with whole(path) as temporary, _closed(Writer(temporary, layout, metadata)) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def appending(path: str | Path, n_linears: int) -> Iterator[Appender]:
+    """An Appender on a temporary file that gets its name at the end; its header has room for ten entries and two
+    names for each linear."""
+    with whole(path) as temporary, _closed(Appender(temporary, 65536 + 2048 * n_linears)) as writer:
+        yield writer
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,0 +1,453 @@
+"""Time and memory of every step on a random model of a named shape: bench.py [SHAPE] [--depth N] [--recipes NAME …].
+
+Times statistics, loading, each recipe's search and rounding, a whole quantize job from process start to files on disk,
+and evaluation. Beside each stands the limit: what its products and copies take at the device's measured rates. Then
+how cost grows with depth, width, tokens and methods. Writes bench.csv and bench.svg into --out. AutoAWQ runs on the
+same weights and tokens where its environment (rule build_autoawq) is there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "workflow_scripts"))
+
+from quant import configuration, tensorfile, tokens
+from quant.artifacts import read_json, write_json
+from quant.compute import batch_tokens, device
+from quant.quantize import Statistics, quantize_checkpoint
+from quant.recipe import Recipe
+from quant.second_moments import tf32
+
+GB = 1e9
+AUTOAWQ = ROOT / "results/environments/autoawq"
+PATTERNS = {"attention": ["self_attn"], "mlp": []}
+
+
+class Shape(NamedTuple):
+    """A decoder with gated MLPs, multi-head attention and tied embeddings, and the texts it is used on."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    vocabulary: int
+    depth: int
+    group_size: int
+    calibration: tuple[int, int]  # sequences × tokens
+    evaluation: tuple[int, int]
+    dtype: str
+
+
+SHAPES = {
+    "minicpm-2b": Shape(2304, 5760, 36, 122753, 40, 128, (128, 512), (16, 2048), "bfloat16"),
+    "small": Shape(192, 512, 6, 2048, 4, 64, (16, 128), (4, 256), "float32"),
+}
+RECIPES = ["rtn_g", "gw_awq", "gw_praq", "gw_awq_asym_l2", "gw_awq_flip", "full_awq", "mixed_praq", "rtn_clip", "gptq",
+           "awq_clip", "awq_clip_gptq"]  # fmt: skip
+
+
+def linears_of(shape: Shape) -> list[tuple[int, int]]:
+    """(out, in) of a block's linears."""
+    h, m = shape.hidden, shape.intermediate
+    return [(h, h)] * 4 + [(m, h)] * 2 + [(h, m)]
+
+
+def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
+    """A random Granite (MiniCPM's equations) as convert writes one, with some loud channels."""
+    from quant.blocks import all_linears, skeleton
+
+    dtype, generator = getattr(torch, shape.dtype), torch.Generator(where).manual_seed(seed)
+    depth, h = shape.depth, shape.hidden
+    config = {
+        "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_size": h, "dtype": shape.dtype,
+        "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads, "num_hidden_layers": depth, "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True,
+        "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / depth**0.5, "logits_scaling": h / 256,
+        "attention_multiplier": (h // shape.heads) ** -0.5, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    write_json(folder / "checkpoint/config.json", config)
+    names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, h), "model.norm.weight": (h,)}
+    for i in range(depth):
+        shapes |= {f"model.layers.{i}.{n}.weight": size for n, size in zip(names, linears_of(shape), strict=True)}
+        shapes |= {f"model.layers.{i}.{n}.weight": (h,) for n in ("input_layernorm", "post_attention_layernorm")}
+    layout = {name: (dtype, size) for name, size in shapes.items()}
+    with tensorfile.writing(folder / "checkpoint/model.safetensors", layout, {"format": "pt"}) as out:
+        for name, size in shapes.items():
+            drawn = torch.randn(size, generator=generator, device=where)
+            drawn = (0.5 * drawn).exp() if len(size) == 1 else drawn * (0.1 if "embed" in name else size[1] ** -0.5)
+            out.put(name, drawn.to(dtype))
+    linears = all_linears(skeleton(folder / "checkpoint"))
+    write_json(folder / "convert.json", {"fingerprint": f"bench-{seed}", "linears": linears})
+    return folder
+
+
+def shallower(model: Path, folder: Path, depth: int) -> Path:
+    """The first `depth` blocks of a model, on the same weights."""
+    (folder / "checkpoint").mkdir(parents=True)
+    config, record = read_json(model / "checkpoint/config.json"), read_json(model / "convert.json")
+    write_json(folder / "checkpoint/config.json", config | {"num_hidden_layers": depth})
+    kept = {name: block for name, block in record["linears"].items() if block < depth}
+    write_json(folder / "convert.json", record | {"linears": kept})
+    os.link(model / "checkpoint/model.safetensors", folder / "checkpoint/model.safetensors")
+    return folder
+
+
+def random_tokens(path: Path, n: int, width: int, vocabulary: int, seed: int) -> tokens.Tokens:
+    """n sequences with a few frequent ids, as text has."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = (torch.rand(n, width, generator=generator) ** 4 * vocabulary).long()
+    tokens.save(path, list(ids), {"model_fingerprint": "bench-0"})
+    return tokens.load(path)
+
+
+def recipes(names: list[str], shape: Shape) -> dict[str, dict[str, Any]]:
+    """Of config.yaml, at the shape's group size and calibration."""
+    schema = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+    methods = configuration.load(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)["methods"]
+    found = {name: dict(methods[name]) for name in names}
+    for recipe in found.values():
+        recipe["group_size"] = recipe["group_size"] if recipe["group_size"] == -1 else shape.group_size
+    return found
+
+
+# rates of the device: what the limits are made of
+
+
+def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
+    """Median seconds of a piece of work, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        begun = clock(where)
+        work()
+        times.append(clock(where) - begun)
+    return statistics.median(times[1:])
+
+
+def clock(where: str) -> float:
+    if where == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Rates(NamedTuple):
+    """Multiply-adds count twice: FLOP/s of the model's type, of float32 and of float32 with TF32 factors; bytes/s of a
+    copy within the device (read and written), from it to page-locked memory, and to disk."""
+
+    model: float
+    float32: float
+    tf32: float
+    copy: float
+    off: float
+    disk: float
+
+
+def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
+    n = 8192 if where == "cuda" else 1024
+
+    def product(kind: torch.dtype, allowed: bool) -> float:
+        a, b = (torch.randn(n, n, device=where).to(kind) for _ in range(2))
+        with tf32(allowed):
+            return 2 * n**3 / seconds_of(lambda: a @ b, where)
+
+    big = torch.empty(2**28 if where == "cuda" else 2**24, device=where)
+    host = torch.empty(2**26 if where == "cuda" else 2**22, pin_memory=where == "cuda")
+    content = bytes(2**28 if where == "cuda" else 2**24)
+
+    def write() -> None:
+        with (folder / "disk").open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    copy = 2 * big.nbytes / seconds_of(lambda: big.clone(), where)
+    off = host.nbytes / seconds_of(lambda: host.copy_(big[: len(host)]), where)
+    disk = len(content) / seconds_of(write, where, 3)
+    (folder / "disk").unlink()
+    model = product(getattr(torch, dtype), False)
+    return Rates(model, product(torch.float32, False), product(torch.float32, True), copy, off, disk)
+
+
+# limits: seconds that the products and copies of a step take at those rates
+
+
+def weights_of(shape: Shape) -> int:
+    """Weights of a block's linears."""
+    return sum(out * n_in for out, n_in in linears_of(shape))
+
+
+def forward_flops(shape: Shape, n_tokens: int, width: int) -> float:
+    """Of the blocks: linears, and causal attention within sequences of `width`."""
+    return shape.depth * n_tokens * (2 * weights_of(shape) + 2 * shape.hidden * width)
+
+
+def statistics_limit(shape: Shape, rates: Rates, n_tokens: int, width: int) -> float:
+    """Forward pass and one triangle of each XᵀX; weights in, triangles out."""
+    inputs = [shape.hidden] * 3 + [shape.intermediate]
+    triangles = shape.depth * sum(n * (n + 1) for n in inputs)
+    rate = rates.tf32 if shape.dtype != "float32" else rates.float32
+    bytes_ = shape.depth * weights_of(shape) * getattr(torch, shape.dtype).itemsize + 2 * triangles
+    return forward_flops(shape, n_tokens, width) / rates.model + n_tokens * triangles / rate + bytes_ / rates.off
+
+
+def search_limit(shape: Shape, rates: Rates, recipe: dict[str, Any]) -> float:
+    """A triangle of D·H for each α; GPTQ's feedback, half a product with H, and its factor's n³·2/3 for each linear."""
+    products = sum(out * n_in * (n_in + 1) for out, n_in in linears_of(shape))
+    total = 0.0
+    if recipe["salience"] != "none":
+        total += (recipe["n_grid"] + 1) * products / rates.tf32
+    if recipe["rounding"] == "gptq":
+        total += (products + sum(2 / 3 * n_in**3 for _, n_in in linears_of(shape))) / rates.float32
+    in_and_out = weights_of(shape) * 2 * getattr(torch, shape.dtype).itemsize
+    return shape.depth * (total + in_and_out / rates.copy)
+
+
+def evaluation_limit(shape: Shape, rates: Rates, n_tokens: int, width: int) -> float:
+    return (forward_flops(shape, n_tokens, width) + 2 * n_tokens * shape.hidden * shape.vocabulary) / rates.model
+
+
+# the steps
+
+
+class Bench:
+    """One shape on one device; rows of what was measured."""
+
+    def __init__(self, shape: Shape, where: str, folder: Path, repeats: int) -> None:
+        self.shape, self.where, self.folder, self.repeats = shape, where, folder, repeats
+        self.rates = measure_rates(where, shape.dtype, folder)
+        self.rows: list[dict[str, Any]] = []
+        for name, value in self.rates._asdict().items():
+            unit = "TFLOP/s" if name in ("model", "float32", "tf32") else "GB/s"
+            print(f"rate {name}: {value / (1e12 if unit[0] == 'T' else GB):.1f} {unit}", flush=True)
+
+    def note(self, step: str, seconds: float, limit: float | None, shape: Shape, **more: Any) -> None:
+        peak = torch.cuda.max_memory_allocated() / 1e6 if self.where == "cuda" else None
+        row = {"step": step, "seconds": seconds, "limit_s": limit, "times_limit": limit and seconds / limit}
+        row |= {"depth": shape.depth, "width": shape.hidden, "tokens": shape.calibration[0] * shape.calibration[1]}
+        self.rows.append(row | {"gpu_peak_mb": peak} | more)
+        words = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in self.rows[-1].items()
+        )
+        print(", ".join(words), flush=True)
+
+    def reset(self) -> None:
+        if self.where == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def statistics(self, model: Path, shape: Shape, step: str = "statistics") -> dict[str, Path]:
+        """Collects them `repeats` times; the median is noted."""
+        from quant.statistics import collect
+
+        n, width = shape.calibration
+        calibration = random_tokens(self.folder / "tokens", n, width, shape.vocabulary, 1)
+        files = {key: self.folder / f"{key}.safetensors" for key in ("channels", "moments")}
+        made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
+        size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
+        self.reset()
+        times = []
+        for _ in range(self.repeats):
+            begun = clock(self.where)
+            collect(model / "checkpoint", calibration, *files.values(), self.where, dtype, size, made)
+            times.append(clock(self.where) - begun)
+        on_disk = sum(path.stat().st_size for path in files.values()) / 1e6
+        limit = statistics_limit(shape, self.rates, n * width, width)
+        self.note(step, statistics.median(times), limit, shape, disk_mb=on_disk)
+        return files
+
+    def quantize(
+        self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path], step: str = "search"
+    ) -> Path:
+        """One recipe in this process: the GPU's work (search and rounding of all linears) and the whole call."""
+        target = self.folder / "quantised"
+        self.reset()
+        work, calls = [], []
+        for _ in range(self.repeats):
+            begun = clock(self.where)
+            record = quantize(model, target, recipe, files, self.where)
+            calls.append(clock(self.where) - begun)
+            work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
+        limit = search_limit(shape, self.rates, recipe)
+        self.note(step, statistics.median(work), limit, shape, recipe=name, call_s=statistics.median(calls))
+        return target
+
+    def job(self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path]) -> None:
+        """The same from process start to files on disk."""
+        paths = {key: str(path) for key, path in files.items()}
+        given = {"model": str(model), "target": str(self.folder / "job"), "recipe": recipe, "files": paths}
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, __file__, "--job", json.dumps(given | {"where": self.where})], check=True)
+        bytes_ = (model / "checkpoint/model.safetensors").stat().st_size
+        self.note("quantize job", time.perf_counter() - begun, bytes_ / self.rates.disk, shape, recipe=name)
+
+    def evaluation(self, checkpoint: Path, shape: Shape) -> None:
+        """Loading, then windows of the shape's length."""
+        from quant.evaluation import Reference, evaluate, load_model
+
+        n, width = shape.evaluation
+        heldout = random_tokens(self.folder / "heldout", n, width, shape.vocabulary, 2)
+        self.reset()
+        begun = clock(self.where)
+        model = load_model(checkpoint, self.where, getattr(torch, shape.dtype))
+        size = (checkpoint / "model.safetensors").stat().st_size
+        self.note("loading", clock(self.where) - begun, size / self.rates.off, shape)
+        limit = evaluation_limit(shape, self.rates, n * width, width)
+        for kind, kept in (("nll", 0), ("nll and kl", 2040)):
+            evaluate(model, heldout._replace(sequences=heldout.sequences[:1]), self.where, width, Reference(0, None))
+            self.reset()
+            begun = clock(self.where)
+            _, speed = evaluate(model, heldout, self.where, batch_tokens("auto", self.where), Reference(kept, None))
+            spent = clock(self.where) - begun
+            self.note(f"evaluation, {kind}", n * width / speed, limit, shape, whole_s=spent, tokens_per_s=speed)
+
+
+def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
+    """What the rule's script does."""
+    wanted = {key: str(files[key]) for key in configuration.statistics_files(recipe)}
+    record = read_json(model / "convert.json")
+    return quantize_checkpoint(
+        model / "checkpoint", target, target.parent / "folds", record["linears"],
+        Statistics(wanted, record["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
+    )  # fmt: skip
+
+
+def quantize_job(given: dict[str, Any]) -> None:
+    files = {key: Path(path) for key, path in given["files"].items()}
+    quantize(Path(given["model"]), Path(given["target"]), given["recipe"], files, given["where"])
+
+
+def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
+    """The library on the same weights and tokens, in its own environment."""
+    if not (AUTOAWQ / "complete").exists():
+        print(f"AutoAWQ: left out, {AUTOAWQ.relative_to(ROOT)} is not there (snakemake build_autoawq makes it)")
+        return
+    from quant.autoawq import quantize_autoawq
+
+    recipe = recipes(["autoawq"], shape)["autoawq"]
+    begun = time.perf_counter()
+    record = quantize_autoawq(
+        model / "checkpoint", bench.folder / "awq/checkpoint", bench.folder / "awq/folds", bench.folder / "tokens",
+        AUTOAWQ, read_json(model / "convert.json"), recipe, bench.where, batch_tokens("auto", bench.where), {},
+    )  # fmt: skip
+    spent = time.perf_counter() - begun
+    bench.note("search", record["summary"]["quantize_s"], None, shape, recipe="autoawq", call_s=spent)
+
+
+def growth(bench: Bench, model: Path, shape: Shape, recipe: dict[str, Any]) -> None:
+    """Statistics and one search at other depths, tokens and widths."""
+    for depth in sorted({max(1, shape.depth // 4), max(1, shape.depth // 2)}):
+        less, folder = shape._replace(depth=depth), bench.folder / f"depth{depth}"
+        files = bench.statistics(shallower(model, folder, depth), less, "statistics by depth")
+        bench.quantize(folder, less, "gw_awq", recipe, files, "search by depth")
+    few = shape._replace(depth=max(1, shape.depth // 10))
+    few_model = shallower(model, bench.folder / "few", few.depth)
+    for part in (4, 2, 1):
+        n, width = shape.calibration
+        bench.statistics(few_model, few._replace(calibration=(n // part, width)), "statistics by tokens")
+    for part in (4, 2, 1):
+        head = shape.hidden // shape.heads
+        narrow = few._replace(
+            hidden=shape.heads // part * head, heads=shape.heads // part, intermediate=shape.intermediate // part,
+            vocabulary=2048,
+        )  # fmt: skip
+        folder = make_model(bench.folder / f"width{part}", narrow, bench.where)
+        files = bench.statistics(folder, narrow, "statistics by width")
+        bench.quantize(folder, narrow, "gw_awq", recipe, files, "search by width")
+
+
+def draw(table: pd.DataFrame, path: Path, title: str) -> None:
+    """Each step beside its limit; cost against depth, width, tokens and methods."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 5, figsize=(18, 4), layout="constrained", width_ratios=[3, 1, 1, 1, 1])
+    whole = table[~table["step"].str.contains(" by ") & table["limit_s"].notna()]
+    labels = (whole["step"] + " " + whole["recipe"].fillna("")).str.strip()
+    axes[0].barh(labels, whole["seconds"], label="measured")
+    axes[0].barh(labels, whole["limit_s"], height=0.4, label="limit")
+    axes[0].set(xscale="log", xlabel="seconds", title=title)
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    for axis, key in zip(axes[1:4], ("depth", "width", "tokens"), strict=True):
+        for step in ("statistics", "search"):
+            part = table[table["step"] == f"{step} by {key}"]
+            if key == "depth":
+                part = pd.concat(
+                    [part, table[(table["step"] == step) & (table["recipe"].isin(["gw_awq"]) | (step == "statistics"))]]
+                )
+            axis.plot(part[key], part["seconds"], "o-", label=step)
+        axis.set(xlabel=key, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    axes[1].legend()
+    methods = table[table["step"] == "search"].dropna(subset="recipe")
+    cost = table[table["step"] == "statistics"]["seconds"].iloc[0] + methods["call_s"].cumsum()
+    axes[4].plot(range(1, len(cost) + 1), cost, "o-")
+    axes[4].set(xlabel="methods, statistics included", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = device("auto")
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default="small" if where == "cpu" else "minicpm-2b")
+    parser.add_argument("--depth", type=int, help="decoder blocks, if not the shape's own")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--jobs", nargs="*", default=["gw_awq", "gptq"], help="recipes timed as a process of their own")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-growth", action="store_true", help="leave out other depths, widths and token numbers")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    parser.add_argument("--folder", type=Path, help="where models and statistics go; default: a temporary directory")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        quantize_job(json.loads(options.job))
+        return
+    shape = SHAPES[options.shape]
+    shape = shape._replace(depth=options.depth or shape.depth)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        bench = Bench(shape, where, Path(name), options.repeats)
+        try:
+            measure(bench, shape, options)
+        finally:  # what was measured before something failed stays
+            table = pd.DataFrame(bench.rows)
+            table.insert(0, "device", torch.cuda.get_device_name() if where == "cuda" else "cpu")
+            table.to_csv(options.out / "bench.csv", index=False)
+    draw(table, options.out / "bench.svg", f"{options.shape}, {table['device'].iloc[0]}")
+
+
+def measure(bench: Bench, shape: Shape, options: argparse.Namespace) -> None:
+    chosen = recipes(options.recipes, shape)
+    begun = clock(bench.where)
+    model = make_model(bench.folder / "model", shape, bench.where)
+    size = (model / "checkpoint/model.safetensors").stat().st_size
+    bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, shape)
+    files = bench.statistics(model, shape)
+    for name, recipe in chosen.items():
+        target = bench.quantize(model, shape, name, recipe, files)
+    for name in options.jobs:
+        bench.job(model, shape, name, recipes([name], shape)[name], files)
+    bench.evaluation(target, shape)
+    autoawq(bench, model, shape)
+    if not options.no_growth:
+        growth(bench, model, shape, recipes(["gw_awq"], shape)["gw_awq"])
+
+
+if __name__ == "__main__":
+    main()

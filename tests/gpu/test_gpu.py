@@ -1,0 +1,244 @@
+"""A GPU against the CPU: kernels to the bit, searches by their α, statistics and evaluation by their numbers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from quant import evaluation, grids, hidden, search, tensorfile
+from quant.blocks import Run, all_linears, skeleton
+from quant.channels import Channels
+from quant.grids import Grid
+from quant.quantize import Statistics, quantize_checkpoint
+from quant.recipe import LinearStatistics, Recipe, quantize_group
+from quant.rounding import Context, feed_back, gptq
+from quant.search import Target, search_scale
+from quant.second_moments import from_triangle, half, layer_error, row_errors, tf32
+from quant.statistics import collect, column_sums
+from quant.tokens import Tokens, fingerprint
+from tests.unit.test_recipe import PLAIN
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GRIDS = [(bits, size, symmetric) for bits in (2, 3, 4, 8) for size in (-1, 7, 64, 128) for symmetric in (True, False)]
+
+
+def case(n_out: int, n_in: int, seed: int = 0, rows: int = 4096) -> tuple[Tensor, Tensor]:
+    """w [out, in] and the second moment of correlated inputs with loud channels and a mean, float32 on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, n_in, generator=generator) @ (
+        torch.eye(n_in) + 0.5 * torch.randn(n_in, n_in, generator=generator) / n_in**0.5
+    )
+    x = x * torch.exp(torch.randn(n_in, generator=generator)) + torch.randn(n_in, generator=generator)
+    return torch.randn(n_out, n_in, generator=generator) / n_in**0.5, x.T @ x / rows
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
+def test_fused_rounding_is_that_of_a_cpu_to_the_bit(bits: int, group_size: int, symmetric: bool, clip: bool) -> None:
+    w, moment = case(37, 200, bits)
+    scales = torch.rand(5, 200, generator=torch.Generator().manual_seed(1)) + 0.2
+    importance = moment.diagonal() / scales**2 if clip else None
+    grid = Grid(bits, group_size, symmetric)
+    expected = grids.nearest_scaled(w, scales, grid, importance)
+    found = grids.nearest_scaled(w.cuda(), scales.cuda(), grid, None if importance is None else importance.cuda()).cpu()
+    # errors of two factors may tie to the last bits, which 1/step and the sum's order decide
+    assert (found != expected).float().mean() <= (0.002 if clip else 0), (found - expected).abs().max()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("width", [128, 37])
+def test_fused_feedback_is_that_of_a_cpu(width: int, transposed: bool) -> None:
+    """Whichever way the tensors lie: a triangular solve gives its result by columns."""
+    generator = torch.Generator().manual_seed(width)
+    w, factor = torch.randn(300, 400, generator=generator), torch.randn(400, 400, generator=generator).triu_() / 20
+    factor.diagonal().uniform_(0.5, 1.5, generator=generator)
+    steps = 0.1 + torch.rand(300, 400, generator=generator)
+    zeros, grid, now = torch.full_like(steps, 7.0), Grid(4, -1, False), slice(100, 100 + width)
+    kept = [torch.empty_like(w), torch.empty_like(w).cuda()]
+
+    def lay(t: Tensor) -> Tensor:
+        return t.T.contiguous().T if transposed else t
+
+    left = [
+        feed_back(*(lay(t.to(codes.device)) for t in (w[:, now], factor[now, now], steps[:, now], zeros[:, now])),
+                  grid, codes[:, now])
+        for codes in kept
+    ]  # fmt: skip
+    assert (kept[0][:, now] != kept[1][:, now].cpu()).float().mean() < 1e-3
+    assert torch.allclose(left[0], left[1].cpu(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("n_out", "n_in", "group_size"), [(576, 1536, 64), (500, 577, -1), (256, 2304, 128)])
+def test_gptq_leaves_the_error_that_a_cpu_leaves(n_out: int, n_in: int, group_size: int) -> None:
+    w, moment = case(n_out, n_in)
+    grid = Grid(4, group_size, False)
+    errors, codes = [], []
+    for where in ("cpu", "cuda"):
+        groups, context = grids.to_groups(w.to(where), group_size), Context(moment.to(where), None, 0.0, 0.01)
+        step, zero = grids.fit(groups, grid)
+        found = gptq(groups, step, zero, grid, context)
+        rounded = grids.from_groups(grids.decode(found.codes, step, zero), n_in).cpu()
+        errors.append(layer_error(w - rounded, moment))
+        codes.append(found.codes.cpu())
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)
+    print(f"gptq {n_out}x{n_in}: {(codes[0] == codes[1]).float().mean():.4f} of codes equal, errors {errors}")
+
+
+RECIPES: list[dict[str, object]] = [
+    {"rounding": "gptq"},
+    {"rounding": "gptq", "clip": True, "salience": "l2"},
+    {"salience": "l1"},
+    {"salience": "praq", "objective": "praq", "symmetric": True, "group_size": -1},
+    {"salience": "l2", "rounding": "greedy_flip"},
+    {"clip": True},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: "-".join(map(str, r.values())))
+def test_a_recipe_leaves_the_error_that_a_cpu_leaves(recipe: dict[str, object]) -> None:
+    """From weights and statistics to the weight as stored, two linears on one scale."""
+    generator = torch.Generator().manual_seed(5)
+    x = case(1, 512)[1]
+    cases = [case(n_out, 512, seed)[0] for seed, n_out in enumerate((384, 300))]
+    chosen = Recipe.of(PLAIN | {"bits": 4, "group_size": 128, "n_grid": 20} | recipe)
+    results = {}
+    for where in ("cpu", "cuda"):
+        known = []
+        for w in cases:
+            of_output = [torch.rand(len(w), generator=generator.manual_seed(6)) for _ in range(4)]
+            of_input = x.diagonal().sqrt(), x.diagonal(), 0.3 * x.diagonal().sqrt()
+            channels = Channels(*(t.to(where) for t in (*of_input, *of_output)), is_mlp=True)
+            known.append(LinearStatistics(channels, x.to(where)))
+        results[where] = quantize_group([w.to(where) for w in cases], known, chosen, generator)
+    for w, a, b in zip(cases, results["cpu"], results["cuda"], strict=True):
+        expected, found = (layer_error(w - r.dequantize().cpu(), x) for r in (a, b))
+        print(f"{recipe}: α {a.alpha} and {b.alpha}, error {expected:.6g} and {found:.6g}")
+        assert a.alpha == b.alpha or b.objective == pytest.approx(a.objective, rel=1e-4)
+        assert found == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", ["gptq", "l1"])
+def test_threads_write_what_one_after_another_writes(
+    tiny_checkpoint: Path, sequences: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Reading ahead and writing behind change no bit of a checkpoint."""
+    moments_of(tiny_checkpoint, sequences, tmp_path, "cuda", torch.float32)
+    files = {key: str(tmp_path / key) for key in ("channels", "moments")}
+    recipe = Recipe.of(PLAIN | {"group_size": 16} | ({"rounding": "gptq"} if name == "gptq" else {"salience": name}))
+    linears = all_linears(skeleton(tiny_checkpoint))
+
+    def checkpoint(folder: Path) -> bytes:
+        known = Statistics(files, "m", {"attention": ["self_attn"], "mlp": []})
+        quantize_checkpoint(tiny_checkpoint, folder, tmp_path / "folds", linears, known, recipe, "cuda", {})
+        return (folder / "model.safetensors").read_bytes()
+
+    def put_now(self: object, offset: int, tensor: Tensor) -> None:
+        self._room.acquire()
+        self._write(offset, tensor.detach().cpu().contiguous(), None)
+
+    threaded = [checkpoint(tmp_path / f"threaded{i}") for i in range(2)]
+    monkeypatch.setattr(tensorfile.TensorFile, "prefetch", lambda *_: None)
+    monkeypatch.setattr(tensorfile._Behind, "put", put_now)
+    assert [checkpoint(tmp_path / "plain")] * 2 == threaded
+
+
+def test_tf32_products_move_errors_by_little() -> None:
+    w, moment = case(512, 2304)
+    difference, upper = (w - grids.nearest(w, Grid(4, 128, False))).cuda(), half(moment).cuda()
+    with tf32(False):
+        exact = row_errors(difference.double(), upper.double())
+        single = row_errors(difference, upper).double()
+    with tf32():
+        rounded = row_errors(difference, upper).double()
+    worst = ((rounded - exact).abs() / exact).max().item()
+    print(f"row errors: float32 off by {((single - exact).abs() / exact).max().item():.1e}, TF32 by {worst:.1e}, "
+          f"their sum by {abs(rounded.sum() / exact.sum() - 1).item():.1e}")  # fmt: skip
+    assert worst < 2e-3 and abs(rounded.sum() / exact.sum() - 1) < 1e-4
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("grid", [Grid(4, 128, False), Grid(4, -1, True), Grid(3, 64, False)])
+def test_searches_agree(grid: Grid, clip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same α but where two are as good to 1e-4; in whatever portions the candidates come."""
+    for seed in range(6):
+        w, moment = case(192, 512, seed)
+        salience = moment.diagonal().clone()
+        expected = search_scale([Target(w, moment)], salience, grid, 20, clip)
+        for at_once in (2**28, 3 * w.nbytes, 1):
+            monkeypatch.setattr(search, "AT_ONCE", at_once)
+            found = search_scale([Target(w.cuda(), moment.cuda())], salience.cuda(), grid, 20, clip)
+            assert found.objective == pytest.approx(expected.objective, rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (255, 130), (1000, 576), (5000, 77)])
+def test_column_sums_are_those_of_float64(n: int, columns: int) -> None:
+    x = (3 + torch.randn(n, columns, generator=torch.Generator().manual_seed(n))).cuda()
+    for center in (None, x.mean(0)):
+        shifted = x.double() if center is None else x.double() - center.double()
+        expected = torch.stack([x.double().abs().sum(0), shifted.square().sum(0), shifted.sum(0)])
+        torch.testing.assert_close(column_sums(x, center), expected, rtol=1e-5, atol=1e-5 * n)
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(0, 256, (length,), generator=generator) for length in (64, 50, 64, 33, 64, 64, 20)]
+
+
+def moments_of(checkpoint: Path, sequences: list[Tensor], folder: Path, where: str, dtype: torch.dtype) -> dict:
+    found = folder / "channels", folder / "moments"
+    tokens = Tokens(sequences, fingerprint(sequences), {})
+    collect(checkpoint, tokens, *found, where, dtype, 130, {"model_fingerprint": "m"})
+    with tensorfile.opened(found[0]) as small, tensorfile.opened(found[1]) as large:
+        return {name: small.get(name) for name in small.names} | {
+            f"{name}.H": from_triangle(large.get(name)) for name in large.names
+        }
+
+
+@pytest.mark.parametrize("resident", [0, 2**30])
+def test_statistics_agree(
+    tiny_checkpoint: Path, sequences: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: int
+) -> None:
+    """With hidden states on the GPU, and on their way to and from the host."""
+    expected = moments_of(tiny_checkpoint, sequences, tmp_path / "cpu", "cpu", torch.float32)
+    monkeypatch.setattr(hidden, "RESIDENT", resident)
+    found = moments_of(tiny_checkpoint, sequences, tmp_path / "gpu", "cuda", torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_spilling_changes_nothing(
+    tiny_checkpoint: Path, sequences: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[int, list[Tensor]] = {}
+    for resident in (0, 2**30):
+        monkeypatch.setattr(hidden, "RESIDENT", resident)
+        for _, _, _, advance in Run(tiny_checkpoint, sequences, "cuda", torch.float32, 130).each():
+            kept[resident] = []
+            advance(lambda batch: None, lambda out, into=kept[resident]: into.append(out.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*kept.values(), strict=True))
+
+
+def test_half_precision_inputs_have_exact_products() -> None:
+    """Of bfloat16 values a TF32 product is that of float32; sums are in float32 either way."""
+    x = torch.randn(4096, 768, generator=torch.Generator().manual_seed(0)).bfloat16().float().cuda()
+    with tf32():
+        found = x.T @ x
+    exact = x.double().T @ x.double()
+    with tf32(False):
+        single = (x.T @ x - exact).abs().max()
+    worst = (found - exact).abs().max().item()
+    print(f"XᵀX of 4,096 rows: float32 off by {single.item():.1e}, TF32 of bfloat16 values by {worst:.1e}")
+    assert worst < 2e-6 * 4096
+
+
+def test_evaluations_agree(tiny_checkpoint: Path, sequences: list[Tensor]) -> None:
+    tokens = Tokens(sequences, fingerprint(sequences), {})
+    rows = {}
+    for where in ("cpu", "cuda"):
+        model = evaluation.load_model(tiny_checkpoint, where, torch.float32)
+        rows[where], _ = evaluation.evaluate(model, tokens, where, 130, evaluation.Reference(100, None))
+    for a, b in zip(rows["cpu"], rows["cuda"], strict=True):
+        assert b["nll"] == pytest.approx(a["nll"], rel=1e-3)
