@@ -80,6 +80,11 @@ def test_loading_leaves_its_argument_alone() -> None:
         ("check_mse.layer", -1, ["check_mse.layer", "at least 0"]),
         ("compute.device", "gpu", ["compute.device", "'gpu'", "did you mean cpu"]),
         ("comparison.resamples", 10, ["comparison.resamples", "at least 999"]),
+        ("sensitivity.methods", ["rtn_h"], ["sensitivity.methods", "did you mean rtn_g"]),
+        ("sensitivity.methods", ["autoawq"], ["autoawq is the AutoAWQ library", "scope: linear"]),
+        ("sensitivity.by", ["kinds"], ["sensitivity.by", "did you mean kind"]),
+        ("sensitivity.dataset", "python_referense", ["sensitivity.dataset", "did you mean python_reference"]),
+        ("texts.doc", {"docstrings": []}, ["texts.doc.docstrings"]),
         ("kalibration", {}, ["kalibration", "did you mean calibration"]),
         ("methods", [], ["methods", "object"]),
         ("models", {}, ["models"]),
@@ -93,6 +98,18 @@ def test_mistakes_are_named_in_one_line(path: str, value: Any, expected: list[st
 
 def test_a_configuration_that_is_no_table_is_refused() -> None:
     assert "object" in refusal([])
+
+
+def test_parts_of_a_method_with_folded_scales_are_refused() -> None:
+    config = changed("methods.shared", {"salience": "l2", "scope": "shared"})
+    config["sensitivity"]["methods"] = ["shared"]
+    assert "shared is scope: shared, which moves scales into other weights" in refusal(config)
+
+
+def test_parts_of_a_sweep_are_those_of_its_methods() -> None:
+    config = changed("methods.swept", {"bits": [3, 4]})
+    config["sensitivity"]["methods"] = ["swept"]
+    assert configuration.load(config, SCHEMA)["sensitivity"]["methods"] == ["swept-bits3", "swept-bits4"]
 
 
 def test_methods_that_only_round_read_no_statistics() -> None:

@@ -1,5 +1,6 @@
 """Where text comes from, how it is split, and how it becomes sequences."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from quant import tokens
 from quant.errors import InputError
-from quant.texts import read_texts, reference_topics, sequences, split_topics, tokenize
+from quant.texts import docstrings, read_texts, reference_topics, sequences, split_topics, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +169,20 @@ def test_tokenize_writes_what_sequences_found(
     expected = sequences(tokenizer, read_texts(spec["text"], protocol), protocol, 16, 5, None, "t")
     assert found.fingerprint == tokens.fingerprint(expected)
     assert found.provenance["spec"] == spec and found.provenance["model_fingerprint"] == "model"
+
+
+def test_docstrings_are_a_modules_own_in_the_order_of_its_source() -> None:
+    """Against what Python itself says of the module, imported."""
+    import textwrap
+
+    found = docstrings("textwrap")
+    assert found[0] == inspect.cleandoc(textwrap.__doc__)
+    own = [textwrap.TextWrapper, textwrap.wrap, textwrap.fill, textwrap.shorten, textwrap.dedent, textwrap.indent]
+    places = [found.index(inspect.getdoc(item)) for item in own]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("module", ["numpy", "argparser", "sys", "json.nothing"])
+def test_docstrings_of_what_is_no_source_of_the_library_are_refused(module: str) -> None:
+    with pytest.raises(InputError, match=f"docstrings: {module}: .* such as argparse"):
+        docstrings(module)
