@@ -244,7 +244,7 @@ def test_the_page_has_its_sections_in_order():
     assert places == sorted(places)
     assert "stored in 4 bits before" in text and "corrected for all\n3 pairs of methods (Holm)" in text
     assert "1 min 1 s in all" in text
-    assert text.count("<img ") == text.count(" alt=") == 8
+    assert text.count("<img ") == text.count(" alt=") == 10
 
 
 def test_a_page_without_what_may_be_missing():

@@ -14,7 +14,7 @@ from tests.unit.test_configuration import DEFAULT, SCHEMA
 
 def loaded(methods: dict[str, Any], study: Any = "all", **changes: Any) -> dict[str, Any]:
     """The default configuration with these methods alone."""
-    config = copy.deepcopy(DEFAULT) | changes
+    config = copy.deepcopy(DEFAULT) | {"sensitivity": {"methods": []}} | changes
     config["methods"] = methods
     config["study"]["methods"] = study
     return configuration.load(config, SCHEMA)

@@ -70,10 +70,11 @@ STEPS = {"collect_statistics", "quantize", "measure_error", "evaluate", "check_m
         ("rounding", {"quantize"}),
         ("search", {"quantize"}),
         ("protection", {"quantize", "check_mse"}),
-        ("grids", {"quantize", "check_mse"}),
-        ("statistics", {"collect_statistics"}),
-        ("second_moments", {"collect_statistics", "quantize", "measure_error"}),
-        ("compare", {"summarize", "check_mse"}),
+        # a checkpoint is read by its grid
+        ("grids", {"quantize", "check_mse", "measure_error", "evaluate"}),
+        ("statistics", {"collect_statistics", "check_mse"}),
+        ("second_moments", {"collect_statistics", "quantize", "measure_error", "check_mse"}),
+        ("compare", {"summarize", "check_mse", "plot", "report"}),
         ("figures", {"plot", "report"}),
     ],
 )

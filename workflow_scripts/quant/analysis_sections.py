@@ -51,7 +51,7 @@ def preactivations(
         tuple(lines),
         (Picture(data_uri("image/svg+xml", summary), alt, caption),),
         ((f"Channels of {model} by kind of linear", kinds_table(table)),),
-        folded,
+        folded=folded,
     )
 
 

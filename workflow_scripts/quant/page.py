@@ -55,8 +55,8 @@ class Folded(NamedTuple):
 
 class Section(NamedTuple):
     """Part of the page: what it asks or shows, the answer in one sentence (empty where there is none), lines that
-    support it, figures, tables with their labels, what is folded away, notes (what to keep in mind), and YAML that
-    would ask it."""
+    support it, figures, tables with their labels, notes (what to keep in mind), YAML that would ask it, and what is
+    folded away."""
 
     anchor: str
     title: str
@@ -64,9 +64,9 @@ class Section(NamedTuple):
     lines: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
-    folded: tuple[Folded, ...] = ()
     notes: tuple[str, ...] = ()
     code: str = ""
+    folded: tuple[Folded, ...] = ()
 
 
 def number(value: float | None, digits: int) -> str:
