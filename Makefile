@@ -1,13 +1,14 @@
 # make report   the whole study on the embedded default → results/report.html
 # make test     every test
 # make check    format, lint, and a dry run of every experiment
+# make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
 
 PYTHON ?= python3
 CORES ?= all
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: report test check lock
+.PHONY: report test check bench lock
 
 report: .venv/complete
 	snakemake results/report.html --cores $(CORES) --resources gpu=1
@@ -23,6 +24,9 @@ check: .venv/complete
 	for overlay in experiments/*.yaml; do \
 	    snakemake results/report.html --configfile $$overlay --cores 1 --resources gpu=1 --dry-run --quiet all || exit 1; \
 	done
+
+bench: .venv/complete
+	python benchmarks/bench.py $(SHAPE)
 
 # the environment is whole once `complete` is there
 .venv/complete: requirements.txt

@@ -22,6 +22,7 @@ from quant.evaluation import (
     kl_divergence,
     load_model,
     log_probabilities,
+    padded,
     read_reference,
     token_nll,
 )
@@ -105,6 +106,20 @@ def test_a_head_alone_gives_the_models_logits(name: str, tmp_path: Path) -> None
     assert torch.equal(again, whole), "the model is left as it was"
 
 
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma2"])
+def test_a_head_with_rows_added_gives_the_models_logits(name: str, tmp_path: Path) -> None:
+    """As on a GPU, whose products want widths that 8 divides."""
+    config, changes = ARCHITECTURES[name]
+    plain = saved(config, changes | {"vocab_size": 251}, tmp_path)
+    ids = torch.randint(3, 251, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        head, whole = Head(plain, "cpu"), plain(ids, use_cache=False).logits.flatten(0, 1)
+        weight, head._padded = plain.lm_head.weight, padded(plain.lm_head)
+        assert head.splits and head._padded.shape[0] == 256
+        torch.testing.assert_close(head.logits(head.states(ids).flatten(0, 1)), whole, rtol=1e-5, atol=1e-5)
+    assert plain.lm_head.weight is weight and padded(nn.Linear(4, 8, bias=False)) is None
+
+
 class Odd(nn.Module):
     """A causal LM whose body is called by another name."""
 
@@ -117,6 +132,9 @@ class Odd(nn.Module):
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
         states = self.body.embed_tokens(input_ids)
         return SimpleNamespace(logits=self.lm_head(states))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
 
 
 def test_a_model_that_does_not_come_apart_gives_whole_logits(model: nn.Module, ragged: Tokens, caplog: Any) -> None:

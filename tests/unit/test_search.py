@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from quant import search
 from quant.grids import Grid, nearest
 from quant.search import Search, Target, scale_for, search_scale
 from quant.second_moments import column_blocks, from_triangle, half, layer_error, row_errors, to_triangle
@@ -149,3 +150,28 @@ def test_search_undoes_its_scale(symmetric: bool) -> None:
     assert alpha == 1 and objectives[1] < objectives[0]
     found = searched(w, x, salience, Grid(4, -1, symmetric), 1)
     assert (found.alpha, found.objective) == (1, pytest.approx(objective, rel=1e-6))
+
+
+def tf32(t: torch.Tensor) -> torch.Tensor:
+    """float32 rounded to the 11 bits that a GPU's TF32 products take of their factors."""
+    return ((t.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 64, False), Grid(3, -1, True), Grid(8, 32, False)])
+def test_tf32_products_choose_scales_as_good(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's search loses by them: objectives move by less than 1e-4, and the α that it takes is worse than the
+    best one by less than that."""
+    exact = search.row_errors
+    for seed in range(8):
+        w, x = case(32, 256, 300, seed)
+        target = Target(*(torch.from_numpy(t).float() for t in (w, second_moment(x))))
+        salience = torch.from_numpy((x**2).mean(0)).float()
+        best = search_scale([target], salience, grid, 20)
+        monkeypatch.setattr(
+            search, "row_errors", lambda d, upper: 2 * torch.linalg.vecdot((tf32(d) @ tf32(upper)), d, dim=1)
+        )
+        rounded = search_scale([target], salience, grid, 20)
+        monkeypatch.setattr(search, "row_errors", exact)
+        assert rounded.objective == pytest.approx(best.objective, rel=1e-4) and rounded.objective != best.objective
+        d = nearest(target.w * rounded.scale, grid) / rounded.scale - target.w
+        assert layer_error(d, target.moment) / 32 == pytest.approx(best.objective, rel=1e-4)

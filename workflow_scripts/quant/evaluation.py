@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) in float64 of logits [n, vocab], targets [n] → [n]."""
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    return -log_p.gather(1, targets[:, None])[:, 0].double()
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -86,12 +88,38 @@ class _Said(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=self.states)
 
 
+def padded(head: nn.Module) -> nn.Parameter | None:
+    """A linear head's weight [vocab, hidden] with zeros to a multiple of 8 rows, where it is not one already."""
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features % 8 == 0:
+        return None
+    more = -head.out_features % 8
+    return nn.Parameter(nn.functional.pad(head.weight, (0, 0, 0, more)), requires_grad=False)
+
+
+@contextlib.contextmanager
+def padding(head: nn.Module, weight: nn.Parameter | None) -> Iterator[int | None]:
+    """Lends a head its padded weight, if there is one; gives the number of logits to keep, None for all."""
+    if weight is None:
+        yield None
+        return
+    own, head.weight = head.weight, weight
+    try:
+        yield len(own)
+    finally:
+        head.weight = own
+
+
 class Head:
-    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows."""
+    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows.
+
+    A GPU's matrix units want rows of logits that are a multiple of 16 bytes and are several times slower on others
+    (MiniCPM's vocabulary is 122,753), so the head's weight has zeros added meanwhile and their logits are cut off.
+    """
 
     def __init__(self, model: nn.Module, device: str) -> None:
         self._model, self._said, self._name = model, _Said(), model.base_model_prefix
         self._body = getattr(model, self._name, model)
+        self._padded = None if torch.device(device).type == "cpu" else padded(model.get_output_embeddings())
         self.splits = self._agrees(torch.zeros(1, 2, dtype=torch.int64, device=device))
         if not self.splits:
             logger.info("%s: its head cannot be run alone; logits come whole", type(model).__name__)
@@ -108,9 +136,10 @@ class Head:
     def _alone(self, rows: Tensor) -> Tensor:
         self._said.states = rows[None]
         setattr(self._model, self._name, self._said)
+        ids = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
         try:
-            ids = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
-            return self._model(input_ids=ids, use_cache=False).logits[0]
+            with padding(self._model.get_output_embeddings(), self._padded) as vocabulary:
+                return self._model(input_ids=ids, use_cache=False).logits[0][:, :vocabulary]
         finally:
             setattr(self._model, self._name, self._body)
 

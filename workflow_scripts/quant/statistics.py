@@ -70,7 +70,8 @@ class OutputSums:
         if self.center is None:
             self.center = z.mean(0)
         self.sums[:3] += column_sums(z, self.center)
-        self.sums[3] += self.activation(z).abs_().sum(0)
+        after = self.activation(z)
+        self.sums[3] += column_sums(after)[0] if after.is_cuda else after.abs_().sum(0)
 
     def means(self) -> dict[str, Tensor]:
         z_abs, square, shift, act_abs = self.sums / self.count

@@ -101,6 +101,8 @@ class _Behind:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
         self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
+        self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
+        self._flushed.set_result(None)
         self._unflushed = 0
 
     def put(self, offset: int, tensor: Tensor) -> None:
@@ -122,20 +124,23 @@ class _Behind:
             self._file.seek(offset)
             self._file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             self._unflushed += tensor.nbytes
-            if self._unflushed > FLUSH:
+            if self._unflushed > FLUSH and self._flushed.done():
+                self._flushed.result()
                 self._file.flush()
-                os.fdatasync(self._file.fileno())
+                self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
                 self._unflushed = 0
         finally:
             self._room.release()
 
     def finish(self) -> None:
         self._thread.shutdown()
-        for written in self._pending:
+        self._flusher.shutdown()
+        for written in (*self._pending, self._flushed):
             written.result()
 
     def abandon(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._flusher.shutdown()
         self._file.close()
 
 
