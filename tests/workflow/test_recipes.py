@@ -81,6 +81,6 @@ def test_changed_noise_touches_nothing_else(recipes: Path, tmp_path: Path) -> No
     changed.write_text(yaml.safe_dump(overlay(METHODS | {"robust": {"salience": "praq", "noise_std": 0.1}})))
     done = tiny.snakemake(recipes, "--dry-run", "results/report.html", config=str(changed))
     jobs = {rule: n for rule, n in tiny.pending_in(done.stdout + done.stderr).items() if n}
-    once = ("collect_noisy", "quantize", "measure_error", "measure_heldout", "evaluate")
+    once = ("collect_noisy", "quantize", "measure_error", "measure_heldout", "evaluate", "describe")
     once += ("summarize", "answer_questions", "plot", "report")
     assert jobs == dict.fromkeys(once, 1)
