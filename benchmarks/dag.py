@@ -27,7 +27,10 @@ def study(n_models: int, n_methods: int, n_datasets: int) -> dict:
     models = {f"m{i}": {"source": {"directory": "inputs/model"}} for i in range(n_models)}
     datasets = {f"d{i}": tiny.OVERLAY["datasets"]["heldout"] for i in range(n_datasets)}
     kinds = ({"salience": "l1"}, {"salience": "praq", "clip": True}, {"salience": "l2", "rounding": "gptq"}, {})
-    methods = {f"x{i}": kinds[i % 4] | {"bits": (2, 3, 4, 8)[i // 4 % 4], "group_size": 2 ** (i // 16)} for i in range(n_methods)}
+    methods = {
+        f"x{i}": kinds[i % 4] | {"bits": (2, 3, 4, 8)[i // 4 % 4], "group_size": 2 ** (i // 16)}
+        for i in range(n_methods)
+    }
     names = {"models": list(models), "datasets": list(datasets), "methods": list(methods)}
     return tiny.OVERLAY | {"study": names, "models": models, "datasets": datasets, "methods": methods}
 

@@ -60,7 +60,7 @@ rule check_mse:
         comparison=CONFIG["comparison"],
         linears=CONFIG["linears"],
         dataset=FIRST_DATASET,
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("check_mse.py"),
     script:
         "../workflow_scripts/check_mse.py"

@@ -55,7 +55,7 @@ rule quantize_autoawq:
         runtime=240,
     params:
         recipe=lambda w: METHODS[w.method],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("quantize_autoawq.py"),
         worker=code("autoawq_worker.py"),
     script:

@@ -10,6 +10,8 @@ except InputError as error:
 STUDY = CONFIG["study"]
 METHODS = CONFIG["methods"]
 THREADS = CONFIG["compute"]["threads"]
+# what a job computes with; the number of threads is no reason to compute again
+COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
 FIRST_DATASET = STUDY["datasets"][0]
 code = tracking.code_of
 model_files = configuration.model_files

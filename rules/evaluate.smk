@@ -24,7 +24,7 @@ rule evaluate_original:
         runtime=120,
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("evaluate_original.py"),
     script:
         "../workflow_scripts/evaluate_original.py"
@@ -53,7 +53,7 @@ rule evaluate:
         runtime=120,
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"

@@ -35,8 +35,8 @@ rule quantize:
         runtime=60,
     params:
         recipe=lambda w: METHODS[w.method],
-        linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
+        linears=lambda w: CONFIG["linears"] if configuration.statistics_files(METHODS[w.method]) else None,
+        device=COMPUTE["device"],
         code=code("quantize.py"),
     script:
         "../workflow_scripts/quantize.py"
@@ -69,7 +69,7 @@ rule measure_error:
         runtime=30,
     params:
         linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
+        device=COMPUTE["device"],
         code=code("measure_error.py"),
     script:
         "../workflow_scripts/measure_error.py"

@@ -38,7 +38,7 @@ rule plot:
         runtime=10,
     params:
         figures=FIGURES,
-        methods=list(METHODS),
+        methods=sorted(METHODS),
         sweeps=SWEEPS,
         code=code("plot.py"),
     script:
@@ -65,7 +65,7 @@ rule report:
         mem_mb=1000,
         runtime=10,
     params:
-        config=CONFIG,
+        config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         figures=FIGURES,
         command=" ".join(
             [

@@ -23,7 +23,7 @@ rule collect_statistics:
         mem_mb=3000,
         runtime=120,
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"
@@ -50,7 +50,7 @@ rule collect_noisy:
         mem_mb=3000,
         runtime=120,
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("collect_noisy.py"),
     script:
         "../workflow_scripts/collect_noisy.py"
@@ -78,7 +78,7 @@ rule collect_jacobian:
         mem_mb=3000,
         runtime=120,
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("collect_jacobian.py"),
     script:
         "../workflow_scripts/collect_jacobian.py"

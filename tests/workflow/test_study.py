@@ -1,9 +1,7 @@
-"""The tiny study from a fresh clone: what it makes, and exactly what re-runs after each change."""
+"""The tiny study from a fresh clone: what it makes."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +13,6 @@ CONTRACT = {
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "ppl", "nll", "kl", "top1_agreement"),
     *("delta_nll", "delta_nll_low", "delta_nll_high", "tokens_per_s", "quantize_s", "storage"),
 }
-AGGREGATES = {"summarize": 1, "plot": 1, "report": 1}
 
 
 def test_summary_keeps_its_contract(study: Path) -> None:
@@ -93,79 +90,3 @@ def test_two_runs_give_the_same_bytes(copy: Path) -> None:
     before = weights.read_bytes()
     assert tiny.snakemake(copy, str(weights.relative_to(copy)), "--forcerun", "collect_statistics").returncode == 0
     assert weights.read_bytes() == before
-
-
-def with_changes(change: dict[str, Any]) -> dict[str, Any]:
-    """The overlay with sections updated."""
-    overlay = json.loads(json.dumps(tiny.OVERLAY))
-    for section, values in change.items():
-        overlay.setdefault(section, {}).update(values)
-    return overlay
-
-
-def one_method(n: int = 1) -> dict[str, int]:
-    return {"quantize": n, "measure_error": n, "evaluate": n, **AGGREGATES}
-
-
-TWO_KEYS_SWAPPED = {"gw_awq": {"bits": 3, "n_grid": 4}, "gw_praq": {"bits": 4, "n_grid": 3}}
-FOUR = ["rtn_g", "gw_awq", "gw_praq", "mine"]
-FEWER_KL_TOKENS = {"heldout": tiny.OVERLAY["datasets"]["heldout"] | {"kl_tokens": 32}}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"methods": {"gw_awq": {"n_grid": 4}}}, one_method()),
-        ({"methods": {"rtn_g": {"symmetric": True}}}, one_method()),
-        ({"methods": TWO_KEYS_SWAPPED}, one_method(2)),
-        ({"methods": {"mine": {"salience": "l2"}}, "study": {"methods": FOUR}}, one_method()),
-        ({"study": {"methods": ["rtn_g", "gw_awq"]}}, AGGREGATES),
-        ({"methods": {"unused": {"bits": 2}}}, {"plot": 1, "report": 1}),
-        ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse": 1, "plot": 1, "report": 1}),
-        ({"comparison": {"resamples": 1999}}, {"check_mse": 1, **AGGREGATES}),
-        ({"datasets": FEWER_KL_TOKENS}, {"evaluate_original": 1, "evaluate": 3, **AGGREGATES}),
-        ({"methods": {"rtn_g": {"seed": 7}}}, one_method()),
-    ],
-)
-def test_a_changed_key_reruns_its_users(
-    study: Path, tmp_path: Path, change: dict[str, Any], expected: dict[str, int]
-) -> None:
-    import yaml
-
-    overlay = tmp_path / "changed.yaml"
-    overlay.write_text(yaml.safe_dump(with_changes(change)))
-    done = tiny.snakemake(study, "--dry-run", "results/report.html", config=str(overlay))
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = tiny.pending_in(done.stdout + done.stderr)
-    assert {rule: n for rule, n in found.items() if n} == expected
-
-
-QUANTIZE_ALL = one_method(3)
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        ("rounding.py", QUANTIZE_ALL),
-        ("protection.py", {"check_mse": 1, **QUANTIZE_ALL}),
-        ("grids.py", {"check_mse": 1, **QUANTIZE_ALL}),
-        ("salience.py", QUANTIZE_ALL),
-        ("referee.py", {"measure_error": 3, **AGGREGATES}),
-        ("layer_mse.py", {"check_mse": 1, "plot": 1, "report": 1}),
-        ("compare.py", {"check_mse": 1, **AGGREGATES}),
-        ("figures.py", {"plot": 1, "report": 1}),
-        ("report.py", {"report": 1}),
-        ("../templates/report.html.j2", {"report": 1}),
-    ],
-)
-def test_an_edited_module_reruns_its_users(copy: Path, module: str, expected: dict[str, int]) -> None:
-    path = copy / "workflow_scripts/quant" / module
-    path.write_text(path.read_text() + "\n# edited\n")
-    assert tiny.pending(copy) == expected
-
-
-def test_a_fresh_clones_time_stamps_rerun_nothing(copy: Path) -> None:
-    for name in ("Snakefile", "rules", "workflow_scripts", "config.yaml", "tiny.yaml"):
-        for path in [copy / name, *(copy / name).rglob("*")]:
-            os.utime(path)
-    assert tiny.pending(copy) == {}

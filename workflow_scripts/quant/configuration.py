@@ -141,6 +141,20 @@ def first_error(config: Any, schema: dict[str, Any]) -> str | None:
     return explain(errors[0]) if errors else None
 
 
+def in_order(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """The same value with its keys in the schema's order, names by the alphabet, however the file had them.
+
+    Snakemake compares parameters by their repr, so an order that means nothing must not show.
+    """
+    if not isinstance(value, dict):
+        return value
+    schema = resolve(schema, root)
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    keys = [*(key for key in known if key in value), *sorted(value.keys() - known.keys())]
+    others = others if isinstance(others, dict) else {}
+    return {key: in_order(value[key], known.get(key, others), root) for key in keys}
+
+
 def select(config: dict[str, Any], table: str) -> list[str]:
     """The names of a table that the study runs."""
     wanted = config["study"][table]
@@ -194,6 +208,17 @@ def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
 
 
+def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing.
+
+    n_calib is None where no statistics are read.
+    """
+    if "algorithm" in recipe:
+        return recipe
+    settled = {key: value if has_effect(key, recipe) else RECIPE_DEFAULTS[key] for key, value in recipe.items()}
+    return settled if statistics_files(recipe) else settled | {"n_calib": None}
+
+
 def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A method, or, where values are lists, one method for each combination, named by what varies."""
     swept = [key for key, value in entry.items() if isinstance(value, list)]
@@ -218,6 +243,7 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             recipe = methods[name] = complete(own, config)
             if "algorithm" not in recipe:
                 check_recipe(name, own, recipe)
+                methods[name] = without_idle(recipe)
             families[family].append(name)
     return methods, families
 
@@ -241,7 +267,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         check_library(name, config["methods"][name])
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
-    return config
+    return in_order(config, schema, schema) | {"methods": config["methods"]}
 
 
 def has_effect(key: str, recipe: dict[str, Any]) -> bool:
