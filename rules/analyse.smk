@@ -1,13 +1,17 @@
 # What the report rests on: the tables of all methods, and the direct check on one layer.
 
+PRESENT = [(model, method) for model in STUDY["models"] for method in STUDY["methods"] if (model, method) not in ABSENT]
+
 
 rule summarize:
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
-        evaluations=expand(
-            rules.evaluate.output, model=STUDY["models"], method=STUDY["methods"], dataset=STUDY["datasets"]
-        ),
-        linears=expand(rules.measure_error.output, model=STUDY["models"], method=STUDY["methods"]),
+        evaluations=[
+            f"results/{model}/{method}/evaluation/{dataset}.json"
+            for model, method in PRESENT
+            for dataset in STUDY["datasets"]
+        ],
+        linears=[f"results/{model}/{method}/linears.csv" for model, method in PRESENT],
     output:
         summary=report("results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"),
         comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
@@ -24,6 +28,7 @@ rule summarize:
         runtime=20,
     params:
         comparison=CONFIG["comparison"],
+        recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
         code=code("summarize.py"),
     script:
         "../workflow_scripts/summarize.py"
@@ -35,6 +40,7 @@ rule check_mse:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
         channels=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/channels.safetensors",
+        calibration=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
         tokens=f"results/{{model}}/datasets/{FIRST_DATASET}/tokens.safetensors",
     output:
         channels=report(

@@ -70,8 +70,7 @@ rule tokenize_calibration:
         mem_mb=2000,
         runtime=20,
     params:
-        spec=lambda w: CONFIG["calibration"]
-        | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))),
+        spec=calibration_spec,
         code=code("tokenize_calibration.py"),
     script:
         "../workflow_scripts/tokenize_calibration.py"

@@ -35,6 +35,7 @@ rule evaluate:
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
+        model=rules.convert.output.record,
         tokens=rules.tokenize_dataset.output[0],
         reference=rules.evaluate_original.output.reference,
     output:
@@ -54,6 +55,7 @@ rule evaluate:
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
+        recipe=lambda w: METHODS[w.method],
         code=code("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"

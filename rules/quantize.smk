@@ -6,7 +6,7 @@ rule quantize:
         unpack(
             lambda w: {
                 name: f"results/{w.model}/{file}"
-                for name, file in configuration.statistics_files(METHODS[w.method]).items()
+                for name, file in configuration.calibration_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,
@@ -48,6 +48,8 @@ rule measure_error:
         weights=rules.quantize.output.weights,
         record=rules.quantize.output.record,
         folds=rules.quantize.output.folds,
+        model=rules.convert.output.record,
+        tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
         moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
     output:
         report(
@@ -68,6 +70,7 @@ rule measure_error:
         mem_mb=2000,
         runtime=30,
     params:
+        recipe=lambda w: METHODS[w.method],
         linears=CONFIG["linears"],
         device=COMPUTE["device"],
         code=code("measure_error.py"),

@@ -2,7 +2,11 @@
 
 CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
 # the methods of each sweep that the study runs
-SWEEPS = {family: members for family, members in CONFIG["families"].items() if set(members) <= set(STUDY["methods"])}
+SWEEPS = {
+    family: members
+    for family, members in CONFIG["families"].items()
+    if set(members) <= set(STUDY["methods"]) - {method for _, method in ABSENT}
+}
 FIGURES = [
     *expand(
         "{model}/{dataset}/{figure}",
@@ -67,6 +71,7 @@ rule report:
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         figures=FIGURES,
+        missing=MISSING,
         command=" ".join(
             [
                 "snakemake results/report.html",

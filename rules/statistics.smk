@@ -24,6 +24,7 @@ rule collect_statistics:
         runtime=120,
     params:
         compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"
@@ -51,6 +52,7 @@ rule collect_noisy:
         runtime=120,
     params:
         compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_noisy.py"),
     script:
         "../workflow_scripts/collect_noisy.py"
@@ -79,6 +81,7 @@ rule collect_jacobian:
         runtime=120,
     params:
         compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_jacobian.py"),
     script:
         "../workflow_scripts/collect_jacobian.py"

@@ -34,5 +34,6 @@ with job(snakemake.log[0]):
         checks=checks or None,
         channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
+        missing=snakemake.params.missing,
     )
     write_text(snakemake.output[0], page)

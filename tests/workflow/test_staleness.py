@@ -141,16 +141,23 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def edited(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished study whose files are edited one at a time."""
+    folder = Path(shutil.copytree(study, tmp_path_factory.mktemp("edited") / "copy", copy_function=shutil.copy2))
+    shutil.copytree(folder / "inputs/model", folder / "inputs/second", copy_function=shutil.copy2)
+    return folder
+
+
 @pytest.mark.parametrize("row", KEYS)
-def test_a_changed_key_reruns_its_users(study: Path, tmp_path: Path, row: str) -> None:
+def test_a_changed_key_reruns_its_users(edited: Path, row: str) -> None:
     change, stale = KEYS[row]
-    (study / "inputs/second").mkdir(exist_ok=True)
-    for file in (study / "inputs/model").iterdir():
-        shutil.copy2(file, study / "inputs/second")
-    overlay = tmp_path / "changed.yaml"
-    overlay.write_text(yaml.safe_dump(changed(change)))
-    # every change shows in the report's configuration
-    assert tiny.pending(study, overlay) == (following(stale | SHOWN) if stale else {})
+    tiny.write_overlay(edited, changed(change))
+    try:
+        # every change shows in the report's configuration
+        assert tiny.pending(edited) == (following(stale | SHOWN) if stale else {})
+    finally:
+        tiny.write_overlay(edited, tiny.OVERLAY)
 
 
 def test_a_new_and_a_renamed_method_run_alone(study: Path, tmp_path: Path) -> None:
@@ -214,12 +221,6 @@ MODULES: dict[str, list[str]] = {
     "autoawq.py": [],
     "../templates/report.html.j2": ["report"],
 }
-
-
-@pytest.fixture(scope="module")
-def edited(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished study whose files are edited one at a time."""
-    return Path(shutil.copytree(study, tmp_path_factory.mktemp("edited") / "copy", copy_function=shutil.copy2))
 
 
 def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:

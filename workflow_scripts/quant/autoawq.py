@@ -224,9 +224,8 @@ def quantize_autoawq(
     model: convert's record; batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
     """
     check_model(source, model["linears"], recipe)
-    tokens, python = load_tokens(tokens_path), interpreter_of(environment)
-    if tokens.provenance["model_fingerprint"] != model["fingerprint"]:
-        raise InputError(f"{tokens_path}: made by the tokenizer of another model; delete it and run again")
+    tokens = load_tokens(tokens_path, model_fingerprint=model["fingerprint"])
+    python = interpreter_of(environment)
     longest = max(len(sequence) for sequence in tokens.sequences)
     logger.info("AutoAWQ calibrates on %d of the %d tokens, %d at a time", used(tokens), tokens.count, longest)
     for left in target.parent.glob(".autoawq.*"):  # by a job that was killed

@@ -262,7 +262,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["methods"], families = recipes(config)
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
-    config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
+    config["study"] |= {table: select(config, table) for table in ("models", "datasets", "methods")}
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
     # sweeps only: what their curves are drawn from
@@ -339,6 +339,13 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
     files |= {"weighted": jacobian} if recipe["moment"] == "jacobian" else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
+
+
+def calibration_files(recipe: dict[str, Any]) -> dict[str, str]:
+    """Its statistics, and the tokens that they must be of."""
+    files = statistics_files(recipe)
+    tokens = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}/tokens.safetensors"
+    return {"tokens": tokens} | files if files else {}
 
 
 def model_files(source: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import sources, tensorfile
-from quant.artifacts import digest, file_sha256, versions, write_json, write_text
+from quant.artifacts import file_sha256, versions, write_json, write_text
 from quant.blocks import all_linears, decoder_blocks
 from quant.errors import InputError
 from quant.sources import json_object, one_line
@@ -320,8 +320,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
         )
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         check_side_files(stage, where)
-        weights = file_sha256(stage / "model.safetensors")
-        record["fingerprint"] = digest(weights.encode(), (stage / "config.json").read_bytes())
+        record["fingerprint"] = tensorfile.checkpoint_fingerprint(stage)
         record["versions"] = versions()
         publish(stage, target)
     write_json(record_path, record)

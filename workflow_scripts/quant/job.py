@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from quant.artifacts import NO_ROOM
 from quant.errors import InputError
 
 logger = logging.getLogger("quant")
@@ -58,5 +59,10 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
         yield
     except InputError as error:
         print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"ERROR {error.filename}: cannot be written ({error.strerror}); make room and run again", file=sys.stderr)
         sys.exit(1)
     logger.info("done in %.1f s", time.perf_counter() - begun)

@@ -450,8 +450,12 @@ def build(
     checks: dict[str, Any] | None = None,
     channels: pd.DataFrame | None = None,
     steps: pd.DataFrame | None = None,
+    missing: list[dict[str, str]] | None = None,
 ) -> str:
-    """The report as one HTML text; figures: SVG text by the key that `figures.draw` gives it."""
+    """The report as one HTML text; figures: SVG text by the key that `figures.draw` gives it.
+
+    missing: model, method and reason of those that failed.
+    """
     models = list(dict.fromkeys(summary.model))
     recipes, shared = recipes_table(summary, colours)
     page = {
@@ -460,6 +464,7 @@ def build(
                    (checks or {}).get(model), channels)
             for i, model in enumerate(models)
         ],
+        "missing": missing or [],
         "n_pairs": len(comparisons),
         "summary": summary_table(summary, colours),
         "definitions": DEFINITIONS,
