@@ -24,8 +24,8 @@ rule summarize:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         comparison=CONFIG["comparison"],
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
@@ -59,8 +59,8 @@ rule check_mse:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     params:
         options=CONFIG["check_mse"],
         comparison=CONFIG["comparison"],

@@ -29,6 +29,8 @@ RECIPES, LIBRARY_METHODS = (
 calibration_name = "n{n_calib}-s{seed}".format
 COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key in ("n_calib", "seed")})
 
+# memory or time of a job: as much, and on a retry twice, then three times as much
+more = lambda amount: lambda wildcards, attempt: amount * attempt
 
 # what the token ids of a calibration set are made by
 calibration_spec = lambda w: CONFIG["calibration"] | dict(

@@ -20,8 +20,8 @@ rule evaluate_original:
     # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 0.2 GB of reference
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
@@ -50,8 +50,8 @@ rule evaluate:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,

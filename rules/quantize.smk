@@ -31,8 +31,8 @@ rule quantize:
     # SmolLM2-135M: one linear, its second moment, and the mapped files
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=lambda w: CONFIG["linears"] if configuration.statistics_files(METHODS[w.method]) else None,
@@ -67,8 +67,8 @@ rule measure_error:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=CONFIG["linears"],

@@ -38,8 +38,8 @@ rule plot:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
         figures=FIGURES,
         methods=sorted(METHODS),
@@ -66,8 +66,8 @@ rule report:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         figures=FIGURES,

@@ -20,8 +20,8 @@ rule collect_statistics:
     # SmolLM2-135M, 64 × 512 tokens: 1.6 GB, a third of it the moments of all blocks before they are written
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
@@ -48,8 +48,8 @@ rule collect_noisy:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
@@ -77,8 +77,8 @@ rule collect_jacobian:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
