@@ -1,4 +1,4 @@
-"""A real SLURM of one node with one GPU (a stand-in), run by root in a folder of its own, and stopped whatever happens."""
+"""A real SLURM of one node with one stand-in GPU, run by root in a folder of its own, stopped whatever happens."""
 
 import contextlib
 import os

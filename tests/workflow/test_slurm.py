@@ -1,5 +1,6 @@
 """The tiny study through profiles/slurm on a real one-node SLURM: the same numbers, one GPU job at a time, retries."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_jobs_with_a_gpu_never_overlap(ran: Any) -> None:
     _, _, records = ran
     spans = sorted((r["StartTime"], r["EndTime"]) for r in records if "gpu" in str(r))
     assert len(spans) >= 8
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), spans
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans)), spans
 
 
 def test_a_job_over_its_memory_comes_back_with_more(ran: Any) -> None:
