@@ -1,4 +1,4 @@
-"""What happens to a study on someone's machine: killed jobs, interrupts, full disks, damaged files, two runs at once."""
+"""What happens to a study in the world: killed jobs, interrupts, full disks, damaged files, two runs at once."""
 
 import json
 import os
