@@ -127,7 +127,7 @@ def empty_model(config: dict[str, Any], n_tensors: int, where: str) -> nn.Module
     try:
         native = AutoConfig.for_model(**config)
         depth = getattr(native.get_text_config(), "num_hidden_layers", 0)
-        if depth > n_tensors:  # before any time goes into building them
+        if not 0 <= depth <= n_tensors:  # before any time goes into building them
             raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
         if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
             with init_empty_weights():
@@ -196,7 +196,10 @@ def check_model(
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, int]]:
     """Holds the tensors against the architecture that config.json names; returns config, tensors and linears."""
     model = empty_model(config, len(tensors), where)
-    linears = all_linears(model)
+    try:
+        linears = all_linears(model)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     wanted = model.state_dict()
     tensors = with_prefix(tensors, wanted, f"{model.base_model_prefix}.", where)
     for name in sorted(set(wanted) & set(tensors)):
