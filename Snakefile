@@ -41,4 +41,4 @@ onsuccess:
 
 
 onerror:
-    print(outcome.failure(log), file=sys.stderr)
+    print(*map(outcome.failure, log), sep="\n", file=sys.stderr)

@@ -22,6 +22,8 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
+from quant.artifacts import write_text
+
 # Okabe and Ito's colours without yellow and black, then those of Tol's muted scheme that stay apart from them
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
@@ -357,8 +359,7 @@ def to_svg(fig: Figure, provenance: dict[str, Any]) -> str:
 
 def save(fig: Figure, path: str | Path, provenance: dict[str, Any]) -> None:
     """Writes the figure as SVG, making its folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(to_svg(fig, provenance), encoding="utf-8")
+    write_text(path, to_svg(fig, provenance))
 
 
 def _split(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
