@@ -2,13 +2,15 @@
 # make test     every test
 # make check    format, lint, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
+# make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model
+# make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
 
 PYTHON ?= python3
 CORES ?= all
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: report test check bench lock
+.PHONY: report test check bench lock clean-method audit
 
 report: .venv/complete
 	snakemake results/report.html --cores $(CORES) --resources gpu=1
@@ -27,6 +29,18 @@ check: .venv/complete
 
 bench: .venv/complete
 	python benchmarks/bench.py $(SHAPE)
+
+clean-method:
+	@echo '$(METHOD)' | grep -Eqx '[A-Za-z0-9][A-Za-z0-9._-]*' || { echo 'make clean-method METHOD=NAME'; exit 2; }
+	@case '$(METHOD)' in original|calibration|datasets|check_mse) echo '$(METHOD) is no method'; exit 2;; esac
+	rm -rf -- results/*/'$(METHOD)'
+	rm -rf -- results/logs/*/*/'$(METHOD)' results/logs/*/*/'$(METHOD)'.log
+	rm -rf -- results/benchmarks/*/*/'$(METHOD)' results/benchmarks/*/*/'$(METHOD)'.tsv
+
+# pip-audit in an environment of its own; nothing fails where the index or the advisories cannot be reached
+audit:
+	-$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1 && \
+	    .audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.txt --progress-spinner off --timeout 15
 
 # the environment is whole once `complete` is there
 .venv/complete: requirements.txt

@@ -12,7 +12,7 @@ min_version("9.20")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
-from quant import configuration, tracking
+from quant import configuration, outcome, tracking
 from quant.errors import InputError
 
 
@@ -36,3 +36,12 @@ rule all:
     default_target: True
     input:
         "results/report.html",
+
+
+onsuccess:
+    if Path("results/report.html").is_file():
+        print(outcome.success(Path("results")), file=sys.stderr)
+
+
+onerror:
+    print(*map(outcome.failure, log), sep="\n", file=sys.stderr)

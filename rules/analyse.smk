@@ -1,13 +1,19 @@
 # What the report rests on: the tables of all methods, and the direct check on one layer.
 
+# the methods of a model that the report has
+present = lambda model: [method for method in STUDY["methods"] if (model, method) not in ABSENT]
+PRESENT = [(model, method) for model in STUDY["models"] for method in STUDY["methods"] if (model, method) not in ABSENT]
+
 
 rule summarize:
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
-        evaluations=expand(
-            rules.evaluate.output, model=STUDY["models"], method=STUDY["methods"], dataset=STUDY["datasets"]
-        ),
-        linears=expand(rules.measure_error.output, model=STUDY["models"], method=STUDY["methods"]),
+        evaluations=[
+            f"results/{model}/{method}/evaluation/{dataset}.json"
+            for model, method in PRESENT
+            for dataset in STUDY["datasets"]
+        ],
+        linears=[f"results/{model}/{method}/linears.csv" for model, method in PRESENT],
     output:
         summary=report("results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"),
         comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
@@ -20,10 +26,11 @@ rule summarize:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         comparison=CONFIG["comparison"],
+        recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
         code=code("summarize.py"),
     script:
         "../workflow_scripts/summarize.py"
@@ -39,6 +46,7 @@ rule check_mse:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
         channels=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/channels.safetensors",
+        calibration=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
         tokens=f"results/{{model}}/datasets/{FIRST_DATASET}/tokens.safetensors",
     output:
         channels=report(
@@ -58,14 +66,14 @@ rule check_mse:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     params:
         options=CONFIG["check_mse"],
         comparison=CONFIG["comparison"],
         linears=CONFIG["linears"],
         dataset=FIRST_DATASET,
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("check_mse.py"),
     script:
         "../workflow_scripts/check_mse.py"
@@ -76,10 +84,10 @@ rule measure_heldout:
     input:
         original=rules.convert.output.weights,
         moments=rules.check_mse.output.moments,
-        weights=expand(rules.quantize.output.weights, method=STUDY["methods"], allow_missing=True),
-        configs=expand(rules.quantize.output.config, method=STUDY["methods"], allow_missing=True),
-        folds=expand(rules.quantize.output.folds, method=STUDY["methods"], allow_missing=True),
-        records=expand(rules.quantize.output.record, method=STUDY["methods"], allow_missing=True),
+        weights=lambda w: expand(rules.quantize.output.weights, model=w.model, method=present(w.model)),
+        configs=lambda w: expand(rules.quantize.output.config, model=w.model, method=present(w.model)),
+        folds=lambda w: expand(rules.quantize.output.folds, model=w.model, method=present(w.model)),
+        records=lambda w: expand(rules.quantize.output.record, model=w.model, method=present(w.model)),
     output:
         "results/{model}/check_mse/methods.csv",
     log:
@@ -91,8 +99,8 @@ rule measure_heldout:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         linears=CONFIG["linears"],
         device=CONFIG["compute"]["device"],
@@ -133,12 +141,12 @@ rule measure_sensitivity:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         options={key: value for key, value in SENSITIVITY.items() if key not in ("methods", "dataset")},
         thresholds=CONFIG["analysis"] if "risk" in SENSITIVITY["by"] else {},
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("measure_sensitivity.py"),
     script:
         "../workflow_scripts/measure_sensitivity.py"
@@ -146,12 +154,12 @@ rule measure_sensitivity:
 
 rule summarize_sensitivity:
     input:
-        expand(
-            rules.measure_sensitivity.output,
-            model=STUDY["models"],
-            method=SENSITIVITY["methods"],
-            dataset=SENSITIVITY_DATASET,
-        ),
+        [
+            f"results/{model}/{method}/sensitivity/{SENSITIVITY_DATASET}.json"
+            for model in STUDY["models"]
+            for method in SENSITIVITY["methods"]
+            if (model, method) not in ABSENT
+        ],
     output:
         report("results/sensitivity.csv", category="Sensitivity", caption="../docs/captions/sensitivity.rst"),
     log:
@@ -161,8 +169,8 @@ rule summarize_sensitivity:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
         comparison=CONFIG["comparison"],
         code=code("summarize_sensitivity.py"),
@@ -189,8 +197,8 @@ rule answer_questions:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
         datasets=STUDY["datasets"],
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},

@@ -14,8 +14,8 @@ rule build_autoawq:
     conda:
         "../envs/autoawq.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     # no hash of the code: the environment is what its requirements say
     script:
         "../workflow_scripts/build_autoawq.py"
@@ -51,11 +51,11 @@ rule quantize_autoawq:
     # the whole model, and the inputs of one block's linears for all calibration tokens
     resources:
         gpu=1,
-        mem_mb=16000,
-        runtime=240,
+        mem_mb=more(16000),
+        runtime=more(240),
     params:
         recipe=lambda w: METHODS[w.method],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("quantize_autoawq.py"),
         worker=code("autoawq_worker.py"),
     script:

@@ -9,8 +9,13 @@ except InputError as error:
 
 STUDY = CONFIG["study"]
 METHODS = CONFIG["methods"]
+# methods that failed, by model, where the study may do without them
+MISSING = outcome.missing(STUDY, Path("results")) if STUDY["allow_missing"] else []
+ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
 THREADS = CONFIG["compute"]["threads"]
-FIRST_DATASET = STUDY["datasets"][0]
+# what a job computes with; the number of threads is no reason to compute again
+COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
+FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]
 CARD_KEYS = ("base_model", "license", "caveat", "source")
 code = tracking.code_of
 model_files = configuration.model_files
@@ -24,6 +29,14 @@ RECIPES, LIBRARY_METHODS = (
 # the common calibration set, and the one of a method: results/{model}/calibration/n64-s42/
 calibration_name = "n{n_calib}-s{seed}".format
 COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key in ("n_calib", "seed")})
+
+# memory or time of a job: as much, and on a retry twice, then three times as much
+more = lambda amount: lambda wildcards, attempt: amount * attempt
+
+# what the token ids of a calibration set are made by
+calibration_spec = lambda w: CONFIG["calibration"] | dict(
+    zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))
+)
 
 
 wildcard_constraints:

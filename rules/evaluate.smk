@@ -20,11 +20,11 @@ rule evaluate_original:
     # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 0.2 GB of reference
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
         code=code("evaluate_original.py"),
     script:
         "../workflow_scripts/evaluate_original.py"
@@ -35,6 +35,7 @@ rule evaluate:
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
+        model=rules.convert.output.record,
         tokens=rules.tokenize_dataset.output[0],
         reference=rules.evaluate_original.output.reference,
     output:
@@ -49,11 +50,12 @@ rule evaluate:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
+        recipe=lambda w: METHODS[w.method],
         code=code("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"

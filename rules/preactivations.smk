@@ -29,8 +29,8 @@ rule analyse_preactivations:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         thresholds=CONFIG["analysis"],
         linears=CONFIG["linears"],
@@ -59,8 +59,8 @@ rule plot_preactivations:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         code=code("plot_preactivations.py"),
     script:
@@ -93,8 +93,8 @@ rule deep_dive:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         thresholds=CONFIG["analysis"],
         top=CONFIG["deep_dive"]["top"],
@@ -130,8 +130,8 @@ rule plot_deep_dive:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         channels=CONFIG["deep_dive"]["channels"],
         code=code("plot_deep_dive.py"),

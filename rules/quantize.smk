@@ -6,7 +6,7 @@ rule quantize:
         unpack(
             lambda w: {
                 name: f"results/{w.model}/{file}"
-                for name, file in configuration.statistics_files(METHODS[w.method]).items()
+                for name, file in configuration.calibration_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,
@@ -31,12 +31,12 @@ rule quantize:
     # SmolLM2-135M: one linear, its second moment, and the mapped files
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     params:
         recipe=lambda w: METHODS[w.method],
-        linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
+        linears=lambda w: CONFIG["linears"] if configuration.statistics_files(METHODS[w.method]) else None,
+        device=COMPUTE["device"],
         code=code("quantize.py"),
     script:
         "../workflow_scripts/quantize.py"
@@ -49,6 +49,8 @@ rule measure_error:
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
         folds=rules.quantize.output.folds,
+        model=rules.convert.output.record,
+        tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
         moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
     output:
         report(
@@ -66,11 +68,12 @@ rule measure_error:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
+        recipe=lambda w: METHODS[w.method],
         linears=CONFIG["linears"],
-        device=CONFIG["compute"]["device"],
+        device=COMPUTE["device"],
         code=code("measure_error.py"),
     script:
         "../workflow_scripts/measure_error.py"

@@ -1,7 +1,11 @@
 # Figures, then one self-contained page.
 
 # the methods of each sweep that the study runs
-SWEEPS = {family: members for family, members in CONFIG["families"].items() if set(members) <= set(STUDY["methods"])}
+SWEEPS = {
+    family: members
+    for family, members in CONFIG["families"].items()
+    if set(members) <= set(STUDY["methods"]) - {method for _, method in ABSENT}
+}
 # the questions with a figure; question_figures.py draws each
 DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
@@ -40,8 +44,8 @@ rule plot:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
         figures=FIGURES,
         # by the study first: of what it runs, twelve methods have colours of their own
@@ -82,13 +86,14 @@ rule report:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=more(1000),
+        runtime=more(10),
     params:
-        config=CONFIG,
+        config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         methods=list(dict.fromkeys([*STUDY["methods"], *METHODS])),
         written=config,
         figures=FIGURES,
+        missing=MISSING,
         command=" ".join(
             [
                 "snakemake results/report.html",

@@ -22,10 +22,11 @@ rule collect_statistics:
     # one block and the hidden states of all tokens; SmolLM2-135M, 64 × 512 tokens: 0.1 GB of states in float32
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"
@@ -49,10 +50,11 @@ rule collect_noisy:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_noisy.py"),
     script:
         "../workflow_scripts/collect_noisy.py"
@@ -77,10 +79,11 @@ rule collect_jacobian:
     threads: THREADS
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=more(3000),
+        runtime=more(120),
     params:
-        compute=CONFIG["compute"],
+        compute=COMPUTE,
+        spec=calibration_spec,
         code=code("collect_jacobian.py"),
     script:
         "../workflow_scripts/collect_jacobian.py"

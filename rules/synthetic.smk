@@ -12,8 +12,8 @@ rule synthetic_benchmark:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=more(1000),
+        runtime=more(20),
     params:
         options=CONFIG["synthetic"],
         praq=PRAQ_PARAMETERS,
@@ -35,8 +35,8 @@ rule plot_synthetic:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=more(500),
+        runtime=more(10),
     params:
         code=code("plot_synthetic.py"),
     script:

@@ -6,16 +6,21 @@ from pathlib import Path
 import pandas as pd
 
 from quant import tensorfile, tokens
-from quant.artifacts import read_json, versions, whole, write_json
+from quant.artifacts import require, versions, write_json, write_table
 from quant.compute import batch_tokens, device, dtype
 from quant.job import job
 from quant.layer_mse import check
+from quant.tensorfile import model_record, opened
 
 with job(snakemake.log[0], snakemake.threads):
     options, compute = snakemake.params.options, snakemake.params.compute
     checkpoint = Path(snakemake.input.config).parent
     where = device(compute["device"])
-    heldout = tokens.load(snakemake.input.tokens)
+    made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
+    heldout = tokens.load(snakemake.input.tokens, **made_from)
+    calibration = tokens.fingerprint_in(snakemake.input.calibration)
+    with opened(snakemake.input.channels) as file:
+        require(file.path, file.info("provenance"), token_fingerprint=calibration, **made_from)
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
     channels, linears, moments = check(
         checkpoint,
@@ -31,15 +36,13 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.params.comparison["seed"],
     )
     model = snakemake.wildcards.model
-    with whole(snakemake.output.channels) as temporary:
-        pd.DataFrame(channels).assign(model=model).to_csv(temporary, index=False)
+    write_table(snakemake.output.channels, pd.DataFrame(channels).assign(model=model))
     provenance = {
         "options": options,
         "seed": snakemake.params.comparison["seed"],
         "versions": versions(),
         "token_fingerprint": heldout.fingerprint,
-        "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
-    }
+    } | made_from
     mark = {key: json.dumps(value) for key, value in {"reads": {name: name for name in moments}, **provenance}.items()}
     tensorfile.save(snakemake.output.moments, moments, mark)
     verdict = {"model": model, "layer": options["layer"], "keep_ratio": options["keep_ratio"], "linears": linears}

@@ -4,18 +4,20 @@ import re
 from pathlib import Path
 
 from quant import tokens
-from quant.artifacts import read_json, versions
+from quant.artifacts import versions
 from quant.compute import batch_tokens, device, dtype
 from quant.job import job
 from quant.noisy_statistics import collect_noisy
+from quant.tensorfile import model_record
 
 with job(snakemake.log[0], snakemake.threads):
     compute = snakemake.params.compute
     where = device(compute["device"])
     checkpoint = Path(snakemake.input.config).parent
+    fingerprint = model_record(snakemake.input.model)["fingerprint"]
     collect_noisy(
         checkpoint,
-        tokens.load(snakemake.input.tokens),
+        tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=fingerprint),
         Path(snakemake.input.channels),
         snakemake.output[0],
         {
@@ -26,5 +28,5 @@ with job(snakemake.log[0], snakemake.threads):
         where,
         dtype(compute["dtype"], where, checkpoint),
         batch_tokens(compute["batch_tokens"], where),
-        {"model_fingerprint": read_json(snakemake.input.model)["fingerprint"], "versions": versions()},
+        {"model_fingerprint": fingerprint, "versions": versions()},
     )

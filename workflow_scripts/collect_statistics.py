@@ -3,23 +3,25 @@
 from pathlib import Path
 
 from quant import tokens
-from quant.artifacts import read_json, versions
+from quant.artifacts import versions
 from quant.compute import batch_tokens, device, dtype
 from quant.job import job
 from quant.statistics import collect
+from quant.tensorfile import model_record
 
 with job(snakemake.log[0], snakemake.threads):
     compute = snakemake.params.compute
     where = device(compute["device"])
     checkpoint = Path(snakemake.input.config).parent
+    fingerprint = model_record(snakemake.input.model)["fingerprint"]
     collect(
         checkpoint,
-        tokens.load(snakemake.input.tokens),
+        tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=fingerprint),
         snakemake.output.channels,
         snakemake.output.moments,
         where,
         dtype(compute["dtype"], where, checkpoint),
         batch_tokens(compute["batch_tokens"], where),
-        {"model_fingerprint": read_json(snakemake.input.model)["fingerprint"], "versions": versions()},
+        {"model_fingerprint": fingerprint, "versions": versions()},
         snakemake.output.preactivations,
     )

@@ -19,4 +19,6 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.output[0],
         reference_in=snakemake.input.reference,
         record=snakemake.input.record,
+        model_record=snakemake.input.model,
+        recipe=snakemake.params.recipe,
     )

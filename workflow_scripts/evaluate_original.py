@@ -12,4 +12,5 @@ with job(snakemake.log[0], snakemake.threads):
         {**snakemake.wildcards, "method": "original"},
         snakemake.output.evaluation,
         reference_out=snakemake.output.reference,
+        model_record=snakemake.input.model,
     )

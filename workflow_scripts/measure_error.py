@@ -4,13 +4,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import read_json, whole
+from quant.artifacts import mark, read_json, require, write_table
 from quant.compute import device
 from quant.job import job
 from quant.referee import measure
+from quant.tensorfile import model_record, opened
+from quant.tokens import fingerprint_in
 
 with job(snakemake.log[0], snakemake.threads):
     record = read_json(snakemake.input.record)
+    made, model = record["provenance"], model_record(snakemake.input.model)["fingerprint"]
+    require(snakemake.input.record, made, recipe=snakemake.params.recipe, model_fingerprint=model)
+    for path in (snakemake.input.weights, snakemake.input.folds):
+        with opened(path) as file:
+            require(path, {"record": file.info("provenance")}, record=made)
+    calibration = fingerprint_in(snakemake.input.tokens)
+    with opened(snakemake.input.moments) as file:
+        require(file.path, file.info("provenance"), model_fingerprint=model, token_fingerprint=calibration)
     rows = measure(
         Path(snakemake.input.original),
         Path(snakemake.input.config).parent,
@@ -23,5 +33,4 @@ with job(snakemake.log[0], snakemake.threads):
     table = pd.DataFrame(rows)
     for name in ("method", "model"):
         table.insert(0, name, snakemake.wildcards[name])
-    with whole(snakemake.output[0]) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(snakemake.output[0], table.assign(checkpoint=mark(made)))

@@ -6,7 +6,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from quant import analysis_figures, figures
-from quant.artifacts import read_json, write_json
+from quant.artifacts import read_json, write_plain_json
 from quant.job import job
 from quant.preactivations import channel_table, most_critical, opened, samples_of
 
@@ -29,4 +29,4 @@ with job(snakemake.log[0]):
             analysis_figures.save_bitmap(drawn, path, provenance)
             index.append({"layer": int(layer), "file": str(path.relative_to(Path(snakemake.output.index).parent))})
     figures.save(analysis_figures.classes_by_layer(table), snakemake.output.summary, provenance)
-    write_json(snakemake.output.index, index)
+    write_plain_json(snakemake.output.index, index)

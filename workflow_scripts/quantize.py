@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, versions, write_json
+from quant.artifacts import versions, write_json
 from quant.compute import device
 from quant.job import job
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
+from quant.tensorfile import model_record
+from quant.tokens import fingerprint_in
 
 with job(snakemake.log[0], snakemake.threads):
-    model, recipe = read_json(snakemake.input.model), snakemake.params.recipe
+    model, recipe = model_record(snakemake.input.model), snakemake.params.recipe
     read = ("channels", "moments", "noisy", "weighted", "row_weight")
+    tokens = fingerprint_in(snakemake.input.tokens) if "tokens" in snakemake.input.keys() else None  # noqa: SIM118
     statistics = {name: path for name, path in snakemake.input.items() if name in read}
     provenance = {
         **dict(snakemake.wildcards),
@@ -24,7 +27,7 @@ with job(snakemake.log[0], snakemake.threads):
         Path(snakemake.output.config).parent,
         Path(snakemake.output.folds),
         model["linears"],
-        Statistics(statistics, model["fingerprint"], snakemake.params.linears),
+        Statistics(statistics, model["fingerprint"], snakemake.params.linears, tokens),
         Recipe.of(recipe),
         device(snakemake.params.device),
         provenance,

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, write_json
+from quant.artifacts import write_json
 from quant.autoawq import quantize_autoawq
 from quant.compute import batch_tokens, device
 from quant.job import job
+from quant.tensorfile import model_record
 
 with job(snakemake.log[0], snakemake.threads):
     where = device(snakemake.params.compute["device"])
@@ -15,7 +16,7 @@ with job(snakemake.log[0], snakemake.threads):
         Path(snakemake.output.folds),
         Path(snakemake.input.tokens),
         Path(snakemake.input.environment).parent,
-        read_json(snakemake.input.model),
+        model_record(snakemake.input.model),
         snakemake.params.recipe,
         where,
         batch_tokens(snakemake.params.compute["batch_tokens"], where),

@@ -69,5 +69,6 @@ with job(snakemake.log[0]):
             "rounding_stats.csv": pd.read_csv(snakemake.input.rounding),
         },
         written=snakemake.params.written,
+        missing=snakemake.params.missing,
     )
     write_text(snakemake.output[0], page)

@@ -4,8 +4,9 @@ import json
 
 import pandas as pd
 
-from quant.artifacts import read_json, whole
+from quant.artifacts import read_json, rebuild, require, write_table
 from quant.compare import comparison_table, corrected, summary_row
+from quant.errors import InputError
 from quant.job import job
 
 
@@ -30,17 +31,43 @@ def rounding_statistics(linears: pd.DataFrame, recipes: dict[str, dict]) -> pd.D
     return linears.loc[linears["method"].isin(chosen), names + counted]
 
 
+def check_evaluation(path: str, evaluation: dict, original: dict, recipe: dict) -> None:
+    """Refuses a method's evaluation of other tokens, another model or another recipe."""
+    made, reference = evaluation["provenance"], original["provenance"]
+    same = {key: reference[key] for key in ("evaluated_tokens", "model_fingerprint")}
+    require(path, made | {"kl_tokens": evaluation["kl_tokens"]}, **same, recipe=recipe, kl_tokens=original["kl_tokens"])
+
+
+def read_linears(path: str, checkpoints: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """The errors of one method's linears, refused where they are another checkpoint's than the evaluation's."""
+    try:
+        table = pd.read_csv(path)
+        names = table.iloc[0]
+        key = names["model"], names["method"]
+        found = {"checkpoint": names["checkpoint"]}
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, IndexError, KeyError) as error:
+        raise InputError(f"{path}: is not a whole table ({type(error).__name__}); {rebuild(path)}") from None
+    require(path, found, checkpoint=checkpoints.get(key))
+    return table.drop(columns="checkpoint")
+
+
 with job(snakemake.log[0]):
     options = snakemake.params.comparison["resamples"], snakemake.params.comparison["seed"]
     originals = {(e["model"], e["dataset"]): e for e in map(read_json, snakemake.input.originals)}
     groups: dict[tuple[str, str], dict[str, dict]] = {key: {} for key in originals}
-    for evaluation in map(read_json, snakemake.input.evaluations):
-        groups[evaluation["model"], evaluation["dataset"]][evaluation["method"]] = evaluation
+    checkpoints: dict[tuple[str, str], str] = {}
+    for path in snakemake.input.evaluations:
+        evaluation = read_json(path)
+        model, method, dataset = (evaluation[key] for key in ("model", "method", "dataset"))
+        check_evaluation(path, evaluation, originals[model, dataset], snakemake.params.recipes[method])
+        groups[model, dataset][method] = evaluation
+        checkpoint = checkpoints.setdefault((model, method), evaluation["checkpoint"])
+        require(path, evaluation, checkpoint=checkpoint)
     summary = []
     for key, original in originals.items():
         for evaluation in [original, *groups[key].values()]:
             summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
-    linears = pd.concat(map(pd.read_csv, snakemake.input.linears))
+    linears = pd.concat([read_linears(path, checkpoints) for path in snakemake.input.linears])
     recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
     tables = {
         snakemake.output.summary: corrected(pd.DataFrame(summary)),
@@ -49,5 +76,4 @@ with job(snakemake.log[0]):
         snakemake.output.rounding: rounding_statistics(linears, recipes),
     }
     for path, table in tables.items():
-        with whole(path) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(path, table)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json
 from quant.job import job
+from quant.tensorfile import model_record
 from quant.texts import tokenize
 
 with job(snakemake.log[0]):
@@ -12,7 +12,7 @@ with job(snakemake.log[0]):
     checkpoint = Path(snakemake.input.config).parent
     tokenize(
         checkpoint,
-        read_json(snakemake.input.model)["fingerprint"],
+        model_record(snakemake.input.model)["fingerprint"],
         spec,
         spec["n_samples"],
         None,

@@ -264,9 +264,9 @@ def test_reference_of_the_same_model() -> None:
 def test_read_reference_refuses_other_tokens(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     tensorfile.save(path, {"log_probabilities": torch.zeros(2, 3)}, {"token_fingerprint": json.dumps("aaaa")})
-    assert read_reference(path, "aaaa").shape == (2, 3)
+    assert read_reference(path, token_fingerprint="aaaa").shape == (2, 3)
     with pytest.raises(InputError, match=r"aaaa.*bbbb") as caught:
-        read_reference(path, "bbbb")
+        read_reference(path, token_fingerprint="bbbb")
     assert "\n" not in str(caught.value)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from quant.artifacts import read_json
 from quant.job import note_gpu_peak
 from quant.steps import read_benchmarks
 
@@ -52,4 +53,4 @@ def test_a_job_without_a_gpu_leaves_no_peak_of_an_earlier_run(tmp_path: Path, mo
         monkeypatch.setitem(__import__("sys").modules, "torch", Card(used))
         note_gpu_peak(tmp_path / "job.log")
         assert peak.exists() == used
-        assert not used or json.loads(peak.read_text()) == {"gpu_peak_mb": 2.5, "gpu": "a card"}
+        assert not used or read_json(peak) == {"gpu_peak_mb": 2.5, "gpu": "a card"}

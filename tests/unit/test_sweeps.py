@@ -219,7 +219,9 @@ def test_keys_without_effect_are_refused(key: str) -> None:
 
 def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
     common = {"n_grid": 5, "damp": 0.1, "keep_ratio": 0.3}
-    assert loaded({"m": {}}, defaults=common)["methods"]["m"]["damp"] == 0.1
+    methods = loaded({"m": {}, "g": {"rounding": "gptq"}}, defaults=common)["methods"]
+    assert methods["g"]["damp"] == 0.1
+    assert methods["m"]["damp"] == RECIPE_DEFAULTS["damp"], "what a method does not read does not change it"
 
 
 @pytest.mark.parametrize(

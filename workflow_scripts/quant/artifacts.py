@@ -1,10 +1,13 @@
-"""Files that say what made them, written whole or not at all."""
+"""Files that say what made them, written whole or not at all, and refused where they are not what a job expects."""
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 from quant.errors import InputError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 DISTRIBUTIONS = ("torch", "transformers", "safetensors", "compressed-tensors", "numpy", "snakemake")
 
 
@@ -34,17 +38,55 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def rebuild(path: str | Path) -> str:
+    """What to type to make an artifact again."""
+    return f"rebuild it: snakemake --cores 1 --force {shlex.quote(str(path))}"
+
+
+def mark(provenance: dict[str, Any]) -> str:
+    """16 hexadecimal digits for everything that a provenance says."""
+    return digest(json.dumps(provenance, sort_keys=True).encode())
+
+
+def difference(found: Any, wanted: Any) -> tuple[Any, Any]:
+    """Both, or of two tables the first entries that differ."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return found, wanted
+    key = min(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    return tuple(f"{key}: {table.get(key, 'missing')}" for table in (found, wanted))
+
+
+def require(path: str | Path, found: dict[str, Any], **expected: Any) -> None:
+    """Refuses an artifact that was made from something else than expected, however fresh its time stamp is.
+
+    found: its provenance, as read from JSON.
+    """
+    for key, wanted in expected.items():
+        if found.get(key) != wanted:
+            has, due = difference(found.get(key), wanted)
+            raise InputError(f"{path}: was made from another {key} ({has}; this study's is {due}); {rebuild(path)}")
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it after fsync; nothing is left behind on an exception."""
+    """A temporary name beside `path`, renamed to it after fsync; nothing is left behind on an exception.
+
+    What a killed job left of the same file goes too; Snakemake's lock sees to it that nobody else writes it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room there and run again") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,15 +96,31 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """With a checksum of the content beside it, which `read_json` holds it against."""
+    write_plain_json(path, content | {"checksum": digest(json.dumps(content).encode())})
+
+
+def write_plain_json(path: str | Path, content: Any) -> None:
+    """As others read it: a model's config.json."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Content of a JSON file, or one line that names it."""
+    """Content of a JSON file, or one line that names it. A file with a checksum must agree with it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not JSON ({error}); delete it and run again") from None
+        raise InputError(f"{path}: is not JSON ({error}); {rebuild(path)}") from None
+    checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+    if checksum is not None and checksum != digest(json.dumps(content).encode()):
+        raise InputError(f"{path}: its content does not match its checksum; {rebuild(path)}")
+    return content
+
+
+def write_table(path: str | Path, table: Any) -> None:
+    """A pandas table as CSV."""
+    with whole(path) as temporary:
+        table.to_csv(temporary, index=False)

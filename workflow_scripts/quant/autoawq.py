@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quant import tensorfile
-from quant.artifacts import read_json, versions, write_json
+from quant.artifacts import read_json, versions, write_plain_json
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.quantize import put
@@ -150,7 +150,7 @@ def interpreter_of(environment: Path) -> Path:
 
 def run_worker(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs autoawq_worker.py, its output into our log; returns its result."""
-    write_json(folder / "job.json", job)
+    write_plain_json(folder / "job.json", job)
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONNOUSERSITE": "1"}
     if job["device"] == "cpu":
@@ -231,9 +231,8 @@ def quantize_autoawq(
     model: convert's record; batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
     """
     check_model(source, model["linears"], recipe)
-    tokens, python = load_tokens(tokens_path), interpreter_of(environment)
-    if tokens.provenance["model_fingerprint"] != model["fingerprint"]:
-        raise InputError(f"{tokens_path}: made by the tokenizer of another model; delete it and run again")
+    tokens = load_tokens(tokens_path, model_fingerprint=model["fingerprint"])
+    python = interpreter_of(environment)
     longest = max(len(sequence) for sequence in tokens.sequences)
     logger.info("AutoAWQ calibrates on %d of the %d tokens, %d at a time", used(tokens), tokens.count, longest)
     for left in target.parent.glob(".autoawq.*"):  # by a job that was killed

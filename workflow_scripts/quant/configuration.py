@@ -154,6 +154,20 @@ def first_error(config: Any, schema: dict[str, Any]) -> str | None:
     return explain(errors[0]) if errors else None
 
 
+def in_order(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """The same value with its keys in the schema's order, names by the alphabet, however the file had them.
+
+    Snakemake compares parameters by their repr, so an order that means nothing must not show.
+    """
+    if not isinstance(value, dict):
+        return value
+    schema = resolve(schema, root)
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    keys = [*(key for key in known if key in value), *sorted(value.keys() - known.keys())]
+    others = others if isinstance(others, dict) else {}
+    return {key: in_order(value[key], known.get(key, others), root) for key in keys}
+
+
 def select(config: dict[str, Any], table: str) -> list[str]:
     """The names of a table that the study runs."""
     wanted = config["study"][table]
@@ -207,6 +221,17 @@ def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
 
 
+def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing.
+
+    n_calib is None where no statistics are read.
+    """
+    if "algorithm" in recipe:
+        return recipe
+    settled = {key: value if has_effect(key, recipe) else RECIPE_DEFAULTS[key] for key, value in recipe.items()}
+    return settled if statistics_files(recipe) else settled | {"n_calib": None}
+
+
 def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A method, or, where values are lists, one method for each combination, named by what varies."""
     swept = [key for key, value in entry.items() if isinstance(value, list)]
@@ -231,6 +256,7 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             recipe = methods[name] = complete(own, config)
             if "algorithm" not in recipe:
                 check_recipe(name, own, recipe)
+                methods[name] = without_idle(recipe)
             families[family].append(name)
     return methods, families
 
@@ -249,13 +275,13 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["methods"], families = recipes(config)
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
-    config["study"] = {table: select(config, table) for table in ("models", "datasets", "methods")}
+    config["study"] |= {table: select(config, table) for table in ("models", "datasets", "methods")}
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
     check_sensitivity(config, families)
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
-    return config
+    return in_order(config, schema, schema) | {"methods": config["methods"]}
 
 
 def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) -> None:
@@ -350,6 +376,13 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
     files |= {"weighted": jacobian} if recipe["moment"] == "jacobian" else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
+
+
+def calibration_files(recipe: dict[str, Any]) -> dict[str, str]:
+    """Its statistics, and the tokens that they must be of."""
+    files = statistics_files(recipe)
+    tokens = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}/tokens.safetensors"
+    return {"tokens": tokens} | files if files else {}
 
 
 def model_files(source: dict[str, Any]) -> list[str]:

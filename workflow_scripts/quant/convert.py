@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import sources, tensorfile
-from quant.artifacts import digest, file_sha256, versions, write_json, write_text
+from quant.artifacts import file_sha256, versions, write_json, write_text
 from quant.blocks import all_linears, decoder_blocks
 from quant.errors import InputError
 from quant.sources import json_object, one_line
@@ -127,7 +127,7 @@ def empty_model(config: dict[str, Any], n_tensors: int, where: str) -> nn.Module
     try:
         native = AutoConfig.for_model(**config)
         depth = getattr(native.get_text_config(), "num_hidden_layers", 0)
-        if depth > n_tensors:  # before any time goes into building them
+        if not 0 <= depth <= n_tensors:  # before any time goes into building them
             raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
         if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
             with init_empty_weights():
@@ -196,7 +196,10 @@ def check_model(
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, int]]:
     """Holds the tensors against the architecture that config.json names; returns config, tensors and linears."""
     model = empty_model(config, len(tensors), where)
-    linears = all_linears(model)
+    try:
+        linears = all_linears(model)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     wanted = model.state_dict()
     tensors = with_prefix(tensors, wanted, f"{model.base_model_prefix}.", where)
     for name in sorted(set(wanted) & set(tensors)):
@@ -320,8 +323,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
         )
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         check_side_files(stage, where)
-        weights = file_sha256(stage / "model.safetensors")
-        record["fingerprint"] = digest(weights.encode(), (stage / "config.json").read_bytes())
+        record["fingerprint"] = tensorfile.checkpoint_fingerprint(stage)
         record["versions"] = versions()
         publish(stage, target)
     write_json(record_path, record)

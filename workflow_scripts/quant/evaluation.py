@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from quant import tensorfile
-from quant.artifacts import read_json, versions, write_json
+from quant.artifacts import mark, read_json, rebuild, require, versions, write_json
 from quant.compute import batch_tokens, device, dtype
 from quant.errors import InputError
 from quant.sizes import parts_mb
@@ -28,6 +28,7 @@ from quant.tokens import load as load_tokens
 
 logger = logging.getLogger("quant")
 
+SPEC = ("text", "protocol", "seq_len", "n_samples")  # what a data set's token ids are made by
 CHUNK = 512  # rows of logits at a time, in float32, on a CPU
 CHUNK_BYTES = 2**29  # of logits at a time, in float32, on a GPU
 
@@ -48,7 +49,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); delete it and run again"
+            f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); "
+            f"{rebuild(checkpoint / 'model.safetensors')}"
         ) from None
     with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
         model(torch.zeros(1, 1, dtype=torch.long, device=device))
@@ -195,13 +197,10 @@ class Reference:
         return Divergence(self.kl / self.done, self.agreed / self.done, self.done)
 
 
-def read_reference(path: Path, fingerprint: str) -> Tensor:
-    """Stored log-probabilities, refused when they belong to other tokens."""
+def read_reference(path: Path, **expected: str) -> Tensor:
+    """Stored log-probabilities, refused when they belong to other tokens or another model."""
     with tensorfile.opened(path) as file:
-        if file.info("token_fingerprint") != fingerprint:
-            raise InputError(
-                f"{path}: made from tokens {file.info('token_fingerprint')}, not {fingerprint}; delete it and run again"
-            )
+        require(path, {key: file.info(key) for key in expected}, **expected)
         return file.get("log_probabilities")
 
 
@@ -290,24 +289,42 @@ def run(
     reference_in: str | None = None,
     reference_out: str | None = None,
     record: str | None = None,
+    model_record: str | None = None,
+    recipe: dict[str, Any] | None = None,
 ) -> None:
-    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out."""
-    checkpoint, tokens = Path(config_path).parent, load_tokens(tokens_path)
+    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out.
+
+    record: of the quantised checkpoint; model_record: of the original. What was not made from them and from this
+    recipe, data set and model is refused.
+    """
+    checkpoint = Path(config_path).parent
+    of_model = (
+        {} if model_record is None else {"model_fingerprint": tensorfile.model_record(model_record)["fingerprint"]}
+    )
+    spec = {"spec": {key: dataset[key] for key in SPEC}} if of_model else {}
+    tokens = load_tokens(tokens_path, **of_model, **spec)
     where = device(compute["device"])
-    stored = None if reference_in is None else read_reference(Path(reference_in), tokens.fingerprint)
+    if record is None:
+        made = {"summary": original_summary(checkpoint), "provenance": {"versions": versions()} | of_model}
+    else:
+        made = read_json(record)
+    if recipe is not None:
+        require(str(record), made["provenance"], **of_model, recipe=recipe)
+        with tensorfile.opened(checkpoint / "model.safetensors") as file:
+            require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
+    tensorfile.verify(checkpoint / "model.safetensors")
+    stored = None
+    if reference_in is not None:
+        stored = read_reference(Path(reference_in), token_fingerprint=tokens.fingerprint, **of_model)
     wanted = min(dataset["kl_tokens"], tokens.count - len(tokens.sequences))
     reference = Reference(wanted, stored)
     model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
     rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
     divergence = reference.divergence()
-    made = (
-        read_json(record)
-        if record
-        else {"summary": original_summary(checkpoint), "provenance": {"versions": versions()}}
-    )
     if reference_out is not None:
-        mark = {"token_fingerprint": json.dumps(tokens.fingerprint)}
-        tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, mark)
+        made_from = {"token_fingerprint": tokens.fingerprint} | of_model
+        metadata = {key: json.dumps(value) for key, value in made_from.items()}
+        tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, metadata)
     nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
     write_json(
@@ -322,6 +339,7 @@ def run(
             "size_mb": checkpoint_bytes(checkpoint) / 1e6,
             **parts_mb(checkpoint / "model.safetensors", model),
             **made["summary"],
+            "checkpoint": mark(made["provenance"]),
             "sequences": rows,
             "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
         },

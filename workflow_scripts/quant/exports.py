@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quant import autoawq, gguf_file, grids, stored, tensorfile
-from quant.artifacts import read_json, write_json
+from quant.artifacts import read_json, write_plain_json
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.packed import Codes
@@ -90,7 +90,7 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
         for key in layout:
             name = key.removesuffix(".weight")
             out.put(key, held.weight(name).to(dtype) if key in shapes else held.file.get(key))
-    write_json(target / "config.json", without_packing(config))
+    write_plain_json(target / "config.json", without_packing(config))
     worst = 0.0
     with tensorfile.opened(target / "model.safetensors") as file:
         for name in held.packed:
@@ -140,7 +140,7 @@ def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, 
     quantization = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True, "version": "gemm"}
     quantization["modules_to_not_convert"] = sorted({"lm_head"} | left)
     changed = {"dtype": "float16", "quantization_config": quantization}
-    write_json(target / "config.json", without_packing(config) | changed)
+    write_plain_json(target / "config.json", without_packing(config) | changed)
     worst = 0.0
     with tensorfile.opened(target / "model.safetensors") as file:
         for name, parts in autoawq.read_packed(file, dict.fromkeys(held.packed, 0)).items():

@@ -22,6 +22,7 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
+from quant.artifacts import write_text
 from quant.compare import LEVEL
 from quant.numbers import QUALITY_BANDS, interval, linear_kind, signed
 
@@ -372,8 +373,7 @@ def to_svg(fig: Figure, provenance: dict[str, Any]) -> str:
 
 def save(fig: Figure, path: str | Path, provenance: dict[str, Any]) -> None:
     """Writes the figure as SVG, making its folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(to_svg(fig, provenance), encoding="utf-8")
+    write_text(path, to_svg(fig, provenance))
 
 
 def _split(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from quant.artifacts import write_json
+from quant.artifacts import NO_ROOM, write_json
 from quant.errors import InputError
 
 logger = logging.getLogger("quant")
@@ -59,6 +59,11 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
         yield
     except InputError as error:
         print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"ERROR {error.filename}: cannot be written ({error.strerror}); make room and run again", file=sys.stderr)
         sys.exit(1)
     note_gpu_peak(Path(log))
     logger.info("done in %.1f s", time.perf_counter() - begun)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import tensorfile
+from quant.artifacts import rebuild
 from quant.blocks import Run, linear_names
 from quant.channels import channels_of, kind_of
 from quant.compare import holm, paired_difference
@@ -103,7 +104,7 @@ def check(
                 w = block.get_submodule(name).weight.float()
                 full = f"{prefix}.{name}"
                 if full not in reads:
-                    raise InputError(f"{file.path}: has no statistics of {full}; delete it and run again")
+                    raise InputError(f"{file.path}: has no statistics of {full}; {rebuild(file.path)}")
                 chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, device)
                 candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))
             current: list[Batch] = []

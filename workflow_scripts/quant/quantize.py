@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from quant import grids, packed, tensorfile
 from quant.architectures import Fold, architecture_of, rows_of, value_heads
-from quant.artifacts import read_json, write_json
+from quant.artifacts import read_json, require, write_plain_json
 from quant.channels import OF_INPUT, channels_of, kind_of
 from quant.errors import InputError
 from quant.recipe import (
@@ -36,15 +36,23 @@ logger = logging.getLogger("quant")
 
 
 class Statistics:
-    """The statistics files that a recipe asks for, opened; a file of another model is refused.
+    """The statistics files that a recipe asks for, opened; a file of another model or of other tokens is refused.
 
     paths: any of channels, moments, noisy, weighted, row_weight (which may be one file). A noisy mean stands in for the
     plain one, and so do the weighted means of an input, its second moment among them, where it has them.
     """
 
-    def __init__(self, paths: dict[str, str], model_fingerprint: str, patterns: dict[str, list[str]]) -> None:
+    def __init__(
+        self,
+        paths: dict[str, str],
+        model_fingerprint: str,
+        patterns: dict[str, list[str]],
+        token_fingerprint: str | None = None,
+    ) -> None:
         self._stack, self._paths, self._patterns = contextlib.ExitStack(), paths, patterns
-        self._model = model_fingerprint
+        self._expected = {"model_fingerprint": model_fingerprint}
+        if token_fingerprint is not None:
+            self._expected["token_fingerprint"] = token_fingerprint
         self._files: dict[str, tensorfile.TensorFile] = {}
         self._reads: dict[str, str] = {}
         self._moment: tuple[str, Tensor] | None = None  # the last one read, which linears may share
@@ -52,11 +60,7 @@ class Statistics:
     def __enter__(self) -> "Statistics":
         for key, path in self._paths.items():
             file = self._files[key] = self._stack.enter_context(tensorfile.opened(path))
-            made = file.info("provenance")
-            if made["model_fingerprint"] != self._model:
-                raise InputError(
-                    f"{path}: made from model {made['model_fingerprint']}, not {self._model}; delete it and run again"
-                )
+            require(path, file.info("provenance"), **self._expected)
             self._reads |= file.info("reads")
         return self
 
@@ -288,7 +292,7 @@ def quantize_checkpoint(
     for file in source.iterdir():
         if file.is_file() and file.name not in ("model.safetensors", "config.json"):
             shutil.copyfile(file, target / file.name)
-    write_json(target / "config.json", config)
+    write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
     summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage

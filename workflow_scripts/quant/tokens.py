@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quant import tensorfile
+from quant.artifacts import rebuild, require
 from quant.errors import InputError
 
 
@@ -60,13 +61,20 @@ def save(path: str | Path, sequences: list[Tensor], provenance: dict[str, Any]) 
     return mark
 
 
-def load(path: str | Path) -> Tokens:
-    """Reads what `save` wrote; a file whose ids do not match its fingerprint is refused."""
+def fingerprint_in(path: str | Path) -> str:
+    """The fingerprint that a file of tokens gives, its ids not read."""
     with tensorfile.opened(path) as file:
+        return file.info("fingerprint")
+
+
+def load(path: str | Path, **expected: Any) -> Tokens:
+    """Reads what `save` wrote; refused are ids that do not match their fingerprint, and another provenance."""
+    with tensorfile.opened(path) as file:
+        require(path, file.info("provenance"), **expected)
         lengths, ids = file.get("lengths").tolist(), file.get("ids").to(torch.int64)
         sequences = list(ids.split(lengths)) if sum(lengths) == len(ids) and min(lengths, default=0) > 0 else []
         if fingerprint(sequences) != file.info("fingerprint"):
-            raise InputError(f"{path}: its token ids do not match their fingerprint; delete it and run again")
+            raise InputError(f"{path}: its token ids do not match their fingerprint; {rebuild(path)}")
         return Tokens(sequences, file.info("fingerprint"), file.info("provenance"))
 
 

@@ -1,0 +1,326 @@
+"""Exactly the jobs that a change makes stale, no more and no fewer, by dry runs over one finished study.
+
+A row of a table says which jobs are stale in themselves; GRAPH adds those that follow. A new rule is a line in GRAPH.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests import tiny
+
+METHODS = ["rtn_g", "gw_awq", "gw_praq"]
+SEARCHING = ["gw_awq", "gw_praq"]  # they read statistics
+# what each job reads; {m} is one job a method
+GRAPH = {
+    "convert": [],
+    "tokenize_calibration": ["convert"],
+    "tokenize_dataset": ["convert"],
+    "collect_statistics": ["convert", "tokenize_calibration"],
+    "quantize:gw_awq": ["convert", "collect_statistics"],
+    "quantize:gw_praq": ["convert", "collect_statistics"],
+    "quantize:rtn_g": ["convert"],
+    "measure_error:{m}": ["convert", "quantize:{m}", "collect_statistics"],
+    "evaluate_original": ["convert", "tokenize_dataset"],
+    "evaluate:{m}": ["quantize:{m}", "tokenize_dataset", "evaluate_original"],
+    "check_mse": ["convert", "collect_statistics", "tokenize_dataset"],
+    "summarize": ["evaluate_original", "evaluate:*", "measure_error:*"],
+    "plot": ["summarize", "check_mse"],
+    "report": ["plot", "summarize", "check_mse"],
+}
+
+
+def graph(methods: Iterable[str]) -> dict[str, set[str]]:
+    """Inputs of every job of a study of these methods."""
+    jobs: dict[str, set[str]] = {}
+    for job, inputs in GRAPH.items():
+        for method in methods if "{m}" in job else [""]:
+            read = {name.format(m=method) for name in inputs}
+            jobs[job.format(m=method)] = {
+                one for name in read for one in ([name.replace("*", m) for m in methods] if "*" in name else [name])
+            }
+    return jobs
+
+
+def following(stale: set[str], methods: Iterable[str] = METHODS) -> dict[str, int]:
+    """The stale jobs and all that follow from them, counted by rule."""
+    jobs = graph(methods)
+    assert stale <= jobs.keys(), stale - jobs.keys()
+    while more := {job for job, inputs in jobs.items() if inputs & stale} - stale:
+        stale = stale | more
+    return dict(Counter(job.partition(":")[0] for job in stale))
+
+
+def each(rule: str, methods: Iterable[str] = METHODS) -> set[str]:
+    return {f"{rule}:{method}" for method in methods}
+
+
+def changed(change: dict[str, Any]) -> dict[str, Any]:
+    """The tiny overlay with sections updated."""
+    overlay = json.loads(json.dumps(tiny.OVERLAY))
+    for section, values in change.items():
+        overlay.setdefault(section, {}).update(values)
+    return overlay
+
+
+def heldout(**values: Any) -> dict[str, Any]:
+    return {"datasets": {"heldout": tiny.OVERLAY["datasets"]["heldout"] | values}}
+
+
+def chosen(*methods: str) -> dict[str, Any]:
+    return {"methods": list(methods)}
+
+
+DATASET, CALIBRATION = {"tokenize_dataset"}, {"tokenize_calibration"}
+EVALUATIONS = {"evaluate_original", *each("evaluate")}
+# of the whole-study steps: what only shows the configuration, and what also colours by it
+SHOWN, DRAWN = {"report"}, {"plot", "report"}
+# name: (change of the configuration, jobs stale in themselves)
+KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "a method's parameter": ({"methods": {"gw_awq": {"n_grid": 4}}}, {"quantize:gw_awq"}),
+    "a method's grid": ({"methods": {"rtn_g": {"symmetric": True}}}, {"quantize:rtn_g"}),
+    "two keys' values swapped": (
+        {"methods": {"gw_awq": {"bits": 3, "n_grid": 4}, "gw_praq": {"bits": 4, "n_grid": 3}}},
+        each("quantize", SEARCHING),
+    ),
+    "a method's own seed": ({"methods": {"rtn_g": {"seed": 7}}}, {"quantize:rtn_g"}),
+    "a value that changes to its default": ({"methods": {"gw_awq": {"n_grid": 5, "bits": 4}}}, set()),
+    "a method that is not run": ({"methods": {"unused": {"bits": 2}}}, DRAWN),
+    "a method removed": ({"study": chosen("rtn_g", "gw_awq")}, {"summarize"}),
+    "methods in another order": ({"study": chosen("gw_praq", "rtn_g", "gw_awq")}, SHOWN),
+    "defaults that one kind of method reads": (
+        {"defaults": {"group_size": 16, "n_grid": 4}},
+        each("quantize", SEARCHING),
+    ),
+    "defaults that all read": ({"defaults": {"group_size": 8}}, each("quantize")),
+    "defaults that none reads": ({"defaults": {"damp": 0.1, "beta": 2.0}}, SHOWN),
+    "calibration text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION),
+    "calibration protocol": ({"calibration": {"protocol": "samples"}}, CALIBRATION),
+    "calibration seq_len": ({"calibration": {"seq_len": 24}}, CALIBRATION),
+    "calibration shuffle": ({"calibration": {"shuffle": True}}, CALIBRATION),
+    "n_calib": ({"calibration": {"n_calib": 8}}, CALIBRATION),
+    # each result names the seed that made it
+    "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, "quantize:rtn_g"}),
+    "evaluation text": (heldout(text="tiny_calibration"), DATASET),
+    "evaluation protocol": (heldout(protocol="windows"), DATASET),
+    "evaluation seq_len": (heldout(seq_len=24), DATASET),
+    "n_samples": (heldout(n_samples=8), DATASET),
+    "kl_tokens": (heldout(kl_tokens=32), EVALUATIONS),
+    "a text that nothing reads": ({"texts": {"other": {"pydoc_topics": "heldout"}}}, SHOWN),
+    "a model that is not run": ({"models": {"other": {"source": {"directory": "inputs/other"}}}}, SHOWN),
+    "a model's source": ({"models": {"tiny": {"source": {"directory": "inputs/second"}}}}, {"convert"}),
+    "a model's caveat": (
+        {"models": {"tiny": {"source": {"directory": "inputs/model"}, "caveat": "Random weights."}}},
+        SHOWN,
+    ),
+    "comparison": ({"comparison": {"resamples": 1999}}, {"check_mse", "summarize"}),
+    "check_mse": ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse"}),
+    "linears": (
+        {"linears": {"mlp": ["mlp", "down_proj"], "attention": ["q_proj", "attn"]}},
+        {"check_mse", *each("quantize", SEARCHING), *each("measure_error")},
+    ),
+    "batch_tokens": (
+        {"compute": {"batch_tokens": 64}},
+        {"collect_statistics", "check_mse", *EVALUATIONS},
+    ),
+    "dtype": ({"compute": {"dtype": "float32"}}, {"collect_statistics", "check_mse", *EVALUATIONS}),
+    "device": (
+        {"compute": {"device": "cpu"}},
+        {"collect_statistics", "check_mse", *EVALUATIONS, *each("quantize"), *each("measure_error")},
+    ),
+    "threads": ({"compute": {"threads": 2}}, SHOWN),
+}
+
+
+@pytest.fixture(scope="module")
+def edited(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished study whose files are edited one at a time."""
+    folder = Path(shutil.copytree(study, tmp_path_factory.mktemp("edited") / "copy", copy_function=shutil.copy2))
+    shutil.copytree(folder / "inputs/model", folder / "inputs/second", copy_function=shutil.copy2)
+    return folder
+
+
+@pytest.mark.parametrize("row", KEYS)
+def test_a_changed_key_reruns_its_users(edited: Path, row: str) -> None:
+    change, stale = KEYS[row]
+    tiny.write_overlay(edited, changed(change))
+    try:
+        # every change shows in the report's configuration
+        assert tiny.pending(edited) == (following(stale | SHOWN) if stale else {})
+    finally:
+        tiny.write_overlay(edited, tiny.OVERLAY)
+
+
+def test_a_new_and_a_renamed_method_run_alone(study: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "changed.yaml"
+    for methods in ([*METHODS, "mine"], ["rtn_g", "mine", "gw_praq"]):
+        overlay.write_text(
+            yaml.safe_dump(changed({"methods": {"mine": {"salience": "l1"}}, "study": chosen(*methods)}))
+        )
+        one = {"quantize": 1, "measure_error": 1, "evaluate": 1}
+        assert tiny.pending(study, overlay) == one | {"summarize": 1, "plot": 1, "report": 1}
+
+
+def test_a_new_data_set_is_only_evaluated(study: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "changed.yaml"
+    second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "tiny_calibration"}
+    names = {"datasets": ["heldout", "second"]}
+    overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names})))
+    only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
+    assert tiny.pending(study, overlay) == only | {"summarize": 1, "plot": 1, "report": 1}
+
+
+def backwards(value: Any) -> Any:
+    """The same mapping, every key order reversed."""
+    return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+
+def test_key_order_means_nothing(copy: Path) -> None:
+    for name in ("config.yaml", "tiny.yaml"):
+        content = backwards(yaml.safe_load((copy / name).read_text()))
+        (copy / name).write_text(yaml.safe_dump(content, sort_keys=False))
+    assert tiny.pending(copy) == {}
+
+
+# --- code
+
+
+def script_jobs(script: str) -> set[str]:
+    """The jobs of the rule of a script."""
+    return {job for job in graph(METHODS) if job.partition(":")[0] == script}
+
+
+# by hand: whose jobs an edit makes stale
+MODULES: dict[str, list[str]] = {
+    "rounding.py": ["quantize"],
+    "salience.py": ["quantize"],
+    "search.py": ["quantize"],
+    "recipe.py": ["quantize"],
+    "protection.py": ["quantize", "check_mse"],
+    "grids.py": ["quantize", "check_mse"],
+    "second_moments.py": ["collect_statistics", "quantize", "measure_error"],
+    "statistics.py": ["collect_statistics"],
+    "texts.py": ["tokenize_calibration", "tokenize_dataset"],
+    "convert.py": ["convert"],
+    "evaluation.py": ["evaluate", "evaluate_original"],
+    "referee.py": ["measure_error"],
+    "layer_mse.py": ["check_mse"],
+    "compare.py": ["summarize", "check_mse"],
+    "figures.py": ["plot", "report"],
+    "report.py": ["report"],
+    "jacobian.py": [],
+    "autoawq.py": [],
+    "../templates/report.html.j2": ["report"],
+}
+
+
+def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# edited\n")
+        return tiny.pending(edited)
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_edited_module_reruns_its_users(edited: Path, module: str) -> None:
+    stale = set().union(*map(script_jobs, MODULES[module]))
+    assert pending_after_edit(edited, edited / "workflow_scripts/quant" / module) == following(stale)
+
+
+SCRIPTS = sorted(path.name for path in (tiny.ROOT / "workflow_scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_edited_script_reruns_its_rule(edited: Path, script: str) -> None:
+    stale = script_jobs(script.removesuffix(".py"))
+    assert pending_after_edit(edited, edited / "workflow_scripts" / script) == following(stale)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "rules"),
+    [
+        ("matplotlib", ["plot", "report"]),
+        ("scipy", ["summarize", "check_mse", "plot", "report"]),
+        ("jinja2", ["report"]),
+        ("pygments", []),
+    ],
+)
+def test_another_version_of_a_library_reruns_its_users(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, rules: list[str]
+) -> None:
+    info = tmp_path / f"{distribution}-99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = tiny.snakemake(study, "--dry-run", "results/report.html")
+    assert tiny.pending_in(done.stdout + done.stderr) == following(set().union(*map(script_jobs, rules)))
+
+
+# --- time stamps
+
+
+def test_a_fresh_clones_time_stamps_rerun_nothing(copy: Path) -> None:
+    for name in ("Snakefile", "rules", "workflow_scripts", "config.yaml", "tiny.yaml", "docs", "envs"):
+        for path in [copy / name, *(copy / name).rglob("*")]:
+            os.utime(path)
+    assert tiny.pending(copy) == {}
+
+
+@pytest.mark.parametrize("kept", [("results",), ("results", ".snakemake")])
+def test_a_fresh_clone_over_existing_results_reruns_nothing(study: Path, tmp_path: Path, kept: tuple[str, ...]) -> None:
+    folder = tiny.clone(tmp_path / "clone")
+    shutil.rmtree(folder / "inputs")
+    for name in ("inputs", *kept):
+        shutil.copytree(study / name, folder / name, copy_function=shutil.copy2)
+    assert tiny.pending(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "stale"),
+    [
+        ("inputs/calibration.txt", CALIBRATION),
+        ("inputs/heldout.txt", DATASET),
+        ("inputs/model/config.json", {"convert"}),
+    ],
+)
+def test_an_input_counts_by_its_content(copy: Path, name: str, stale: set[str]) -> None:
+    """Touched: nothing. Changed: its users."""
+    path = copy / name
+    os.utime(path)
+    assert tiny.pending(copy) == {}
+    path.write_text(path.read_text() + " ")
+    assert tiny.pending(copy) == following(stale)
+
+
+def test_a_lost_result_is_made_again_with_what_follows(copy: Path) -> None:
+    (copy / "results/tiny/gw_awq/evaluation/heldout.json").unlink()
+    assert tiny.pending(copy) == {}, "what was made from it is there: Snakemake asks no more"
+    (copy / "results/report.html").unlink()
+    assert tiny.pending(copy) == {"report": 1}
+    (copy / "results/summary.csv").unlink()
+    assert tiny.pending(copy) == following({"evaluate:gw_awq"})
+
+
+def test_a_removed_method_keeps_its_results_and_leaves_the_report(copy: Path) -> None:
+    """Its files stay as they were, and putting it back costs only the tables."""
+    kept = {path: path.stat().st_mtime_ns for path in (copy / "results/tiny/gw_praq").rglob("*") if path.is_file()}
+    tiny.write_overlay(copy, changed({"study": chosen("rtn_g", "gw_awq")}))
+    done = tiny.snakemake(copy, "results/report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert list(pd.read_csv(copy / "results/summary.csv")["method"]) == ["original", "rtn_g", "gw_awq"]
+    shown = re.sub(r"<pre.*?</pre>", "", (copy / "results/report.html").read_text(), flags=re.DOTALL)
+    assert "gw_awq" in shown and "gw_praq" not in shown
+    tiny.write_overlay(copy, tiny.OVERLAY)
+    assert tiny.pending(copy) == following({"summarize"})
