@@ -116,7 +116,11 @@ def test_a_head_with_rows_added_gives_the_models_logits(name: str, tmp_path: Pat
         head, whole = Head(plain, "cpu"), plain(ids, use_cache=False).logits.flatten(0, 1)
         weight, head._padded = plain.lm_head.weight, padded(plain.lm_head)
         assert head.splits and head._padded.shape[0] == 256
+        widths: list[int] = []
+        hook = plain.lm_head.register_forward_hook(lambda module, args, out: widths.append(out.shape[-1]))
         torch.testing.assert_close(head.logits(head.states(ids).flatten(0, 1)), whole, rtol=1e-5, atol=1e-5)
+        hook.remove()
+    assert widths == [256]
     assert plain.lm_head.weight is weight and padded(nn.Linear(4, 8, bias=False)) is None
 
 
@@ -198,6 +202,9 @@ class Small(nn.Module):
         if Small.size > self.holds:
             raise torch.OutOfMemoryError("no more")
         return SimpleNamespace(logits=self.whole.lm_head(states))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.whole.lm_head
 
 
 def test_kl_equals_loop() -> None:

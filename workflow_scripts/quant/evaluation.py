@@ -121,7 +121,8 @@ class Head:
     def __init__(self, model: nn.Module, device: str) -> None:
         self._model, self._said, self._name = model, _Said(), model.base_model_prefix
         self._body = getattr(model, self._name, model)
-        self._padded = None if torch.device(device).type == "cpu" else padded(model.get_output_embeddings())
+        self._head = model.get_output_embeddings()  # which a model without its body does not find
+        self._padded = None if torch.device(device).type == "cpu" else padded(self._head)
         self.splits = self._agrees(torch.zeros(1, 2, dtype=torch.int64, device=device))
         if not self.splits:
             logger.info("%s: its head cannot be run alone; logits come whole", type(model).__name__)
@@ -140,7 +141,7 @@ class Head:
         setattr(self._model, self._name, self._said)
         ids = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
         try:
-            with padding(self._model.get_output_embeddings(), self._padded) as vocabulary:
+            with padding(self._head, self._padded) as vocabulary:
                 return self._model(input_ids=ids, use_cache=False).logits[0][:, :vocabulary]
         finally:
             setattr(self._model, self._name, self._body)
