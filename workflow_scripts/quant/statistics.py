@@ -5,10 +5,12 @@ E z, std z, E|z|, E|act(z)|, its range, and z itself at sampled tokens. Linears 
 gate/up) share one input, found by watching the model run. H is summed in float32, everything else in float64.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,12 +20,21 @@ from quant import tensorfile
 from quant.blocks import Run, linear_names
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
-from quant.grids import kernels
 from quant.preactivation_sums import Preactivations, TokenSample
 from quant.second_moments import add_outer, dots, mirror, tf32, to_triangle
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed; apart from those of grids, which no statistics rest on."""
+    try:
+        from quant import sum_kernels
+    except ImportError:
+        return None
+    return sum_kernels
 
 
 def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
