@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pandas as pd
 
 from quant.artifacts import read_json, versions, write_json
-from quant.compare import LEVEL
 from quant.job import job
+from quant.numbers import LEVEL
 from quant.questions import Evidence, ask
 
 with job(snakemake.log[0]):

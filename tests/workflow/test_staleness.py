@@ -20,6 +20,7 @@ from tests import tiny
 
 METHODS = ["rtn_g", "gw_awq", "gw_praq"]
 SEARCHING = ["gw_awq", "gw_praq"]  # they read statistics
+PARTED = ["rtn_g", "rtn_g_sym"]  # the methods of `sensitivity`, the second of which is not in the study
 # what each job reads; {m} is one job a method
 GRAPH = {
     "convert": [],
@@ -29,14 +30,33 @@ GRAPH = {
     "quantize:gw_awq": ["convert", "collect_statistics"],
     "quantize:gw_praq": ["convert", "collect_statistics"],
     "quantize:rtn_g": ["convert"],
+    "quantize:rtn_g_sym": ["convert"],
     "measure_error:{m}": ["convert", "quantize:{m}", "collect_statistics"],
     "evaluate_original": ["convert", "tokenize_dataset"],
     "evaluate:{m}": ["quantize:{m}", "tokenize_dataset", "evaluate_original"],
-    "check_mse": ["convert", "collect_statistics", "tokenize_dataset"],
+    "check_mse": ["convert", "collect_statistics", "tokenize_calibration", "tokenize_dataset"],
+    "measure_heldout": ["convert", "check_mse", "quantize:*"],
+    "measure_sensitivity:rtn_g": ["quantize:rtn_g", "evaluate_original", "tokenize_dataset", "collect_statistics"],
+    "measure_sensitivity:rtn_g_sym": [
+        "quantize:rtn_g_sym",
+        "evaluate_original",
+        "tokenize_dataset",
+        "collect_statistics",
+    ],
+    "summarize_sensitivity": ["measure_sensitivity:rtn_g", "measure_sensitivity:rtn_g_sym"],
+    "analyse_preactivations": ["convert", "collect_statistics"],
+    "plot_preactivations": ["analyse_preactivations"],
+    "deep_dive": ["convert", "collect_statistics"],
+    "plot_deep_dive": ["deep_dive"],
+    "synthetic_benchmark": [],
+    "plot_synthetic": ["synthetic_benchmark"],
     "summarize": ["evaluate_original", "evaluate:*", "measure_error:*"],
-    "plot": ["summarize", "check_mse"],
-    "report": ["plot", "summarize", "check_mse"],
+    "answer_questions": ["summarize", "summarize_sensitivity", "check_mse", "measure_heldout"],
+    "describe": ["summarize", "quantize:*"],
+    "plot": ["summarize", "check_mse", "answer_questions"],
+    "report": ["plot", "describe", "plot_preactivations", "plot_deep_dive", "plot_synthetic"],
 }
+PLOTS = ["plot_preactivations", "plot_deep_dive", "plot_synthetic"]
 
 
 def graph(methods: Iterable[str]) -> dict[str, set[str]]:
@@ -87,21 +107,29 @@ SHOWN, DRAWN = {"report"}, {"plot", "report"}
 # name: (change of the configuration, jobs stale in themselves)
 KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "a method's parameter": ({"methods": {"gw_awq": {"n_grid": 4}}}, {"quantize:gw_awq"}),
-    "a method's grid": ({"methods": {"rtn_g": {"symmetric": True}}}, {"quantize:rtn_g"}),
+    "a method's grid": ({"methods": {"rtn_g": {"bits": 3}}}, {"quantize:rtn_g"}),
     "two keys' values swapped": (
         {"methods": {"gw_awq": {"bits": 3, "n_grid": 4}, "gw_praq": {"bits": 4, "n_grid": 3}}},
         each("quantize", SEARCHING),
     ),
     "a method's own seed": ({"methods": {"rtn_g": {"seed": 7}}}, {"quantize:rtn_g"}),
+    "thresholds": (
+        {"analysis": {"sigmas": 2.0}},
+        {"analyse_preactivations", "deep_dive", *each("measure_sensitivity", PARTED)},
+    ),
+    "channels drawn": ({"deep_dive": {"channels": 2}}, {"plot_deep_dive"}),
+    "synthetic": ({"synthetic": {"noise": 0.3}}, {"synthetic_benchmark"}),
+    "sensitivity's sequences": ({"sensitivity": {"n_samples": 5}}, each("measure_sensitivity", PARTED)),
+    "what to choose": ({"choose": {"max_bits_per_weight": 5}}, SHOWN),
     "a value that changes to its default": ({"methods": {"gw_awq": {"n_grid": 5, "bits": 4}}}, set()),
     "a method that is not run": ({"methods": {"unused": {"bits": 2}}}, DRAWN),
-    "a method removed": ({"study": chosen("rtn_g", "gw_awq")}, {"summarize"}),
+    "a method removed": ({"study": chosen("rtn_g", "gw_awq")}, {"summarize", "measure_heldout"}),
     "methods in another order": ({"study": chosen("gw_praq", "rtn_g", "gw_awq")}, SHOWN),
     "defaults that one kind of method reads": (
         {"defaults": {"group_size": 16, "n_grid": 4}},
         each("quantize", SEARCHING),
     ),
-    "defaults that all read": ({"defaults": {"group_size": 8}}, each("quantize")),
+    "defaults that all read": ({"defaults": {"group_size": 8}}, each("quantize", [*METHODS, "rtn_g_sym"])),
     "defaults that none reads": ({"defaults": {"damp": 0.1, "beta": 2.0}}, SHOWN),
     "calibration text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION),
     "calibration protocol": ({"calibration": {"protocol": "samples"}}, CALIBRATION),
@@ -109,7 +137,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "calibration shuffle": ({"calibration": {"shuffle": True}}, CALIBRATION),
     "n_calib": ({"calibration": {"n_calib": 8}}, CALIBRATION),
     # each result names the seed that made it
-    "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, "quantize:rtn_g"}),
+    "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, *each("quantize", PARTED)}),
     "evaluation text": (heldout(text="tiny_calibration"), DATASET),
     "evaluation protocol": (heldout(protocol="windows"), DATASET),
     "evaluation seq_len": (heldout(seq_len=24), DATASET),
@@ -120,22 +148,38 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "a model's source": ({"models": {"tiny": {"source": {"directory": "inputs/second"}}}}, {"convert"}),
     "a model's caveat": (
         {"models": {"tiny": {"source": {"directory": "inputs/model"}, "caveat": "Random weights."}}},
-        SHOWN,
+        {"describe"},
     ),
-    "comparison": ({"comparison": {"resamples": 1999}}, {"check_mse", "summarize"}),
+    "comparison": (
+        {"comparison": {"resamples": 1999}},
+        {"check_mse", "summarize", "summarize_sensitivity", "synthetic_benchmark"},
+    ),
     "check_mse": ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse"}),
     "linears": (
         {"linears": {"mlp": ["mlp", "down_proj"], "attention": ["q_proj", "attn"]}},
-        {"check_mse", *each("quantize", SEARCHING), *each("measure_error")},
+        {
+            *("check_mse", "measure_heldout", "analyse_preactivations", "deep_dive"),
+            *each("quantize", SEARCHING),
+            *each("measure_error"),
+        },
     ),
     "batch_tokens": (
         {"compute": {"batch_tokens": 64}},
-        {"collect_statistics", "check_mse", *EVALUATIONS},
+        {"collect_statistics", "check_mse", *EVALUATIONS, *each("measure_sensitivity", PARTED)},
     ),
-    "dtype": ({"compute": {"dtype": "float32"}}, {"collect_statistics", "check_mse", *EVALUATIONS}),
+    "dtype": (
+        {"compute": {"dtype": "float32"}},
+        {"collect_statistics", "check_mse", *EVALUATIONS, *each("measure_sensitivity", PARTED)},
+    ),
     "device": (
         {"compute": {"device": "cpu"}},
-        {"collect_statistics", "check_mse", *EVALUATIONS, *each("quantize"), *each("measure_error")},
+        {
+            *("collect_statistics", "check_mse", "measure_heldout"),
+            *each("quantize", [*METHODS, "rtn_g_sym"]),
+            *EVALUATIONS,
+            *each("measure_error"),
+            *each("measure_sensitivity", PARTED),
+        },
     ),
     "threads": ({"compute": {"threads": 2}}, SHOWN),
 }
@@ -167,7 +211,7 @@ def test_a_new_and_a_renamed_method_run_alone(study: Path, tmp_path: Path) -> No
             yaml.safe_dump(changed({"methods": {"mine": {"salience": "l1"}}, "study": chosen(*methods)}))
         )
         one = {"quantize": 1, "measure_error": 1, "evaluate": 1}
-        assert tiny.pending(study, overlay) == one | {"summarize": 1, "plot": 1, "report": 1}
+        assert tiny.pending(study, overlay) == one | following({"summarize", "measure_heldout"})
 
 
 def test_a_new_data_set_is_only_evaluated(study: Path, tmp_path: Path) -> None:
@@ -176,7 +220,7 @@ def test_a_new_data_set_is_only_evaluated(study: Path, tmp_path: Path) -> None:
     names = {"datasets": ["heldout", "second"]}
     overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names})))
     only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
-    assert tiny.pending(study, overlay) == only | {"summarize": 1, "plot": 1, "report": 1}
+    assert tiny.pending(study, overlay) == only | following({"summarize"})
 
 
 def backwards(value: Any) -> Any:
@@ -202,20 +246,26 @@ def script_jobs(script: str) -> set[str]:
 # by hand: whose jobs an edit makes stale
 MODULES: dict[str, list[str]] = {
     "rounding.py": ["quantize"],
-    "salience.py": ["quantize"],
+    "salience.py": ["quantize", "deep_dive"],
     "search.py": ["quantize"],
     "recipe.py": ["quantize"],
-    "protection.py": ["quantize", "check_mse"],
-    "grids.py": ["quantize", "check_mse"],
-    "second_moments.py": ["collect_statistics", "quantize", "measure_error"],
-    "statistics.py": ["collect_statistics"],
+    "protection.py": ["quantize", "check_mse", "deep_dive", "synthetic_benchmark"],
+    # a checkpoint is read by its grid
+    "grids.py": ["quantize", "check_mse", "evaluate", "measure_error", "measure_heldout", "measure_sensitivity"],
+    "second_moments.py": ["collect_statistics", "quantize", "measure_error", "check_mse", "measure_heldout"],
+    "statistics.py": ["collect_statistics", "check_mse"],
     "texts.py": ["tokenize_calibration", "tokenize_dataset"],
     "convert.py": ["convert"],
-    "evaluation.py": ["evaluate", "evaluate_original"],
-    "referee.py": ["measure_error"],
+    "evaluation.py": ["evaluate", "evaluate_original", "measure_sensitivity"],
+    "referee.py": ["measure_error", "measure_heldout"],
     "layer_mse.py": ["check_mse"],
-    "compare.py": ["summarize", "check_mse"],
-    "figures.py": ["plot", "report"],
+    "compare.py": ["summarize", "check_mse", "answer_questions", "summarize_sensitivity", "synthetic_benchmark"],
+    "parts.py": ["measure_sensitivity"],
+    "questions.py": ["answer_questions", "report"],
+    "preactivations.py": ["analyse_preactivations", "measure_sensitivity", "deep_dive", *PLOTS],
+    "analysis_sections.py": ["report"],
+    "card.py": ["describe"],
+    "figures.py": ["plot", *PLOTS, "report"],
     "report.py": ["report"],
     "jacobian.py": [],
     "autoawq.py": [],
@@ -250,9 +300,20 @@ def test_an_edited_script_reruns_its_rule(edited: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("distribution", "rules"),
     [
-        ("matplotlib", ["plot", "report"]),
-        ("scipy", ["summarize", "check_mse", "plot", "report"]),
-        ("jinja2", ["report"]),
+        ("matplotlib", ["plot", *PLOTS, "report"]),
+        (
+            "scipy",
+            [
+                "summarize",
+                "summarize_sensitivity",
+                "answer_questions",
+                "check_mse",
+                "deep_dive",
+                "synthetic_benchmark",
+                *PLOTS,
+            ],
+        ),
+        ("jinja2", ["describe", "report"]),
         ("pygments", []),
     ],
 )

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-CONFIDENCE, LEVEL = 0.95, 0.05
+from quant.numbers import LEVEL
+
 FEW = 8  # with fewer sequences most resamples repeat another: Student's t instead of the bootstrap
 RESAMPLES_PER_COMPARISON = (
     200  # p is at least 2/(resamples + 1); corrected, it must be able to fall to a fifth of LEVEL

@@ -23,8 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from quant.artifacts import write_text
-from quant.compare import LEVEL
-from quant.numbers import QUALITY_BANDS, interval, linear_kind, signed
+from quant.numbers import LEVEL, QUALITY_BANDS, interval, linear_kind, signed
 
 # Okabe and Ito's colours without yellow and black, then those of Tol's muted scheme that stay apart from them
 PALETTE = (

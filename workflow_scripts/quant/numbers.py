@@ -1,7 +1,8 @@
-"""How differences are written, apart from what draws them."""
+"""How differences are judged and written, apart from what computes and draws them."""
 
 import math
 
+CONFIDENCE, LEVEL = 0.95, 0.05  # of intervals, and what p stays under where a difference is shown
 # (name, relative perplexity increase it ends at); the research's bands
 QUALITY_BANDS = (("excellent", 0.05), ("good", 0.10), ("acceptable", 0.20), ("poor", math.inf))
 

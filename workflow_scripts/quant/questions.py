@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, permutation_test, rankdata
 
-from quant.compare import CONFIDENCE, LEVEL, holm
-from quant.numbers import interval, linear_kind, signed
+from quant.compare import holm
+from quant.numbers import CONFIDENCE, LEVEL, interval, linear_kind, signed
 from quant.page import duration, number, percent
 from quant.pairs import differing_keys, pairs_alike_but
 from quant.part_names import OTHER, RISKY

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from quant.compare import LEVEL
-from quant.numbers import QUALITY_BANDS, interval, signed
+from quant.numbers import LEVEL, QUALITY_BANDS, interval, signed
 from quant.page import Answer, number, percent
 
 ORIGINAL = "original"
