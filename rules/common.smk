@@ -30,6 +30,9 @@ RECIPES, LIBRARY_METHODS = (
 calibration_name = "n{n_calib}-s{seed}".format
 COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key in ("n_calib", "seed")})
 
+# by key throughout, so that the order of a file's lines means nothing
+in_order = lambda value: {key: in_order(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
+
 # memory or time of a job: as much, and on a retry twice, then three times as much
 more = lambda amount: lambda wildcards, attempt: amount * attempt
 

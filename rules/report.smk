@@ -49,7 +49,7 @@ rule plot:
     params:
         figures=FIGURES,
         # by the study first: of what it runs, twelve methods have colours of their own
-        methods=list(dict.fromkeys([*STUDY["methods"], *METHODS])),
+        methods=list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)])),
         sweeps=SWEEPS,
         code=code("plot.py"),
     script:
@@ -90,8 +90,8 @@ rule report:
         runtime=more(10),
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
-        methods=list(dict.fromkeys([*STUDY["methods"], *METHODS])),
-        written=config,
+        methods=list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)])),
+        written=in_order(config),
         figures=FIGURES,
         missing=MISSING,
         command=" ".join(
