@@ -33,7 +33,10 @@ os.fsync = once
 TIMES = {"quantize_s", "milliseconds", "tokens_per_s", "checksum"}
 RULES = [
     *("convert", "tokenize_calibration", "tokenize_dataset", "collect_statistics", "quantize", "measure_error"),
-    *("evaluate_original", "evaluate", "check_mse", "summarize", "plot", "report"),
+    *("evaluate_original", "evaluate", "check_mse", "measure_heldout", "summarize", "plot", "report"),
+    *("measure_sensitivity", "summarize_sensitivity", "answer_questions", "describe"),
+    *("analyse_preactivations", "plot_preactivations", "deep_dive", "plot_deep_dive"),
+    *("synthetic_benchmark", "plot_synthetic"),
 ]
 
 
