@@ -32,7 +32,8 @@ from quant.statistics import collect
 
 METHODS = [
     *("rtn_g", "rtn_clip", "gw_awq", "gw_awq_asym_l2", "gw_praq", "gptq", "gptq_clip"),
-    *("awq_clip", "awq_gptq", "awq_clip_gptq", "praq_jacobian", "praq_jacobian_gptq"),
+    *("awq_clip", "awq_gptq", "awq_clip_gptq", "awq_clip_gptq_shared"),
+    *("praq_jacobian", "praq_jacobian_gptq", "praq_residual_gptq"),
 ]
 
 
