@@ -74,7 +74,7 @@ STEPS = {"collect_statistics", "quantize", "measure_error", "evaluate", "check_m
         ("grids", {"quantize", "check_mse", "measure_error", "evaluate"}),
         ("statistics", {"collect_statistics", "check_mse"}),
         ("second_moments", {"collect_statistics", "quantize", "measure_error", "check_mse"}),
-        ("compare", {"summarize", "check_mse", "plot", "report"}),
+        ("compare", {"summarize", "check_mse", "report"}),
         ("figures", {"plot", "report"}),
     ],
 )
