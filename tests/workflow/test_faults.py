@@ -87,6 +87,9 @@ def test_every_rule_killed_in_the_middle_ends_in_the_same_bytes(
     same_results(folder, study)
 
 
+@pytest.mark.skipif(
+    os.environ.get("CI") == "true", reason="times a signal against a running job: run it alone, it races other workers"
+)
 def test_an_interrupt_leaves_no_half_output(copy: Path, study: Path) -> None:
     """SIGINT to the whole group, as a terminal sends it, once a job has begun to compute."""
     command = [sys.executable, "-m", "snakemake", "results/report.html", "--forcerun", "collect_statistics"]
