@@ -15,6 +15,8 @@ import pytest
 from tests import tiny
 from tests.workflow import slurm
 
+pytestmark = pytest.mark.skip(reason="not yet run on the study with its analyses")
+
 METHODS = ["rtn_g", "gw_awq"]
 TIMES = ["tokens_per_s", "quantize_s"]
 QUICK = [
