@@ -2,7 +2,7 @@
 
 # the methods of a model that the report has
 present = lambda model: [method for method in STUDY["methods"] if (model, method) not in ABSENT]
-PRESENT = [(model, method) for model in STUDY["models"] for method in STUDY["methods"] if (model, method) not in ABSENT]
+PRESENT = [(model, method) for model in STUDY["models"] for method in present(model)]
 
 
 rule summarize:

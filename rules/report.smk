@@ -6,6 +6,8 @@ SWEEPS = {
     for family, members in CONFIG["families"].items()
     if set(members) <= set(STUDY["methods"]) - {method for _, method in ABSENT}
 }
+# in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
+COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 # the questions with a figure; question_figures.py draws each
 DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
@@ -48,8 +50,7 @@ rule plot:
         runtime=more(10),
     params:
         figures=FIGURES,
-        # by the study first: of what it runs, twelve methods have colours of their own
-        methods=list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)])),
+        methods=COLOURED,
         sweeps=SWEEPS,
         code=code("plot.py"),
     script:
@@ -90,7 +91,7 @@ rule report:
         runtime=more(10),
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
-        methods=list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)])),
+        methods=COLOURED,
         written=in_order(config),
         figures=FIGURES,
         missing=MISSING,

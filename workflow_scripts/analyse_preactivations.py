@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import read_json, versions, whole, write_json
+from quant.artifacts import read_json, versions, write_json, write_table
 from quant.job import job
 from quant.preactivations import analyse, opened
 
@@ -15,8 +15,7 @@ with job(snakemake.log[0]):
         table = pd.DataFrame(analyse(files, snakemake.params.linears, thresholds))
         calibration = files.channels.info("provenance")
         sampled = len(files.sample(files.linears()[0]))
-    with whole(snakemake.output.table) as temporary:
-        table.assign(model=model).to_csv(temporary, index=False)
+    write_table(snakemake.output.table, table.assign(model=model))
     provenance = {
         "versions": versions(),
         "token_fingerprint": calibration["token_fingerprint"],

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, versions, whole, write_json
+from quant.artifacts import read_json, versions, write_json, write_table
 from quant.deep_dive import dive
 from quant.job import job
 from quant.preactivations import opened
@@ -19,10 +19,7 @@ with job(snakemake.log[0]):
         "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
     }
     for path, table in zip((snakemake.output[key] for key in ("outputs", "inputs", "agreement")), tables, strict=True):
-        with whole(path) as temporary:
-            table.assign(model=snakemake.wildcards.model, layer=layer).to_csv(
-                temporary, index=False, float_format="%.7g"
-            )
+        write_table(path, table.assign(model=snakemake.wildcards.model, layer=layer), "%.7g")
     record = {"model": snakemake.wildcards.model, "layer": layer, "thresholds": params.thresholds, "praq": params.praq}
     record |= {"top": params.top, "tokens": calibration["tokens"], "provenance": provenance}
     write_json(snakemake.output.record, record)

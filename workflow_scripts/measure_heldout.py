@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from quant import tensorfile
-from quant.artifacts import read_json, whole
+from quant.artifacts import read_json, write_table
 from quant.compute import device
 from quant.job import job
 from quant.referee import measure
@@ -31,5 +31,4 @@ with job(snakemake.log[0], snakemake.threads):
         rows += [
             names | {key: row[key] for key in ("linear", "layer", "kind", "mse", "relative_error")} for row in found
         ]
-    with whole(snakemake.output[0]) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_table(snakemake.output[0], pd.DataFrame(rows))

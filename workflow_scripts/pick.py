@@ -21,4 +21,5 @@ with job(snakemake.log[0]):
     shutil.copytree(
         Path("results") / choice.model / choice.method / "checkpoint", target, copy_function=shutil.copyfile
     )
-    write_json(snakemake.output.choice, {"options": options, **choice._asdict(), "versions": versions()})
+    found = choice._asdict() | {"difference": choice.difference and choice.difference._asdict(), "shown": choice.shown}
+    write_json(snakemake.output.choice, {"options": options, **found, "versions": versions()})

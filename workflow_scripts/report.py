@@ -8,7 +8,8 @@ import pandas as pd
 from quant import analysis_sections, figures, report
 from quant.artifacts import read_json, versions, write_text
 from quant.job import job
-from quant.page import Section
+from quant.page import Answer, Section
+from quant.pick import choose
 from quant.steps import read_benchmarks
 
 
@@ -50,9 +51,12 @@ with job(snakemake.log[0]):
         "seed": config["calibration"]["seed"],
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
+    comparisons = pd.read_csv(snakemake.input.comparisons)
+    first = {"dataset": config["study"]["datasets"][0]} | config["choose"]
+    choices = [choose(summary, comparisons, first | {"model": model}) for model in config["study"]["models"]]
     page = report.build(
         summary,
-        pd.read_csv(snakemake.input.comparisons),
+        comparisons,
         pd.read_csv(snakemake.input.linears),
         drawn,
         config,
@@ -64,6 +68,7 @@ with job(snakemake.log[0]):
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
         sections=list(analyses()),
         answers=read_json(snakemake.input.answers)["models"],
+        picks={choice.model: Answer(choice.headline, choice.lines) for choice in choices},
         sources={
             "sensitivity.csv": pd.read_csv(snakemake.input.sensitivity),
             "rounding_stats.csv": pd.read_csv(snakemake.input.rounding),

@@ -1,6 +1,6 @@
 """Every part's rise of the NLL → sensitivity.csv."""
 
-from quant.artifacts import read_json, whole
+from quant.artifacts import read_json, write_table
 from quant.job import job
 from quant.pairs import differing_keys
 from quant.sensitivity import table
@@ -15,5 +15,4 @@ with job(snakemake.log[0]):
         return differing_keys(first, second) == {"symmetric"} and second["symmetric"]
 
     options = snakemake.params.comparison
-    with whole(snakemake.output[0]) as temporary:
-        table(records, asymmetric_twin, options["resamples"], options["seed"]).to_csv(temporary, index=False)
+    write_table(snakemake.output[0], table(records, asymmetric_twin, options["resamples"], options["seed"]))

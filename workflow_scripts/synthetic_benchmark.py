@@ -1,14 +1,13 @@
 """AWQ, PRAQ v3, a random and the best choice of outputs to keep, on the "loud silence" data of many seeds."""
 
-from quant.artifacts import versions, whole, write_json
+from quant.artifacts import versions, write_json, write_table
 from quant.job import job
 from quant.synthetic import benchmark, summarise
 
 with job(snakemake.log[0]):
     options, comparison = snakemake.params.options, snakemake.params.comparison
     trials = benchmark(options, snakemake.params.praq)
-    with whole(snakemake.output.trials) as temporary:
-        trials.to_csv(temporary, index=False)
+    write_table(snakemake.output.trials, trials)
     summary = {
         "options": options,
         "praq": snakemake.params.praq,

@@ -225,15 +225,16 @@ def damaged(fault: str, folder: Path) -> None:
         ("dense", "holds packed weights"),
         ("format", "none of pack-quantized"),
         ("missing", r"a\.weight_zero_point is missing"),
-        ("model", "model another, not tiny"),
+        ("model", "another model_fingerprint .another; this study's is tiny."),
     ],
 )
 def test_what_is_broken_is_refused_by_name(fault: str, words: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "out", codes_of(Grid(4, 16, False), 8, 32))
-    stored.check(folder, "tiny")
+    with stored.opened(folder, "tiny"):
+        pass
     damaged(fault, folder)
-    with pytest.raises(InputError, match=words) as caught:
-        stored.check(folder, "tiny")
+    with pytest.raises(InputError, match=words) as caught, stored.opened(folder, "tiny"):
+        pass
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -9,22 +9,9 @@ from torch import Tensor
 
 from quant import grids
 from quant.recipe import QuantizedLinear
-from quant.statistics import collect
-from quant.tokens import Tokens, fingerprint
-from tests.conftest import Captured
 from tests.unit.test_recipe import run
 
 SALIENCES = ("l1", "l2", "praq")
-
-
-@pytest.fixture(scope="module")
-def statistics(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("statistics")
-    paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}
-    tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
-    made = {"model_fingerprint": "tiny"}
-    collect(tiny_checkpoint, tokens, *paths.values(), "cpu", torch.float32, 26, made)
-    return paths
 
 
 def real_awq(self: QuantizedLinear) -> Tensor:

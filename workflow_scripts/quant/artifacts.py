@@ -120,7 +120,7 @@ def read_json(path: str | Path) -> Any:
     return content
 
 
-def write_table(path: str | Path, table: Any) -> None:
-    """A pandas table as CSV."""
+def write_table(path: str | Path, table: Any, digits: str | None = None) -> None:
+    """A pandas table as CSV; digits: of its numbers, as a format (%.7g), or all."""
     with whole(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, float_format=digits)

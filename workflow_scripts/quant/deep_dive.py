@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from quant.channels import channels_of, kind_of
 from quant.preactivations import Files, channel_table
 from quant.protection import awq_score, praq_score
 from quant.salience import l1, praq
@@ -53,8 +52,7 @@ def output_channels(
 ) -> pd.DataFrame:
     """The channel table with each output channel's protection scores, AWQ's and PRAQ's; parameters: beta, tau,
     noise_factor."""
-    known = channels_of(files.channels, linear, files.channels.info("reads"), kind_of(linear, patterns))
-    w = files.weight(linear)
+    w, known = files.weight(linear), files.means(linear, patterns)
     table = channel_table(files, linear, thresholds)
     scores = {"awq": awq_score(w, known), "praq": praq_score(w, known, **parameters)}
     return table.assign(**{f"score_{name}": score.numpy() for name, score in scores.items()})
@@ -62,8 +60,7 @@ def output_channels(
 
 def input_channels(files: Files, linear: str, patterns: dict[str, list[str]]) -> pd.DataFrame:
     """linear, channel, salience_awq E|x_j|, salience_praq of each input channel."""
-    known = channels_of(files.channels, linear, files.channels.info("reads"), kind_of(linear, patterns))
-    w = files.weight(linear)
+    w, known = files.weight(linear), files.means(linear, patterns)
     saliences = {"salience_awq": l1(w, known).numpy(), "salience_praq": praq(w, known).numpy()}
     return pd.DataFrame({"linear": linear, "channel": range(w.shape[1])} | saliences)
 

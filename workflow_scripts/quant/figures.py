@@ -105,26 +105,14 @@ def perplexity_bits(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     shown = quantised[np.isfinite(quantised.ppl)].reset_index(drop=True)
     if shown.empty:
         return _message("Perplexity against bits per weight", "No method with a finite perplexity.")
-    fig, ax = _canvas(3.2, max(3.2, 0.24 * len(shown) + 0.6))
-    # a method gone wild stays at the upper edge, as an arrow
-    top = WILD * shown.ppl.median()
-    height, markers = shown.ppl.clip(upper=top), method_markers(colours)
-    front = pareto_front(shown.bits_per_weight.tolist(), shown.ppl.tolist())
-    ax.plot(shown.bits_per_weight[front], height[front], drawstyle="steps-post", color=FAINT, lw=1.2, zorder=2)
-    for row in shown.itertuples():
-        marker = markers[row.method] if row.ppl <= top else CARETUP
-        ax.plot(row.bits_per_weight, height[row.Index], marker=marker, ms=8, color=colours[row.method], mec="white")
+    fig, ax, height, front = _tradeoff(shown.bits_per_weight, shown.ppl, WILD * shown.ppl.median(), shown, colours)
     floor = original.ppl.tolist()
     for ppl in floor:
         ax.axhline(ppl, color=INK, lw=1.2, ls=(0, (4, 2)))
     _log_ticks(ax, ax.xaxis, shown.bits_per_weight, ticks=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16))
     _log_ticks(ax, ax.yaxis, [*height, *floor])
-    labels = [
-        Label(row.bits_per_weight, height[row.Index], f"{_short(row.method)}  {_plain(row.ppl)}", row.method,
-              row.Index in front)
-        for row in shown.itertuples()
-    ]  # fmt: skip
-    _label_right(ax, labels, colours, leaders=True)
+    texts = [f"{_short(row.method)}  {_plain(row.ppl)}" for row in shown.itertuples()]
+    _label_points(ax, shown.bits_per_weight, height, front, texts, shown, colours)
     ax.set(xlabel="bits per weight (log scale)" + _left_out(quantised, shown), ylabel="perplexity (log scale)")
     note = "bold, on the grey line: no other is both smaller and better"
     _title(ax, "Perplexity against bits per weight", note)
@@ -141,29 +129,48 @@ def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     shown = quantised[np.isfinite(quantised.delta_nll)].reset_index(drop=True)
     if shown.empty:
         return _message("Rise of the NLL against size", "No method with a finite NLL.")
-    fig, ax = _canvas(3.2, max(3.2, 0.24 * len(shown) + 0.6))
-    top = max(WILD * shown.delta_nll.median(), 0.06)
-    height, markers = shown.delta_nll.clip(upper=top), method_markers(colours)
-    front = pareto_front(shown.size_mb.tolist(), shown.delta_nll.tolist())
-    ax.plot(shown.size_mb[front], height[front], drawstyle="steps-post", color=FAINT, lw=1.2, zorder=2)
-    for row in shown.itertuples():
-        marker = markers[row.method] if row.delta_nll <= top else CARETUP
-        fill = colours[row.method] if row.storage == "packed" else "white"
-        ax.plot(row.size_mb, height[row.Index], marker=marker, ms=8, color=fill, mec=colours[row.method])
+    top, hollow = max(WILD * shown.delta_nll.median(), 0.06), shown.storage != "packed"
+    fig, ax, height, front = _tradeoff(shown.size_mb, shown.delta_nll, top, shown, colours, hollow)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
     _log_ticks(ax, ax.xaxis, [*shown.size_mb, *original.size_mb])
-    labels = [
-        Label(row.size_mb, height[row.Index], f"{_short(row.method)}  {row.size_mb:,.0f} MB", row.method,
-              row.Index in front)
-        for row in shown.itertuples()
-    ]  # fmt: skip
-    _label_right(ax, labels, colours, leaders=True)
+    texts = [f"{_short(row.method)}  {row.size_mb:,.0f} MB" for row in shown.itertuples()]
+    _label_points(ax, shown.size_mb, height, front, texts, shown, colours)
     for size in original.size_mb:
         ax.axvline(size, color=INK, lw=1.2, ls=(0, (4, 2)))
     ax.set(xlabel="size, MB (log scale)" + _left_out(quantised, shown), ylabel="delta_nll, nats per token")
     _title(ax, "Rise of the NLL against size", "dashed: the original; filled: packed, hollow: simulated\n"
            "bold, on the grey line: no other is both smaller and better")  # fmt: skip
     return fig
+
+
+def _tradeoff(
+    x: pd.Series, y: pd.Series, top: float, rows: pd.DataFrame, colours: dict[str, str], hollow: pd.Series | None = None
+) -> tuple[Figure, Axes, pd.Series, list[int]]:
+    """A point per row and the Pareto front of low x and y; what is above `top`, gone wild, is an arrow there.
+
+    Returns the heights that were drawn and the rows on the front.
+    """
+    fig, ax = _canvas(3.2, max(3.2, 0.24 * len(rows) + 0.6))
+    height, markers, front = y.clip(upper=top), method_markers(colours), pareto_front(x.tolist(), y.tolist())
+    ax.plot(x[front], height[front], drawstyle="steps-post", color=FAINT, lw=1.2, zorder=2)
+    for i, method in enumerate(rows.method):
+        fill, edge = (colours[method], "white") if hollow is None or not hollow[i] else ("white", colours[method])
+        ax.plot(x[i], height[i], marker=markers[method] if y[i] <= top else CARETUP, ms=8, color=fill, mec=edge)
+    return fig, ax, height, front
+
+
+def _label_points(
+    ax: Axes,
+    x: pd.Series,
+    height: pd.Series,
+    front: list[int],
+    texts: list[str],
+    rows: pd.DataFrame,
+    colours: dict[str, str],
+) -> None:
+    """Names at the right, tied to their points; bold on the front."""
+    labels = [Label(x[i], height[i], texts[i], method, i in front) for i, method in enumerate(rows.method)]
+    _label_right(ax, labels, colours, leaders=True)
 
 
 @styled

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quant import grids
+from quant.artifacts import rebuild
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.tensorfile import Layout, TensorFile
@@ -140,9 +141,9 @@ def grid_of(config: dict[str, Any], where: str) -> Grid | None:
         weights, written = group["weights"], stored["format"]
         grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{where}: its quantization_config is none of {FORMAT}; delete it and run again") from None
+        raise InputError(f"{where}: its quantization_config is none of {FORMAT}; {rebuild(where)}") from None
     if written != FORMAT or grid.bits not in BITS:
-        raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; delete it and run again")
+        raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; {rebuild(where)}")
     return grid
 
 
@@ -152,7 +153,7 @@ def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
     named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
     if bool(named) != (grid is not None):
         found = "packed weights" if named else "no packed weights"
-        raise InputError(f"{file.path}: holds {found}, but {where} says otherwise; delete the checkpoint and run again")
+        raise InputError(f"{file.path}: holds {found}, but {where} says otherwise; {rebuild(file.path)}")
     for name in sorted(named):
         shape = tuple(file.get(f"{name}.weight_shape").tolist())
         dtype = held[f"{name}.weight_scale"][0] if f"{name}.weight_scale" in held else torch.float32
@@ -163,6 +164,6 @@ def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
                 what = "is missing" if found is None else f"is {list(found)}"
                 raise InputError(
                     f"{file.path}: {key} {what} where {grid.bits} bits and {size} in {where} ask for {list(wanted)}; "
-                    "delete the checkpoint and run again"
+                    f"{rebuild(file.path)}"
                 )
     return named

@@ -18,7 +18,7 @@ from torch import Tensor
 from quant import tensorfile
 from quant.architectures import ARCHITECTURES
 from quant.artifacts import read_json
-from quant.channels import OF_OUTPUT, kind_of
+from quant.channels import OF_OUTPUT, Channels, channels_of, kind_of
 from quant.errors import InputError
 
 CLASSES = ("dead", "risky", "high_weight", "critical")
@@ -105,6 +105,10 @@ class Files(NamedTuple):
     def weight(self, linear: str) -> Tensor:
         """W [out, in], float32."""
         return self.weights.get(f"{linear}.weight", dtype=torch.float32)
+
+    def means(self, linear: str, patterns: dict[str, list[str]]) -> Channels:
+        """Its per-channel calibration means."""
+        return channels_of(self.channels, linear, self.channels.info("reads"), kind_of(linear, patterns))
 
     def sample(self, linear: str) -> np.ndarray:
         """z at the sampled tokens [tokens, out], float32."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quant import packed, tensorfile
-from quant.artifacts import read_json
+from quant.artifacts import read_json, require
 from quant.errors import InputError
 from quant.grids import Grid
 
@@ -39,15 +39,11 @@ def opened(checkpoint: Path, model_fingerprint: str | None = None) -> Iterator[S
     grid = packed.grid_of(read_json(config), str(config))
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         if model_fingerprint is not None:
-            made = file.info("provenance").get("model_fingerprint")
-            if made != model_fingerprint:
-                raise InputError(
-                    f"{file.path}: made from model {made}, not {model_fingerprint}; delete it and run again"
-                )
+            require(file.path, file.info("provenance"), model_fingerprint=model_fingerprint)
         yield Stored(file, grid, packed.check(file, grid, str(config)))
 
 
-def check(checkpoint: Path, model_fingerprint: str) -> None:
-    """Refuses a checkpoint that `opened` refuses."""
-    with opened(checkpoint, model_fingerprint):
+def check(checkpoint: Path) -> None:
+    """Refuses a checkpoint whose weights are not what its config.json says."""
+    with opened(checkpoint):
         pass
