@@ -124,6 +124,7 @@ rule measure_sensitivity:
             )
         ),
         config=rules.convert.output.config,
+        model=rules.convert.output.record,
         unquantized=rules.convert.output.weights,
         original=rules.evaluate_original.output.evaluation,
         weights=rules.quantize.output.weights,

@@ -4,22 +4,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import read_json, versions, write_json, write_table
+from quant.artifacts import require, versions, write_json, write_table
 from quant.job import job
 from quant.preactivations import analyse, opened
+from quant.tensorfile import model_record
 
 with job(snakemake.log[0]):
+    fingerprint = model_record(snakemake.input.model)["fingerprint"]
     checkpoint = Path(snakemake.input.config).parent
     model, thresholds = snakemake.wildcards.model, snakemake.params.thresholds
     with opened(checkpoint, Path(snakemake.input.channels), Path(snakemake.input.preactivations)) as files:
         table = pd.DataFrame(analyse(files, snakemake.params.linears, thresholds))
         calibration = files.channels.info("provenance")
+        require(files.channels.path, calibration, model_fingerprint=fingerprint)
         sampled = len(files.sample(files.linears()[0]))
     write_table(snakemake.output.table, table.assign(model=model))
     provenance = {
         "versions": versions(),
         "token_fingerprint": calibration["token_fingerprint"],
-        "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
+        "model_fingerprint": fingerprint,
     }
     record = {"model": model, "thresholds": thresholds, "tokens": calibration["tokens"], "sampled_tokens": sampled}
     write_json(snakemake.output.record, record | {"provenance": provenance})

@@ -43,8 +43,8 @@ with job(snakemake.log[0], snakemake.threads):
         "versions": versions(),
         "token_fingerprint": heldout.fingerprint,
     } | made_from
-    mark = {key: json.dumps(value) for key, value in {"reads": {name: name for name in moments}, **provenance}.items()}
-    tensorfile.save(snakemake.output.moments, moments, mark)
+    metadata = {"reads": json.dumps({name: name for name in moments}), "provenance": json.dumps(provenance)}
+    tensorfile.save(snakemake.output.moments, moments, metadata)
     verdict = {"model": model, "layer": options["layer"], "keep_ratio": options["keep_ratio"], "linears": linears}
     verdict |= {"dataset": snakemake.params.dataset, "tokens": heldout.count, "provenance": provenance}
     write_json(snakemake.output.verdict, verdict)

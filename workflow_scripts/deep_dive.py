@@ -2,21 +2,24 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, versions, write_json, write_table
+from quant.artifacts import require, versions, write_json, write_table
 from quant.deep_dive import dive
 from quant.job import job
 from quant.preactivations import opened
+from quant.tensorfile import model_record
 
 with job(snakemake.log[0]):
+    fingerprint = model_record(snakemake.input.model)["fingerprint"]
     layer, params = int(snakemake.wildcards.layer), snakemake.params
     paths = (Path(snakemake.input[key]) for key in ("channels", "preactivations"))
     with opened(Path(snakemake.input.config).parent, *paths) as files:
         tables = dive(files, layer, params.linears, params.thresholds, params.praq, params.top)
         calibration = files.channels.info("provenance")
+        require(files.channels.path, calibration, model_fingerprint=fingerprint)
     provenance = {
         "versions": versions(),
         "token_fingerprint": calibration["token_fingerprint"],
-        "model_fingerprint": read_json(snakemake.input.model)["fingerprint"],
+        "model_fingerprint": fingerprint,
     }
     for path, table in zip((snakemake.output[key] for key in ("outputs", "inputs", "agreement")), tables, strict=True):
         write_table(path, table.assign(model=snakemake.wildcards.model, layer=layer), "%.7g")

@@ -5,18 +5,19 @@ from pathlib import Path
 import pandas as pd
 
 from quant import tensorfile
-from quant.artifacts import read_json, write_table
+from quant.artifacts import read_json, require, write_table
 from quant.compute import device
 from quant.job import job
 from quant.referee import measure
 
 with job(snakemake.log[0], snakemake.threads):
     with tensorfile.opened(snakemake.input.moments) as file:
-        checked = set(file.info("reads"))
+        checked, model = set(file.info("reads")), file.info("provenance")["model_fingerprint"]
     files = (snakemake.input.weights, snakemake.input.folds, snakemake.input.records)
     rows = []
     for weights, folds, path in zip(*files, strict=True):
         record = read_json(path)
+        require(path, record["provenance"], model_fingerprint=model)
         record["linears"] = [row for row in record["linears"] if row["linear"] in checked]
         found = measure(
             Path(snakemake.input.original),

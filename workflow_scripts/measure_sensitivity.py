@@ -3,19 +3,26 @@
 from pathlib import Path
 
 from quant import parts, tokens
-from quant.artifacts import read_json, versions, write_json
+from quant.artifacts import read_json, require, versions, write_json
 from quant.compute import batch_tokens, device, dtype
 from quant.job import job
+from quant.tensorfile import model_record, opened
 
 with job(snakemake.log[0], snakemake.threads):
     options, compute = snakemake.params.options, snakemake.params.compute
     record = read_json(snakemake.input.record)
     linears = {row["linear"]: row["layer"] for row in record["linears"]}
-    original = read_json(snakemake.input.original)["sequences"][: options["n_samples"]]
-    heldout = tokens.load(snakemake.input.tokens)
+    made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
+    require(snakemake.input.record, record["provenance"], **made_from)
+    heldout = tokens.load(snakemake.input.tokens, **made_from)
+    evaluation = read_json(snakemake.input.original)
+    require(snakemake.input.original, evaluation["provenance"], evaluated_tokens=heldout.fingerprint, **made_from)
+    original = evaluation["sequences"][: options["n_samples"]]
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
     counts, chosen = {}, []
     if "risk" in options["by"]:
+        with opened(snakemake.input.channels) as file:
+            require(file.path, file.info("provenance"), **made_from)
         masks, counts = parts.risk_masks(Path(snakemake.input.channels), linears, snakemake.params.thresholds)
         chosen += parts.by_risk(masks, options["draws"], options["seed"])
     chosen += parts.by_kind(linears) if "kind" in options["by"] else []
@@ -25,7 +32,7 @@ with job(snakemake.log[0], snakemake.threads):
     found = parts.measure(
         checkpoint,
         Path(snakemake.input.weights).parent,
-        record["provenance"]["model_fingerprint"],
+        *made_from.values(),
         chosen,
         heldout,
         where,
@@ -47,7 +54,7 @@ with job(snakemake.log[0], snakemake.threads):
                 "seed": options["seed"],
                 "versions": versions(),
                 "evaluated_tokens": heldout.fingerprint,
-                "model_fingerprint": record["provenance"]["model_fingerprint"],
+                **made_from,
             },
         },
     )
