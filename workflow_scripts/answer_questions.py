@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from quant.answers import Evidence
 from quant.artifacts import read_json, versions, write_json
 from quant.job import job
 from quant.numbers import LEVEL
-from quant.questions import Evidence, ask
+from quant.questions import ask
 
 with job(snakemake.log[0]):
     tables = {

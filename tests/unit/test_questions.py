@@ -14,9 +14,11 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from quant import configuration, question_figures, questions
-from quant.pairs import differing_keys, pairs_alike_but
-from quant.questions import NO_ANSWER, NO_DIFFERENCE, QUESTIONS, Answered, Evidence, ask, rank_correlation
+from quant import configuration, question_figures
+from quant.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidence, layer_errors
+from quant.correlation import rank_correlation
+from quant.pairs import differing_keys, library, pairs_alike_but
+from quant.questions import QUESTIONS, ask
 from tests.unit.test_configuration import DEFAULT, ROOT, SCHEMA
 
 BY_ANCHOR = {question.anchor: question for question in QUESTIONS}
@@ -130,7 +132,7 @@ def test_pairs_are_alike_but_for_what_is_asked() -> None:
 
 
 def test_library_pairs_share_bits_groups_and_a_zero_point() -> None:
-    found = questions.library(configured(BY_ANCHOR["autoawq"].yaml)["methods"])
+    found = library(configured(BY_ANCHOR["autoawq"].yaml)["methods"])
     assert ("autoawq", "awq_clip") in found and ("autoawq", "gw_awq") not in found
     assert all(a == "autoawq" for a, _ in found)
 
@@ -210,7 +212,7 @@ def test_layer_error_that_ranks_as_perplexity_is_shown() -> None:
 
 def test_layer_errors_are_logs_over_linears() -> None:
     linears = pd.DataFrame({"method": ["a", "a", "b"], "relative_error": [0.1, 0.4, 0.0], "mse": [1.0, 3.0, 0.0]})
-    found = questions.layer_errors(linears, pd.DataFrame({"method": ["a", "a"], "mse": [2.0, 5.0]}))
+    found = layer_errors(linears, pd.DataFrame({"method": ["a", "a"], "mse": [2.0, 5.0]}))
     assert found.loc["a"].tolist() == pytest.approx([math.log(0.2), math.log(4), math.log(7)])
     assert found.loc["b"].isna().all()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quant import figures, pairs, question_figures, questions, report, sensitivity, verdicts
+from quant import answers, figures, pairs, question_figures, questions, report, sensitivity, verdicts
 from quant.page import duration, number, percent
 from quant.verdicts import Difference
 
@@ -80,7 +80,7 @@ def evidence(frame: pd.DataFrame, compared: pd.DataFrame, table: pd.DataFrame, r
     """A study without sensitivity."""
     own = [rows[rows.model == model] for rows in (frame, compared, table)]
     none = pd.DataFrame(columns=sensitivity.COLUMNS)
-    return questions.Evidence(model, list(dict.fromkeys(own[0].dataset)), recipes, *own, pd.DataFrame(), none, {})
+    return answers.Evidence(model, list(dict.fromkeys(own[0].dataset)), recipes, *own, pd.DataFrame(), none, {})
 
 
 def page(frame: pd.DataFrame, compared: pd.DataFrame, **more) -> str:

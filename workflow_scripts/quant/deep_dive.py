@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from quant.correlation import interval_of
 from quant.preactivations import Files, channel_table
 from quant.protection import awq_score, praq_score
 from quant.salience import l1, praq
@@ -20,8 +21,8 @@ SIDES = ("output", "input")
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rank correlation of a and b [n] and its 95 % interval, on Fisher's scale with the variance
-    (1 + ρ²/2)/(n - 3) of Bonett and Wright (2000); NaN where either is constant, no interval under four channels."""
+    """Spearman's rank correlation of a and b [n] and its 95 % interval; NaN where either is constant, no interval under
+    four channels. Alike in every channel is ρ 1 for certain: PRAQ's salience of attention is AWQ's."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan, math.nan, math.nan
     rho = min(max(float(spearmanr(a, b).statistic), -1.0), 1.0)
@@ -29,8 +30,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
         return round(rho), round(rho), round(rho)
     if len(a) < 4:
         return rho, -1.0, 1.0
-    margin = 1.96 * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
-    return rho, math.tanh(math.atanh(rho) - margin), math.tanh(math.atanh(rho) + margin)
+    return rho, *interval_of(rho, len(a))
 
 
 def overlap(a: np.ndarray, b: np.ndarray, share: float) -> float:

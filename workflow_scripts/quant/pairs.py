@@ -1,8 +1,12 @@
 """Which methods are alike but for one choice, and a recipe in words."""
 
+from collections.abc import Callable
 from typing import Any
 
 from quant.configuration import has_effect
+
+Recipes = dict[str, dict[str, Any]]
+Finder = Callable[[Recipes], list[tuple[str, str]]]
 
 # keys of a recipe that change no weight
 DESCRIPTIVE = {"description", "label", "note", "caveat"}
@@ -35,6 +39,75 @@ def pairs_alike_but(
         for b, recipe_b in recipes.items()
         if fits(recipe_a, first) and fits(recipe_b, second) and differing_keys(recipe_a, recipe_b) == first.keys()
     ]
+
+
+def alike(key: str, first: Any, second: Any, **both: Any) -> Finder:
+    """Pairs alike but for one key; `both`: what the two must have in common."""
+    return lambda recipes: [
+        (a, b)
+        for a, b in pairs_alike_but(recipes, {key: first}, {key: second})
+        if all(value(recipes[a].get(k)) if callable(value) else recipes[a].get(k) == value for k, value in both.items())
+    ]
+
+
+def noisy(recipes: Recipes) -> list[tuple[str, str]]:
+    """PRAQ with noise on its statistics, and the same without."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if first.get("salience") == "praq"
+        and first.get("noise_std")
+        and not second.get("noise_std")
+        and differing_keys(first, second) <= {"noise_std", "n_noise_samples"}
+    ]
+
+
+def exact_praq(recipes: Recipes) -> list[tuple[str, str]]:
+    """The Jacobian's weights on what is minimised, and the same recipe without them."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if first.get("moment") == "jacobian"
+        and second.get("moment") == "plain"
+        and {"moment"} <= differing_keys(first, second) <= {"moment", "objective", "residual"}
+        and second.get("objective") == "uniform"
+    ]
+
+
+def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
+    """Alike but for the group size, the smaller one first; per channel is no group."""
+    return [
+        (a, b)
+        for a, first in recipes.items()
+        for b, second in recipes.items()
+        if differing_keys(first, second) == {"group_size"} and 0 < first["group_size"] < second["group_size"]
+    ]
+
+
+def library(recipes: Recipes) -> list[tuple[str, str]]:
+    """AutoAWQ, and each of our AWQ recipes with its bits and groups and a zero point."""
+    return [
+        (a, b)
+        for a, theirs in recipes.items()
+        if "algorithm" in theirs
+        for b, ours in recipes.items()
+        if "algorithm" not in ours
+        and ours["salience"] in ("l1", "l2")
+        and ours["moment"] == "plain"
+        and ours["rounding"] == "nearest"
+        and (ours["bits"], ours["group_size"], ours["symmetric"]) == (theirs["bits"], theirs["group_size"], False)
+    ]
+
+
+def is_group(size: int) -> bool:
+    return size is not None and size > 0
+
+
+def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str]]:
+    """Noisy pairs by how many calibration sequences they have."""
+    return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]
 
 
 def recipe_words(recipe: dict[str, Any]) -> str:

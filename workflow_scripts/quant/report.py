@@ -9,9 +9,9 @@ import jinja2
 import pandas as pd
 import yaml
 
+from quant.answers import NO_ANSWER
 from quant.page import Answer, Picture, Section, csv_uri, data_uri, duration, json_uri, number, percent
 from quant.pairs import full_words
-from quant.questions import NO_ANSWER
 from quant.sections import answer_sections
 from quant.tables import BANDS, DEFINITIONS, check_table, pairs_table, recipes_table, steps_tables, summary_table
 from quant.verdicts import (

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from quant.answers import NO_ANSWER
 from quant.page import Picture, Section, data_uri
-from quant.questions import NO_ANSWER
 from quant.tables import answer_pairs_table, values_table
 
 FEW_LINES = 5  # more of them say in sentences what the table below says better
