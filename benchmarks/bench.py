@@ -322,7 +322,8 @@ def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str,
     record = read_json(model / "convert.json")
     return quantize_checkpoint(
         model / "checkpoint", target, target.parent / "folds", record["linears"],
-        Statistics(wanted, record["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
+        Statistics(wanted, record["fingerprint"], PATTERNS, plain_share=recipe["plain_share"]),
+        Recipe.of(recipe), where, {},
     )  # fmt: skip
 
 

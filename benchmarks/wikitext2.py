@@ -94,7 +94,10 @@ def main() -> None:
                     key: files[Path(path).stem if "jacobian" in path else key]
                     for key, path in configuration.statistics_files(recipe).items()
                 }
-                statistics = Statistics(wanted, model["fingerprint"], {"attention": ["self_attn"], "mlp": []})
+                statistics = Statistics(
+                    wanted, model["fingerprint"], {"attention": ["self_attn"], "mlp": []},
+                    plain_share=recipe["plain_share"],
+                )  # fmt: skip
                 target = folder / "quantised"
                 quantize_checkpoint(
                     checkpoint, target, folder / "folds", model["linears"], statistics, Recipe.of(recipe), where, made

@@ -88,6 +88,7 @@ rule tokenize_dataset:
         "results/logs/tokenize_dataset/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/tokenize_dataset/{model}/{dataset}.tsv"
+    priority: 3
     conda:
         "../envs/quant.yaml"
     resources:

@@ -14,6 +14,7 @@ rule evaluate_original:
         "results/logs/evaluate_original/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/evaluate_original/{model}/{dataset}.tsv"
+    priority: 2  # every method's evaluation waits for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -44,7 +45,7 @@ rule evaluate:
         "results/logs/evaluate/{model}/{method}/{dataset}.log",
     benchmark:
         "results/benchmarks/evaluate/{model}/{method}/{dataset}.tsv"
-    priority: 1  # a finished method is measured before the next one starts
+    priority: 3  # a finished method is measured before the next one starts
     conda:
         "../envs/quant.yaml"
     threads: THREADS

@@ -27,7 +27,7 @@ with job(snakemake.log[0], snakemake.threads):
         Path(snakemake.output.config).parent,
         Path(snakemake.output.folds),
         model["linears"],
-        Statistics(statistics, model["fingerprint"], snakemake.params.linears, tokens),
+        Statistics(statistics, model["fingerprint"], snakemake.params.linears, tokens, recipe["plain_share"]),
         Recipe.of(recipe),
         device(snakemake.params.device),
         provenance,

@@ -219,6 +219,15 @@ def test_recipes_read_weighted_moments_where_there_are_some(cases: Callable[[str
         assert torch.equal(found.row_weight, jacobian.get(f"{gate}.row_weight"))
         for key in ("x_abs", "x_sq", "x_mean"):
             assert torch.equal(getattr(found.channels, key), jacobian.get(f"{gate}.{key}"))
+    with Statistics(both, "m", PATTERNS, plain_share=0.25) as statistics:
+        mixed = statistics.of(gate, "cpu")
+        moment = 0.75 * found.moment.double() + 0.25 * torch.from_numpy(reference.second_moment(case.x[gate]))
+        np.testing.assert_allclose(mixed.moment.numpy(), moment.numpy(), rtol=1e-4, atol=1e-5)
+        x_sq = 0.75 * found.channels.x_sq.double() + 0.25 * torch.tensor(
+            reference.input_statistics(case.x[gate])["x_sq"]
+        )
+        np.testing.assert_allclose(mixed.channels.x_sq.numpy(), x_sq.numpy(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(statistics.of(down, "cpu").moment, plain.moment), "down has no weighted moment"
     with Statistics(paths | {"row_weight": jacobian_path}, "m", PATTERNS) as statistics:
         rows_only = statistics.of(gate, "cpu")
         assert torch.equal(rows_only.row_weight, found.row_weight), "objective: jacobian alone"

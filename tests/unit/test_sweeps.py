@@ -186,6 +186,7 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "objective": ("praq", *SEARCHED),
     "scope": ("shared", *SEARCHED),
     "residual": (True, "moment", {"jacobian"}),
+    "plain_share": (0.5, "moment", {"jacobian"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
     "keep_ratio": (0.3, "keep", {"awq", "praq"}),

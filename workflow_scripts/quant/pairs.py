@@ -71,7 +71,7 @@ def exact_praq(recipes: Recipes) -> list[tuple[str, str]]:
         for b, second in recipes.items()
         if first.get("moment") == "jacobian"
         and second.get("moment") == "plain"
-        and {"moment"} <= differing_keys(first, second) <= {"moment", "objective", "residual"}
+        and {"moment"} <= differing_keys(first, second) <= {"moment", "objective", "residual", "plain_share"}
         and second.get("objective") == "uniform"
     ]
 

@@ -39,7 +39,8 @@ class Statistics:
     """The statistics files that a recipe asks for, opened; a file of another model or of other tokens is refused.
 
     paths: any of channels, moments, noisy, weighted, row_weight (which may be one file). A noisy mean stands in for the
-    plain one, and so do the weighted means of an input, its second moment among them, where it has them.
+    plain one, and so do the weighted means of an input, its second moment among them, where it has them: mixed with
+    the plain ones, which count plain_share.
     """
 
     def __init__(
@@ -48,14 +49,16 @@ class Statistics:
         model_fingerprint: str,
         patterns: dict[str, list[str]],
         token_fingerprint: str | None = None,
+        plain_share: float = 0.0,
     ) -> None:
         self._stack, self._paths, self._patterns = contextlib.ExitStack(), paths, patterns
+        self._plain_share = plain_share
         self._expected = {"model_fingerprint": model_fingerprint}
         if token_fingerprint is not None:
             self._expected["token_fingerprint"] = token_fingerprint
         self._files: dict[str, tensorfile.TensorFile] = {}
         self._reads: dict[str, str] = {}
-        self._moment: tuple[str, Tensor] | None = None  # the last one read, which linears may share
+        self._last: tuple[tuple[str, ...], Tensor | None] = (), None  # the last moment read, which linears may share
 
     def __enter__(self) -> "Statistics":
         for key, path in self._paths.items():
@@ -75,22 +78,34 @@ class Statistics:
     def _weighted(self, linear: str) -> bool:
         return "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names
 
-    def _moment_of(self, linear: str) -> tuple[tensorfile.TensorFile, str] | None:
-        """The file and the name that a linear's second moment has there."""
-        if self._weighted(linear):
-            return self._files["weighted"], f"{linear}.moment"
-        return (self._files["moments"], self._reads[linear]) if "moments" in self._files else None
+    def _moments_of(self, linear: str) -> list[tuple[tensorfile.TensorFile, str, float]]:
+        """The files, names and shares of what makes a linear's second moment."""
+        if "moments" not in self._files:
+            return []
+        plain = (self._files["moments"], self._reads[linear])
+        if not self._weighted(linear):
+            return [(*plain, 1.0)]
+        mixed = (self._files["weighted"], f"{linear}.moment", 1 - self._plain_share), (*plain, self._plain_share)
+        return [each for each in mixed if each[2]]
 
     def prefetch(self, linears: list[str], device: str) -> None:
         """Reads ahead the second moments that these linears will ask for."""
-        for file, name in dict.fromkeys(filter(None, map(self._moment_of, linears))):
+        for file, name in dict.fromkeys(
+            (file, name) for linear in linears for file, name, _ in self._moments_of(linear)
+        ):
             file.prefetch([name], device)
 
-    def _read_moment(self, file: tensorfile.TensorFile, name: str, device: str) -> Tensor:
-        if self._moment is None or self._moment[0] != name:
-            self._moment = None  # before the next one takes its place in memory
-            self._moment = name, from_triangle(file.get(name, device))
-        return self._moment[1]
+    def _moment(self, linear: str, device: str) -> Tensor | None:
+        parts = self._moments_of(linear)
+        key = tuple(name for _, name, _ in parts)
+        if parts and key != self._last[0]:
+            self._last = (), None  # before the next one takes its place in memory
+            total: Tensor | float = 0.0
+            for file, name, share in parts:
+                part = from_triangle(file.get(name, device))
+                total = part if share == 1 else part.mul_(share).add_(total)
+            self._last = key, total
+        return self._last[1] if parts else None
 
     def of(self, linear: str, device: str) -> LinearStatistics:
         """What one linear's recipe reads."""
@@ -104,11 +119,13 @@ class Statistics:
             x_std = file.get(f"{source}.x_std").item()
             noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
             channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
-        held = self._moment_of(linear)
-        moment = None if held is None else self._read_moment(*held, device)
+        moment = self._moment(linear, device)
         if self._weighted(linear) and channels is not None:
-            file = self._files["weighted"]
-            channels = channels._replace(**{key: file.get(f"{linear}.{key}", device) for key in OF_INPUT})
+            weighted = {key: self._files["weighted"].get(f"{linear}.{key}", device) for key in OF_INPUT}
+            share = self._plain_share
+            channels = channels._replace(
+                **{key: (1 - share) * value + share * getattr(channels, key) for key, value in weighted.items()}
+            )
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
         return LinearStatistics(channels, moment, weight, x_std)
