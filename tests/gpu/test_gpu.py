@@ -1,11 +1,14 @@
 """A GPU against the CPU: kernels to the bit, searches by their α, statistics and evaluation by their numbers."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import int4_decoder
+import int4_speed
 from quant import evaluation, grids, hidden, search, tensorfile
 from quant.blocks import Run, all_linears, skeleton
 from quant.channels import Channels
@@ -242,3 +245,21 @@ def test_evaluations_agree(tiny_checkpoint: Path, sequences: list[Tensor]) -> No
         rows[where], _ = evaluation.evaluate(model, tokens, where, 130, evaluation.Reference(100, None))
     for a, b in zip(rows["cpu"], rows["cuda"], strict=True):
         assert b["nll"] == pytest.approx(a["nll"], rel=1e-3)
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kernel", ["bf16", "tinygemm", "own"])
+def test_int4_decoders_agree_with_the_dense_one(kernel: str, batch: int, group_size: int) -> None:
+    """Both paths, one token at a time, through grouped-query attention, beside float32 of the same codes."""
+    shape = int4_decoder.Shape(256, 640, 2, 8, 4, 32, 500, 1e-5, 1e4, 3.0, 0.5, 2.0, 0.3)
+    weights = int4_decoder.Random(shape, group_size, "cuda")
+    dense = int4_decoder.Decoder(weights, partial(int4_decoder.Dense, dtype=torch.float32), torch.float32)
+    model = int4_decoder.Decoder(weights, int4_decoder.KERNELS[kernel], torch.bfloat16)
+    ids = torch.randint(0, 500, (batch, 70), generator=torch.Generator("cuda").manual_seed(0), device="cuda")
+    expected = int4_speed.prompt_logits(dense, ids)
+    for found in (
+        int4_speed.prompt_logits(model, ids),
+        *(int4_speed.decoded_logits(model, ids, f) for f in (False, True)),
+    ):
+        assert (found.float() - expected).norm() < 0.03 * expected.norm()

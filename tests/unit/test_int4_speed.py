@@ -1,30 +1,22 @@
 """The decoder of benchmarks/int4_speed.py against transformers, and its INT4 products against the weights they hold."""
 
 import csv
-import importlib.util
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+import int4_decoder
+import int4_speed
 from quant import stored
 from quant.artifacts import read_json
 from tests.tiny import ROOT
 from tests.unit.test_exports import IDS, packed_logits
 
 SCRIPT = ROOT / "benchmarks/int4_speed.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("int4_speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["int4_speed"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=["llama", "granite"])
@@ -54,25 +46,23 @@ def packed_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return target
 
 
-def test_decoder_equals_transformers(bench: ModuleType, packed_model: Path) -> None:
+def test_decoder_equals_transformers(packed_model: Path) -> None:
     """A prompt at once, and the same tokens one at a time through the cache."""
-    from functools import partial
-
     expected = packed_logits(packed_model)
     with stored.opened(packed_model) as held:
-        weights = bench.Checkpoint(held, read_json(packed_model / "config.json"), "cpu")
+        weights = int4_decoder.Checkpoint(held, read_json(packed_model / "config.json"), "cpu")
         assert weights.group == 32, "the largest that divides every row's one group"
-        model = bench.Decoder(weights, partial(bench.Dense, dtype=torch.float32), torch.float32)
-    torch.testing.assert_close(bench.prompt_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(bench.decoded_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
+        model = int4_decoder.Decoder(weights, partial(int4_decoder.Dense, dtype=torch.float32), torch.float32)
+    torch.testing.assert_close(int4_speed.prompt_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(int4_speed.decoded_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
 
 
-def test_int4_product_on_a_cpu_is_of_the_same_weights(bench: ModuleType) -> None:
-    shape = bench.Shape(64, 128, 1, 4, 4, 16, 64, 1e-5, 1e4, 1.0, 1.0, 1.0, 0.25)
-    _, _, (linear, *_) = next(bench.Random(shape, 32, "cpu").layers())
+def test_int4_product_on_a_cpu_is_of_the_same_weights() -> None:
+    shape = int4_decoder.Shape(64, 128, 1, 4, 4, 16, 64, 1e-5, 1e4, 1.0, 1.0, 1.0, 0.25)
+    _, _, (linear, *_) = next(int4_decoder.Random(shape, 32, "cpu").layers())
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     try:
-        found = bench.CpuInt4(linear)(x).float()
+        found = int4_decoder.CpuInt4(linear)(x).float()
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"this CPU's torch has no int4 product: {error}")
     expected = x.float() @ linear.dequantize().T

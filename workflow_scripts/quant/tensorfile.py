@@ -1,7 +1,8 @@
 """safetensors files: read one tensor at a time, write one tensor at a time; a thread each, so that neither waits.
 
-Files that we write hold a CRC-32 of every tensor in their metadata, and a tensor is held against it when it is read:
-what is not read costs nothing, and a changed bit never becomes a number.
+Files that we write hold a CRC-32 of every tensor in their metadata, one after another in the order of the tensors'
+names, and a tensor is held against it when it is read: what is not read costs nothing, and a changed bit never becomes a
+number.
 """
 
 import contextlib
@@ -55,9 +56,16 @@ class TensorFile:
         self.path, self._handle = path, handle
         self.names = set(handle.keys())
         self.metadata: dict[str, str] = handle.metadata() or {}
-        self._checksums: dict[str, str] = self.info("checksums") if "checksums" in self.metadata else {}
+        self._checksums = self._read_checksums(self.metadata.get("checksums"))
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[str, Future[Tensor]] = {}
+
+    def _read_checksums(self, held: str | None) -> dict[str, str]:
+        if held is None:  # not written by us
+            return {}
+        if len(held) != 8 * len(self.names):
+            raise InputError(f"{self.path}: its checksums are not of its tensors; {rebuild(self.path)}")
+        return {name: held[8 * i : 8 * i + 8] for i, name in enumerate(sorted(self.names))}
 
     def _read(self, name: str) -> Tensor:
         tensor = self._handle.get_tensor(name)
@@ -171,6 +179,10 @@ class _Behind:
         self._file.close()
 
 
+def _joined(checksums: dict[str, str]) -> str:
+    return "".join(checksums[name] for name in sorted(checksums))
+
+
 def _entry(dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> dict[str, object]:
     return {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
 
@@ -207,7 +219,7 @@ class Writer:
 
     def __init__(self, path: Path, layout: Layout, metadata: dict[str, str]) -> None:
         self.layout = layout
-        self._checksums = dict.fromkeys(sorted(layout), "0" * 8)
+        self._checksums = dict.fromkeys(layout, "0" * 8)
         self._metadata = metadata
         header: dict[str, object] = {}
         self._offset: dict[str, int] = {}
@@ -226,7 +238,7 @@ class Writer:
 
     def _write_header(self) -> int:
         """At the file's beginning; of the same length whatever the checksums are. Returns where the tensors start."""
-        metadata = self._metadata | {"checksums": json.dumps(self._checksums)}
+        metadata = self._metadata | {"checksums": _joined(self._checksums)}
         encoded = json.dumps({"__metadata__": metadata, **self._tensors}, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
         self._file.seek(0)
@@ -272,7 +284,7 @@ class Appender:
 
     def close(self) -> None:
         self._behind.finish()
-        metadata = self.metadata | {"checksums": json.dumps(self._behind.checksums)}
+        metadata = self.metadata | {"checksums": _joined(self._behind.checksums)}
         encoded = json.dumps({"__metadata__": metadata} | self._header, separators=(",", ":")).encode()
         if len(encoded) > self._room:
             raise ValueError(f"a header of {len(encoded)} bytes has {self._room}")
