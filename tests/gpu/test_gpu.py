@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 import int4_decoder
 import int4_speed
@@ -17,8 +18,8 @@ from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import LinearStatistics, Recipe, quantize_group
 from quant.rounding import Context, feed_back, gptq
 from quant.search import Target, search_scale
-from quant.second_moments import from_triangle, half, layer_error, row_errors, tf32
-from quant.statistics import collect, column_sums
+from quant.second_moments import add_outer, from_triangle, half, layer_error, mirror, row_errors, tf32
+from quant.statistics import collect, column_sums, output_sums
 from quant.tokens import Tokens, fingerprint
 from tests.unit.test_recipe import PLAIN
 
@@ -181,6 +182,42 @@ def test_column_sums_are_those_of_float64(n: int, columns: int) -> None:
         shifted = x.double() if center is None else x.double() - center.double()
         expected = torch.stack([x.double().abs().sum(0), shifted.square().sum(0), shifted.sum(0)])
         torch.testing.assert_close(column_sums(x, center), expected, rtol=1e-5, atol=1e-5 * n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_sums_of_outputs_are_those_of_float64(dtype: torch.dtype, act: str) -> None:
+    activation = ACT2FN[act]
+    z = torch.randn(1000, 330, generator=torch.Generator().manual_seed(0)).to(dtype).cuda()
+    center = z.mean(0, dtype=torch.float32)
+    wide, shifted = z.double(), z.double() - center.double()
+    expected = [wide.abs().sum(0), shifted.square().sum(0), shifted.sum(0), activation(wide).abs().sum(0)]
+    torch.testing.assert_close(output_sums(z, center, activation), torch.stack(expected), rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_in", [64, 576, 2304])
+def test_narrow_factors_give_exact_products(dtype: torch.dtype, n_in: int) -> None:
+    x = (1 + torch.randn(5000, n_in, generator=torch.Generator().manual_seed(0))).to(dtype).cuda()
+    total = torch.zeros(n_in, n_in, device="cuda")
+    add_outer(total, x)
+    add_outer(total, x[:77])
+    expected = x.double().T @ x.double() + x[:77].double().T @ x[:77].double()
+    torch.testing.assert_close(mirror(total).double(), expected, rtol=1e-5, atol=5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [7, 4096, 9001])
+def test_loss_is_that_of_float64(dtype: torch.dtype, vocabulary: int) -> None:
+    """Of rows that lie apart; infinite where the target has no probability, NaN where a logit is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(50, vocabulary + 5, generator=generator)).to(dtype).cuda()[:, :vocabulary]
+    targets = torch.randint(0, vocabulary, (50,), generator=generator).cuda()
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    torch.testing.assert_close(evaluation.token_nll(logits, targets), expected, rtol=1e-5, atol=1e-5)
+    logits[3, targets[3]], logits[4, 0] = -torch.inf, torch.nan
+    found = evaluation.token_nll(logits, targets)
+    assert found[3] == torch.inf and found[4].isnan() and found[5:].isfinite().all()
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ taken over the first `kl_tokens` predictions, against the original's log-probabi
 """
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,16 @@ logger = logging.getLogger("quant")
 SPEC = ("text", "protocol", "seq_len", "n_samples")  # what a data set's token ids are made by
 CHUNK = 512  # rows of logits at a time, in float32, on a CPU
 CHUNK_BYTES = 2**29  # of logits at a time, in float32, on a GPU
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed."""
+    try:
+        from quant import loss_kernels
+    except ImportError:
+        return None
+    return loss_kernels
 
 
 class Divergence(NamedTuple):
@@ -59,6 +71,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) in float64 of logits [n, vocab], targets [n] → [n]."""
+    if logits.is_cuda and logits.stride(1) == 1 and kernels() is not None:
+        return kernels().token_nll(logits, targets).double()
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     return -log_p.gather(1, targets[:, None])[:, 0].double()
 

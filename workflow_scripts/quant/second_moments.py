@@ -41,9 +41,16 @@ def column_blocks(n: int) -> Iterator[tuple[int, int]]:
 
 
 def add_outer(total: Tensor, x: Tensor) -> None:
-    """total += xᵀx for x [n, in], in blocks on and above the diagonal of total [in, in]."""
+    """total += xᵀx for x [n, in], in blocks on and above the diagonal of total [in, in], float32. A GPU's matrix units
+    take 16-bit factors as they are, and their products are exact in float32."""
+    narrow = x.is_cuda and x.dtype.itemsize == 2
+    x = x if narrow else x.float()
     for start, stop in column_blocks(len(total)):
-        total[:stop, start:stop].addmm_(x[:, :stop].T, x[:, start:stop])
+        block, left, right = total[:stop, start:stop], x[:, :stop].T, x[:, start:stop]
+        if narrow:
+            torch.addmm(block, left, right, torch.float32, out=block)
+        else:
+            block.addmm_(left, right)
 
 
 def mirror(total: Tensor) -> Tensor:

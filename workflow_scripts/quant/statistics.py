@@ -39,10 +39,23 @@ def kernels() -> ModuleType | None:
 
 def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
     """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
-    if x.is_cuda and x.dtype == torch.float32 and kernels() is not None:
-        return kernels().column_sums(x, center)
+    if x.is_cuda and kernels() is not None:
+        return kernels().column_sums(x, center, False)
+    x = x.float()
     shifted = x if center is None else x - center
     return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
+
+
+def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same of z [n, out], and Σ|act(z)|, in float64 [4, out]."""
+    from transformers.activations import SiLUActivation
+
+    if z.is_cuda and isinstance(activation, SiLUActivation) and kernels() is not None:
+        return kernels().column_sums(z, center, True)
+    z = z.float()
+    after = activation(z)
+    activated = column_sums(after)[0] if after.is_cuda else after.abs_().sum(0).double()
+    return torch.cat([column_sums(z, center), activated[None]])
 
 
 class InputSums:
@@ -79,10 +92,8 @@ class OutputSums:
     def add(self, z: Tensor) -> None:
         self.count += len(z)
         if self.center is None:
-            self.center = z.mean(0)
-        self.sums[:3] += column_sums(z, self.center)
-        after = self.activation(z)
-        self.sums[3] += column_sums(after)[0] if after.is_cuda else after.abs_().sum(0)
+            self.center = z.mean(0, dtype=torch.float32)
+        self.sums += output_sums(z, self.center, self.activation)
 
     def means(self) -> dict[str, Tensor]:
         z_abs, square, shift, act_abs = self.sums / self.count
@@ -94,11 +105,15 @@ class OutputSums:
         }
 
 
-def real_rows(t: Tensor, batch: Batch) -> Tensor:
-    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels] in
-    float32."""
+def token_rows(t: Tensor, batch: Batch) -> Tensor:
+    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels]."""
     rows, mask = t.reshape(-1, t.shape[-1]), batch.mask
-    return (rows if mask is None else rows[mask.flatten().to(t.device)]).float()
+    return rows if mask is None else rows[mask.flatten().to(t.device)]
+
+
+def real_rows(t: Tensor, batch: Batch) -> Tensor:
+    """`token_rows` in float32."""
+    return token_rows(t, batch).float()
 
 
 class Watch:
@@ -131,11 +146,11 @@ class Watch:
                     f"{name} reads a different input from one batch to the next; its statistics have no meaning"
                 )
             if source == name:
-                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(real_rows(x, self._batch))
-            rows = real_rows(z, self._batch)
+                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(token_rows(x, self._batch))
+            rows = token_rows(z, self._batch)
             self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(rows)
             if self._sample is not None:
-                self.preactivations.setdefault(name, Preactivations()).add(rows, self._rows)
+                self.preactivations.setdefault(name, Preactivations()).add(rows.float(), self._rows)
 
         return record
 

@@ -1,8 +1,8 @@
 """safetensors files: read one tensor at a time, write one tensor at a time; a thread each, so that neither waits.
 
 Files that we write hold a CRC-32 of every tensor in their metadata, one after another in the order of the tensors'
-names, and a tensor is held against it when it is read: what is not read costs nothing, and a changed bit never becomes a
-number.
+names. A tensor is held against its own when it is read: what is not read costs nothing, and a changed bit never becomes
+a number.
 """
 
 import contextlib
