@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant import configuration, tensorfile, tokens
-from quant.artifacts import read_json, write_json
+from quant.artifacts import read_json, write_json, write_plain_json
 from quant.compute import batch_tokens, device
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
@@ -79,7 +79,7 @@ def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
         "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / depth**0.5, "logits_scaling": h / 256,
         "attention_multiplier": (h // shape.heads) ** -0.5, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    write_json(folder / "checkpoint/config.json", config)
+    write_plain_json(folder / "checkpoint/config.json", config)
     names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, h), "model.norm.weight": (h,)}
     for i in range(depth):
@@ -100,7 +100,7 @@ def shallower(model: Path, folder: Path, depth: int) -> Path:
     """The first `depth` blocks of a model, on the same weights."""
     (folder / "checkpoint").mkdir(parents=True)
     config, record = read_json(model / "checkpoint/config.json"), read_json(model / "convert.json")
-    write_json(folder / "checkpoint/config.json", config | {"num_hidden_layers": depth})
+    write_plain_json(folder / "checkpoint/config.json", config | {"num_hidden_layers": depth})
     kept = {name: block for name, block in record["linears"].items() if block < depth}
     write_json(folder / "convert.json", record | {"linears": kept})
     os.link(model / "checkpoint/model.safetensors", folder / "checkpoint/model.safetensors")

@@ -755,6 +755,13 @@ def test_conv1d_model_has_no_linears(tmp_path: Path) -> None:
     assert "Conv1D" in refusal(tmp_path / "model", tmp_path / "results")
 
 
+def test_a_checksum_of_what_the_config_was_is_dropped(model: Path, tmp_path: Path) -> None:
+    """A directory that we wrote, or any config with a key of that name, is a model like others."""
+    edit_config(model, checksum="0123456789abcdef")
+    checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    assert "checksum" not in tiny.read(checkpoint / "config.json")
+
+
 @pytest.mark.parametrize("kind", ["llama", "special", "minicpm"])
 def test_remote_code_is_never_run(model: Path, tmp_path: Path, kind: str) -> None:
     marker = tmp_path / "marker"
