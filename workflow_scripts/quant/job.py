@@ -65,6 +65,12 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
             raise
         print(f"ERROR {error.filename}: cannot be written ({error.strerror}); make room and run again", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which a job may never import
+            raise
+        words = " ".join(str(error).split())
+        print(f"ERROR the GPU's memory does not hold this job ({words}); free it, or use device: cpu", file=sys.stderr)
+        sys.exit(1)
     note_gpu_peak(Path(log))
     logger.info("done in %.1f s", time.perf_counter() - begun)
 
