@@ -17,6 +17,7 @@ from typing import Any
 from quant.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 DISTRIBUTIONS = ("torch", "transformers", "safetensors", "compressed-tensors", "numpy", "snakemake")
 
 
