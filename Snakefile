@@ -39,7 +39,7 @@ rule all:
 
 
 onsuccess:
-    if Path("results/report.html").is_file():
+    if all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
         print(outcome.success(Path("results")), file=sys.stderr)
 
 

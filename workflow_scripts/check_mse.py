@@ -7,7 +7,7 @@ import pandas as pd
 
 from quant import tensorfile, tokens
 from quant.artifacts import require, versions, write_json, write_table
-from quant.compute import batch_tokens, device, dtype
+from quant.compute import batch_tokens, device, dtype, halving
 from quant.job import job
 from quant.layer_mse import check
 from quant.tensorfile import model_record, opened
@@ -22,18 +22,22 @@ with job(snakemake.log[0], snakemake.threads):
     with opened(snakemake.input.channels) as file:
         require(file.path, file.info("provenance"), token_fingerprint=calibration, **made_from)
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
-    channels, linears, moments = check(
-        checkpoint,
-        Path(snakemake.input.channels),
-        heldout,
-        options["layer"],
-        options,
-        snakemake.params.linears,
-        where,
-        dtype(compute["dtype"], where, checkpoint),
+    channels, linears, moments = halving(
+        lambda n: check(
+            checkpoint,
+            Path(snakemake.input.channels),
+            heldout,
+            options["layer"],
+            options,
+            snakemake.params.linears,
+            where,
+            dtype(compute["dtype"], where, checkpoint),
+            n,
+            snakemake.params.comparison["resamples"],
+            snakemake.params.comparison["seed"],
+        ),
         batch_tokens(compute["batch_tokens"], where),
-        snakemake.params.comparison["resamples"],
-        snakemake.params.comparison["seed"],
+        heldout.sequences,
     )
     model = snakemake.wildcards.model
     write_table(snakemake.output.channels, pd.DataFrame(channels).assign(model=model))

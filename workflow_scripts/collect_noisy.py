@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant import tokens
 from quant.artifacts import versions
-from quant.compute import batch_tokens, device, dtype
+from quant.compute import batch_tokens, device, dtype, halving
 from quant.job import job
 from quant.noisy_statistics import collect_noisy
 from quant.tensorfile import model_record
@@ -15,18 +15,23 @@ with job(snakemake.log[0], snakemake.threads):
     where = device(compute["device"])
     checkpoint = Path(snakemake.input.config).parent
     fingerprint = model_record(snakemake.input.model)["fingerprint"]
-    collect_noisy(
-        checkpoint,
-        tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=fingerprint),
-        Path(snakemake.input.channels),
-        snakemake.output[0],
-        {
-            "noise_std": float(snakemake.wildcards.noise_std),
-            "n_noise_samples": int(snakemake.wildcards.n_noise_samples),
-            "seed": int(re.search(r"-s(\d+)$", snakemake.wildcards.calibration)[1]),
-        },
-        where,
-        dtype(compute["dtype"], where, checkpoint),
+    ids = tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=fingerprint)
+    halving(
+        lambda n: collect_noisy(
+            checkpoint,
+            ids,
+            Path(snakemake.input.channels),
+            snakemake.output[0],
+            {
+                "noise_std": float(snakemake.wildcards.noise_std),
+                "n_noise_samples": int(snakemake.wildcards.n_noise_samples),
+                "seed": int(re.search(r"-s(\d+)$", snakemake.wildcards.calibration)[1]),
+            },
+            where,
+            dtype(compute["dtype"], where, checkpoint),
+            n,
+            {"model_fingerprint": fingerprint, "versions": versions()},
+        ),
         batch_tokens(compute["batch_tokens"], where),
-        {"model_fingerprint": fingerprint, "versions": versions()},
+        ids.sequences,
     )

@@ -1,12 +1,11 @@
 """Downloads one wheel by pip, without its dependencies, and keeps it only if its SHA-256 is the expected one."""
 
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from quant.artifacts import file_sha256, whole
+from quant.artifacts import copy, file_sha256
 from quant.errors import InputError
 from quant.job import job
 
@@ -42,5 +41,4 @@ with job(snakemake.log[0]):
                 f"{wanted}: its SHA-256 is {sha256}, the configuration expects {snakemake.params.sha256}; if you "
                 "trust this wheel, write its own under sha256"
             )
-        with whole(snakemake.output[0]) as temporary:
-            shutil.copyfile(found[0], temporary)
+        copy(found[0], Path(snakemake.output[0]))

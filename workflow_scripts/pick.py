@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import versions, write_json
+from quant.artifacts import copy, versions, write_json
 from quant.errors import InputError
 from quant.job import job
 from quant.pick import choose
@@ -18,8 +18,7 @@ with job(snakemake.log[0]):
         raise InputError(f"choose: {choice.lines[0]} Widen choose: in the configuration, or add a method")
     target = Path(snakemake.output.config).parent
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(
-        Path("results") / choice.model / choice.method / "checkpoint", target, copy_function=shutil.copyfile
-    )
+    for file in (Path("results") / choice.model / choice.method / "checkpoint").iterdir():
+        copy(file, target / file.name)
     found = choice._asdict() | {"difference": choice.difference and choice.difference._asdict(), "shown": choice.shown}
     write_json(snakemake.output.choice, {"options": options, **found, "versions": versions()})

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from quant.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 DISTRIBUTIONS = ("torch", "transformers", "safetensors", "compressed-tensors", "numpy", "snakemake")
 
 
@@ -89,6 +91,12 @@ def whole(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror}); make room there and run again") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """The content of a file, whole or not at all."""
+    with whole(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from quant import tensorfile
-from quant.artifacts import read_json, versions, write_plain_json
+from quant.artifacts import copy, read_json, versions, write_plain_json
+from quant.compute import halving
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.quantize import put
@@ -165,6 +166,8 @@ def run_worker(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any
                 said = line.strip()
                 print(said, file=sys.stderr)
     if process.returncode:
+        if "OutOfMemoryError" in said:
+            raise torch.OutOfMemoryError(said)
         raise InputError(f"AutoAWQ ended with status {process.returncode} ({said}); the log has all that it said")
     return read_json(Path(job["out"]) / "result.json")
 
@@ -210,7 +213,7 @@ def write_checkpoint(
                 put(out, {name: value}, layout, target)
     for path in source.iterdir():
         if path.is_file() and path.name != "model.safetensors":
-            shutil.copyfile(path, target / path.name)
+            copy(path, target / path.name)
     return rows, bits / weights
 
 
@@ -241,8 +244,13 @@ def quantize_autoawq(
         folder = Path(name).absolute()
         older_copy(source, folder / "model")
         job = {"model": str(folder / "model"), "tokens": str(tokens_path.absolute()), "out": str(folder / "packed")}
-        job |= {"device": device, "threads": torch.get_num_threads(), "parallel": max(1, batch_tokens // longest)}
-        result = run_worker(python, job | {key: recipe[key] for key in ("group_size", "clip")}, folder)
+        job |= {"device": device, "threads": torch.get_num_threads()}
+        job |= {key: recipe[key] for key in ("group_size", "clip")}
+        result = halving(
+            lambda n: run_worker(python, job | {"parallel": max(1, n // longest)}, folder),
+            batch_tokens,
+            tokens.sequences,
+        )
         packed_path = folder / "packed" / "model.safetensors"
         packed_mb = packed_path.stat().st_size / 1e6
         provenance = {

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from quant import tensorfile
 from quant.artifacts import mark, read_json, rebuild, require, versions, write_json
-from quant.compute import batch_tokens, device, dtype
+from quant.compute import batch_tokens, device, dtype, halved
 from quant.errors import InputError
 from quant.sizes import parts_mb
 from quant.tokens import Batch, Tokens, batches
@@ -59,6 +59,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); "
@@ -264,7 +266,7 @@ def evaluate(
             with contextlib.suppress(torch.OutOfMemoryError):
                 sums, spent = judge(head, batch, device, reference)
             if sums is None:
-                batch_tokens = halved(batch)
+                batch_tokens = halved(*batch.ids.shape)
                 reference.back_to(mark)
                 torch.cuda.empty_cache()
                 continue
@@ -278,15 +280,6 @@ def evaluate(
                 rows.append({"sequence": len(rows), "tokens": length - 1, "nll": nll})
             bar.update(len(sums))
     return rows, tokens.count / seconds
-
-
-def halved(batch: Batch) -> int:
-    """Tokens of half a batch that a GPU's memory did not hold."""
-    n, width = batch.ids.shape
-    if n == 1:
-        raise InputError(f"a sequence of {width} tokens does not fit into the GPU's memory; use a smaller seq_len")
-    logger.warning("%d tokens in a batch do not fit into the GPU's memory; going on with %d", n * width, n // 2 * width)
-    return n // 2 * width
 
 
 def checkpoint_bytes(checkpoint: Path) -> int:

@@ -5,7 +5,6 @@ after it is written, and the largest deviation from the checkpoint, in steps, st
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quant import autoawq, gguf_file, grids, stored, tensorfile
-from quant.artifacts import read_json, write_plain_json
+from quant.artifacts import copy, read_json, write_plain_json
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.packed import Codes
@@ -228,7 +227,7 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             made = {"dense": dense, "awq": awq}[kind](held, config, target)
             for file in checkpoint.iterdir():
                 if file.is_file() and file.name not in ("model.safetensors", "config.json", "README.md"):
-                    shutil.copyfile(file, target / file.name)
+                    copy(file, target / file.name)
         provenance = json.loads(held.file.metadata["provenance"])
     size = sum(file.stat().st_size for file in target.glob("model.*")) / 1e6
     return {"format": kind, "size_mb": size, **made, "provenance": provenance}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from quant.artifacts import NO_ROOM, write_json
+from quant.artifacts import NO_ACCESS, NO_ROOM, write_json
 from quant.errors import InputError
 
 logger = logging.getLogger("quant")
@@ -61,9 +61,19 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
         print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in NO_ROOM:
+            what = f"cannot be written ({error.strerror}); make room and run again"
+        elif error.errno in NO_ACCESS:
+            what = f"cannot be read or written ({error.strerror}); mend that and run again"
+        else:
             raise
-        print(f"ERROR {error.filename}: cannot be written ({error.strerror}); make room and run again", file=sys.stderr)
+        print(f"ERROR {error.filename}: {what}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which a job may never import
+            raise
+        words = " ".join(str(error).split())
+        print(f"ERROR the GPU's memory does not hold this job ({words}); free it, or use device: cpu", file=sys.stderr)
         sys.exit(1)
     note_gpu_peak(Path(log))
     logger.info("done in %.1f s", time.perf_counter() - begun)

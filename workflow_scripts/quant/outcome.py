@@ -8,28 +8,40 @@ from typing import Any
 
 STEPS = ("quantize", "quantize_autoawq", "measure_error", "evaluate")  # a method's own jobs
 FINISHED = re.compile(r"^\d\d:\d\d:\d\d done in ", re.MULTILINE)  # the last line that quant.job writes
+RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")  # the last line of a traceback
+# Snakemake's words on a failed job, indented where it is one of a group, whose jobs are all named
+ERROR = re.compile(
+    r"^( *)Error in rule (\w+):\n(?: +message: (.*)\n)?(?:.*\n)*? +jobid: (\d+)\n(?:.*\n)*? +log: ([^\s,]+)",
+    re.MULTILINE,
+)
 
 
-def reason(log: Path) -> str:
-    """The one line of a failed job's log that matters: its error, or its last words where it was killed."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def reason(said: str, message: str = "") -> str:
+    """The one line of a failed job's log that matters: its error; where it has none, since the job was killed, what
+    the executor says (message), or the log's last words."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-    return (errors or lines or ["it said nothing: was it killed?"])[-1]
+    raised = [line for line in lines if RAISED.match(line)]
+    return (errors or raised or [message] * bool(message) or lines or ["it said nothing: was it killed?"])[-1]
 
 
-def failed_logs(said: str) -> list[tuple[str, str]]:
-    """(rule, log) of the jobs that failed for good, from Snakemake's own log, each once."""
-    found = re.findall(r"^Error in rule (\w+):.*?^ +log: ([^\s,]+)", said, re.MULTILINE | re.DOTALL)
-    return list(dict.fromkeys(found))
+def read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
 def failure(snakemake_log: str | Path) -> str:
-    """Rule, reason and log of every job that failed; nothing where none did (Snakemake has said what is wrong)."""
-    said = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
-    return "\n".join(
-        f"{rule} failed: {reason(Path(log)) if Path(log).is_file() else 'it left no log'}\n    log: {log}"
-        for rule, log in failed_logs(said)
-    )
+    """Rule, reason and log of every job that failed for good; nothing where none did (Snakemake has said what is
+    wrong)."""
+    said = read(Path(snakemake_log))
+    told: dict[tuple[str, str], str] = {}
+    for indent, rule, message, jobid, log in ERROR.findall(said):
+        text = read(Path(log))
+        retried = f"Finished jobid: {jobid} (Rule: {rule})" in said
+        # of a group's jobs, some were done before one failed, and those after it never began
+        bystander = bool(indent) and (not text or FINISHED.search(text))
+        if not (retried or bystander):
+            told[rule, log] = reason(text, message.removeprefix("None").partition(". ")[0])
+    return "\n".join(f"{rule} failed: {why}\n    log: {log}" for (rule, log), why in told.items())
 
 
 def success(results: Path) -> str:
@@ -62,8 +74,8 @@ def missing(study: dict[str, Any], results: Path) -> list[dict[str, str]]:
         for method in study["methods"]:
             logs = [results / f"logs/{step}/{model}/{method}.log" for step in STEPS[:3]]
             logs += [results / f"logs/evaluate/{model}/{method}/{dataset}.log" for dataset in study["datasets"]]
-            failed = [log for log in logs if log.is_file() and not FINISHED.search(log.read_text(errors="replace"))]
+            failed = [log for log in logs if log.is_file() and not FINISHED.search(read(log))]
             if failed:
                 step = failed[0].relative_to(results / "logs").parts[0]
-                found.append({"model": model, "method": method, "reason": f"{step}: {reason(failed[0])}"})
+                found.append({"model": model, "method": method, "reason": f"{step}: {reason(read(failed[0]))}"})
     return found

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from quant import grids, packed, tensorfile
 from quant.architectures import Fold, architecture_of, rows_of, value_heads
-from quant.artifacts import read_json, require, write_plain_json
+from quant.artifacts import copy, read_json, require, write_plain_json
 from quant.channels import OF_INPUT, channels_of, kind_of
 from quant.errors import InputError
 from quant.recipe import (
@@ -308,7 +307,7 @@ def quantize_checkpoint(
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     for file in source.iterdir():
         if file.is_file() and file.name not in ("model.safetensors", "config.json"):
-            shutil.copyfile(file, target / file.name)
+            copy(file, target / file.name)
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}

@@ -56,6 +56,7 @@ def json_object(path: Path, missing: str) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        path.open("rb").close()  # load_file takes a file that may not be read for a missing one
         return load_file(path)
     except Exception as error:  # a damaged header can fail anywhere in the reader
         raise InputError(f"{path}: is not a whole safetensors file ({one_line(error)}); {AGAIN}") from None

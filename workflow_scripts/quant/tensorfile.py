@@ -117,9 +117,12 @@ def opened(path: str | Path) -> Iterator[TensorFile]:
     """Opens a safetensors file, or says in one line what is wrong with it."""
     path = Path(path)
     try:
+        path.open("rb").close()  # safe_open takes a file that may not be read for a missing one
         handle = safe_open(str(path), framework="pt")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {rebuild(path)}") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is not a whole safetensors file ({error}); {rebuild(path)}") from None
     with handle, contextlib.closing(TensorFile(path, handle)) as file:
