@@ -51,7 +51,7 @@ def test_file_equals_slow_bits_and_the_librarys_compressor(
     bits: int, symmetric: bool, size: int, n_out: int, n_in: int, tmp_path: Path
 ) -> None:
     from compressed_tensors.compressors import PackedQuantizationCompressor
-    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
     linear = codes_of(Grid(bits, size, symmetric), n_out, n_in)
     folder = saved(tmp_path / "out", linear)
@@ -79,7 +79,14 @@ def test_file_equals_slow_bits_and_the_librarys_compressor(
     shapes = {key: (value.dtype, tuple(value.shape)) for key, value in tensors.items()}
     assert shapes == packed.layout_of("a", (n_out, n_in), torch.float32, linear.grid)
     assert packed.bits_of(shapes) == 8 * sum(value.numel() * value.element_size() for value in tensors.values())
-    assert config.ignore == ["b", "lm_head"]
+    by_size = {"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size}
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, **by_size)
+    assert config == QuantizationConfig(
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        format="pack-quantized",
+        quantization_status="compressed",
+        ignore=["b", "lm_head"],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -2,11 +2,16 @@
 
 A linear of [out, in] in groups of g inputs becomes weight_packed int32 [out, ⌈in·bits/32⌉], weight_scale [out, in/g] in
 the model's own dtype, weight_shape int64 [2] and, where the grid has zero points, weight_zero_point int32
-[⌈out·bits/32⌉, in/g]. An int32 holds 32/bits codes, the first in its lowest bits. What is written comes from the
-library's packing and configuration classes; what is read back is unpacked here, since the library imports transformers.
+[⌈out·bits/32⌉, in/g]. An int32 holds 32/bits codes, the first in its lowest bits. What is written is packed by the
+library; its configuration is held against the library's classes in the tests, and what is read back is unpacked here,
+since importing the library imports transformers.
 """
 
+import functools
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -73,11 +78,19 @@ def bits_of(parts: Layout) -> int:
     return 8 * sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in parts.values())
 
 
+@functools.cache
+def library_packing() -> ModuleType:
+    """The library's module of packing, which needs torch alone, without its package, whose import takes 4 s."""
+    package = Path(importlib.util.find_spec("compressed_tensors").origin).parent
+    spec = importlib.util.spec_from_file_location("packing", package / "compressors/pack_quantized/helpers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def pack(name: str, linear: Codes) -> dict[str, Tensor]:
     """A linear's tensors in the file; its scales in the dtype of step, for the writer to cast."""
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # 3 s: it imports transformers
-
-    grid = linear.grid
+    pack_to_int32, grid = library_packing().pack_to_int32, linear.grid
     middle = 2 ** (grid.bits - 1)  # the library's codes are signed
     offset = 0 if grid.symmetric else middle
     codes = grids.from_groups(linear.codes, linear.n_in) - offset
@@ -113,22 +126,17 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
 
 def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str]) -> dict[str, Any]:
     """config.json's entry; every matrix that is none of the linears is named as left alone."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
-    args = QuantizationArgs(
-        num_bits=grid.bits,
-        type="int",
-        symmetric=grid.symmetric,
-        strategy="channel" if grid.group_size == -1 else "group",
-        group_size=None if grid.group_size == -1 else grid.group_size,
-    )
-    return QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=args)},
-        format=FORMAT,
-        quantization_status="compressed",
-        ignore=sorted({HEAD} | matrices - set(linears)),
-    ).model_dump(mode="json")
+    weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
+    size = None if grid.group_size == -1 else grid.group_size
+    weights |= {"strategy": "group" if size else "channel", "group_size": size}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": sorted({HEAD} | matrices - set(linears)),
+    }
 
 
 def grid_of(config: dict[str, Any], where: str) -> Grid | None:
