@@ -10,6 +10,9 @@ PYTHON ?= python3
 CORES ?= all
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+# folders of results/ that are no model's
+NO_MODELS = $(foreach name,logs benchmarks figures sources best environments,results/$(name)/%)
+
 .PHONY: report test check bench lock clean-method audit
 
 report: .venv/complete
@@ -30,12 +33,13 @@ check: .venv/complete
 bench: .venv/complete
 	python benchmarks/bench.py $(SHAPE)
 
+clean-method: export METHOD := $(METHOD)
 clean-method:
-	@echo '$(METHOD)' | grep -Eqx '[A-Za-z0-9][A-Za-z0-9._-]*' || { echo 'make clean-method METHOD=NAME'; exit 2; }
-	@case '$(METHOD)' in original|calibration|datasets|check_mse) echo '$(METHOD) is no method'; exit 2;; esac
-	rm -rf -- results/*/'$(METHOD)'
-	rm -rf -- results/logs/*/*/'$(METHOD)' results/logs/*/*/'$(METHOD)'.log
-	rm -rf -- results/benchmarks/*/*/'$(METHOD)' results/benchmarks/*/*/'$(METHOD)'.tsv
+	@printf '%s\n' "$$METHOD" | grep -Eqx '[A-Za-z0-9][A-Za-z0-9._-]*' || { echo 'make clean-method METHOD=NAME'; exit 2; }
+	@case "$$METHOD" in original|calibration|datasets|check_mse|analysis) echo "$$METHOD is no method"; exit 2;; esac
+	rm -rf -- $(filter-out $(NO_MODELS),$(wildcard results/*/$(METHOD)))
+	rm -rf -- results/logs/*/*/"$$METHOD" results/logs/*/*/"$$METHOD".*
+	rm -rf -- results/benchmarks/*/*/"$$METHOD" results/benchmarks/*/*/"$$METHOD".tsv
 
 # pip-audit in an environment of its own; nothing fails where the index or the advisories cannot be reached
 audit:
