@@ -2,18 +2,21 @@
 # make test     every test
 # make check    format, lint, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
+# make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
+#               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model
 # make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
 
 PYTHON ?= python3
 CORES ?= all
+TOOLS ?= .tools
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # folders of results/ that are no model's
 NO_MODELS = $(foreach name,logs benchmarks figures sources best environments,results/$(name)/%)
 
-.PHONY: report test check bench lock clean-method audit
+.PHONY: report test check bench tools lock clean-method audit
 
 report: .venv/complete
 	snakemake results/report.html --cores $(CORES) --resources gpu=1
@@ -32,6 +35,20 @@ check: .venv/complete
 
 bench: .venv/complete
 	python benchmarks/bench.py $(SHAPE)
+
+# a tool that cannot be installed here is skipped, with the reason
+tools: .venv/complete $(TOOLS)/transformers/complete
+	-$(MAKE) $(TOOLS)/vllm/complete
+	-$(MAKE) $(TOOLS)/llama.cpp/complete
+	TOOLS=$(abspath $(TOOLS)) CHECKPOINTS='$(CHECKPOINTS)' pytest -rs tests/tools
+
+# what vLLM asks for beside torch for images and sound fits no CPU build of torch
+$(TOOLS)/%/complete: tests/tools/%.txt
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS=-DGGML_NATIVE=OFF CMAKE_BUILD_PARALLEL_LEVEL=2 \
+	    $(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 clean-method: export METHOD := $(METHOD)
 clean-method:

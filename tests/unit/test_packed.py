@@ -202,13 +202,23 @@ def test_linears_shrink(half: Path, tmp_path: Path) -> None:
     assert result["summary"]["bits_per_weight"] == bits / numbers
 
 
+# grids that a config.json names and the file has not
+WRONG: dict[str, dict[str, Any]] = {
+    "size": {"group_size": 8},
+    "size of as many groups": {"group_size": 20},
+    "one group": {"group_size": None},
+    "bits": {"num_bits": 8},
+    "symmetric": {"symmetric": True},
+}
+
+
 def damaged(fault: str, folder: Path) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     if fault == "truncated":
         weights.write_bytes(weights.read_bytes()[:-9])
-    elif fault == "size":
+    elif fault in WRONG:
         made = json.loads(config.read_text())
-        made["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 8
+        made["quantization_config"]["config_groups"]["group_0"]["weights"] |= WRONG[fault]
         config.write_text(json.dumps(made))
     elif fault == "dense":
         made = json.loads(config.read_text())
@@ -229,6 +239,10 @@ def damaged(fault: str, folder: Path) -> None:
     [
         ("truncated", "not a whole safetensors"),
         ("size", r"a\.weight_scale is \[8, 2\].*group_size 8.*\[8, 4\]"),
+        ("size of as many groups", "a has 32 inputs, which group_size 20 in .*config.json does not divide"),
+        ("one group", r"a\.weight_scale is \[8, 2\].*one group a row.*\[8, 1\]"),
+        ("bits", r"a\.weight_packed is \[8, 4\].*8 bits.*\[8, 8\]"),
+        ("symmetric", r"a\.weight_zero_point is \[1, 2\] where symmetric 4 bits and group_size 16 in .* ask for none"),
         ("dense", "holds packed weights"),
         ("format", "none of pack-quantized"),
         ("missing", r"a\.weight_zero_point is missing"),

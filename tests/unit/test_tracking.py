@@ -110,6 +110,7 @@ USERS: dict[str, set[str]] = {
     "job": OURS,
     "kernels": RECIPES | READERS | {"check_mse"},
     "layer_mse": {"check_mse"},
+    "loss_kernels": MEASURES,
     "noisy_statistics": {"collect_noisy"},
     "numbers": TABLES | PLOTS | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
     "outcome": set(),  # it says how a run ended

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,11 +164,29 @@ def test_what_another_model_made_is_refused_though_its_time_stamp_is_fresh(copy:
     moments = "calibration/n12-s42/second_moments.safetensors"
     made = [f"results/second/{name}" for name in (moments, "rtn_g/quantize.json")]
     assert tiny.snakemake(copy, *made).returncode == 0
-    for name, target in ((moments, "gw_awq/quantize.json"), ("rtn_g/quantize.json", "rtn_g/evaluation/heldout.json")):
+    evaluation = "rtn_g/evaluation/heldout.json"
+    for name, target, what in (
+        (moments, "gw_awq/quantize.json", "model_fingerprint"),
+        ("rtn_g/checkpoint/model.safetensors", evaluation, "record"),
+        ("rtn_g/quantize.json", evaluation, "model_fingerprint"),
+    ):
         (copy / "results/tiny" / name).write_bytes((copy / "results/second" / name).read_bytes())
         done = tiny.snakemake(copy, f"results/tiny/{target}", "--force")
         seen = done.stdout + done.stderr
-        assert f"ERROR results/tiny/{name}: was made from another model_fingerprint" in seen, seen
+        assert f"ERROR results/tiny/{name}: was made from another {what}" in seen, seen
+
+
+def test_a_packed_checkpoint_is_refused_where_its_config_names_another_grid(copy: Path) -> None:
+    """By every rule that reads it: the file's name, the tensor's and both shapes."""
+    config = copy / "results/tiny/rtn_g/checkpoint/config.json"
+    made = json.loads(config.read_text())
+    made["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 8
+    config.write_text(json.dumps(made))
+    for target in ("evaluation/heldout.json", "linears.csv", "export/dense/export.json"):
+        done = tiny.snakemake(copy, f"results/tiny/rtn_g/{target}", "--force")
+        seen = done.stdout + done.stderr
+        line = r"ERROR results/tiny/rtn_g/checkpoint/model\.safetensors: .*weight_scale is \[\d+, \d+\] .*group_size 8 "
+        assert done.returncode == 1 and re.search(line, seen) and "Traceback" not in seen, seen
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(copy: Path) -> None:

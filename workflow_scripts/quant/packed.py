@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from quant.artifacts import rebuild
 from quant.errors import InputError
 from quant.grids import Grid
 from quant.tensorfile import Layout, TensorFile
+
+if TYPE_CHECKING:
+    import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
 
 FORMAT = "pack-quantized"
 BITS = (4, 8)  # those that fill an int32 and that vLLM has products for
@@ -164,14 +167,21 @@ def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
         raise InputError(f"{file.path}: holds {found}, but {where} says otherwise; {rebuild(file.path)}")
     for name in sorted(named):
         shape = tuple(file.get(f"{name}.weight_shape").tolist())
+        size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
+        if grid.group_size != -1 and shape[1] % grid.group_size:
+            raise InputError(
+                f"{file.path}: {name} has {shape[1]} inputs, which {size} in {where} does not divide; "
+                f"{rebuild(file.path)}"
+            )
         dtype = held[f"{name}.weight_scale"][0] if f"{name}.weight_scale" in held else torch.float32
-        for key, (_, wanted) in layout_of(name, shape, dtype, grid).items():
-            found = held[key][1] if key in held else None
-            if found != wanted:
-                size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
+        present = {key: parts for key, (_, parts) in held.items() if key.startswith(f"{name}.weight")}
+        asked = {key: parts for key, (_, parts) in layout_of(name, shape, dtype, grid).items()}
+        for key in asked | present:
+            if (found := present.get(key)) != (wanted := asked.get(key)):
                 what = "is missing" if found is None else f"is {list(found)}"
+                kind = f"{'symmetric ' if grid.symmetric else ''}{grid.bits} bits and {size}"
                 raise InputError(
-                    f"{file.path}: {key} {what} where {grid.bits} bits and {size} in {where} ask for {list(wanted)}; "
+                    f"{file.path}: {key} {what} where {kind} in {where} ask for {list(wanted) if wanted else 'none'}; "
                     f"{rebuild(file.path)}"
                 )
     return named
