@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quant.page import number, percent
-from quant.verdicts import Difference, difference_words, increase, pair_difference, ranked
+from quant.verdicts import Difference, difference_words, increase, pair_difference, quality, ranked
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
 LIMITS = {
@@ -57,8 +57,9 @@ def within(rows: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
 def facts_words(row: Any) -> str:
     """What one gets, in one sentence."""
     return (
-        f"Perplexity {number(row.ppl, 2)} ({percent(increase(row))} against the original), "
-        f"{row.bits_per_weight:.2f} bits per weight, {row.size_mb:,.0f} MB: {row.compression:.2f} times smaller."
+        f"Perplexity {number(row.ppl, 2)} ({percent(increase(row))} against the original, {quality(increase(row))}), "
+        f"{row.bits_per_weight:.2f} bits per weight; the file takes {row.size_mb:,.0f} MB instead of "
+        f"{row.size_mb * row.compression:,.0f}, embeddings included: {row.compression:.2f} times smaller."
     )
 
 
