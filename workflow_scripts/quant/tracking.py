@@ -14,6 +14,7 @@ from quant.artifacts import digest
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 PACKAGE = Path(__file__).resolve().parent.name
+RENAMED = {"yaml": "PyYAML", "awq": "autoawq"}  # distributions that are not called what is imported
 
 
 @functools.cache
@@ -52,8 +53,13 @@ def closure(script: Path) -> tuple[set[Path], set[str]]:
 
 
 @functools.cache
-def distributions() -> dict[str, list[str]]:
-    return dict(metadata.packages_distributions())
+def version(package: str) -> str | None:
+    """Of an imported package's distribution; None where it is not installed. Asking for it by name is quick, where
+    metadata.packages_distributions reads what every installed distribution holds."""
+    try:
+        return metadata.version(RENAMED.get(package, package))
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache
@@ -62,6 +68,5 @@ def code_of(script: str, *data: str, root: Path = SCRIPTS) -> str:
     files, packages = closure(root / script)
     files |= {root / name for name in data}
     parts = [file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() for file in sorted(files)]
-    named = sorted({name for package in packages for name in distributions().get(package, [])})
-    parts += [f"{name}=={metadata.version(name)}".encode() for name in named]
+    parts += [f"{package}=={version(package)}".encode() for package in sorted(packages) if version(package)]
     return digest(*parts)
