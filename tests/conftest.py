@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny
+
 torch.set_num_threads(1)  # on tiny tensors, threads that share cores with other tests wait longer than they work
 
 
@@ -22,8 +24,7 @@ def perturb(model: torch.nn.Module, seed: int) -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a 2-layer random Llama in float32 and a byte tokenizer (256 ids, no special ones)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("tiny")
     config = LlamaConfig(
@@ -45,11 +46,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LlamaForCausalLM(config).float()
     perturb(model, 1)
     model.save_pretrained(directory)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    tiny.save_byte_tokenizer(directory)
     return directory
 
 

