@@ -195,46 +195,46 @@ def edited(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("row", KEYS)
-def test_a_changed_key_reruns_its_users(edited: Path, row: str) -> None:
-    change, stale = KEYS[row]
-    tiny.write_overlay(edited, changed(change))
-    try:
-        # every change shows in the report's configuration
-        assert tiny.pending(edited) == (following(stale | SHOWN) if stale else {})
-    finally:
-        tiny.write_overlay(edited, tiny.OVERLAY)
+class TestConfiguration:
+    """Classes, so that each may go to another worker (pytest --dist loadscope)."""
 
+    @pytest.mark.parametrize("row", KEYS)
+    def test_a_changed_key_reruns_its_users(self, edited: Path, row: str) -> None:
+        change, stale = KEYS[row]
+        tiny.write_overlay(edited, changed(change))
+        try:
+            # every change shows in the report's configuration
+            assert tiny.pending(edited) == (following(stale | SHOWN) if stale else {})
+        finally:
+            tiny.write_overlay(edited, tiny.OVERLAY)
 
-def test_a_new_and_a_renamed_method_run_alone(study: Path, tmp_path: Path) -> None:
-    overlay = tmp_path / "changed.yaml"
-    for methods in ([*METHODS, "mine"], ["rtn_g", "mine", "gw_praq"]):
-        overlay.write_text(
-            yaml.safe_dump(changed({"methods": {"mine": {"salience": "l1"}}, "study": chosen(*methods)}))
-        )
-        one = {"quantize": 1, "measure_error": 1, "evaluate": 1}
-        assert tiny.pending(study, overlay) == one | following({"summarize", "measure_heldout"})
+    def test_a_new_and_a_renamed_method_run_alone(self, study: Path, tmp_path: Path) -> None:
+        overlay = tmp_path / "changed.yaml"
+        for methods in ([*METHODS, "mine"], ["rtn_g", "mine", "gw_praq"]):
+            overlay.write_text(
+                yaml.safe_dump(changed({"methods": {"mine": {"salience": "l1"}}, "study": chosen(*methods)}))
+            )
+            one = {"quantize": 1, "measure_error": 1, "evaluate": 1}
+            assert tiny.pending(study, overlay) == one | following({"summarize", "measure_heldout"})
 
+    def test_a_new_data_set_is_only_evaluated(self, study: Path, tmp_path: Path) -> None:
+        overlay = tmp_path / "changed.yaml"
+        second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "tiny_calibration"}
+        names = {"datasets": ["heldout", "second"]}
+        overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names})))
+        only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
+        assert tiny.pending(study, overlay) == only | following({"summarize"})
 
-def test_a_new_data_set_is_only_evaluated(study: Path, tmp_path: Path) -> None:
-    overlay = tmp_path / "changed.yaml"
-    second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "tiny_calibration"}
-    names = {"datasets": ["heldout", "second"]}
-    overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names})))
-    only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
-    assert tiny.pending(study, overlay) == only | following({"summarize"})
+    def test_key_order_means_nothing(self, copy: Path) -> None:
+        for name in ("config.yaml", "tiny.yaml"):
+            content = backwards(yaml.safe_load((copy / name).read_text()))
+            (copy / name).write_text(yaml.safe_dump(content, sort_keys=False))
+        assert tiny.pending(copy) == {}
 
 
 def backwards(value: Any) -> Any:
     """The same mapping, every key order reversed."""
     return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
-
-
-def test_key_order_means_nothing(copy: Path) -> None:
-    for name in ("config.yaml", "tiny.yaml"):
-        content = backwards(yaml.safe_load((copy / name).read_text()))
-        (copy / name).write_text(yaml.safe_dump(content, sort_keys=False))
-    assert tiny.pending(copy) == {}
 
 
 # --- code
@@ -285,106 +285,112 @@ def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
         path.write_text(before)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_an_edited_module_reruns_its_users(edited: Path, module: str) -> None:
-    stale = set().union(*map(script_jobs, MODULES[module]))
-    assert pending_after_edit(edited, edited / "workflow_scripts/quant" / module) == following(stale)
+class TestModules:
+    """Of the library; tests/unit/test_tracking.py has a row for each of the others."""
+
+    @pytest.mark.parametrize("module", MODULES)
+    def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:
+        stale = set().union(*map(script_jobs, MODULES[module]))
+        assert pending_after_edit(edited, edited / "workflow_scripts/quant" / module) == following(stale)
 
 
 SCRIPTS = sorted(path.name for path in (tiny.ROOT / "workflow_scripts").glob("*.py"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_an_edited_script_reruns_its_rule(edited: Path, script: str) -> None:
-    stale = script_jobs(script.removesuffix(".py"))
-    assert pending_after_edit(edited, edited / "workflow_scripts" / script) == following(stale)
+class TestScripts:
+    """And the libraries' versions."""
 
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_an_edited_script_reruns_its_rule(self, edited: Path, script: str) -> None:
+        stale = script_jobs(script.removesuffix(".py"))
+        assert pending_after_edit(edited, edited / "workflow_scripts" / script) == following(stale)
 
-@pytest.mark.parametrize(
-    ("distribution", "rules"),
-    [
-        ("matplotlib", ["plot", *PLOTS, "report"]),
-        (
-            "scipy",
-            [
-                "summarize",
-                "summarize_sensitivity",
-                "answer_questions",
-                "check_mse",
-                "deep_dive",
-                "synthetic_benchmark",
-                *PLOTS,
-            ],
-        ),
-        ("jinja2", ["describe", "report"]),
-        ("pygments", []),
-    ],
-)
-def test_another_version_of_a_library_reruns_its_users(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, rules: list[str]
-) -> None:
-    info = tmp_path / f"{distribution}-99.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99.0\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = tiny.snakemake(study, "--dry-run", "results/report.html")
-    assert tiny.pending_in(done.stdout + done.stderr) == following(set().union(*map(script_jobs, rules)))
+    @pytest.mark.parametrize(
+        ("distribution", "rules"),
+        [
+            ("matplotlib", ["plot", *PLOTS, "report"]),
+            (
+                "scipy",
+                [
+                    "summarize",
+                    "summarize_sensitivity",
+                    "answer_questions",
+                    "check_mse",
+                    "deep_dive",
+                    "synthetic_benchmark",
+                    *PLOTS,
+                ],
+            ),
+            ("jinja2", ["describe", "report"]),
+            ("pygments", []),
+        ],
+    )
+    def test_another_version_of_a_library_reruns_its_users(
+        self, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, rules: list[str]
+    ) -> None:
+        info = tmp_path / f"{distribution}-99.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99.0\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        done = tiny.snakemake(study, "--dry-run", "results/report.html")
+        assert tiny.pending_in(done.stdout + done.stderr) == following(set().union(*map(script_jobs, rules)))
 
 
 # --- time stamps
 
 
-def test_a_fresh_clones_time_stamps_rerun_nothing(copy: Path) -> None:
-    for name in ("Snakefile", "rules", "workflow_scripts", "config.yaml", "tiny.yaml", "docs", "envs"):
-        for path in [copy / name, *(copy / name).rglob("*")]:
-            os.utime(path)
-    assert tiny.pending(copy) == {}
+class TestFiles:
+    """Touched, changed, lost, or left behind."""
 
+    def test_a_fresh_clones_time_stamps_rerun_nothing(self, copy: Path) -> None:
+        for name in ("Snakefile", "rules", "workflow_scripts", "config.yaml", "tiny.yaml", "docs", "envs"):
+            for path in [copy / name, *(copy / name).rglob("*")]:
+                os.utime(path)
+        assert tiny.pending(copy) == {}
 
-@pytest.mark.parametrize("kept", [("results",), ("results", ".snakemake")])
-def test_a_fresh_clone_over_existing_results_reruns_nothing(study: Path, tmp_path: Path, kept: tuple[str, ...]) -> None:
-    folder = tiny.clone(tmp_path / "clone")
-    shutil.rmtree(folder / "inputs")
-    for name in ("inputs", *kept):
-        shutil.copytree(study / name, folder / name, copy_function=shutil.copy2)
-    assert tiny.pending(folder) == {}
+    @pytest.mark.parametrize("kept", [("results",), ("results", ".snakemake")])
+    def test_a_fresh_clone_over_existing_results_reruns_nothing(
+        self, study: Path, tmp_path: Path, kept: tuple[str, ...]
+    ) -> None:
+        folder = tiny.clone(tmp_path / "clone")
+        shutil.rmtree(folder / "inputs")
+        for name in ("inputs", *kept):
+            shutil.copytree(study / name, folder / name, copy_function=shutil.copy2)
+        assert tiny.pending(folder) == {}
 
+    @pytest.mark.parametrize(
+        ("name", "stale"),
+        [
+            ("inputs/calibration.txt", CALIBRATION),
+            ("inputs/heldout.txt", DATASET),
+            ("inputs/model/config.json", {"convert"}),
+        ],
+    )
+    def test_an_input_counts_by_its_content(self, copy: Path, name: str, stale: set[str]) -> None:
+        """Touched: nothing. Changed: its users."""
+        path = copy / name
+        os.utime(path)
+        assert tiny.pending(copy) == {}
+        path.write_text(path.read_text() + " ")
+        assert tiny.pending(copy) == following(stale)
 
-@pytest.mark.parametrize(
-    ("name", "stale"),
-    [
-        ("inputs/calibration.txt", CALIBRATION),
-        ("inputs/heldout.txt", DATASET),
-        ("inputs/model/config.json", {"convert"}),
-    ],
-)
-def test_an_input_counts_by_its_content(copy: Path, name: str, stale: set[str]) -> None:
-    """Touched: nothing. Changed: its users."""
-    path = copy / name
-    os.utime(path)
-    assert tiny.pending(copy) == {}
-    path.write_text(path.read_text() + " ")
-    assert tiny.pending(copy) == following(stale)
+    def test_a_lost_result_is_made_again_with_what_follows(self, copy: Path) -> None:
+        (copy / "results/tiny/gw_awq/evaluation/heldout.json").unlink()
+        assert tiny.pending(copy) == {}, "what was made from it is there: Snakemake asks no more"
+        (copy / "results/report.html").unlink()
+        assert tiny.pending(copy) == {"report": 1}
+        (copy / "results/summary.csv").unlink()
+        assert tiny.pending(copy) == following({"evaluate:gw_awq"})
 
-
-def test_a_lost_result_is_made_again_with_what_follows(copy: Path) -> None:
-    (copy / "results/tiny/gw_awq/evaluation/heldout.json").unlink()
-    assert tiny.pending(copy) == {}, "what was made from it is there: Snakemake asks no more"
-    (copy / "results/report.html").unlink()
-    assert tiny.pending(copy) == {"report": 1}
-    (copy / "results/summary.csv").unlink()
-    assert tiny.pending(copy) == following({"evaluate:gw_awq"})
-
-
-def test_a_removed_method_keeps_its_results_and_leaves_the_report(copy: Path) -> None:
-    """Its files stay as they were, and putting it back costs only the tables."""
-    kept = {path: path.stat().st_mtime_ns for path in (copy / "results/tiny/gw_praq").rglob("*") if path.is_file()}
-    tiny.write_overlay(copy, changed({"study": chosen("rtn_g", "gw_awq")}))
-    done = tiny.snakemake(copy, "results/report.html")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert list(pd.read_csv(copy / "results/summary.csv")["method"]) == ["original", "rtn_g", "gw_awq"]
-    shown = re.sub(r"<pre.*?</pre>", "", (copy / "results/report.html").read_text(), flags=re.DOTALL)
-    assert "gw_awq" in shown and "gw_praq" not in shown
-    tiny.write_overlay(copy, tiny.OVERLAY)
-    assert tiny.pending(copy) == following({"summarize", "measure_heldout"})
+    def test_a_removed_method_keeps_its_results_and_leaves_the_report(self, copy: Path) -> None:
+        """Its files stay as they were, and putting it back costs only the tables."""
+        kept = {path: path.stat().st_mtime_ns for path in (copy / "results/tiny/gw_praq").rglob("*") if path.is_file()}
+        tiny.write_overlay(copy, changed({"study": chosen("rtn_g", "gw_awq")}))
+        done = tiny.snakemake(copy, "results/report.html")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert list(pd.read_csv(copy / "results/summary.csv")["method"]) == ["original", "rtn_g", "gw_awq"]
+        shown = re.sub(r"<pre.*?</pre>", "", (copy / "results/report.html").read_text(), flags=re.DOTALL)
+        assert "gw_awq" in shown and "gw_praq" not in shown
+        tiny.write_overlay(copy, tiny.OVERLAY)
+        assert tiny.pending(copy) == following({"summarize", "measure_heldout"})
