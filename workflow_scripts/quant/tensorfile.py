@@ -54,7 +54,8 @@ class TensorFile:
     def __init__(self, path: Path, handle: safe_open) -> None:
         self.path, self._handle = path, handle
         self.names = set(handle.keys())
-        self.metadata: dict[str, str] = handle.metadata() or {}
+        # safetensors gives them in any order; what is copied into another file is the same bytes every time
+        self.metadata: dict[str, str] = dict(sorted((handle.metadata() or {}).items()))
         self._checksums: dict[str, str] = self.info("checksums") if "checksums" in self.metadata else {}
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[str, Future[Tensor]] = {}
