@@ -4,16 +4,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests import tiny
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the tiny study has run to results/report.html."""
-    folder = tiny.clone(tmp_path_factory.mktemp("study") / "clone")
-    done = tiny.snakemake(folder, "results/report.html")
-    assert done.returncode == 0, done.stdout + done.stderr
+def study(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A clone in which the tiny study has run to results/report.html: one for all workers, made by the first."""
+    common = tmp_path_factory.getbasetemp()
+    common = common if worker_id == "master" else common.parent
+    folder, complete = common / "study", common / "study.complete"
+    with FileLock(common / "study.lock"):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            done = tiny.snakemake(tiny.clone(folder), "results/report.html")
+            assert done.returncode == 0, done.stdout + done.stderr
+            complete.touch()
     return folder
 
 

@@ -122,9 +122,9 @@ def test_all_parts_together_are_the_method(study: Path) -> None:
     assert record["provenance"]["evaluated_tokens"] and record["provenance"]["recipe"]["rounding"] == "nearest"
 
 
-def test_snakemakes_own_report_builds_with_captions(study: Path, tmp_path: Path) -> None:
+def test_snakemakes_own_report_builds_with_captions(copy: Path, tmp_path: Path) -> None:
     page = tmp_path / "snakemake.html"
-    done = tiny.snakemake(study, "results/report.html", "--report", str(page))
+    done = tiny.snakemake(copy, "results/report.html", "--report", str(page))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "paired over the same sequences" in page.read_text()
 
