@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,25 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import tiny
+from tests.workflow.strike import INTERRUPT, KILL, site, strike
 
-# kills a rule's first job once, when its first output is complete but for its name
-KILLER = """
-import os, pathlib, signal, sys
-
-fsync, script = os.fsync, sys.argv[0] if hasattr(sys, "argv") else ""
-
-def once(file):
-    name = pathlib.Path(sys.argv[0]).name.split(".", 1)[-1]
-    marker = pathlib.Path(os.environ["KILLED"], name)
-    if name.endswith(".py") and ".snakemake" in sys.argv[0] and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(file)
-
-os.fsync = once
-"""
 TIMES = {"quantize_s", "milliseconds", "tokens_per_s", "checksum"}
 RULES = [
     *("convert", "tokenize_calibration", "tokenize_dataset", "collect_statistics", "quantize", "measure_error"),
@@ -38,6 +26,17 @@ RULES = [
     *("analyse_preactivations", "plot_preactivations", "deep_dive", "plot_deep_dive"),
     *("synthetic_benchmark", "plot_synthetic"),
 ]
+# rules that the tiny study does not run, and what asks for them
+ASKED = {
+    "collect_noisy": "tiny/calibration/n12-s42/noisy-0.05x3.safetensors",
+    "collect_jacobian": "tiny/calibration/n12-s42/jacobian.safetensors",
+    "pick": "best/choice.json",
+    "export": "tiny/rtn_g/export/dense/export.json",
+    "export_gguf": "half/blocks/export/gguf/export.json",
+    "fetch_package": "sources/good-wheel-1.0.whl",
+    "build_autoawq": "environments/autoawq/complete",
+}
+ELSEWHERE = {"quantize_autoawq"}  # test_autoawq.py, which has the library
 
 
 def without_times(value: Any) -> Any:
@@ -69,40 +68,160 @@ def same_results(folder: Path, undisturbed: Path) -> None:
     assert [name for name in found if name != "report.html" and content(found[name]) != content(wanted[name])] == []
 
 
+def test_the_matrix_has_every_rule() -> None:
+    text = "".join(path.read_text() for path in (tiny.ROOT / "rules").glob("*.smk"))
+    assert set(re.findall(r"^rule (\w+):", text, re.MULTILINE)) == {*RULES, *ASKED, *ELSEWHERE}
+
+
 def test_every_rule_killed_in_the_middle_ends_in_the_same_bytes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.clone(tmp_path / "clone")
-    for name in ("site", "killed"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(KILLER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    struck = strike(tmp_path, monkeypatch, KILL)
     for _ in range(len(RULES) + 1):
         done = tiny.snakemake(folder, "results/report.html", "--keep-going")
         assert "Traceback" not in done.stdout + done.stderr
         if done.returncode == 0:
             break
-    assert {path.stem for path in (tmp_path / "killed").iterdir()} == set(RULES)
+    assert {path.name for path in struck.iterdir()} == set(RULES)
     same_results(folder, study)
 
 
-def test_an_interrupt_leaves_no_half_output(copy: Path, study: Path) -> None:
-    """SIGINT to the whole group, as a terminal sends it, once a job has begun to compute."""
-    command = [sys.executable, "-m", "snakemake", "results/report.html", "--forcerun", "collect_statistics"]
-    command += ["--configfile", "tiny.yaml", "--cores", "1"]
-    log = copy / "results/logs/collect_statistics/tiny/n12-s42.log"
-    log.unlink()
-    process = subprocess.Popen(command, cwd=copy, start_new_session=True, stderr=subprocess.PIPE)
-    while not log.exists() and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate()
-    assert process.returncode != 0
-    assert [name for name in results(copy) if name.endswith(".part")] == []
-    done = tiny.snakemake(copy, "results/report.html", "--forcerun", "collect_statistics")
+def save_half(folder: Path) -> None:
+    """A float16 model whose inputs are whole blocks of GGUF's, with a tokenizer that it knows."""
+    from transformers import AutoModelForCausalLM
+
+    tiny.save_model(folder, num_hidden_layers=1, hidden_size=64, intermediate_size=96)
+    AutoModelForCausalLM.from_pretrained(folder).half().save_pretrained(folder)
+    tiny.save_byte_tokenizer(folder)
+
+
+def asked_overlay(folder: Path) -> None:
+    """What the rules of ASKED need beside the finished study."""
+    wheel = tiny.save_wheel(folder / "wheels", "good_wheel")
+    tiny.save_wheel(folder / "wheels", "awq", "__init__.py")
+    (folder / "envs/autoawq.txt").write_text("wheels/awq-1.0-py3-none-any.whl\n")
+    save_half(folder / "inputs/half")
+    gguf = {"package": "good-wheel", "version": "1.0", "sha256": wheel, "member": "good_wheel/model.gguf"}
+    overlay = tiny.OVERLAY | {
+        "models": tiny.OVERLAY["models"]
+        | {"half": {"source": {"directory": "inputs/half"}}, "wheel": {"source": {"gguf": gguf}}},
+        "methods": {"blocks": {"group_size": 32, "symmetric": True}},
+        "choose": {"max_bits_per_weight": 7},
+    }
+    tiny.write_overlay(folder, overlay)
+
+
+def test_rules_outside_the_study_killed_in_the_middle_end_in_the_same_bytes(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_overlay(copy)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(copy / "wheels"))
+    targets = [f"results/{name}" for name in ASKED.values()]
+    before = results(copy).keys()
+    done = tiny.snakemake(copy, *targets)
     assert done.returncode == 0, done.stdout + done.stderr
+    made = {name: path for name, path in results(copy).items() if name not in before and outcome_of(name)}
+    expected = {name: content(path) for name, path in made.items()}
+    for path in made.values():
+        path.unlink()
+    struck = strike(tmp_path, monkeypatch, KILL)
+    assert tiny.snakemake(copy, *targets, "--keep-going").returncode == 1
+    assert {path.name for path in struck.iterdir()} == set(ASKED)
+    done = tiny.snakemake(copy, *targets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [name for name in expected if content(results(copy)[name]) != expected[name]] == []
+
+
+def outcome_of(name: str) -> bool:
+    """Whether a result is one of ASKED: of AutoAWQ's environment what the rule writes itself."""
+    if name.startswith("environments/"):
+        return name.endswith(("complete", "packages.txt")) and name.count("/") == 2
+    return not name.startswith(("half/original", "half/blocks/checkpoint", "half/blocks/quantize", "half/blocks/folds"))
+
+
+def test_an_interrupt_leaves_no_half_output(
+    copy: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the job itself, so that it comes while the statistics are on the disk under a temporary name."""
+    target = "results/tiny/calibration/n12-s42/channels.safetensors"
+    with monkeypatch.context() as patch:
+        struck = strike(tmp_path, patch, INTERRUPT)
+        command = [sys.executable, "-m", "snakemake", target, "--forcerun", "collect_statistics"]
+        command += ["--configfile", "tiny.yaml", "--cores", "1"]
+        done = subprocess.run(command, cwd=copy, start_new_session=True, capture_output=True, text=True)
+    assert [path.name for path in struck.iterdir()] == ["collect_statistics"]
+    assert done.returncode != 0
+    assert [name for name in results(copy) if name.endswith(".part")] == []
+    assert not (copy / "results/tiny/calibration/n12-s42/second_moments.safetensors").exists()
+    again = tiny.snakemake(copy, target, "--forcerun", "collect_statistics")
+    assert again.returncode == 0, again.stdout + again.stderr
     same_results(copy, study)
+
+
+# a device whose memory holds so few tokens at a time
+SMALL = """
+import importlib.util, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "transformers.models.llama.modeling_llama":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            forward = module.LlamaMLP.forward
+
+            def small(self, x):
+                import torch
+
+                if x.shape[:-1].numel() > 50:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return forward(self, x)
+
+            module.LlamaMLP.forward = small
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_out_of_memory_every_pass_halves_its_batch_goes_on_and_says_so(
+    copy: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rule that runs the model in batches; 384 or 512 tokens are in one batch otherwise."""
+    site(tmp_path, monkeypatch, SMALL)
+    logs = {
+        "tiny/calibration/n12-s42/channels.safetensors": "collect_statistics/tiny/n12-s42",
+        ASKED["collect_noisy"]: "collect_noisy/tiny/n12-s42/0.05x3",
+        ASKED["collect_jacobian"]: "collect_jacobian/tiny/n12-s42/jacobian",
+        "tiny/check_mse/linears.json": "check_mse/tiny",
+        "tiny/original/evaluation/heldout.json": "evaluate_original/tiny/heldout",
+        "tiny/gw_awq/evaluation/heldout.json": "evaluate/tiny/gw_awq/heldout",
+        "tiny/rtn_g/sensitivity/heldout.json": "measure_sensitivity/tiny/rtn_g/heldout",
+    }
+    done = tiny.snakemake(copy, *(f"results/{name}" for name in logs), "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for log in logs.values():
+        said = (copy / f"results/logs/{log}.log").read_text()
+        assert re.search(r"\d+ tokens in a batch do not fit into the GPU's memory; going on with \d+", said), said
+    for name in ("channels", "second_moments"):
+        found, expected = (
+            load_file(root / f"results/tiny/calibration/n12-s42/{name}.safetensors") for root in (copy, study)
+        )
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[key], expected[key], rtol=1e-4, atol=1e-6) for key in found), "counted twice"
+    for method in ("original", "gw_awq"):
+        found, expected = (
+            tiny.read(root / f"results/tiny/{method}/evaluation/heldout.json")["sequences"] for root in (copy, study)
+        )
+        assert [row["nll"] for row in found] == pytest.approx([row["nll"] for row in expected], rel=1e-5)
 
 
 def damage(path: Path, how: str) -> None:
