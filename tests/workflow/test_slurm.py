@@ -1,6 +1,7 @@
 """The tiny study through profiles/slurm on a real one-node SLURM: the same numbers, one GPU job at a time, retries."""
 
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from tests import tiny
 from tests.workflow import slurm
+from tests.workflow.test_faults import damage
 
 TIMES = ["tokens_per_s", "quantize_s"]
 QUICK = [
@@ -75,3 +78,20 @@ def test_a_job_over_its_memory_comes_back_with_more(ran: Any) -> None:
     assert [record["JobState"] for record in tries][-1] == "COMPLETED" and len(tries) > 1, tries
     assert tries[0]["JobState"] in ("FAILED", "OUT_OF_MEMORY")
     assert tries[0]["MinMemoryNode"] != tries[-1]["MinMemoryNode"]
+
+
+def test_failures_on_nodes_end_with_rule_line_and_log(ran: Any) -> None:
+    """A job alone, and one of a group, of which only that one is named."""
+    folder, _, _ = ran
+    overlay = tiny.OVERLAY | {"methods": {"bad": {"noise_injection": 1e300}}}
+    (folder / "bad.yaml").write_text(yaml.safe_dump(overlay))
+    damage(folder / "results/tiny/rtn_g/evaluation/heldout.json", "flipped")
+    command = [sys.executable, "-m", "snakemake", "results/tiny/bad/quantize.json", "results/report.html"]
+    command += ["--forcerun", "summarize", "--configfile", "bad.yaml", "--workflow-profile", "profiles/slurm", *QUICK]
+    done = subprocess.run([*command, "--keep-going", "--retries", "0"], cwd=folder, capture_output=True, text=True)
+    told = re.findall(r"^(\w+) failed: (.*)\n    log: (.*)$", done.stdout + done.stderr, re.MULTILINE)
+    assert done.returncode == 1 and {rule for rule, _, _ in told} == {"quantize", "summarize"}, done.stderr
+    reasons = {rule: (line, log) for rule, line, log in told}
+    assert reasons["quantize"][1] == "results/logs/quantize/tiny/bad.log"
+    assert "results/tiny/rtn_g/evaluation/heldout.json" in reasons["summarize"][0]
+    assert reasons["summarize"][1] == "results/logs/summarize.log"
