@@ -1,5 +1,5 @@
 # make report   the whole study on the embedded default → results/report.html
-# make test     every test
+# make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
@@ -16,13 +16,16 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # folders of results/ that are no model's
 NO_MODELS = $(foreach name,logs benchmarks figures sources best environments,results/$(name)/%)
 
-.PHONY: report test check bench tools lock clean-method audit
+.PHONY: report test test-slow check bench tools lock clean-method audit
 
 report: .venv/complete
 	snakemake results/report.html --cores $(CORES) --resources gpu=1
 
 test: .venv/complete
-	pytest -n 2 --dist loadscope
+	pytest -n 2 --dist loadscope -m 'not slow'
+
+test-slow: .venv/complete
+	pytest -n 2 --dist loadscope -m slow
 
 check: .venv/complete
 	ruff format --check .

@@ -46,8 +46,8 @@ def seconds(folder: Path, *arguments: str) -> tuple[float, str]:
 
 STUB = """from pathlib import Path
 
-for path in snakemake.output:
-    Path(path).touch()
+for path in map(Path, snakemake.output):
+    path.touch() if path.suffix else path.mkdir(exist_ok=True)
 """
 
 

@@ -126,6 +126,7 @@ REFUSED: set[str] = set()
 VALID: dict[str, Any] = {}
 
 
+@pytest.mark.slow  # with the next one, which takes what it found
 @settings(max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(mutated())
 def test_a_mutated_configuration_is_valid_or_refused_in_one_line(config: Any) -> None:
@@ -143,6 +144,7 @@ def test_a_mutated_configuration_is_valid_or_refused_in_one_line(config: Any) ->
     VALID[repr(found)] = config
 
 
+@pytest.mark.slow
 def test_each_valid_one_makes_a_dag(tmp_path: Path) -> None:
     """By Snakemake itself, in dry runs of a clone whose own configuration it is."""
     assert len(REFUSED) + len(VALID) >= 300 and min(len(REFUSED), len(VALID)) >= 50, (len(REFUSED), len(VALID))

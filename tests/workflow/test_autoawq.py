@@ -22,6 +22,7 @@ from quant import autoawq, grids, tokens
 from quant.artifacts import digest
 from tests import tiny
 
+pytestmark = pytest.mark.slow
 REQUIREMENTS = tiny.ROOT / "envs/autoawq.txt"
 # its clipping wants output channels in multiples of 64, the values' of grouped-query attention too
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "initializer_range": 0.15}

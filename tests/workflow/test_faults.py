@@ -39,6 +39,11 @@ ASKED = {
 ELSEWHERE = {"quantize_autoawq"}  # test_autoawq.py, which has the library
 
 
+def hear_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so do its children, unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_times(part) for key, part in value.items() if key not in TIMES}
@@ -73,6 +78,7 @@ def test_the_matrix_has_every_rule() -> None:
     assert set(re.findall(r"^rule (\w+):", text, re.MULTILINE)) == {*RULES, *ASKED, *ELSEWHERE}
 
 
+@pytest.mark.slow
 def test_every_rule_killed_in_the_middle_ends_in_the_same_bytes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +118,7 @@ def asked_overlay(folder: Path) -> None:
     tiny.write_overlay(folder, overlay)
 
 
+@pytest.mark.slow
 def test_rules_outside_the_study_killed_in_the_middle_end_in_the_same_bytes(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +157,9 @@ def test_an_interrupt_leaves_no_half_output(
         struck = strike(tmp_path, patch, INTERRUPT)
         command = [sys.executable, "-m", "snakemake", target, "--forcerun", "collect_statistics"]
         command += ["--configfile", "tiny.yaml", "--cores", "1"]
-        done = subprocess.run(command, cwd=copy, start_new_session=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=copy, start_new_session=True, preexec_fn=hear_interrupts, capture_output=True, text=True
+        )
     assert [path.name for path in struck.iterdir()] == ["collect_statistics"]
     assert done.returncode != 0
     assert [name for name in results(copy) if name.endswith(".part")] == []
@@ -192,6 +201,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_every_pass_halves_its_batch_goes_on_and_says_so(
     copy: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +336,8 @@ def test_a_full_disk_is_one_line_that_names_the_file(copy: Path) -> None:
 
 def test_two_runs_in_one_directory_are_refused(copy: Path) -> None:
     command = [sys.executable, "-m", "snakemake", "results/report.html", "--forcerun", "collect_statistics"]
-    first = subprocess.Popen([*command, "--configfile", "tiny.yaml", "--cores", "1"], cwd=copy, stderr=subprocess.PIPE)
+    command += ["--configfile", "tiny.yaml", "--cores", "1"]
+    first = subprocess.Popen(command, cwd=copy, preexec_fn=hear_interrupts, stderr=subprocess.PIPE)
     while not list((copy / ".snakemake/locks").glob("*")) and first.poll() is None:
         time.sleep(0.05)
     done = tiny.snakemake(copy, "results/report.html", "--forcerun", "collect_statistics")

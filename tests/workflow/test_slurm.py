@@ -18,6 +18,7 @@ from tests import tiny
 from tests.workflow import slurm
 from tests.workflow.test_faults import damage
 
+pytestmark = pytest.mark.slow
 TIMES = ["tokens_per_s", "quantize_s"]
 QUICK = [
     *("--latency-wait", "5", "--jobs", "4", "--slurm-init-seconds-before-status-checks", "8"),
