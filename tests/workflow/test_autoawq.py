@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from quant import autoawq, grids, tokens
 from quant.artifacts import digest
 from tests import tiny
+from tests.workflow.strike import KILL, strike
 
 pytestmark = pytest.mark.slow
 REQUIREMENTS = tiny.ROOT / "envs/autoawq.txt"
@@ -134,6 +135,22 @@ def assert_near(original: Path, quantised: Path, group_size: int) -> None:
 
 def test_logits_are_near_the_originals(study: Path) -> None:
     assert_near(*(study / f"results/tiny/{name}/checkpoint" for name in ("original", "autoawq")), group_size=32)
+
+
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target = study / "results/tiny/autoawq", "results/tiny/autoawq/quantize.json"
+    names = ("checkpoint/model.safetensors", "checkpoint/config.json", "folds.safetensors")
+    before = {name: (folder / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        struck = strike(tmp_path, patch, KILL)
+        assert tiny.snakemake(study, target, "--forcerun", "quantize_autoawq").returncode == 1
+    assert [path.name for path in struck.iterdir()] == ["quantize_autoawq"]
+    assert not (study / target).exists()
+    done = tiny.snakemake(study, target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [name for name in names if (folder / name).read_bytes() != before[name]] == []
 
 
 def test_a_llama_with_grouped_queries(environments: Path, tmp_path: Path) -> None:
