@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from int4_decoder import KERNELS, Checkpoint, Decoder, Random, Shape, Weights
+from int4_decoder import Checkpoint, Decoder, Random, Shape, Weights
+from int4_products import KERNELS
 from quant.errors import InputError
 from quant.stored import opened
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 import int4_decoder
+import int4_products
 import int4_speed
 from quant import evaluation, grids, hidden, search, tensorfile
 from quant.blocks import Run, all_linears, skeleton
@@ -293,8 +294,8 @@ def test_int4_decoders_agree_with_the_dense_one(kernel: str, batch: int, group_s
     """Both paths, one token at a time, through grouped-query attention, beside float32 of the same codes."""
     shape = int4_decoder.Shape(256, 640, 2, 8, 4, 32, 500, 1e-5, 1e4, 3.0, 0.5, 2.0, 0.3)
     weights = int4_decoder.Random(shape, group_size, "cuda")
-    dense = int4_decoder.Decoder(weights, partial(int4_decoder.Dense, dtype=torch.float32), torch.float32)
-    model = int4_decoder.Decoder(weights, int4_decoder.KERNELS[kernel], torch.bfloat16)
+    dense = int4_decoder.Decoder(weights, partial(int4_products.Dense, dtype=torch.float32), torch.float32)
+    model = int4_decoder.Decoder(weights, int4_products.KERNELS[kernel], torch.bfloat16)
     ids = torch.randint(0, 500, (batch, 70), generator=torch.Generator("cuda").manual_seed(0), device="cuda")
     expected = int4_speed.prompt_logits(dense, ids)
     for found in (

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import int4_decoder
+import int4_products
 import int4_speed
 from quant import stored
 from quant.artifacts import read_json
@@ -52,7 +53,7 @@ def test_decoder_equals_transformers(packed_model: Path) -> None:
     with stored.opened(packed_model) as held:
         weights = int4_decoder.Checkpoint(held, read_json(packed_model / "config.json"), "cpu")
         assert weights.group == 32, "the largest that divides every row's one group"
-        model = int4_decoder.Decoder(weights, partial(int4_decoder.Dense, dtype=torch.float32), torch.float32)
+        model = int4_decoder.Decoder(weights, partial(int4_products.Dense, dtype=torch.float32), torch.float32)
     torch.testing.assert_close(int4_speed.prompt_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(int4_speed.decoded_logits(model, IDS), expected[:, -1], rtol=1e-3, atol=1e-3)
 
@@ -62,7 +63,7 @@ def test_int4_product_on_a_cpu_is_of_the_same_weights() -> None:
     _, _, (linear, *_) = next(int4_decoder.Random(shape, 32, "cpu").layers())
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     try:
-        found = int4_decoder.CpuInt4(linear)(x).float()
+        found = int4_products.CpuInt4(linear)(x).float()
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"this CPU's torch has no int4 product: {error}")
     expected = x.float() @ linear.dequantize().T

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests import tiny
+from tests.unit.test_tracking import USERS
 
 METHODS = ["rtn_g", "gw_awq", "gw_praq"]
 SEARCHING = ["gw_awq", "gw_praq"]  # they read statistics
@@ -245,35 +246,12 @@ def script_jobs(script: str) -> set[str]:
     return {job for job in graph(METHODS) if job.partition(":")[0] == script}
 
 
-# by hand: whose jobs an edit makes stale
-MODULES: dict[str, list[str]] = {
-    "rounding.py": ["quantize"],
-    "salience.py": ["quantize", "deep_dive"],
-    "search.py": ["quantize"],
-    "recipe.py": ["quantize"],
-    "protection.py": ["quantize", "check_mse", "deep_dive", "synthetic_benchmark"],
-    # a checkpoint is read by its grid
-    "grids.py": ["quantize", "check_mse", "evaluate", "measure_error", "measure_heldout", "measure_sensitivity"],
-    "second_moments.py": ["collect_statistics", "quantize", "measure_error", "check_mse", "measure_heldout"],
-    "statistics.py": ["collect_statistics", "check_mse"],
-    "texts.py": ["tokenize_calibration", "tokenize_dataset"],
-    "convert.py": ["convert"],
-    "evaluation.py": ["evaluate", "evaluate_original", "measure_sensitivity"],
-    "referee.py": ["measure_error", "measure_heldout"],
-    "layer_mse.py": ["check_mse"],
-    "compare.py": ["summarize", "check_mse", "answer_questions", "summarize_sensitivity", "synthetic_benchmark"],
-    "parts.py": ["measure_sensitivity"],
-    "questions.py": ["answer_questions"],
-    "answers.py": ["answer_questions", "report"],
-    "preactivations.py": ["analyse_preactivations", "measure_sensitivity", "deep_dive", *PLOTS],
-    "analysis_sections.py": ["report"],
-    "card.py": ["describe"],
-    "figures.py": ["plot", *PLOTS, "report"],
-    "report.py": ["report"],
-    "jacobian.py": [],
-    "autoawq.py": [],
-    "../templates/report.html.j2": ["report"],
-}
+# of test_tracking.USERS, where whose code an edit changes stands by hand
+MODULES = [
+    *("rounding", "salience", "search", "recipe", "protection", "grids", "second_moments", "statistics", "texts"),
+    *("convert", "evaluation", "referee", "layer_mse", "compare", "parts", "questions", "answers", "preactivations"),
+    *("analysis_sections", "card", "figures", "report", "jacobian", "autoawq"),
+]
 
 
 def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
@@ -290,8 +268,12 @@ class TestModules:
 
     @pytest.mark.parametrize("module", MODULES)
     def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:
-        stale = set().union(*map(script_jobs, MODULES[module]))
-        assert pending_after_edit(edited, edited / "workflow_scripts/quant" / module) == following(stale)
+        stale = set().union(*map(script_jobs, USERS[module]))
+        assert pending_after_edit(edited, edited / f"workflow_scripts/quant/{module}.py") == following(stale)
+
+    def test_an_edited_template_reruns_the_report(self, edited: Path) -> None:
+        template = edited / "workflow_scripts/templates/report.html.j2"
+        assert pending_after_edit(edited, template) == following(script_jobs("report"))
 
 
 SCRIPTS = sorted(path.name for path in (tiny.ROOT / "workflow_scripts").glob("*.py"))

@@ -21,88 +21,81 @@ def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     }
 
 
-def pairs_alike_but(
-    recipes: dict[str, dict[str, Any]], first: dict[str, Any], second: dict[str, Any]
-) -> list[tuple[str, str]]:
+def ordered(recipes: Recipes, fit: Callable[[dict[str, Any], dict[str, Any]], bool]) -> list[tuple[str, str]]:
+    """Every two methods whose recipes fit, the first of a pair as the first."""
+    return [(a, b) for a, first in recipes.items() for b, second in recipes.items() if fit(first, second)]
+
+
+def has(recipe: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a recipe has these values; one may be a function that says whether it fits."""
+    return all(
+        key in recipe and (value(recipe[key]) if callable(value) else recipe[key] == value)
+        for key, value in wanted.items()
+    )
+
+
+def pairs_alike_but(recipes: Recipes, first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs of methods that differ in the keys of `first` and no others; the first of a pair has the values in `first`,
-    the other those in `second`. A value may be a function that says whether it fits."""
-
-    def fits(recipe: dict[str, Any], wanted: dict[str, Any]) -> bool:
-        return all(
-            key in recipe and (value(recipe[key]) if callable(value) else recipe[key] == value)
-            for key, value in wanted.items()
-        )
-
-    return [
-        (a, b)
-        for a, recipe_a in recipes.items()
-        for b, recipe_b in recipes.items()
-        if fits(recipe_a, first) and fits(recipe_b, second) and differing_keys(recipe_a, recipe_b) == first.keys()
-    ]
+    the other those in `second`."""
+    return ordered(recipes, lambda a, b: has(a, first) and has(b, second) and differing_keys(a, b) == first.keys())
 
 
 def alike(key: str, first: Any, second: Any, **both: Any) -> Finder:
     """Pairs alike but for one key; `both`: what the two must have in common."""
     return lambda recipes: [
-        (a, b)
-        for a, b in pairs_alike_but(recipes, {key: first}, {key: second})
-        if all(value(recipes[a].get(k)) if callable(value) else recipes[a].get(k) == value for k, value in both.items())
+        (a, b) for a, b in pairs_alike_but(recipes, {key: first}, {key: second}) if has(recipes[a], both)
     ]
 
 
 def noisy(recipes: Recipes) -> list[tuple[str, str]]:
     """PRAQ with noise on its statistics, and the same without."""
-    return [
-        (a, b)
-        for a, first in recipes.items()
-        for b, second in recipes.items()
-        if first.get("salience") == "praq"
-        and first.get("noise_std")
-        and not second.get("noise_std")
-        and differing_keys(first, second) <= {"noise_std", "n_noise_samples"}
-    ]
+    return ordered(
+        recipes,
+        lambda a, b: (
+            a.get("salience") == "praq"
+            and a.get("noise_std")
+            and not b.get("noise_std")
+            and differing_keys(a, b) <= {"noise_std", "n_noise_samples"}
+        ),
+    )
 
 
 def exact_praq(recipes: Recipes) -> list[tuple[str, str]]:
     """The Jacobian's weights on what is minimised, and the same recipe without them."""
-    return [
-        (a, b)
-        for a, first in recipes.items()
-        for b, second in recipes.items()
-        if first.get("moment") == "jacobian"
-        and second.get("moment") == "plain"
-        and {"moment"} <= differing_keys(first, second) <= {"moment", "objective", "residual", "plain_share"}
-        and second.get("objective") == "uniform"
-    ]
+    return ordered(
+        recipes,
+        lambda a, b: (
+            has(a, {"moment": "jacobian"})
+            and has(b, {"moment": "plain", "objective": "uniform"})
+            and differing_keys(a, b) <= {"moment", "objective", "residual", "plain_share"}
+        ),
+    )
 
 
 def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
     """Alike but for the group size, the smaller one first; per channel is no group."""
-    return [
-        (a, b)
-        for a, first in recipes.items()
-        for b, second in recipes.items()
-        if differing_keys(first, second) == {"group_size"} and 0 < first["group_size"] < second["group_size"]
-    ]
+    return ordered(
+        recipes, lambda a, b: differing_keys(a, b) == {"group_size"} and 0 < a["group_size"] < b["group_size"]
+    )
 
 
 def library(recipes: Recipes) -> list[tuple[str, str]]:
     """AutoAWQ, and each of our AWQ recipes with its bits and groups and a zero point."""
-    return [
-        (a, b)
-        for a, theirs in recipes.items()
-        if "algorithm" in theirs
-        for b, ours in recipes.items()
-        if "algorithm" not in ours
-        and ours["salience"] in ("l1", "l2")
-        and ours["moment"] == "plain"
-        and ours["rounding"] == "nearest"
-        and (ours["bits"], ours["group_size"], ours["symmetric"]) == (theirs["bits"], theirs["group_size"], False)
-    ]
+    return ordered(
+        recipes,
+        lambda theirs, ours: (
+            "algorithm" in theirs
+            and "algorithm" not in ours
+            and ours["salience"] in ("l1", "l2")
+            and ours["moment"] == "plain"
+            and ours["rounding"] == "nearest"
+            and (ours["bits"], ours["group_size"], ours["symmetric"]) == (theirs["bits"], theirs["group_size"], False)
+        ),
+    )
 
 
 def is_group(size: int) -> bool:
-    return size is not None and size > 0
+    return size > 0
 
 
 def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str]]:

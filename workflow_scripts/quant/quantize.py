@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,8 @@ class Statistics:
         key = tuple(name for _, name, _ in parts)
         if parts and key != self._last[0]:
             self._last = (), None  # before the next one takes its place in memory
-            total: Tensor | float = 0.0
-            for file, name, share in parts:
-                part = from_triangle(file.get(name, device))
-                total = part if share == 1 else part.mul_(share).add_(total)
-            self._last = key, total
+            moments = (from_triangle(file.get(name, device)).mul_(share) for file, name, share in parts)
+            self._last = key, reduce(Tensor.add_, moments)
         return self._last[1] if parts else None
 
     def of(self, linear: str, device: str) -> LinearStatistics:
