@@ -238,7 +238,7 @@ def directions(evidence: Evidence, answered: Answered) -> None:
 
 def autoawq(evidence: Evidence, answered: Answered) -> None:
     """Perplexity by pairs; size and time as they were measured."""
-    of_pairs({"same bits and groups": library}, ("AutoAWQ", "our AWQ"), yes=True)(evidence, answered)
+    of_pairs({"same bits, groups and calibration": library}, ("AutoAWQ", "our AWQ"), yes=True)(evidence, answered)
     if not answered.pairs:
         return
     methods = dict.fromkeys(name for row in answered.pairs for name in (row["first"], row["second"]))

@@ -80,7 +80,7 @@ def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
 
 
 def library(recipes: Recipes) -> list[tuple[str, str]]:
-    """AutoAWQ, and each of our AWQ recipes with its bits and groups and a zero point."""
+    """AutoAWQ, and each of our AWQ recipes with its bits, groups and calibration, and a zero point."""
     return ordered(
         recipes,
         lambda theirs, ours: (
@@ -89,7 +89,8 @@ def library(recipes: Recipes) -> list[tuple[str, str]]:
             and ours["salience"] in ("l1", "l2")
             and ours["moment"] == "plain"
             and ours["rounding"] == "nearest"
-            and (ours["bits"], ours["group_size"], ours["symmetric"]) == (theirs["bits"], theirs["group_size"], False)
+            and not ours["symmetric"]
+            and all(ours[key] == theirs[key] for key in ("bits", "group_size", "n_calib", "seed"))
         ),
     )
 
