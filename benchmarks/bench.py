@@ -54,7 +54,7 @@ RECIPES = ["rtn_g", "gw_awq", "gw_praq", "gw_awq_asym_l2", "gw_awq_flip", "full_
 
 def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
     """A random Granite (MiniCPM's equations) as convert writes one, with some loud channels."""
-    from quant.blocks import all_linears, skeleton
+    from quant.linears import all_linears, skeleton
 
     dtype, generator = getattr(torch, shape.dtype), torch.Generator(where).manual_seed(seed)
     depth, h = shape.depth, shape.hidden

@@ -12,9 +12,10 @@ import int4_decoder
 import int4_products
 import int4_speed
 from quant import evaluation, grids, hidden, search, tensorfile
-from quant.blocks import Run, all_linears, skeleton
+from quant.blocks import Run
 from quant.channels import Channels
 from quant.grids import Grid
+from quant.linears import all_linears, skeleton
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import LinearStatistics, Recipe, quantize_group
 from quant.rounding import Context, feed_back, gptq

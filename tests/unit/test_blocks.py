@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from quant.blocks import Run, all_linears, skeleton
+from quant.blocks import Run
 from quant.errors import InputError
+from quant.linears import all_linears, skeleton
 from quant.tokens import Batch
 from tests.conftest import perturb
 

@@ -25,7 +25,7 @@ def packed_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A packed checkpoint, symmetric, one group a row, with grouped-query attention."""
     from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    from quant.blocks import all_linears, skeleton
+    from quant.linears import all_linears, skeleton
     from quant.quantize import Statistics, quantize_checkpoint
     from quant.recipe import Recipe
     from tests.unit.test_recipe import PATTERNS, PLAIN

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from quant import recipe, tensorfile
 from quant.architectures import ARCHITECTURES
-from quant.blocks import all_linears, skeleton
 from quant.errors import InputError
 from quant.grids import Grid
+from quant.linears import all_linears, skeleton
 from quant.quantize import Block, Shared, Statistics, quantize_checkpoint, shared_groups
 from quant.recipe import QuantizedLinear, Recipe, tie_heads
 from quant.referee import measure

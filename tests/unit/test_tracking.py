@@ -89,7 +89,7 @@ USERS: dict[str, set[str]] = {
     "architectures": RECIPES | ANALYSES | PLOTS | {"collect_jacobian", "measure_sensitivity"},
     "artifacts": OURS,
     "autoawq": {"quantize_autoawq", "export"},
-    "blocks": PASSES | {"convert"},
+    "blocks": PASSES,
     "card": {"describe"},
     "channels": PASSES | RECIPES | (READERS - {"evaluate"}) | ANALYSES | PLOTS | {"synthetic_benchmark"},
     "compare": TABLES | {"check_mse", "report", "synthetic_benchmark"},
@@ -105,11 +105,12 @@ USERS: dict[str, set[str]] = {
     "gguf_file": {"export"},
     # a checkpoint is read by its grid
     "grids": RECIPES | READERS | {"check_mse"},
-    "hidden": PASSES | {"convert"},
+    "hidden": PASSES,
     "jacobian": {"collect_jacobian"},
     "job": OURS,
     "kernels": RECIPES | READERS | {"check_mse"},
     "layer_mse": {"check_mse"},
+    "linears": PASSES | {"convert"},
     "loss_kernels": MEASURES,
     "noisy_statistics": {"collect_noisy"},
     "numbers": TABLES | PLOTS | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
@@ -153,7 +154,7 @@ USERS: dict[str, set[str]] = {
     | TOKENS
     | {"convert", "synthetic_benchmark"},
     "texts": TOKENS,
-    "tokens": PASSES | RECIPES | MEASURES | TOKENS | {"convert", "measure_error"},
+    "tokens": PASSES | RECIPES | MEASURES | TOKENS | {"measure_error"},
     "tracking": set(),  # what it says is what counts
     "verdicts": {"answer_questions", "pick", "plot", "report"},
 }

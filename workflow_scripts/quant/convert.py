@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from quant import sources, tensorfile
 from quant.artifacts import file_sha256, versions, write_json, write_text
-from quant.blocks import all_linears, decoder_blocks
 from quant.errors import InputError
+from quant.linears import all_linears, decoder_blocks
 from quant.sources import json_object, one_line
 
 logger = logging.getLogger("quant")

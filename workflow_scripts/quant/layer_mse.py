@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from quant import tensorfile
 from quant.artifacts import rebuild
-from quant.blocks import Run, linear_names
+from quant.blocks import Run
 from quant.channels import channels_of, kind_of
 from quant.compare import holm, paired_difference
 from quant.errors import InputError
 from quant.grids import Grid, nearest
+from quant.linears import linear_names
 from quant.protection import awq_score, praq_score, sum_blocks, top
 from quant.second_moments import add_outer, mirror, to_triangle
 from quant.statistics import real_rows

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from quant import tensorfile
-from quant.blocks import Run, linear_names
+from quant.blocks import Run
+from quant.linears import linear_names
 from quant.statistics import activation_of, real_rows
 from quant.tokens import Batch, Tokens
 

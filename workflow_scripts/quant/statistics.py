@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from quant import tensorfile
-from quant.blocks import Run, linear_names
+from quant.blocks import Run
 from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
+from quant.linears import linear_names
 from quant.preactivation_sums import Preactivations, TokenSample
 from quant.second_moments import add_outer, dots, mirror, tf32, to_triangle
 from quant.tokens import Batch, Tokens
