@@ -59,27 +59,6 @@ def test_bits_count_codes_zeros_and_steps() -> None:
     assert packed.bits / (64 * 16) == 4 + (4 + 16) / 32
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5}),
-        ({"rope_theta": 1e4, "rope_scaling": None}, {"rope_theta": 1e4, "rope_scaling": None}),
-        (
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-        ),
-    ],
-)
-def test_config_in_the_words_of_an_older_transformers(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert autoawq.older_config(config, "here") == expected
-
-
-def test_positions_that_differ_by_layer_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^here: its rope_parameters differ by layer"):
-        autoawq.older_config({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "here")
-
-
 def test_tokens_left_over_are_counted() -> None:
     sequences = [torch.zeros(length, dtype=torch.int64) for length in (5, 3, 4)]
     assert autoawq.used(Tokens(sequences, "", {})) == 10
@@ -107,6 +86,14 @@ def test_shapes_it_cannot_take(tmp_path: Path, shape: tuple[int, int], kind: str
     with pytest.raises(InputError) as caught:
         autoawq.check_model(*checkpoint(tmp_path, shape, kind, name), {"group_size": 64, "clip": True})
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_positions_that_differ_by_layer_are_refused(tmp_path: Path) -> None:
+    folder, linears = checkpoint(tmp_path, (64, 64))
+    config = {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r": its rope_parameters differ by layer, .*; leave autoawq out"):
+        autoawq.check_model(folder, linears, {"group_size": 64, "clip": True})
 
 
 def test_shapes_it_takes(tmp_path: Path) -> None:

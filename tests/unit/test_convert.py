@@ -216,6 +216,44 @@ def test_missing_dtype_is_that_of_the_weights(tmp_path: Path) -> None:
     assert tiny.read(checkpoint / "config.json")["dtype"] == "bfloat16"
 
 
+ROPE: list[dict[str, Any]] = [
+    {"rope_type": "default", "rope_theta": 5e5},
+    {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5},
+    {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32},
+    {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPE)
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "stablelm"])
+def test_an_older_transformers_finds_positions_too(kind: str, rope: dict[str, Any]) -> None:
+    """Under the keys it knows; the pinned one reads the same from all of them, and from those alone."""
+    from transformers import AutoConfig
+
+    config = {"model_type": kind, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 128}
+    config["rope_parameters"] = rope
+    both = convert.with_older_keys(config)
+    older = {key: value for key, value in both.items() if key != "rope_parameters"}
+    assert older["rope_theta"] == rope["rope_theta"]
+    assert ("rope_scaling" in older) == (rope["rope_type"] != "default")
+    given, found, alone = (AutoConfig.for_model(**entries).rope_parameters for entries in (config, both, older))
+    assert found == given == alone
+
+
+def test_positions_that_older_words_cannot_say_are_left() -> None:
+    for config in (
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+        {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": None},
+        {},
+    ):
+        assert convert.with_older_keys(config) == config
+
+
 # --- MiniCPM, whose published code is never run
 
 MINICPM = {

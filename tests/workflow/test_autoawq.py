@@ -4,6 +4,7 @@ The environment is built once by its own rule and kept beside other temporary fi
 requirements; clones link to it.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,9 +19,12 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from quant import autoawq, grids, tokens
+from quant import autoawq, convert, grids, tokens
 from quant.artifacts import digest
+from quant.evaluation import load_model
+from quant.exports import export
 from tests import tiny
+from tests.unit.test_recipe import run
 from tests.workflow.strike import KILL, strike
 
 pytestmark = pytest.mark.slow
@@ -245,6 +249,12 @@ class Compared(NamedTuple):
     folder: Path
 
 
+def older_words(folder: Path) -> None:
+    """As convert writes config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(convert.with_older_keys(json.loads(path.read_text()))))
+
+
 @pytest.fixture(scope="module")
 def compared(environments: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """A linear on a 4-bit grid, and models whose positions and multipliers are not the usual ones."""
@@ -260,7 +270,8 @@ def compared(environments: Path, study: Path, tmp_path_factory: pytest.TempPathF
         made = tmp_path_factory.mktemp("sources") / name
         sources[name] = tiny.save_model(made, rope_parameters=rope, **SHAPE)
     for name, source in sources.items():
-        autoawq.older_copy(source, folder / name)
+        shutil.copytree(source, folder / name)
+        older_words(folder / name)
     python = environments / "autoawq/bin/python"
     done = subprocess.run([str(python), "-c", LIBRARY, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -276,7 +287,7 @@ def test_unpacking_inverts_the_librarys_packing(compared: Compared) -> None:
 
 @pytest.mark.parametrize("name", ["granite", *ROPE])
 def test_the_older_transformers_computes_the_same_logits(compared: Compared, name: str) -> None:
-    """From the translated copy of a checkpoint."""
+    """From a checkpoint whose config.json is as convert writes it."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(compared.sources[name], dtype=torch.float32)
@@ -284,6 +295,44 @@ def test_the_older_transformers_computes_the_same_logits(compared: Compared, nam
     theirs = load_file(compared.folder / name / "logits.safetensors")["logits"]
     assert ours.std() > 0.1
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+# its entry on a CPU asks for a package of Intel's, and its kernels for a GPU; the plain product is in it all the same
+LOADER = """
+import sys, torch
+from awq import AutoAWQForCausalLM
+from awq.models import base
+from awq.modules.linear import gemm
+from safetensors.torch import load_file, save_file
+base.get_best_device, gemm.TRITON_AVAILABLE, gemm.awq_ext = lambda: "elsewhere", False, None
+options = {"fuse_layers": False, "device_map": {"": "cpu"}, "trust_remote_code": False}
+model = AutoAWQForCausalLM.from_quantized(sys.argv[1], **options)
+linears = {name for name, module in model.named_modules() if isinstance(module, gemm.WQLinear_GEMM)}
+assert len(linears) == 14, linears
+ids = load_file(sys.argv[2])["ids"]
+save_file({"logits": model(ids).logits.detach().float()}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_library_loads_an_export(environments: Path, tmp_path: Path, symmetric: bool) -> None:
+    """Its logits, of float16 products, are the packed checkpoint's."""
+    source = tiny.save_model(tmp_path / "source", rope_parameters=ROPE["llama3"], dtype="float16", **SHAPE)
+    half = {name: value.half() for name, value in load_file(source / "model.safetensors").items()}
+    save_file(half, source / "model.safetensors", {"format": "pt"})
+    older_words(source)
+    run(source, tmp_path / "made/checkpoint", {}, group_size=32, symmetric=symmetric)
+    export(tmp_path / "made/checkpoint", tmp_path / "awq", "awq", "tiny")
+    ids = torch.randint(3, 200, (2, 48), generator=torch.Generator().manual_seed(0))
+    save_file({"ids": ids}, tmp_path / "given.safetensors")
+    paths = [str(tmp_path / name) for name in ("awq", "given.safetensors", "logits.safetensors")]
+    python = environments / "autoawq/bin/python"
+    done = subprocess.run([str(python), "-c", LOADER, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "logits.safetensors")["logits"]
+    with torch.inference_mode():
+        ours = load_model(tmp_path / "made/checkpoint", "cpu", torch.float32)(ids).logits
+    assert (found - ours).norm() < 0.01 * ours.norm()
 
 
 # ---- mistakes

@@ -76,41 +76,18 @@ class Packed(NamedTuple):
 # ---- what the library is given
 
 
-def older_config(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """config.json of transformers 5 in the keys of 4.51.3, which would ignore the new ones without a word.
-
-    rope_parameters → rope_theta, partial_rotary_factor and, unless it is the default kind, rope_scaling;
-    dtype → torch_dtype.
-    """
-    older = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
-    rope = dict(config.get("rope_parameters") or {})
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise InputError(
-            f"{where}: its rope_parameters differ by layer, which the transformers of AutoAWQ cannot say; leave "
-            "autoawq out of study.methods for this model"
-        )
-    older |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    if rope.get("rope_type", "default") != "default":
-        older["rope_scaling"] = rope
-    if "dtype" in config:
-        older["torch_dtype"] = config["dtype"]
-    return older
-
-
-def older_copy(checkpoint: Path, folder: Path) -> None:
-    """The checkpoint as transformers 4.51.3 reads it: a translated config.json and a link to the weights."""
-    folder.mkdir()
-    (folder / "model.safetensors").symlink_to((checkpoint / "model.safetensors").resolve())
-    config = older_config(read_json(checkpoint / "config.json"), str(checkpoint))
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def check_model(checkpoint: Path, linears: dict[str, int], recipe: dict[str, Any]) -> None:
     """Refuses what AutoAWQ would end on with an assertion: an architecture or shapes that it does not take."""
-    kind = read_json(checkpoint / "config.json").get("model_type")
+    config = read_json(checkpoint / "config.json")
+    kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         raise InputError(
             f"{checkpoint}: AutoAWQ's scales fold away for model_type {', '.join(MODEL_TYPES)}, not {kind!r}; leave "
+            "autoawq out of study.methods for this model"
+        )
+    if any(isinstance(value, dict) for value in (config.get("rope_parameters") or {}).values()):
+        raise InputError(
+            f"{checkpoint}: its rope_parameters differ by layer, which the transformers of AutoAWQ cannot say; leave "
             "autoawq out of study.methods for this model"
         )
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
@@ -242,8 +219,7 @@ def quantize_autoawq(
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".autoawq.", dir=target.parent) as name:
         folder = Path(name).absolute()
-        older_copy(source, folder / "model")
-        job = {"model": str(folder / "model"), "tokens": str(tokens_path.absolute()), "out": str(folder / "packed")}
+        job = {"model": str(source.absolute()), "tokens": str(tokens_path.absolute()), "out": str(folder / "packed")}
         job |= {"device": device, "threads": torch.get_num_threads()}
         job |= {key: recipe[key] for key in ("group_size", "clip")}
         result = halving(

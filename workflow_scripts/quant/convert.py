@@ -252,6 +252,22 @@ def settle_dtype(config: dict[str, Any], tensors: dict[str, Tensor], where: str)
     return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": stored}
 
 
+def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json that transformers 4 reads as 5 does, and with it vLLM and AutoAWQ: they would ignore rope_parameters
+    without a word, and turn by other frequencies.
+
+    rope_parameters → rope_theta, partial_rotary_factor and, unless it is the default kind, rope_scaling. One that
+    differs by layer has no such words.
+    """
+    rope = dict(config.get("rope_parameters") or {})
+    if config.get("rope_scaling") or any(isinstance(value, dict) for value in rope.values()):
+        return config
+    older = {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type", "default") != "default":
+        older["rope_scaling"] = rope
+    return config | older
+
+
 def copy_side_files(folder: Path, stage: Path) -> None:
     """Tokenizer, generation settings and licence, without the names of remote code."""
     for name in SIDE_FILES:
@@ -321,7 +337,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
             config = native_config(config, where)
             copy_side_files(folder, stage)
         config, tensors, record["linears"] = check_model(config, tensors, where)
-        config = settle_dtype(config, tensors, where)
+        config = with_older_keys(settle_dtype(config, tensors, where))
         tensorfile.save(
             stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
         )
