@@ -1,0 +1,145 @@
+"""GGUF files as sources: the same logits; what is damaged or missing is refused."""
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from quant.errors import InputError
+from tests import tiny
+from tests.unit.model_files import build, edit_config, logits, refusal, run
+
+
+def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of rotary channels."""
+    shape = (heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
+    return np.ascontiguousarray(weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape))
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(
+    source: Path,
+    path: Path,
+    leave_out: str = "?",
+    kind: Any = gguf.GGMLQuantizationType.F32,
+    extra: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+) -> Path:
+    """A tiny Llama with a byte-level tokenizer, as llama.cpp's converter lays it out."""
+    from tokenizers import pre_tokenizers
+
+    config, writer = tiny.read(source / "config.json"), gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*sorted(pre_tokenizers.ByteLevel.alphabet())[:254], "ab", "cd"])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256)
+    writer.add_token_merges(["a b", "c d"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    extra(writer)
+    for name, value in load_file(source / "model.safetensors").items():
+        array = value.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            array = permuted(array, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
+        block = re.match(r"model\.layers\.(\d+)\.(.*)\.weight", name)
+        known = GGUF_NAMES[block[2] if block else name.removesuffix(".weight")]
+        stored = f"blk.{block[1]}.{known}.weight" if block else f"{known}.weight"
+        if leave_out not in stored:
+            stored_as = kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(stored, gguf.quantize(array, stored_as), raw_dtype=stored_as)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.float16)],
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf_gives_the_sources_logits(tmp_path: Path, tied: bool, kind: str, dtype: torch.dtype) -> None:
+    source = build(tmp_path / "model", tie_word_embeddings=tied, hidden_size=64, intermediate_size=96)
+    path = write_gguf(source, tmp_path / "tiny.gguf", kind=gguf.GGMLQuantizationType[kind])
+    checkpoint, record = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    expected, found = logits(source), logits(checkpoint, torch.float32)
+    tolerance = {"F32": 1e-6, "F16": 1e-2, "BF16": 0.1, "Q8_0": 0.1}[kind] * expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    tensors = load_file(checkpoint / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {dtype} and ("lm_head.weight" in tensors) is not tied
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer.get_vocab()
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    assert tokenizer("abc").input_ids[-2:] == [254, ids["c"]]
+    assert record["sha256"] and len(record["linears"]) == 14
+
+
+def test_files_beside_a_gguf_are_not_taken_for_its_tokenizer(model: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    path = write_gguf(model, model / "tiny.gguf")
+    (model / "evil.py").write_text(f"open({str(marker)!r}, 'w').write('ran')\nclass T: ...\n")
+    (model / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}')
+    edit_config(model, auto_map={"AutoConfig": "evil.T", "AutoModelForCausalLM": "evil.T"})
+    run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    assert not marker.exists()
+
+
+def test_damaged_gguf(base: Path, tmp_path: Path) -> None:
+    whole = write_gguf(base, tmp_path / "whole.gguf").read_bytes()
+    path, source = tmp_path / "tiny.gguf", {"gguf": {"path": str(tmp_path / "tiny.gguf")}}
+    noise = random.Random(0).randbytes(4000)
+    for content in (b"", whole[:3], whole[:200], whole[:5000], whole[:-1000], noise, b"GGUF" + noise, b"<html>"):
+        path.write_bytes(content)
+        assert str(path) in refusal(source, tmp_path / "results")
+    path.unlink()
+    assert "no such file" in refusal(source, tmp_path / "results")
+    assert refusal({"gguf": {"path": str(tmp_path)}}, tmp_path / "results")
+
+
+def test_gguf_that_lacks_something(base: Path, tmp_path: Path) -> None:
+    """transformers itself would fill a missing tensor with random numbers."""
+    path = write_gguf(base, tmp_path / "a.gguf", leave_out="blk.1.ffn_up")
+    assert "model.layers.1.mlp.up_proj.weight" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+    path = write_gguf(
+        base, tmp_path / "b.gguf", extra=lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    )
+    assert "rotary" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+
+
+def test_flipped_bits_in_a_gguf_header(base: Path, tmp_path: Path) -> None:
+    whole = bytearray(write_gguf(base, tmp_path / "whole.gguf").read_bytes())
+    chance, path = random.Random(3), tmp_path / "tiny.gguf"
+    for _ in range(12):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(700)] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            run({"gguf": {"path": str(path)}}, tmp_path / "results")
+        except InputError as error:
+            assert "\n" not in str(error)
