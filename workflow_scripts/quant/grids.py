@@ -95,9 +95,10 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
     low, high = extent(groups)
     best_step, best_zero = span(low, high, grid)
     least = torch.full_like(best_step, torch.inf)
+    difference = torch.empty_like(groups)  # one for all factors: on a CPU, memory costs more than arithmetic
     for factor in CLIP_FACTORS:
         step, zero = span(low * factor, high * factor, grid)
-        difference = encode(groups, step, zero, grid).sub_(zero).mul_(step).sub_(groups)
+        encode(groups, step, zero, grid, out=difference).sub_(zero).mul_(step).sub_(groups)
         error = difference.square_().mul_(importance).sum(-1, keepdim=True)
         better = error < least
         least = torch.where(better, error, least)
@@ -105,9 +106,9 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
     return best_step, best_zero
 
 
-def encode(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """Nearest code, ties to even: clamp(round(w/step) + zero), as whole numbers in w's dtype."""
-    codes = (groups / step).round_()
+def encode(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
+    """Nearest code, ties to even: clamp(round(w/step) + zero), as whole numbers in w's dtype; out may be groups."""
+    codes = torch.div(groups, step, out=out).round_()
     if not grid.symmetric:
         codes += zero
     return codes.clamp_(grid.lowest, grid.highest)

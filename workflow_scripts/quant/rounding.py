@@ -98,14 +98,15 @@ def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid
     the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
     if w.is_cuda and w.dtype == torch.float32 and grids.kernels() is not None:
         return grids.kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
-    block, errors = w.clone(), torch.empty_like(w)
-    for j in range(w.shape[1]):
-        column, s, z = block[:, j], steps[:, j], zeros[:, j]
-        code = ((column / s).round_() + z).clamp_(grid.lowest, grid.highest)
-        codes[:, j] = code
-        errors[:, j] = (column - (code - z) * s) / inner[j, j]
-        block[:, j + 1 :].addr_(errors[:, j], inner[j, j + 1 :], alpha=-1)
-    return errors
+    block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
+    found, errors = torch.empty_like(block), torch.empty_like(block)
+    for j, column in enumerate(block):
+        code, error = found[j], errors[j]
+        torch.div(column, steps[j], out=code).round_().add_(zeros[j]).clamp_(grid.lowest, grid.highest)
+        torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
+        block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
+    codes.copy_(found.T)
+    return errors.T
 
 
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
