@@ -11,14 +11,15 @@ from transformers.activations import ACT2FN
 import int4_decoder
 import int4_products
 import int4_speed
-from quant import evaluation, grids, hidden, search, tensorfile
+from quant import evaluation, fused, grids, hidden, search, tensorfile
 from quant.blocks import Run
 from quant.channels import Channels
+from quant.fused import feed_back
 from quant.grids import Grid
 from quant.linears import all_linears, skeleton
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import LinearStatistics, Recipe, quantize_group
-from quant.rounding import Context, feed_back, gptq
+from quant.rounding import Context, gptq
 from quant.search import Target, search_scale
 from quant.second_moments import add_outer, from_triangle, half, layer_error, mirror, row_errors, tf32
 from quant.statistics import collect, column_sums, output_sums
@@ -46,8 +47,8 @@ def test_fused_rounding_is_that_of_a_cpu_to_the_bit(bits: int, group_size: int, 
     scales = torch.rand(5, 200, generator=torch.Generator().manual_seed(1)) + 0.2
     importance = moment.diagonal() / scales**2 if clip else None
     grid = Grid(bits, group_size, symmetric)
-    expected = grids.nearest_scaled(w, scales, grid, importance)
-    found = grids.nearest_scaled(w.cuda(), scales.cuda(), grid, None if importance is None else importance.cuda()).cpu()
+    expected = fused.nearest_scaled(w, scales, grid, importance)
+    found = fused.nearest_scaled(w.cuda(), scales.cuda(), grid, None if importance is None else importance.cuda()).cpu()
     # errors of two factors may tie to the last bits, which 1/step and the sum's order decide
     assert (found != expected).float().mean() <= (0.002 if clip else 0), (found - expected).abs().max()
 

@@ -4,9 +4,7 @@ Shapes: w [out, in]; groups [out, n_groups, g], the last group padded with zeros
 range because every range includes 0; step and zero [out, n_groups, 1].
 """
 
-import functools
 import math
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -132,27 +130,6 @@ def nearest(w: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
     step, zero = fit_range(groups, grid, importance)
     # in place: fresh memory for tensors of this size costs a CPU as much as the arithmetic
     return from_groups(encode(groups, step, zero, grid).sub_(zero).mul_(step), w.shape[1])
-
-
-@functools.cache
-def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed."""
-    try:
-        from quant import kernels
-    except ImportError:
-        return None
-    return kernels
-
-
-def nearest_scaled(w: Tensor, scales: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Q(W·diag(s))·diag(1/s) for each s of scales [n, in] → [n, out, in]; clipped where importance [n, in] is given."""
-    if w.is_cuda and kernels() is not None and kernels().rounds(w, grid):
-        return kernels().nearest_scaled(w, scales, grid, importance)
-    found = [
-        nearest(w * scale, grid, None if importance is None else importance[i]).div_(scale)
-        for i, scale in enumerate(scales)
-    ]
-    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def storage_bits(n_out: int, n_in: int, grid: Grid) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quant import grids
 from quant.errors import InputError
+from quant.fused import COLUMNS, feed_back
 from quant.grids import Grid
 
-COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
 LARGEST_DAMP = 1.0
 
 
@@ -91,22 +91,6 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
     raise InputError(
         f"a second moment is not positive definite even with damp {damp / 10:g}; use more calibration text"
     )
-
-
-def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
-    """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
-    the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
-    if w.is_cuda and w.dtype == torch.float32 and grids.kernels() is not None:
-        return grids.kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
-    block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
-    found, errors = torch.empty_like(block), torch.empty_like(block)
-    for j, column in enumerate(block):
-        code, error = found[j], errors[j]
-        torch.div(column, steps[j], out=code).round_().add_(zeros[j]).clamp_(grid.lowest, grid.highest)
-        torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
-        block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
-    codes.copy_(found.T)
-    return errors.T
 
 
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:

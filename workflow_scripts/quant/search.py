@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.grids import Grid, nearest_scaled
+from quant.fused import nearest_scaled
+from quant.grids import Grid
 from quant.second_moments import half, row_errors, tf32
 
 SMALLEST_SCALE = 1e-5

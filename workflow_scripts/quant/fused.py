@@ -1,0 +1,48 @@
+"""What a GPU does by kernels of its own where Triton is installed, and torch does everywhere else."""
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from quant.grids import Grid, nearest
+
+COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed."""
+    try:
+        from quant import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def nearest_scaled(w: Tensor, scales: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
+    """Q(W·diag(s))·diag(1/s) for each s of scales [n, in] → [n, out, in]; clipped where importance [n, in] is given."""
+    if w.is_cuda and kernels() is not None and kernels().rounds(w, grid):
+        return kernels().nearest_scaled(w, scales, grid, importance)
+    found = [
+        nearest(w * scale, grid, None if importance is None else importance[i]).div_(scale)
+        for i, scale in enumerate(scales)
+    ]
+    return found[0][None] if len(found) == 1 else torch.stack(found)
+
+
+def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
+    the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
+    if w.is_cuda and w.dtype == torch.float32 and kernels() is not None:
+        return kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
+    block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
+    found, errors = torch.empty_like(block), torch.empty_like(block)
+    for j, column in enumerate(block):
+        code, error = found[j], errors[j]
+        torch.div(column, steps[j], out=code).round_().add_(zeros[j]).clamp_(grid.lowest, grid.highest)
+        torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
+        block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
+    codes.copy_(found.T)
+    return errors.T
