@@ -1,5 +1,6 @@
 """Figures: what they compute, that odd data draws, and that the same data gives the same bytes."""
 
+import itertools
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -170,3 +171,38 @@ def test_the_same_data_gives_the_same_svg_with_its_provenance(tmp_path):
     described = ElementTree.fromstring(first).find(".//{http://purl.org/dc/elements/1.1/}description")
     assert json.loads(described.text) == provenance
     assert b"<dc:date>" not in first
+
+
+@pytest.mark.parametrize(
+    ("swept", "labels", "lines"),
+    [
+        ({"group_size": [128, 32, 64]}, ["32", "64", "128"], 1),
+        ({"noise_std": [0.01, 0.001]}, ["0.001", "0.01"], 1),
+        ({"salience": ["l2", "l1", "praq"]}, ["l2", "l1", "praq"], 1),
+        ({"symmetric": [True, False]}, ["True", "False"], 1),
+        ({"salience": ["l1", "l2"], "bits": [4, 3]}, ["l1", "l2"], 2),
+    ],
+)
+def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels: list[str], lines: int) -> None:
+    """Numbers in their order on a line; words and switches as they were written, apart."""
+    values = [dict(zip(swept, chosen, strict=True)) for chosen in itertools.product(*swept.values())]
+    names = [f"m{i}" for i in range(len(values))]
+    deltas = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
+    rows = pd.DataFrame(
+        {
+            "method": names,
+            "recipe": [json.dumps({"rounding": "nearest"} | chosen) for chosen in values],
+            "delta_nll": deltas.values(),
+            "delta_nll_low": [x - 0.01 for x in deltas.values()],
+            "delta_nll_high": [x + 0.02 for x in deltas.values()],
+        }
+    )
+    ax = figures.sweep(rows, names).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == labels
+    assert ax.get_xlabel() == next(iter(swept)) and len(ax.containers) == lines
+    for container in ax.containers:
+        line = container[0]
+        assert line.get_linestyle() == ("-" if labels[0][0].isdigit() else "None")
+        for at, delta in zip(*line.get_data(), strict=True):
+            found = values[round(delta / 0.1) - 1][next(iter(swept))]
+            assert labels[int(at)] == f"{found}"

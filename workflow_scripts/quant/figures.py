@@ -220,13 +220,18 @@ def sweep(summary: pd.DataFrame, members: Sequence[str]) -> Figure:
     if rows.empty:
         return _message(f"Sweep of {key}", "No method with a finite NLL.")
     fig, ax = _canvas(4.2, 2.6)
-    values = sorted(rows.x.unique())
-    for (name, line), colour in zip(rows.groupby("line"), method_colours(rows.line.unique()).values(), strict=True):
-        line = line.sort_values("x")
-        at = [values.index(x) for x in line.x]
+    numbers = pd.api.types.is_numeric_dtype(rows.x) and not pd.api.types.is_bool_dtype(rows.x)
+    values = sorted(rows.x.unique()) if numbers else list(rows.x.unique())  # words as they were written
+    place = rows.x.map(values.index)
+    colours = method_colours(rows.line.unique())
+    for name, line in rows.assign(place=place).sort_values("place").groupby("line"):
         span = [line.delta_nll - line.delta_nll_low, line.delta_nll_high - line.delta_nll]
-        ax.errorbar(at, line.delta_nll, yerr=span, color=colour, marker="o", capsize=3, label=name)
-    ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        between = "-" if numbers else ""
+        ax.errorbar(
+            line.place, line.delta_nll, yerr=span, color=colours[name], marker="o", ls=between, capsize=3, label=name
+        )
+    ax.set_xticks(range(len(values)), [f"{value:g}" if numbers else str(value) for value in values])
+    ax.set_xlim(-0.5, len(values) - 0.5)
     ax.set(xlabel=key, ylabel="delta_nll, nats per token")
     if rows.line.nunique() > 1:
         ax.legend(frameon=False, fontsize=8.5)
