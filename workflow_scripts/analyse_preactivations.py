@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import require, versions, write_json, write_table
+from quant.artifacts import require, versions, write_json
+from quant.csv_tables import write_table
 from quant.job import job
 from quant.preactivations import analyse, opened
 from quant.tensorfile import model_record

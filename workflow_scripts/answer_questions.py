@@ -2,21 +2,20 @@
 
 from dataclasses import asdict
 
-import pandas as pd
-
 from quant.answers import Evidence
 from quant.artifacts import read_json, versions, write_json
+from quant.csv_tables import read_table
 from quant.job import job
 from quant.numbers import LEVEL
 from quant.questions import ask
 
 with job(snakemake.log[0]):
     tables = {
-        name: pd.read_csv(snakemake.input[name])
+        name: read_table(snakemake.input[name])
         for name in ("summary", "comparisons", "linears", "rounding", "sensitivity")
     }
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
-    heldout = [pd.read_csv(path) for path in snakemake.input.heldout]
+    heldout = [read_table(path) for path in snakemake.input.heldout]
     channels = {record["model"]: record["channels"] for record in map(read_json, snakemake.input.parts)}
     recipes = {name: snakemake.params.recipes[name] for name in snakemake.params.order}
     models = {}

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from quant import tensorfile, tokens
-from quant.artifacts import require, versions, write_json, write_table
+from quant.artifacts import require, versions, write_json
 from quant.compute import batch_tokens, device, dtype, halving
+from quant.csv_tables import write_table
 from quant.job import job
 from quant.layer_mse import check
 from quant.tensorfile import model_record, opened

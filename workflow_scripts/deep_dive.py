@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from quant.artifacts import require, versions, write_json, write_table
+from quant.artifacts import require, versions, write_json
+from quant.csv_tables import write_table
 from quant.deep_dive import dive
 from quant.job import job
 from quant.preactivations import opened

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from quant.artifacts import read_json, write_text
 from quant.card import card
+from quant.csv_tables import read_table
 from quant.job import job
 
 with job(snakemake.log[0]):
-    summary = pd.read_csv(snakemake.input.summary)
+    summary = read_table(snakemake.input.summary)
     records = {Path(path).parent: read_json(path) for path in snakemake.input.records}
     for path in map(Path, snakemake.output):
         folder = path.parent.parent

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import mark, read_json, require, write_table
+from quant.artifacts import mark, read_json, require
 from quant.compute import device
+from quant.csv_tables import write_table
 from quant.job import job
 from quant.referee import measure
 from quant.tensorfile import model_record, opened

@@ -3,16 +3,15 @@
 import shutil
 from pathlib import Path
 
-import pandas as pd
-
 from quant.artifacts import copy, versions, write_json
+from quant.csv_tables import read_table
 from quant.errors import InputError
 from quant.job import job
 from quant.pick import choose
 
 with job(snakemake.log[0]):
     options = snakemake.params.options
-    choice = choose(pd.read_csv(snakemake.input.summary), pd.read_csv(snakemake.input.comparisons), options)
+    choice = choose(read_table(snakemake.input.summary), read_table(snakemake.input.comparisons), options)
     print("\n".join([choice.headline, *choice.lines]))
     if choice.method is None:
         raise InputError(f"choose: {choice.lines[0]} Widen choose: in the configuration, or add a method")

@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from quant import figures, question_figures
 from quant.artifacts import read_json, versions
+from quant.csv_tables import read_table
 from quant.job import job
 
 with job(snakemake.log[0]):
-    summary = pd.read_csv(snakemake.input.summary)
+    summary = read_table(snakemake.input.summary)
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
     colours = figures.method_colours(snakemake.params.methods)
     answers = read_json(snakemake.input.answers)["models"]
     drawn = figures.draw(
         summary,
-        pd.read_csv(snakemake.input.comparisons),
-        pd.read_csv(snakemake.input.linears),
+        read_table(snakemake.input.comparisons),
+        read_table(snakemake.input.linears),
         checks or None,
         colours,
         snakemake.params.sweeps,

@@ -1,15 +1,14 @@
 """The two figures of a layer in detail."""
 
-import pandas as pd
-
 from quant import analysis_figures, tensorfile
 from quant.artifacts import read_json
+from quant.csv_tables import read_table
 from quant.job import job
 from quant.preactivations import most_critical, most_negative, samples_of
 
 with job(snakemake.log[0]):
     record = read_json(snakemake.input.record)
-    outputs, inputs, agreement = (pd.read_csv(snakemake.input[key]) for key in ("outputs", "inputs", "agreement"))
+    outputs, inputs, agreement = (read_table(snakemake.input[key]) for key in ("outputs", "inputs", "agreement"))
     correlation, detailed = snakemake.output
     drawn = analysis_figures.correlation(record["layer"], outputs, inputs, agreement)
     analysis_figures.save_bitmap(drawn, correlation, record["provenance"])

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from quant import analysis_figures, figures
 from quant.artifacts import read_json, write_plain_json
+from quant.csv_tables import read_table
 from quant.job import job
 from quant.preactivations import channel_table, most_critical, opened, samples_of
 
@@ -14,7 +15,7 @@ EXAMPLES = 5  # critical channels whose distribution is drawn
 
 with job(snakemake.log[0]):
     record = read_json(snakemake.input.record)
-    table = pd.read_csv(snakemake.input.table)
+    table = read_table(snakemake.input.table)
     provenance = record["provenance"] | {"thresholds": record["thresholds"]}
     folder, index = Path(snakemake.output.layers), []
     paths = (Path(snakemake.input[key]) for key in ("channels", "preactivations"))

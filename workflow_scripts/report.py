@@ -7,6 +7,7 @@ import pandas as pd
 
 from quant import analysis_sections, figures, report
 from quant.artifacts import read_json, versions, write_text
+from quant.csv_tables import read_table
 from quant.job import job
 from quant.page import Answer, Section
 from quant.pick import choose
@@ -22,14 +23,14 @@ def analyses() -> Iterator[Section]:
         index = read_json(folder / "layers.json")
         yield analysis_sections.preactivations(
             place,
-            pd.read_csv(folder / "preactivations.csv"),
+            read_table(folder / "preactivations.csv"),
             record,
             (folder / "preactivations.svg").read_text(encoding="utf-8"),
             [(entry["layer"], (folder / entry["file"]).read_bytes()) for entry in index],
         )
         for path in map(Path, snakemake.input.dives):
             if (dive := read_json(path))["model"] == record["model"]:
-                tables = (pd.read_csv(path.with_name(name)) for name in ("agreement.csv", "channel_statistics.csv"))
+                tables = (read_table(path.with_name(name)) for name in ("agreement.csv", "channel_statistics.csv"))
                 pictures = ("correlation_awq_praq.png", "negative_channels_detailed.png")
                 drawn = (path.with_name(name).read_bytes() for name in pictures)
                 yield analysis_sections.deep_dive(place, dive, *tables, *drawn)
@@ -39,7 +40,7 @@ def analyses() -> Iterator[Section]:
 
 with job(snakemake.log[0]):
     config = snakemake.params.config
-    summary = pd.read_csv(snakemake.input.summary)
+    summary = read_table(snakemake.input.summary)
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
     drawn = {
         name: Path(path).read_text(encoding="utf-8")
@@ -51,27 +52,27 @@ with job(snakemake.log[0]):
         "seed": config["calibration"]["seed"],
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
-    comparisons = pd.read_csv(snakemake.input.comparisons)
+    comparisons = read_table(snakemake.input.comparisons)
     first = {"dataset": config["study"]["datasets"][0]} | config["choose"]
     choices = [choose(summary, comparisons, first | {"model": model}) for model in config["study"]["models"]]
     page = report.build(
         summary,
         comparisons,
-        pd.read_csv(snakemake.input.linears),
+        read_table(snakemake.input.linears),
         drawn,
         config,
         provenance,
         snakemake.params.command,
         figures.method_colours(snakemake.params.methods),
         checks=checks or None,
-        channels=pd.concat(map(pd.read_csv, snakemake.input.channels)) if checks else None,
+        channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
         sections=list(analyses()),
         answers=read_json(snakemake.input.answers)["models"],
         picks={choice.model: Answer(choice.headline, choice.lines) for choice in choices},
         sources={
-            "sensitivity.csv": pd.read_csv(snakemake.input.sensitivity),
-            "rounding_stats.csv": pd.read_csv(snakemake.input.rounding),
+            "sensitivity.csv": read_table(snakemake.input.sensitivity),
+            "rounding_stats.csv": read_table(snakemake.input.rounding),
         },
         written=snakemake.params.written,
         missing=snakemake.params.missing,

@@ -4,8 +4,9 @@ import json
 
 import pandas as pd
 
-from quant.artifacts import read_json, rebuild, require, write_table
+from quant.artifacts import read_json, rebuild, require
 from quant.compare import comparison_table, corrected, summary_row
+from quant.csv_tables import read_table, write_table
 from quant.errors import InputError
 from quant.job import job
 
@@ -41,7 +42,7 @@ def check_evaluation(path: str, evaluation: dict, original: dict, recipe: dict) 
 def read_linears(path: str, checkpoints: dict[tuple[str, str], str]) -> pd.DataFrame:
     """The errors of one method's linears, refused where they are another checkpoint's than the evaluation's."""
     try:
-        table = pd.read_csv(path)
+        table = read_table(path)
         names = table.iloc[0]
         key = names["model"], names["method"]
         found = {"checkpoint": names["checkpoint"]}

@@ -1,6 +1,7 @@
 """Every part's rise of the NLL → sensitivity.csv."""
 
-from quant.artifacts import read_json, write_table
+from quant.artifacts import read_json
+from quant.csv_tables import write_table
 from quant.job import job
 from quant.pairs import differing_keys
 from quant.sensitivity import table

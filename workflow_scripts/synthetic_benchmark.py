@@ -1,6 +1,7 @@
 """AWQ, PRAQ v3, a random and the best choice of outputs to keep, on the "loud silence" data of many seeds."""
 
-from quant.artifacts import versions, write_json, write_table
+from quant.artifacts import versions, write_json
+from quant.csv_tables import write_table
 from quant.job import job
 from quant.synthetic import benchmark, summarise
 

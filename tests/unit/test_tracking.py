@@ -97,6 +97,10 @@ USERS: dict[str, set[str]] = {
     "configuration": {"answer_questions", "report", "summarize_sensitivity"},
     "convert": {"convert"},
     "correlation": {"answer_questions", "deep_dive", "report"},
+    "csv_tables": TABLES
+    | ANALYSES
+    | (PLOTS - {"plot_synthetic"})
+    | {"check_mse", "describe", "measure_error", "measure_heldout", "pick", "plot", "report", "synthetic_benchmark"},
     "deep_dive": {"deep_dive"},
     "errors": OURS,
     "evaluation": MEASURES,

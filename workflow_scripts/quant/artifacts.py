@@ -126,9 +126,3 @@ def read_json(path: str | Path) -> Any:
     if checksum is not None and checksum != digest(json.dumps(content).encode()):
         raise InputError(f"{path}: its content does not match its checksum; {rebuild(path)}")
     return content
-
-
-def write_table(path: str | Path, table: Any, digits: str | None = None) -> None:
-    """A pandas table as CSV; digits: of its numbers, as a format (%.7g), or all."""
-    with whole(path) as temporary:
-        table.to_csv(temporary, index=False, float_format=digits)
