@@ -102,11 +102,8 @@ def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         logger.info("%s: config.json names code (%s), which is never run; native code does", where, ", ".join(named))
     if kind in NATIVE_CONFIGS:
         config = NATIVE_CONFIGS[kind](config, where)
-    dropped = (
-        "quantization_config",
-        "compression_config",
-        "checksum",
-    )  # the last: of what the config was, in our files
+    # the last: of what the config was, in our own files
+    dropped = ("quantization_config", "compression_config", "checksum")
     return without_code({key: value for key, value in config.items() if key not in dropped})
 
 

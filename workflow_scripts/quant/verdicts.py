@@ -172,4 +172,4 @@ def check_answer(check: dict[str, Any]) -> Answer:
 
 def recipe_of(row: Any) -> dict[str, Any]:
     """The recipe of a row of the summary; the original has none."""
-    return (json.loads(row.recipe) if isinstance(row.recipe, str) and row.recipe else None) or {}
+    return json.loads(row.recipe) or {} if isinstance(row.recipe, str) and row.recipe else {}
