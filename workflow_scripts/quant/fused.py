@@ -6,7 +6,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from quant.grids import Grid, nearest
+from quant import grids
+from quant.grids import Grid
 
 COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
 
@@ -21,15 +22,11 @@ def kernels() -> ModuleType | None:
     return kernels
 
 
-def nearest_scaled(w: Tensor, scales: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Q(W·diag(s))·diag(1/s) for each s of scales [n, in] → [n, out, in]; clipped where importance [n, in] is given."""
-    if w.is_cuda and kernels() is not None and kernels().rounds(w, grid):
-        return kernels().nearest_scaled(w, scales, grid, importance)
-    found = [
-        nearest(w * scale, grid, None if importance is None else importance[i]).div_(scale)
-        for i, scale in enumerate(scales)
-    ]
-    return found[0][None] if len(found) == 1 else torch.stack(found)
+def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """grids.fit_range: of a GPU's many passes, one where a range is clipped."""
+    if importance is not None and kernels() is not None and kernels().fits(groups):
+        return kernels().fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
+    return grids.fit_range(groups, grid, importance)
 
 
 def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:

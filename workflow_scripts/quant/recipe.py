@@ -10,6 +10,7 @@ from torch import Tensor
 from quant import grids, packed
 from quant.channels import Channels
 from quant.errors import InputError
+from quant.fused import fit_range
 from quant.grids import Grid
 from quant.protection import SCORES, top
 from quant.rounding import ROUNDINGS, Context
@@ -156,7 +157,7 @@ def round_linear(
     importance = None
     if recipe.clip:
         importance = (channels.x_sq if moment is None else moment.diagonal()) * inverse**2
-    step, zero = grids.fit_range(groups, recipe.grid, importance)
+    step, zero = fit_range(groups, recipe.grid, importance)
     step = step if stored is None else stored(step)
     context = Context(
         None if moment is None or recipe.rounding != "gptq" else inverse[:, None] * moment * inverse,

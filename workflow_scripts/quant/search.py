@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.fused import nearest_scaled
-from quant.grids import Grid
-from quant.second_moments import half, row_errors, tf32
+from quant.fused import kernels
+from quant.grids import Grid, nearest
+from quant.second_moments import half, row_errors
 
 SMALLEST_SCALE = 1e-5
-AT_ONCE = 2**28  # bytes of candidate weights that a GPU judges at once
 
 
 class Target(NamedTuple):
@@ -37,18 +36,35 @@ class Search(NamedTuple):
 
 
 def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:
-    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64 [...]; the noise term is E‖Ŵε‖² in closed form. Overwrites
-    rounded [..., out, in]."""
-    noise = target.noise**2 * rounded.square().sum(-1) if target.noise else 0.0
-    errors = row_errors(rounded.sub_(target.w).flatten(0, -2), upper).view(rounded.shape[:-1]).add_(noise)
+    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form. Overwrites
+    rounded [out, in]; upper: half(H)."""
+    noise = target.noise**2 * rounded.square().sum(1) if target.noise else 0.0
+    errors = row_errors(rounded.sub_(target.w), upper).add_(noise)
     if target.row_weight is not None:
         errors *= target.row_weight
-    return errors.sum(-1, dtype=torch.float64) / errors.shape[-1]
+    return errors.sum(dtype=torch.float64) / len(errors)
 
 
 def scale_for(salience: Tensor, alpha: float) -> Tensor:
     """s = salience^α, at least 1e-5. [in]"""
     return salience.pow(alpha).clamp_(min=SMALLEST_SCALE)
+
+
+def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> Tensor:
+    """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]."""
+    w, moment = target.w, target.moment
+    importance = moment.diagonal() / scales**2 if clip else [None] * len(scales)
+    if kernels() is not None and kernels().rounds(w, grid):
+        clipped_by = importance if clip else None
+        return kernels().candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
+    upper = half(moment)
+    # one at a time: more would leave a CPU's caches
+    return torch.stack(
+        [
+            target_error(target, nearest(w * scale, grid, weight).div_(scale), upper)
+            for scale, weight in zip(scales, importance, strict=True)
+        ]
+    )
 
 
 def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid: int, clip: bool = False) -> Search:
@@ -57,19 +73,7 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
     scales = torch.stack([scale_for(salience, step / n_grid) for step in range(n_grid + 1)])
-    totals = torch.zeros(n_grid + 1, dtype=torch.float64, device=salience.device)
-    for target in targets:
-        upper = half(target.moment)
-        size = at_once(target.w)
-        for some, total in zip(scales.split(size), totals.split(size), strict=True):
-            importance = target.moment.diagonal() / some**2 if clip else None
-            with tf32():
-                total += target_error(target, nearest_scaled(target.w, some, grid, importance), upper)
+    totals = sum(candidate_errors(target, scales, grid, clip) for target in targets)
     best = torch.argmin(totals)  # the first, hence smallest, of equal ones
     step, objective = torch.stack([best.double(), totals[best]]).tolist()  # the one wait for the device
     return Search(step / n_grid, scales[int(step)], objective)
-
-
-def at_once(w: Tensor) -> int:
-    """Scales whose candidates for w are judged in one operation: one on a CPU, whose caches more would leave."""
-    return max(1, AT_ONCE // w.nbytes) if w.is_cuda else 1
