@@ -170,33 +170,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms` of rows [n, size] in one kernel."""
-    out, n = torch.empty_like(x), x.shape[1]
-    kernels.norm_rows[(len(x),)](x, weight, out, n, eps, SIZE=1 << (n - 1).bit_length(), num_warps=8)
-    return out
-
-
-def gated(both: Tensor) -> Tensor:
-    """silu(gate)·up [n, mlp] of rows [n, 2·mlp]."""
-    n = both.shape[1] // 2
-    out = both.new_empty(len(both), n)
-    kernels.gate_rows[(len(both), -(-n // 512))](both, out, n, SIZE=512)
-    return out
-
-
-def attended(
-    qkv: Tensor, keys: Tensor, values: Tensor, place: Tensor, cos: Tensor, sin: Tensor, shape: Shape
-) -> Tensor:
-    """Attention's output [batch, heads·size] for rows of qkv; puts k and v into the cache at place [1]."""
-    out = qkv.new_empty(len(qkv), shape.heads * shape.head_dim)
-    kernels.attend[(len(qkv), shape.heads)](
-        qkv, keys, values, place, cos, sin, out, shape.heads, shape.key_value, keys.shape[2], shape.attention,
-        SIZE=shape.head_dim, BLOCK=64,
-    )  # fmt: skip
-    return out
-
-
 class Block(nn.Module):
     """A decoder block and its cache, two of [batch, key/value heads, context, size]."""
 
@@ -232,11 +205,12 @@ class Block(nn.Module):
         return out.transpose(1, 2).reshape(batch, n, -1)
 
     def fused(self, x: Tensor, place: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The same of one token [batch, hidden] at place [1], by the Triton kernels; cos, sin [context, size]."""
+        """The same of one token [batch, hidden] at place [1], by the products' kernels; cos, sin [context, size]."""
         s = self.shape
-        seen = attended(self.qkv(normed(x, self.before, s.eps)), self.keys, self.values, place, cos, sin, s)
+        qkv = self.qkv.normed(x, self.before, s.eps)
+        seen = self.qkv.attended(qkv, self.keys, self.values, place, cos, sin, s.heads, s.attention)
         x = self.o.added(seen, x, s.residual)
-        return self.down.added(gated(self.gate_up(normed(x, self.after, s.eps))), x, s.residual)
+        return self.down.added(self.gate_up.gated(x, self.after, s.eps), x, s.residual)
 
 
 class Decoder(nn.Module):
@@ -280,7 +254,7 @@ class Decoder(nn.Module):
         x = self.embedding[ids[:, 0]] * s.embedding
         for block in self.blocks:
             x = block.fused(x, place, self.cos, self.sin)
-        return functional.linear(normed(x, self.norm, s.eps), self.head) / s.logits
+        return functional.linear(kernels.normed(x, self.norm, s.eps), self.head) / s.logits
 
     def step(self, mode: str) -> None:
         """One token on: reads and writes the token and its place, so that a CUDA graph of it needs no input."""

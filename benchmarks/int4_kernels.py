@@ -4,41 +4,181 @@ Sums are in float32, what is stored is bfloat16. A word holds the codes of 8 nei
 range the bits of a bfloat16 step above those of a zero point.
 """
 
+import ctypes
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, WARPS = 16, 8  # of a block of int4_product.cu
+OVERLAP = (
+    True  # whether a CUDA kernel may begin before the one before it ends; int4_common.cuh says what keeps the order
+)
+
+
+# ---- one row, in CUDA
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of a flag."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+
+class Configuration(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("n_attributes", ctypes.c_uint),
+    )
+
+
+MAX_SHARED, CARVEOUT = 8, 9  # of CUfunction_attribute
+PROGRAMMATIC = Attribute(id=6, value=1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
 @functools.cache
-def product_of_one(n_in: int, group: int) -> Any:
-    """int4_product.cu, compiled for inputs of a size."""
-    defined = {"N_IN": n_in, "GROUP": group, "WARPS": WARPS}
-    source = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    source += Path(__file__).with_name("int4_product.cu").read_text()
-    return torch.cuda._compile_kernel(source, "int4_product")
+def driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
-def one(x: Tensor, words: Tensor, ranges: Tensor, base: Tensor | None, scale: float, group: int) -> Tensor:
-    """base + scale·Ŵx [1, out] of x [1, in]."""
-    n_out, n_in = len(words), x.shape[1]
+def call(name: str, *arguments: object) -> None:
+    """A function of the CUDA driver."""
+    code = getattr(driver(), name)(*arguments)
+    if code:
+        raise RuntimeError(f"{name}: CUDA error {code}")
+
+
+@functools.cache
+def compiled(name: str, shared: int, **defined: int) -> ctypes.c_void_p:
+    """The kernel of a .cu file, to be launched with that many bytes of shared memory."""
+    source = "".join(f"#define {key} {value}\n" for key, value in {**defined, "SHARED": shared}.items())
+    source += "".join(Path(__file__).with_name(file).read_text() for file in ("int4_common.cuh", f"{name}.cu"))
+    function = torch.cuda._compile_kernel(source, name).func
+    call("cuFuncSetAttribute", function, MAX_SHARED, shared)
+    call("cuFuncSetAttribute", function, CARVEOUT, 100)  # the same for all: a block can join those of another kernel
+    return function
+
+
+def launch(
+    function: ctypes.c_void_p, blocks: int, warps: int, shared: int, *arguments: Tensor | int | float | None
+) -> None:
+    """On torch's stream; tensors become pointers, numbers int and float.
+
+    Weights, place and cache may be read while the kernel before still runs: that one must not have made them.
+    """
+    kinds = {int: ctypes.c_int, float: ctypes.c_float, type(None): ctypes.c_void_p}
+    held = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else kinds[type(a)](a) for a in arguments]
+    pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
+    stream = torch.cuda.current_stream().cuda_stream
+    with_what = Configuration((blocks, 1, 1), (32 * warps, 1, 1), shared, stream, ctypes.pointer(PROGRAMMATIC), OVERLAP)
+    call("cuLaunchKernelEx", ctypes.byref(with_what), function, pointers, None)
+
+
+def warps_of(n_in: int) -> int:
+    """Of a block of int4_product.cu: three steps of 128 inputs each, which leave none idle at 2304 and 5760 inputs.
+
+    However many warps a block has, its 16 rows are all on their way before it computes. Fewer take fewer registers, so
+    that more blocks are there before the kernel before has ended.
+    """
+    return min(16, -(-n_in // 384))
+
+
+def sixteens(size: int) -> int:
+    """Bytes of a structure of 16-byte words."""
+    return -(-size // 16) * 16
+
+
+def fits(n_out: int) -> bool:
+    """Whether `one` takes a product: rows in sixteens, and a GPU that has the instructions."""
+    return n_out % 16 == 0 and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def one(
+    x: Tensor,
+    words: Tensor,
+    ranges: Tensor,
+    group: int,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    added: tuple[Tensor, float] | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """Ŵx [1, out] of x [1, in], or of x normed by a weight [in] and an epsilon.
+
+    `added`: base + scale·Ŵx of a base [1, out] and a scale. `gated`: silu of its first half times the second.
+    """
+    n_in, warps = x.shape[1], warps_of(x.shape[1])
+    n_out, of_block = (len(words) // 2, 8) if gated else (len(words), 16)
+    fours, steps = n_in // 32, n_in // min(group, 128)
+    row = 16 * (fours + (12 - fours) % 8)  # bytes, apart
+    shared = sixteens(16 * row + 2 * n_in + 64 * (n_in // group) + 16 + 4 * steps + 68 * warps)
+    weight, eps = norm or (None, 0.0)
+    base, scale = added or (None, 1.0)
     out = torch.empty(1, n_out, dtype=torch.bfloat16, device=x.device)
-    product_of_one(n_in, group)(
-        grid=(-(-n_out // ROWS), 1, 1),
-        block=(32 * WARPS, 1, 1),
-        args=[x, words, ranges, x if base is None else base, out, float(scale), n_out, int(base is not None)],
+    function = compiled(
+        "int4_product", shared, N_IN=n_in, GROUP=group, WARPS=warps,
+        NORMED=int(norm is not None), ADDED=int(added is not None), GATED=int(gated),
+    )  # fmt: skip
+    launch(
+        function, n_out // of_block, warps, shared, x, words, ranges, weight, float(eps), base, float(scale), out, n_out
     )
     return out
 
 
+def attended_by_one(
+    qkv: Tensor, keys: Tensor, values: Tensor, place: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
+) -> Tensor:
+    """`attended` of one row."""
+    _, n_kv, context, size = keys.shape
+    warps, places = 8, 16384 // size  # 32 KiB of keys and of values at a time
+    shared = sixteens(4 * places * size + 8 + 4 * warps * (2 + size))
+    out = torch.empty(1, heads * size, dtype=torch.bfloat16, device=qkv.device)
+    function = compiled("int4_attend", shared, SIZE=size, WARPS=warps, PLACES=places)
+    launch(function, heads, warps, shared, qkv, keys, values, place, cos, sin, out, float(scale), context, heads, n_kv)
+    return out
+
+
+# ---- any number of rows, in Triton
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Rows of x [n, size] over their root mean squares, times weight [size]."""
+    out, n = torch.empty_like(x), x.shape[1]
+    norm_rows[(len(x),)](x, weight, out, n, eps, SIZE=1 << (n - 1).bit_length(), num_warps=8)
+    return out
+
+
+def gated(both: Tensor) -> Tensor:
+    """silu(gate)·up [n, mlp] of rows [n, 2·mlp]."""
+    n = both.shape[1] // 2
+    out = both.new_empty(len(both), n)
+    gate_rows[(len(both), -(-n // 512))](both, out, n, SIZE=512)
+    return out
+
+
+def attended(
+    qkv: Tensor, keys: Tensor, values: Tensor, place: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
+) -> Tensor:
+    """Attention's output [batch, heads·size] for rows of qkv; puts k and v into the cache at place [1].
+
+    keys, values [batch, key/value heads, context, size]; cos, sin [context, size].
+    """
+    _, n_kv, context, size = keys.shape
+    out = qkv.new_empty(len(qkv), heads * size)
+    attend[(len(qkv), heads)](qkv, keys, values, place, cos, sin, out, heads, n_kv, context, scale, SIZE=size, BLOCK=64)
+    return out
+
+
 def few(x: Tensor, words: Tensor, ranges: Tensor, base: Tensor | None, scale: float, group: int) -> Tensor:
-    """The same of up to 16 rows x [n, in]."""
+    """base + scale·Ŵx [n, out] of up to 16 rows x [n, in]."""
     n, n_out, n_in = len(x), len(words), x.shape[1]
     out = torch.empty(n, n_out, dtype=torch.bfloat16, device=x.device)
     columns = x.view(n, -1, 8).transpose(1, 2).contiguous()

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
 
@@ -21,13 +22,25 @@ LARGEST_BATCH = 16  # rows that our own products are for; more are a prompt
 
 
 class Product(nn.Module):
-    """A product with a linear's weights [out, in]."""
+    """A product with a linear's weights [out, in], and what stands around it in a decoded token, of rows [n, in]."""
 
     compiles = True  # whether torch.compile sees through it
 
     def added(self, x: Tensor, base: Tensor, scale: float) -> Tensor:
-        """base + scale·Wx [n, out] of x [n, in]."""
+        """base + scale·Wx [n, out]."""
         return torch.add(base, self(x), alpha=scale)
+
+    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """W·norm(x) [n, out]; weight [in]."""
+        return self(kernels.normed(x, weight, eps))
+
+    def gated(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """silu of the first half of `normed` times the second, [n, out/2]."""
+        return kernels.gated(self.normed(x, weight, eps))
+
+    def attended(self, qkv: Tensor, *cache_and_scale: Any) -> Tensor:
+        """kernels.attended, of what `normed` gave."""
+        return kernels.attended(qkv, *cache_and_scale)
 
 
 class Dense(Product):
@@ -84,7 +97,7 @@ class CpuInt4(Product):
 
 
 class OwnInt4(Product):
-    """The products of int4_kernels.py; prompts unpack and multiply in bf16."""
+    """The products of int4_kernels.py, one row with the norm, gate and attention around it; prompts unpack, in bf16."""
 
     compiles = False
 
@@ -110,14 +123,30 @@ class OwnInt4(Product):
         rows = x.reshape(-1, self.n_in)
         if len(rows) > LARGEST_BATCH:
             return functional.linear(x, self.unpacked())
-        return self._product(rows.contiguous(), None, 1.0).view(*x.shape[:-1], self.n_out)
+        found = self._one(rows) if self._single(rows) else self._few(rows.contiguous(), None, 1.0)
+        return found.view(*x.shape[:-1], self.n_out)
 
     def added(self, x: Tensor, base: Tensor, scale: float) -> Tensor:
-        return self._product(x, base, scale)
+        return self._one(x, added=(base, scale)) if self._single(x) else self._few(x, base, scale)
 
-    def _product(self, x: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        product = kernels.one if len(x) == 1 else kernels.few
-        return product(x, self.words, self.ranges, base, scale, self.group)
+    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._one(x, norm=(weight, eps)) if self._single(x) else super().normed(x, weight, eps)
+
+    def gated(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._one(x, norm=(weight, eps), gated=True) if self._single(x) else super().gated(x, weight, eps)
+
+    def attended(self, qkv: Tensor, *cache_and_scale: Any) -> Tensor:
+        attended = kernels.attended_by_one if self._single(qkv) else kernels.attended
+        return attended(qkv, *cache_and_scale)
+
+    def _single(self, x: Tensor) -> bool:
+        return len(x) == 1 and kernels.fits(self.n_out)
+
+    def _one(self, x: Tensor, **around: Any) -> Tensor:
+        return kernels.one(x, self.words, self.ranges, self.group, **around)
+
+    def _few(self, x: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return kernels.few(x, self.words, self.ranges, base, scale, self.group)
 
 
 KERNELS: dict[str, type[Product]] = {

@@ -8,11 +8,12 @@ The codes are the checkpoint's own; nothing is quantised here. Kernels:
   tinygemm   torch.ops.aten._weight_int4pack_mm, the product that torchao's int4 weight-only path calls
   own        int4_product.cu for one row, a Triton product for up to 16; prompts unpack and multiply in bf16
   cpu        torch.ops.aten._weight_int4pack_mm_for_cpu, where there is no GPU
-Decoding is a static cache and one CUDA graph a token, of the model as it is (eager), compiled, and with one Triton
-kernel for each of norm, attention and gating (fused), so that the rest costs the same for every product; q/k/v and
-gate/up are one product each, in bf16 too. `limit_tokens_per_s` is what reading each weight and the cache once a step
-allows at the bandwidth that a copy reaches on the same machine. A part that fails says so in its row's `error` and the
-rest goes on.
+Decoding is a static cache and one CUDA graph a token, of the model as it is (eager), compiled, and fused: with one
+Triton kernel for each of norm, attention and gating, so that the rest costs the same for every product. In `own` on a
+Hopper GPU one row's products norm what they read and gate what they write instead, attention is in CUDA too, and each
+of a layer's five kernels begins before the one before it ends (int4_kernels.OVERLAP). q/k/v and gate/up are one
+product each, in bf16 too. `limit_tokens_per_s` is what reading each weight and the cache once a step allows at the
+bandwidth that a copy reaches on the same machine. A part that fails says so in its row's `error` and the rest goes on.
 """
 
 import argparse

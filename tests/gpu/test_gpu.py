@@ -329,3 +329,21 @@ def test_int4_decoders_agree_with_the_dense_one(kernel: str, batch: int, group_s
         *(int4_speed.decoded_logits(model, ids, f) for f in (False, True)),
     ):
         assert (found.float() - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize(("size", "n_kv", "place"), [(32, 4, 0), (64, 8, 255), (64, 8, 600), (128, 2, 129)])
+def test_int4_attention_of_one_row_is_that_of_many(size: int, n_kv: int, place: int) -> None:
+    """Also where the cache is longer than what is copied at once; nothing past the place is read."""
+    generator, heads, context = torch.Generator("cuda").manual_seed(place), 8, 700
+    qkv = torch.randn(1, (heads + 2 * n_kv) * size, generator=generator, device="cuda").bfloat16()
+    angle = 6 * torch.rand(context, size // 2, generator=generator, device="cuda").repeat(1, 2)
+    held = torch.randn(2, 1, n_kv, context, size, generator=generator, device="cuda").bfloat16()
+    held[:, :, :, place:] = float("nan")
+    found = []
+    for attended in (int4_products.kernels.attended, int4_products.kernels.attended_by_one):
+        keys, values = held.clone()
+        given = torch.tensor([place], device="cuda"), angle.cos().bfloat16(), angle.sin().bfloat16(), heads, 0.1
+        torch.cuda.synchronize()  # the cache is read before the last kernel has ended
+        found.append([attended(qkv, keys, values, *given), keys[:, :, : place + 1], values[:, :, : place + 1]])
+    for many, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, many, rtol=0.01, atol=0.01)
