@@ -1,9 +1,10 @@
 """Time and memory of every step on a random model of a named shape: bench.py [SHAPE] [--depth N] [--recipes NAME …].
 
 Times statistics, loading, each recipe's search and rounding, a whole quantize job from process start to files on disk,
-and evaluation. Beside each stands the limit: what its products and copies take at the device's measured rates. Then
-how cost grows with depth, width, tokens and methods. Writes bench.csv and bench.svg into --out. AutoAWQ runs on the
-same weights and tokens where its environment (rule build_autoawq) is there.
+and evaluation; on a GPU also the seconds in which it was busy (gpu_s), of one more run under a profiler. Beside each
+stands the limit: what its products and copies take at the device's measured rates; times_limit is gpu_s, or seconds
+where there is none, over that. Then how cost grows with depth, width, tokens and methods. Writes bench.csv and
+bench.svg into --out. AutoAWQ runs on the same weights and tokens where its environment (rule build_autoawq) is there.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from bench_limits import (
     Shape,
     clock,
     evaluation_limit,
+    gpu_seconds,
     linears_of,
     measure_rates,
     search_limit,
@@ -48,8 +51,9 @@ SHAPES = {
     "minicpm-2b": Shape(2304, 5760, 36, 122753, 40, 128, (128, 512), (16, 2048), "bfloat16"),
     "small": Shape(192, 512, 6, 2048, 4, 64, (16, 128), (4, 256), "float32"),
 }
-RECIPES = ["rtn_g", "gw_awq", "gw_praq", "gw_awq_asym_l2", "gw_awq_flip", "full_awq", "mixed_praq", "rtn_clip", "gptq",
-           "awq_clip", "awq_clip_gptq"]  # fmt: skip
+RESEARCH = ["simple_int4", "full_awq", "full_praq", "robust_praq", "gw_awq", "gw_praq", "gw_awq_asym_l2", "gw_awq_flip",
+            "gwh_praq", "mixed_awq", "mixed_praq"]  # fmt: skip
+RECIPES = [*RESEARCH, "rtn_g", "rtn_clip", "gptq", "awq_clip", "awq_clip_gptq"]
 
 
 def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
@@ -123,12 +127,15 @@ class Bench:
         self.rates = measure_rates(where, shape.dtype, folder)
         self.rows: list[dict[str, Any]] = []
         for name, value in self.rates._asdict().items():
-            unit = "TFLOP/s" if name in ("model", "float32", "tf32") else "GB/s"
+            unit = "TFLOP/s" if name in ("model", "float32") else "GB/s"
             print(f"rate {name}: {value / (1e12 if unit[0] == 'T' else GB):.1f} {unit}", flush=True)
 
-    def note(self, step: str, seconds: float, limit: float | None, shape: Shape, **more: Any) -> None:
+    def note(
+        self, step: str, seconds: float, limit: float | None, shape: Shape, gpu_s: float | None = None, **more: Any
+    ) -> None:
         peak = torch.cuda.max_memory_allocated() / 1e6 if self.where == "cuda" else None
-        row = {"step": step, "seconds": seconds, "limit_s": limit, "times_limit": limit and seconds / limit}
+        row = {"step": step, "seconds": seconds, "gpu_s": gpu_s, "limit_s": limit}
+        row["times_limit"] = limit and (gpu_s or seconds) / limit
         row |= {"depth": shape.depth, "width": shape.hidden, "tokens": shape.calibration[0] * shape.calibration[1]}
         self.rows.append(row | {"gpu_peak_mb": peak} | more)
         words = (
@@ -142,6 +149,9 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+    def busy(self, work: Callable[[], Any]) -> float | None:
+        return gpu_seconds(work) if self.where == "cuda" else None
+
     def statistics(self, model: Path, shape: Shape, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""
         from quant.statistics import collect
@@ -152,20 +162,44 @@ class Bench:
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
         size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
         self.reset()
-        times = []
-        for _ in range(self.repeats):
-            begun = clock(self.where)
+
+        def work() -> None:
             collect(model / "checkpoint", calibration, *files.values(), self.where, dtype, size, made)
-            times.append(clock(self.where) - begun)
+
+        spent = statistics.median(self.timed(work) for _ in range(self.repeats))
         on_disk = sum(path.stat().st_size for path in files.values()) / 1e6
         limit = statistics_limit(shape, self.rates, n * width, width)
-        self.note(step, statistics.median(times), limit, shape, disk_mb=on_disk)
+        self.note(step, spent, limit, shape, self.busy(work), disk_mb=on_disk)
         return files
+
+    def noisy(self, model: Path, shape: Shape, files: dict[str, Path]) -> dict[str, Path]:
+        """Robust-PRAQ's statistics, beside the others."""
+        from quant.noisy_statistics import collect_noisy
+
+        path = self.folder / "noisy.safetensors"
+        made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
+        noise = {"noise_std": 0.01, "n_noise_samples": 3, "seed": 42}
+        size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
+        calibration = tokens.load(self.folder / "tokens")
+
+        def work() -> None:
+            collect_noisy(
+                model / "checkpoint", calibration, files["channels"], str(path), noise, self.where, dtype, size, made
+            )
+
+        self.reset()
+        self.note("noisy statistics", self.timed(work), None, shape, self.busy(work))
+        return files | {"noisy": path}
+
+    def timed(self, work: Callable[[], Any]) -> float:
+        begun = clock(self.where)
+        work()
+        return clock(self.where) - begun
 
     def quantize(
         self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path], step: str = "search"
     ) -> Path:
-        """One recipe in this process: the GPU's work (search and rounding of all linears) and the whole call."""
+        """One recipe in this process: search and rounding of all linears, and the whole call."""
         target = self.folder / "quantised"
         self.reset()
         work, calls = [], []
@@ -174,9 +208,20 @@ class Bench:
             record = quantize(model, target, recipe, files, self.where)
             calls.append(clock(self.where) - begun)
             work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
-        limit = search_limit(shape, self.rates, recipe)
-        self.note(step, statistics.median(work), limit, shape, recipe=name, call_s=statistics.median(calls))
+        limit, busy = (
+            search_limit(shape, self.rates, recipe),
+            self.busy(lambda: quantize(model, target, recipe, files, self.where)),
+        )
+        self.note(step, statistics.median(work), limit, shape, busy, recipe=name, call_s=statistics.median(calls))
         return target
+
+    def together(self, shape: Shape) -> None:
+        """The research's methods and their statistics, one after the other, files and all."""
+        rows = [row for row in self.rows if row.get("recipe") in RESEARCH or "statistics" in row["step"]]
+        if {row.get("recipe") for row in rows} >= set(RESEARCH):
+            spent = sum(row.get("call_s") or row["seconds"] for row in rows)
+            busy = sum(row["gpu_s"] for row in rows) if self.where == "cuda" else None
+            self.note(f"{len(RESEARCH)} research methods and statistics", spent, None, shape, busy)
 
     def job(self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path]) -> None:
         """The same from process start to files on disk."""
@@ -202,10 +247,15 @@ class Bench:
         for kind, kept in (("nll", 0), ("nll and kl", 2040)):
             evaluate(model, heldout._replace(sequences=heldout.sequences[:1]), self.where, width, Reference(0, None))
             self.reset()
-            begun = clock(self.where)
-            _, speed = evaluate(model, heldout, self.where, batch_tokens("auto", self.where), Reference(kept, None))
-            spent = clock(self.where) - begun
-            self.note(f"evaluation, {kind}", n * width / speed, limit, shape, whole_s=spent, tokens_per_s=speed)
+            found = []
+
+            def work(kept: int = kept, found: list[float] = found) -> None:
+                _, speed = evaluate(model, heldout, self.where, batch_tokens("auto", self.where), Reference(kept, None))
+                found.append(speed)
+
+            spent = statistics.median(self.timed(work) for _ in range(self.repeats))
+            speed, busy = statistics.median(found), self.busy(work)
+            self.note(f"evaluation, {kind}", n * width / speed, limit, shape, busy, whole_s=spent, tokens_per_s=speed)
 
 
 def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
@@ -232,6 +282,7 @@ def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
     from quant.autoawq import quantize_autoawq
 
     recipe = recipes(["autoawq"], shape)["autoawq"]
+    (bench.folder / "awq/checkpoint").mkdir(parents=True)
     begun = time.perf_counter()
     record = quantize_autoawq(
         model / "checkpoint", bench.folder / "awq/checkpoint", bench.folder / "awq/folds", bench.folder / "tokens",
@@ -332,8 +383,11 @@ def measure(bench: Bench, shape: Shape, options: argparse.Namespace) -> None:
     size = (model / "checkpoint/model.safetensors").stat().st_size
     bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, shape)
     files = bench.statistics(model, shape)
+    if any("noisy" in configuration.statistics_files(recipe) for recipe in chosen.values()):
+        files = bench.noisy(model, shape, files)
     for name, recipe in chosen.items():
         target = bench.quantize(model, shape, name, recipe, files)
+    bench.together(shape)
     for name in options.jobs:
         bench.job(model, shape, name, recipes([name], shape)[name], files)
     bench.evaluation(target, shape)

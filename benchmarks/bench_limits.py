@@ -2,17 +2,12 @@
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
-
 import torch
-
-from quant.second_moments import tf32
 
 
 class Shape(NamedTuple):
@@ -55,12 +50,11 @@ def clock(where: str) -> float:
 
 
 class Rates(NamedTuple):
-    """Multiply-adds count twice: FLOP/s of the model's type, of float32 and of float32 with TF32 factors; bytes/s of a
-    copy within the device (read and written), from it to page-locked memory, and to disk."""
+    """Multiply-adds count twice: FLOP/s of the model's type and of float32; bytes/s of a copy within the device (read
+    and written), from it to page-locked memory, and to disk."""
 
     model: float
     float32: float
-    tf32: float
     copy: float
     off: float
     disk: float
@@ -69,10 +63,9 @@ class Rates(NamedTuple):
 def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
     n = 8192 if where == "cuda" else 1024
 
-    def product(kind: torch.dtype, allowed: bool) -> float:
+    def product(kind: torch.dtype) -> float:
         a, b = (torch.randn(n, n, device=where).to(kind) for _ in range(2))
-        with tf32(allowed):
-            return 2 * n**3 / seconds_of(lambda: a @ b, where)
+        return 2 * n**3 / seconds_of(lambda: a @ b, where)
 
     big = torch.empty(2**28 if where == "cuda" else 2**24, device=where)
     host = torch.empty(2**26 if where == "cuda" else 2**22, pin_memory=where == "cuda")
@@ -88,11 +81,26 @@ def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
     off = host.nbytes / seconds_of(lambda: host.copy_(big[: len(host)]), where)
     disk = len(content) / seconds_of(write, where, 3)
     (folder / "disk").unlink()
-    model = product(getattr(torch, dtype), False)
-    return Rates(model, product(torch.float32, False), product(torch.float32, True), copy, off, disk)
+    return Rates(product(getattr(torch, dtype)), product(torch.float32), copy, off, disk)
 
 
-# limits: seconds that the products and copies of a step take at those rates
+def gpu_seconds(work: Callable[[], Any]) -> float:
+    """Seconds of a piece of work in which anything ran on the GPU: a kernel, or a copy from or to it."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+        torch.cuda.synchronize()
+    busy = until = 0.0
+    on_gpu = (e.time_range for e in found.events() if e.device_type == DeviceType.CUDA)
+    for start, end in sorted((span.start, span.end) for span in on_gpu):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / 1e6
+
+
+# limits: seconds that the products and copies of a step take at those rates, one after the other
 
 
 def weights_of(shape: Shape) -> int:
@@ -105,25 +113,34 @@ def forward_flops(shape: Shape, n_tokens: int, width: int) -> float:
     return shape.depth * n_tokens * (2 * weights_of(shape) + 2 * shape.hidden * width)
 
 
+def activations_of(shape: Shape) -> int:
+    """Numbers a token that a block's operations between its products read and write: two norms, rotation, attention,
+    two residual sums, gating; and the sums over each input and output."""
+    h, m = shape.hidden, shape.intermediate
+    return (2 * 2 * h + 4 * h + 4 * h + 2 * 3 * h + 3 * m) + (3 * h + m) + (5 * h + 2 * m)
+
+
 def statistics_limit(shape: Shape, rates: Rates, n_tokens: int, width: int) -> float:
-    """Forward pass and one triangle of each XᵀX; weights in, triangles out."""
-    inputs = [shape.hidden] * 3 + [shape.intermediate]
-    triangles = shape.depth * sum(n * (n + 1) for n in inputs)
-    rate = rates.tf32 if shape.dtype != "float32" else rates.float32
-    bytes_ = shape.depth * weights_of(shape) * getattr(torch, shape.dtype).itemsize + 2 * triangles
-    return forward_flops(shape, n_tokens, width) / rates.model + n_tokens * triangles / rate + bytes_ / rates.off
+    """Forward pass and one triangle of each XᵀX, in the model's type; activations; weights in, triangles out."""
+    size = getattr(torch, shape.dtype).itemsize
+    triangles = shape.depth * sum(n * (n + 1) for n in [shape.hidden] * 3 + [shape.intermediate])
+    products = (forward_flops(shape, n_tokens, width) + n_tokens * triangles) / rates.model
+    activations = shape.depth * n_tokens * activations_of(shape) * size / rates.copy
+    return products + activations + (shape.depth * weights_of(shape) * size + 2 * triangles) / rates.off
 
 
 def search_limit(shape: Shape, rates: Rates, recipe: dict[str, Any]) -> float:
-    """A triangle of D·H for each α; GPTQ's feedback, half a product with H, and its factor's n³·2/3 for each linear."""
+    """A triangle of D·H for each α in the model's type; GPTQ's feedback, half a product with H, and its factor's n³·2/3
+    in float32; weights and triangles in, weights out."""
     products = sum(out * n_in * (n_in + 1) for out, n_in in linears_of(shape))
     total = 0.0
     if recipe["salience"] != "none":
-        total += (recipe["n_grid"] + 1) * products / rates.tf32
+        total += (recipe["n_grid"] + 1) * products / rates.model
     if recipe["rounding"] == "gptq":
         total += (products + sum(2 / 3 * n_in**3 for _, n_in in linears_of(shape))) / rates.float32
-    in_and_out = weights_of(shape) * 2 * getattr(torch, shape.dtype).itemsize
-    return shape.depth * (total + in_and_out / rates.copy)
+    moments = 2 * sum(n * (n + 1) for n in [shape.hidden] * 3 + [shape.intermediate])
+    moments *= recipe["salience"] != "none" or recipe["rounding"] == "gptq"
+    return shape.depth * (total + (weights_of(shape) * 2 * getattr(torch, shape.dtype).itemsize + moments) / rates.off)
 
 
 def evaluation_limit(shape: Shape, rates: Rates, n_tokens: int, width: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from quant.grids import CLIP_FACTORS, Grid, n_groups
 
 LONGEST = 16384  # inputs of a group; a program holds a group of at least one row in registers
-TILE = 4096  # values that a program holds, where its group is no longer
+TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no longer: few values a thread
 ROWS, COLUMNS, INPUTS = 256, 128, 64  # of a program's product D·H: its outputs, its inputs, and the inputs of one step
 LARGEST = tl.constexpr(60000.0)  # float16 ends at 65504
 AT_ONCE = 2**28  # bytes of candidates' differences at once
@@ -33,8 +33,21 @@ def _span(low, high, highest, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
+def _inverse(x):
+    """1/x as IEEE rounds it; 0 where x is so small that it overflows."""
+    return tl.where(x < 1e-37, 0.0, tl.div_rn(tl.full(x.shape, 1.0, tl.float32), x))
+
+
+@triton.jit
+def _divide(x, by, inverse):
+    """x/by as IEEE rounds it, of by > 0 and its inverse: a quotient and one correction (Markstein 1990)."""
+    found = x * inverse
+    return tl.fma(tl.fma(-found, by, x), inverse, found)
+
+
+@triton.jit
 def _round(x, step, zero, lowest, highest):
-    codes = _rint(tl.div_rn(x, step + tl.zeros_like(x))) + zero
+    codes = _rint(_divide(x, step, _inverse(step))) + zero
     return (tl.minimum(tl.maximum(codes, lowest), highest) - zero) * step
 
 
@@ -44,7 +57,7 @@ def _clipped(
 ):
     """The range by the factor that leaves the least weighted error, as grids.fit_clipped finds it. Errors are judged by
     step·factor and its inverse, so that their last bits may differ from a CPU's."""
-    inverse = tl.div_rn(tl.full(step.shape, 1.0, tl.float32), step)
+    inverse = _inverse(step)
     bottom, top = lowest - zero, highest - zero
     least = tl.full(step.shape, float("inf"), tl.float32)
     best = tl.full(step.shape, 1.0, tl.float32)
@@ -86,7 +99,7 @@ def _differences(
     weight = tl.load(importance + which * n_in + columns, mask=real, other=0.0) if N_FACTORS > 0 else scale
     x = original * scale
     step, zero = _range(x, weight, factors, lowest, highest, N_FACTORS, SYMMETRIC)
-    found = tl.div_rn(_round(x, step, zero, lowest, highest), scale + tl.zeros_like(x))
+    found = _divide(_round(x, step, zero, lowest, highest), scale, _inverse(scale))
     difference = found - original
     own = tl.load(moment + columns.to(tl.int64) * (n_in + 1), mask=real, other=0.0)  # H's diagonal
     error = difference * difference * own + noise * (found * found)
@@ -118,7 +131,7 @@ def _group(w: Tensor, grid: Grid) -> int:
 def _shape(size: int) -> tuple[int, int, int]:
     """(rows, inputs, warps) of a program that holds groups of a size."""
     block = triton.next_power_of_2(size)
-    return max(1, TILE // block), block, min(16, max(4, block // 512))
+    return max(1, TILE // block), block, min(16, max(WARPS, block // 512))
 
 
 def _factors(clip: bool, device: torch.device) -> tuple[Tensor, int]:
@@ -218,7 +231,7 @@ def candidate_errors(
         blocks = triton.cdiv(n_out, ROWS), width // COLUMNS
         errors = torch.empty(len(d), *blocks, device=w.device)
         _pair_errors[(blocks[1], blocks[0], len(d))](
-            d, pairs, errors, n_out, width, ROWS=ROWS, COLUMNS=COLUMNS, INPUTS=INPUTS, num_warps=8, num_stages=3
+            d, pairs, errors, n_out, width, ROWS=ROWS, COLUMNS=COLUMNS, INPUTS=INPUTS, num_warps=8, num_stages=4
         )
         found.append(own + errors.sum((1, 2), dtype=torch.float64) * share)
     return torch.cat(found) / n_out
