@@ -129,9 +129,11 @@ def _group(w: Tensor, grid: Grid) -> int:
 
 
 def _shape(size: int) -> tuple[int, int, int]:
-    """(rows, inputs, warps) of a program that holds groups of a size."""
+    """(rows, inputs, warps) of a program that holds groups of a size: the fastest of those tried on an H100."""
     block = triton.next_power_of_2(size)
-    return max(1, TILE // block), block, min(16, max(WARPS, block // 512))
+    if block > TILE:
+        return 2, block, 16
+    return TILE // block, block, WARPS
 
 
 def _factors(clip: bool, device: torch.device) -> tuple[Tensor, int]:

@@ -244,19 +244,19 @@ def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, floa
     if not moved.numel():
         return {}
     tie = 1e-6  # steps; a weight this near its point was on it
-    shares = {
+    distance = moved.abs()
+    masks = {
         "rounded_up": moved > tie,
         "rounded_down": moved < -tie,
-        "unchanged": moved.abs() <= tie,
+        "unchanged": distance <= tie,
         "flipped": flips,
     }
     # counted, not sorted: sorting a million distances takes longer than quantising them
-    counts = torch.bincount((moved.abs() * 1000).round_().int().flatten()).cumsum(0)
+    counts = torch.bincount((distance * 1000).round_().int().flatten()).cumsum(0)
     wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], device=counts.device, dtype=torch.float64) * counts[-1]
-    quantiles = (torch.searchsorted(counts.double(), wanted) / 1000).tolist()
-    return {name: mask.float().mean().item() for name, mask in shares.items()} | {
-        f"distance_{name}": value for name, value in zip(("q25", "median", "q75", "max"), quantiles, strict=True)
-    }
+    shares = [mask.count_nonzero() / moved.numel() for mask in masks.values()]
+    found = torch.stack([*shares, *(torch.searchsorted(counts.double(), wanted) / 1000)]).tolist()
+    return dict(zip((*masks, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))
 
 
 def check_finite(name: str, tensor: Tensor, where: str) -> None:
