@@ -1,6 +1,7 @@
 """Triton kernels for float32 on a GPU: the torch functions that call them, one launch instead of hundreds.
 
-Divisions round as IEEE says and nothing is fused into multiply-adds, so grids are those of a CPU to the bit.
+Divisions round as IEEE says, and multiply-adds are fused only where that changes no grid, so that grids are those of a
+CPU to the bit.
 """
 
 import torch
@@ -222,7 +223,7 @@ def candidate_errors(
     pairs[:n_in, :n_in] = (moment * (2 * inverse)).mul_(inverse[:, None]).triu_(1)
     # a difference is less than its weight but where a scale is of no use; a power of two rounds nothing
     largest = w.abs().amax() * unit.amax() * (1.0 if row_weight is None else row_weight.amax().sqrt())
-    factor = torch.exp2(torch.floor(torch.log2(LARGEST.value / largest.clamp(min=1e-30))))
+    factor = torch.exp2(torch.floor(torch.log2(LARGEST.value / largest.clamp(min=1e-20))))
     unit, share = unit * factor, factor.double() ** -2
     found = []
     at_once = max(1, AT_ONCE // (2 * n_out * width))
