@@ -324,8 +324,9 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> None:
     figure, axes = plt.subplots(1, 5, figsize=(18, 4), layout="constrained", width_ratios=[3, 1, 1, 1, 1])
     whole = table[~table["step"].str.contains(" by ") & table["limit_s"].notna()]
     labels = (whole["step"] + " " + whole["recipe"].fillna("")).str.strip()
-    axes[0].barh(labels, whole["seconds"], label="measured")
-    axes[0].barh(labels, whole["limit_s"], height=0.4, label="limit")
+    for key, height, label in (("seconds", 0.8, "wall clock"), ("gpu_s", 0.5, "GPU busy"), ("limit_s", 0.25, "limit")):
+        if whole[key].notna().any():
+            axes[0].barh(labels, whole[key].astype(float), height=height, label=label)
     axes[0].set(xscale="log", xlabel="seconds", title=title)
     axes[0].invert_yaxis()
     axes[0].legend()
@@ -336,9 +337,13 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> None:
                 part = pd.concat(
                     [part, table[(table["step"] == step) & (table["recipe"].isin(["gw_awq"]) | (step == "statistics"))]]
                 )
-            axis.plot(part[key], part["seconds"], "o-", label=step)
+            if len(part) > 1:
+                axis.plot(part[key], part["seconds"], "o-", label=step)
+        if not axis.lines:  # without growth
+            axis.remove()
+            continue
+        axis.legend()
         axis.set(xlabel=key, ylabel="seconds", xlim=(0, None), ylim=(0, None))
-    axes[1].legend()
     methods = table[table["step"] == "search"].dropna(subset="recipe")
     cost = table[table["step"] == "statistics"]["seconds"].iloc[0] + methods["call_s"].cumsum()
     axes[4].plot(range(1, len(cost) + 1), cost, "o-")
