@@ -4,25 +4,12 @@ E‖Dx‖² = tr(D H Dᵀ) for any D [out, in]. H is symmetric, so products and 
 diagonal, and files hold one of its triangles.
 """
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 NARROW_ROWS = 4096  # 16-bit rows summed in a matrix unit: an error of 3e-5 of the diagonal, seen on an H100
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool = True) -> Iterator[None]:
-    """Lets a GPU round the factors of float32 products to 11 bits, sums staying in float32. bfloat16 and float16 values
-    have no more bits, so their products are exact; a CPU takes no notice."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def dots(a: Tensor, b: Tensor, dim: int) -> Tensor:

@@ -22,7 +22,7 @@ from quant.channels import OF_INPUT, OF_OUTPUT
 from quant.errors import InputError
 from quant.linears import linear_names
 from quant.preactivation_sums import Preactivations, TokenSample
-from quant.second_moments import add_outer, dots, mirror, tf32, to_triangle
+from quant.second_moments import add_outer, dots, mirror, to_triangle
 from quant.tokens import Batch, Tokens
 
 logger = logging.getLogger("quant")
@@ -193,8 +193,7 @@ def collect(
     with tensorfile.appending(moments_path, run.n_linears) as moments:
         for _, prefix, block, advance in run.each():
             watch = Watch(block, activation, sample)
-            with tf32(dtype.itemsize == 2):  # of inputs that have no more bits than that
-                advance(watch.observe)
+            advance(watch.observe)
             watch.close()
             unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
             if unused:
