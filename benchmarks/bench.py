@@ -9,7 +9,6 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
@@ -31,86 +29,31 @@ from bench_limits import (
     clock,
     evaluation_limit,
     gpu_seconds,
-    linears_of,
     measure_rates,
     search_limit,
     statistics_limit,
 )
-from quant import configuration, tensorfile, tokens
-from quant.artifacts import read_json, write_json, write_plain_json
+from bench_models import SHAPES, make_model, random_tokens, shallower
+from quant import configuration, tokens
+from quant.artifacts import read_json
 from quant.compute import batch_tokens, device
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
+from study import PATTERNS, methods
 
 GB = 1e9
 AUTOAWQ = ROOT / "results/environments/autoawq"
-PATTERNS = {"attention": ["self_attn"], "mlp": []}
 
 
-SHAPES = {
-    "minicpm-2b": Shape(2304, 5760, 36, 122753, 40, 128, (128, 512), (16, 2048), "bfloat16"),
-    "small": Shape(192, 512, 6, 2048, 4, 64, (16, 128), (4, 256), "float32"),
-}
 RESEARCH = ["simple_int4", "full_awq", "full_praq", "robust_praq", "gw_awq", "gw_praq", "gw_awq_asym_l2", "gw_awq_flip",
             "gwh_praq", "mixed_awq", "mixed_praq"]  # fmt: skip
 RECIPES = [*RESEARCH, "rtn_g", "rtn_clip", "gptq", "awq_clip", "awq_clip_gptq"]
 
 
-def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
-    """A random Granite (MiniCPM's equations) as convert writes one, with some loud channels."""
-    from quant.linears import all_linears, skeleton
-
-    dtype, generator = getattr(torch, shape.dtype), torch.Generator(where).manual_seed(seed)
-    depth, h = shape.depth, shape.hidden
-    config = {
-        "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_size": h, "dtype": shape.dtype,
-        "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads, "num_hidden_layers": depth, "vocab_size": shape.vocabulary,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True,
-        "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / depth**0.5, "logits_scaling": h / 256,
-        "attention_multiplier": (h // shape.heads) ** -0.5, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    write_plain_json(folder / "checkpoint/config.json", config)
-    names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, h), "model.norm.weight": (h,)}
-    for i in range(depth):
-        shapes |= {f"model.layers.{i}.{n}.weight": size for n, size in zip(names, linears_of(shape), strict=True)}
-        shapes |= {f"model.layers.{i}.{n}.weight": (h,) for n in ("input_layernorm", "post_attention_layernorm")}
-    layout = {name: (dtype, size) for name, size in shapes.items()}
-    with tensorfile.writing(folder / "checkpoint/model.safetensors", layout, {"format": "pt"}) as out:
-        for name, size in shapes.items():
-            drawn = torch.randn(size, generator=generator, device=where)
-            drawn = (0.5 * drawn).exp() if len(size) == 1 else drawn * (0.1 if "embed" in name else size[1] ** -0.5)
-            out.put(name, drawn.to(dtype))
-    linears = all_linears(skeleton(folder / "checkpoint"))
-    write_json(folder / "convert.json", {"fingerprint": f"bench-{seed}", "linears": linears})
-    return folder
-
-
-def shallower(model: Path, folder: Path, depth: int) -> Path:
-    """The first `depth` blocks of a model, on the same weights."""
-    (folder / "checkpoint").mkdir(parents=True)
-    config, record = read_json(model / "checkpoint/config.json"), read_json(model / "convert.json")
-    write_plain_json(folder / "checkpoint/config.json", config | {"num_hidden_layers": depth})
-    kept = {name: block for name, block in record["linears"].items() if block < depth}
-    write_json(folder / "convert.json", record | {"linears": kept})
-    os.link(model / "checkpoint/model.safetensors", folder / "checkpoint/model.safetensors")
-    return folder
-
-
-def random_tokens(path: Path, n: int, width: int, vocabulary: int, seed: int) -> tokens.Tokens:
-    """n sequences with a few frequent ids, as text has."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = (torch.rand(n, width, generator=generator) ** 4 * vocabulary).long()
-    tokens.save(path, list(ids), {"model_fingerprint": "bench-0"})
-    return tokens.load(path)
-
-
 def recipes(names: list[str], shape: Shape) -> dict[str, dict[str, Any]]:
     """Of config.yaml, at the shape's group size and calibration."""
-    schema = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-    methods = configuration.load(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)["methods"]
-    found = {name: dict(methods[name]) for name in names}
+    known = methods()
+    found = {name: dict(known[name]) for name in names}
     for recipe in found.values():
         recipe["group_size"] = recipe["group_size"] if recipe["group_size"] == -1 else shape.group_size
     return found
@@ -178,7 +121,7 @@ class Bench:
 
         path = self.folder / "noisy.safetensors"
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
-        noise = {"noise_std": 0.01, "n_noise_samples": 3, "seed": 42}
+        noise = {key: methods()["robust_praq"][key] for key in ("noise_std", "n_noise_samples", "seed")}
         size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
         calibration = tokens.load(self.folder / "tokens")
 
@@ -208,10 +151,8 @@ class Bench:
             record = quantize(model, target, recipe, files, self.where)
             calls.append(clock(self.where) - begun)
             work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
-        limit, busy = (
-            search_limit(shape, self.rates, recipe),
-            self.busy(lambda: quantize(model, target, recipe, files, self.where)),
-        )
+        limit = search_limit(shape, self.rates, recipe)
+        busy = self.busy(lambda: quantize(model, target, recipe, files, self.where))
         self.note(step, statistics.median(work), limit, shape, busy, recipe=name, call_s=statistics.median(calls))
         return target
 

@@ -6,7 +6,6 @@ in float32, of the same tokens. Prints, for each recipe, how many linears got an
 """
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
@@ -25,6 +23,7 @@ from quant.compute import batch_tokens
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
 from quant.statistics import collect
+from study import PATTERNS, methods
 
 METHODS = ["gw_awq", "gw_praq", "gw_awq_asym_l2", "full_awq", "full_praq", "awq_clip", "gptq", "awq_clip_gptq"]
 CALIBRATION, HELDOUT = (64, 256), (16, 1024)  # sequences × tokens
@@ -46,7 +45,7 @@ def read_tokens(checkpoint: Path, text: Path, made: dict[str, str], folder: Path
     return found
 
 
-def run(where: str, converted: Path, text: Path, methods: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
+def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
     """By method: its linears' records, and nats per token."""
     checkpoint, model = converted / "checkpoint", read_json(converted / "convert.json")
     made, size = {"model_fingerprint": model["fingerprint"]}, batch_tokens("auto", where)
@@ -54,12 +53,12 @@ def run(where: str, converted: Path, text: Path, methods: dict[str, dict[str, An
     files = {key: str(folder / f"{where}-{key}") for key in ("channels", "moments")}
     collect(checkpoint, calibration, *files.values(), where, torch.float32, size, made)
     found = {}
-    for name, recipe in methods.items():
+    for name, recipe in recipes.items():
         known = {key: files[key] for key in configuration.statistics_files(recipe)}
-        target, patterns = folder / where, {"attention": ["self_attn"], "mlp": []}
+        target = folder / where
         record = quantize_checkpoint(
             checkpoint, target, folder / "folds", model["linears"],
-            Statistics(known, model["fingerprint"], patterns), Recipe.of(recipe), where, {},
+            Statistics(known, model["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
         )  # fmt: skip
         quantised = evaluation.load_model(target, where, torch.float32)
         rows, _ = evaluation.evaluate(quantised, heldout, where, size, evaluation.Reference(0, None))
@@ -74,14 +73,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--devices", nargs=2, default=["cpu", "cuda"])
     options = parser.parse_args()
-    schema = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-    known = configuration.load(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)["methods"]
-    methods = {name: known[name] for name in options.methods}
+    known = methods()
+    chosen = {name: known[name] for name in options.methods}
     with tempfile.TemporaryDirectory() as folder:
-        first, second = (
-            run(where, options.converted, options.text, methods, Path(folder)) for where in options.devices
-        )
-    for name in methods:
+        first, second = (run(where, options.converted, options.text, chosen, Path(folder)) for where in options.devices)
+    for name in chosen:
         (rows, nll), (others, other_nll) = first[name], second[name]
         apart = [(a, b) for a, b in zip(rows, others, strict=True) if a["alpha"] != b["alpha"]]
         no_ties = [a["linear"] for a, b in apart if abs(b["objective"] / a["objective"] - 1) > 1e-4]

@@ -6,7 +6,6 @@ quick. Prints perplexity and delta_nll with its paired 95 % interval, and writes
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
@@ -29,6 +27,7 @@ from quant.jacobian import collect_jacobian
 from quant.quantize import Statistics, quantize_checkpoint
 from quant.recipe import Recipe
 from quant.statistics import collect
+from study import PATTERNS, methods
 
 METHODS = [
     *("rtn_g", "rtn_clip", "gw_awq", "gw_awq_asym_l2", "gw_praq", "gptq", "gptq_clip"),
@@ -59,9 +58,8 @@ def nll(checkpoint: Path, heldout: tokens.Tokens, where: str) -> np.ndarray:
 
 def recipes(names: list[str], bits: int) -> dict[str, dict[str, Any]]:
     """Recipes of config.yaml at another width; asymmetric throughout."""
-    schema = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-    config = configuration.load(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)
-    return {name: config["methods"][name] | {"bits": bits, "symmetric": False} for name in names}
+    known = methods()
+    return {name: known[name] | {"bits": bits, "symmetric": False} for name in names}
 
 
 def main() -> None:
@@ -94,10 +92,7 @@ def main() -> None:
                     key: files[Path(path).stem if "jacobian" in path else key]
                     for key, path in configuration.statistics_files(recipe).items()
                 }
-                statistics = Statistics(
-                    wanted, model["fingerprint"], {"attention": ["self_attn"], "mlp": []},
-                    plain_share=recipe["plain_share"],
-                )  # fmt: skip
+                statistics = Statistics(wanted, model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
                 target = folder / "quantised"
                 quantize_checkpoint(
                     checkpoint, target, folder / "folds", model["linears"], statistics, Recipe.of(recipe), where, made

@@ -254,6 +254,12 @@ def test_a_page_without_what_may_be_missing():
     assert "pairs of methods (Holm)" not in text and 'id="cost"' not in text and "model-0-check" not in text
 
 
+@pytest.mark.parametrize(("rise", "words"), [(0.1, "unseen text worse:"), (-0.1, "unseen text no worse:")])
+def test_the_best_is_called_worse_only_where_it_is(rise: float, words: str):
+    frame = summary({"rtn": rise})
+    assert words in report.plain_words(frame[frame.method == "rtn"], frame)
+
+
 def test_several_models_and_data_sets_each_get_a_section():
     frame = pd.concat([summary(DELTAS, m, d) for m in ("m", "n") for d in ("d", "e")], ignore_index=True)
     pairs = pd.concat([PAIRS.assign(model=m, dataset=d) for m in ("m", "n") for d in ("d", "e")], ignore_index=True)

@@ -115,7 +115,7 @@ def _differences(
     tl.store(errors + (which * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2), error)
 
 
-def rounds(w: Tensor, grid: Grid) -> bool:
+def judges(w: Tensor, grid: Grid) -> bool:
     """Whether `candidate_errors` takes a weight [out, in]."""
     return w.is_cuda and w.dtype == torch.float32 and _group(w, grid) <= LONGEST
 
@@ -127,6 +127,11 @@ def fits(groups: Tensor) -> bool:
 
 def _group(w: Tensor, grid: Grid) -> int:
     return w.shape[1] if grid.group_size == -1 else grid.group_size
+
+
+def _padded(n_in: int) -> int:
+    """Inputs in whole columns of a program's product."""
+    return triton.cdiv(n_in, COLUMNS) * COLUMNS
 
 
 def _shape(size: int) -> tuple[int, int, int]:
@@ -160,7 +165,7 @@ def differences(
     w [out, in]; scales, importance [n, in]; moment [in, in]; unit [in]; width: the inputs, padded with zeros.
     """
     n_out, n_in = w.shape
-    width = triton.cdiv(n_in, COLUMNS) * COLUMNS
+    width = _padded(n_in)
     size = _group(w, grid)
     rows, block, warps = _shape(size)
     make = torch.empty if width == n_in else torch.zeros
@@ -217,7 +222,7 @@ def candidate_errors(
     """
     n_out, n_in = w.shape
     unit = moment.diagonal().sqrt()
-    width = triton.cdiv(n_in, COLUMNS) * COLUMNS
+    width = _padded(n_in)
     pairs = torch.zeros(width, width, device=w.device, dtype=torch.float16)
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
     pairs[:n_in, :n_in] = (moment * (2 * inverse)).mul_(inverse[:, None]).triu_(1)

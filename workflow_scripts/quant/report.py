@@ -200,9 +200,10 @@ def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
     row, before = next(best.itertuples()), next(original.itertuples())
     smaller = before.bits_per_weight / row.bits_per_weight
     stores = "stores" if row.storage == "packed" else "would store"
+    worse = "worse" if row.ppl > before.ppl else "no worse"
     return (
         f"It {stores} a weight in {number(row.bits_per_weight, 2)} bits instead of {number(before.bits_per_weight, 0)} "
-        f"({number(smaller, 1)} times smaller) and predicts the next word of unseen text a little worse: perplexity, "
+        f"({number(smaller, 1)} times smaller) and predicts the next word of unseen text {worse}: perplexity, "
         f"where lower is better, goes from {number(before.ppl, 2)} to {number(row.ppl, 2)} "
         f"({percent(increase(row))}, {quality(increase(row))})."
     )
