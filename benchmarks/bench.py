@@ -34,11 +34,12 @@ from bench_limits import (
     statistics_limit,
 )
 from bench_models import SHAPES, make_model, random_tokens, shallower
-from quant import configuration, tokens
-from quant.artifacts import read_json
-from quant.compute import batch_tokens, device
-from quant.quantize import Statistics, quantize_checkpoint
-from quant.recipe import Recipe
+from quant.data import tokens
+from quant.files.artifacts import read_json
+from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.models.compute import batch_tokens, device
+from quant.recipe.recipe import Recipe
+from quant.workflow import configuration
 from study import PATTERNS, methods
 
 GB = 1e9
@@ -97,7 +98,7 @@ class Bench:
 
     def statistics(self, model: Path, shape: Shape, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""
-        from quant.statistics import collect
+        from quant.calibration.statistics import collect
 
         n, width = shape.calibration
         calibration = random_tokens(self.folder / "tokens", n, width, shape.vocabulary, 1)
@@ -117,7 +118,7 @@ class Bench:
 
     def noisy(self, model: Path, shape: Shape, files: dict[str, Path]) -> dict[str, Path]:
         """Robust-PRAQ's statistics, beside the others."""
-        from quant.noisy_statistics import collect_noisy
+        from quant.calibration.noisy import collect_noisy
 
         path = self.folder / "noisy.safetensors"
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
@@ -175,7 +176,7 @@ class Bench:
 
     def evaluation(self, checkpoint: Path, shape: Shape) -> None:
         """Loading, then windows of the shape's length."""
-        from quant.evaluation import Reference, evaluate, load_model
+        from quant.evaluation.perplexity import Reference, evaluate, load_model
 
         n, width = shape.evaluation
         heldout = random_tokens(self.folder / "heldout", n, width, shape.vocabulary, 2)
@@ -220,7 +221,7 @@ def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
     if not (AUTOAWQ / "complete").exists():
         print(f"AutoAWQ: left out, {AUTOAWQ.relative_to(ROOT)} is not there (snakemake build_autoawq makes it)")
         return
-    from quant.autoawq import quantize_autoawq
+    from quant.methods.autoawq import quantize_autoawq
 
     recipe = recipes(["autoawq"], shape)["autoawq"]
     (bench.folder / "awq/checkpoint").mkdir(parents=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from bench_limits import Shape, linears_of
-from quant import tensorfile, tokens
-from quant.artifacts import read_json, write_json, write_plain_json
+from quant.data import tokens
+from quant.files import tensorfile
+from quant.files.artifacts import read_json, write_json, write_plain_json
 
 SHAPES = {
     "minicpm-2b": Shape(2304, 5760, 36, 122753, 40, 128, (128, 512), (16, 2048), "bfloat16"),
@@ -17,7 +18,7 @@ SHAPES = {
 
 def make_model(folder: Path, shape: Shape, where: str, seed: int = 0) -> Path:
     """A random Granite (MiniCPM's equations) as convert writes one, with some loud channels."""
-    from quant.linears import all_linears, skeleton
+    from quant.models.linears import all_linears, skeleton
 
     dtype, generator = getattr(torch, shape.dtype), torch.Generator(where).manual_seed(seed)
     depth, h = shape.depth, shape.hidden

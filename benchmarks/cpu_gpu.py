@@ -17,12 +17,14 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
-from quant import configuration, evaluation, tokens
-from quant.artifacts import read_json
-from quant.compute import batch_tokens
-from quant.quantize import Statistics, quantize_checkpoint
-from quant.recipe import Recipe
-from quant.statistics import collect
+from quant.calibration.statistics import collect
+from quant.data import tokens
+from quant.evaluation import perplexity
+from quant.files.artifacts import read_json
+from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.models.compute import batch_tokens
+from quant.recipe.recipe import Recipe
+from quant.workflow import configuration
 from study import PATTERNS, methods
 
 METHODS = ["gw_awq", "gw_praq", "gw_awq_asym_l2", "full_awq", "full_praq", "awq_clip", "gptq", "awq_clip_gptq"]
@@ -60,8 +62,8 @@ def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, An
             checkpoint, target, folder / "folds", model["linears"],
             Statistics(known, model["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
         )  # fmt: skip
-        quantised = evaluation.load_model(target, where, torch.float32)
-        rows, _ = evaluation.evaluate(quantised, heldout, where, size, evaluation.Reference(0, None))
+        quantised = perplexity.load_model(target, where, torch.float32)
+        rows, _ = perplexity.evaluate(quantised, heldout, where, size, perplexity.Reference(0, None))
         found[name] = record["linears"], sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     return found
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quant import grids
-from quant.packed import Codes
+from quant.checkpoints.packed import Codes
+from quant.recipe import grids
 
 try:
     import int4_kernels as kernels

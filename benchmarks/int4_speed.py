@@ -31,8 +31,8 @@ from torch import Tensor
 
 from int4_decoder import Checkpoint, Decoder, Random, Shape, Weights
 from int4_products import KERNELS
+from quant.checkpoints.stored import opened
 from quant.errors import InputError
-from quant.stored import opened
 
 COLUMNS = (
     *("device", "torch", "model", "kernel", "mode", "phase", "batch", "context", "tokens_per_s", "speedup"),

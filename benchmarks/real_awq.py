@@ -12,11 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow_scripts"))
 
-from quant import tensorfile, tokens
-from quant.channels import channels_of, kind_of
-from quant.evaluation import Reference, evaluate, load_model
-from quant.salience import SALIENCES
-from quant.search import scale_for
+from quant.calibration.channels import channels_of, kind_of
+from quant.data import tokens
+from quant.evaluation.perplexity import Reference, evaluate, load_model
+from quant.files import tensorfile
+from quant.recipe.salience import SALIENCES
+from quant.recipe.search import scale_for
 
 
 def perplexity(model: torch.nn.Module, sequences: tokens.Tokens) -> float:

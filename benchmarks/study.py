@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from quant import configuration
+from quant.workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 PATTERNS = {"attention": ["self_attn"], "mlp": []}  # of Llama's and Granite's linears

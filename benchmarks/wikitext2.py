@@ -19,14 +19,16 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
-from quant import configuration, evaluation, tokens
-from quant.artifacts import read_json
-from quant.compare import paired_difference
-from quant.compute import batch_tokens, device
-from quant.jacobian import collect_jacobian
-from quant.quantize import Statistics, quantize_checkpoint
-from quant.recipe import Recipe
-from quant.statistics import collect
+from quant.calibration.jacobian import collect_jacobian
+from quant.calibration.statistics import collect
+from quant.comparison.paired import paired_difference
+from quant.data import tokens
+from quant.evaluation import perplexity
+from quant.files.artifacts import read_json
+from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.models.compute import batch_tokens, device
+from quant.recipe.recipe import Recipe
+from quant.workflow import configuration
 from study import PATTERNS, methods
 
 METHODS = [
@@ -50,9 +52,9 @@ def read_tokens(checkpoint: Path, text: Path, folder: Path) -> tuple[tokens.Toke
 
 def nll(checkpoint: Path, heldout: tokens.Tokens, where: str) -> np.ndarray:
     """Sum over each sequence, nats."""
-    model = evaluation.load_model(checkpoint, where, torch.float32)
+    model = perplexity.load_model(checkpoint, where, torch.float32)
     size = batch_tokens("auto", where)
-    rows, _ = evaluation.evaluate(model, heldout, where, size, evaluation.Reference(0, None))
+    rows, _ = perplexity.evaluate(model, heldout, where, size, perplexity.Reference(0, None))
     return np.array([row["nll"] for row in rows])
 
 

@@ -89,8 +89,8 @@ def captured(tiny_checkpoint: Path) -> Captured:
 @pytest.fixture(scope="session")
 def statistics(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of the tiny model's statistics on the captured sequences."""
-    from quant.statistics import collect
-    from quant.tokens import Tokens, fingerprint
+    from quant.calibration.statistics import collect
+    from quant.data.tokens import Tokens, fingerprint
 
     folder = tmp_path_factory.mktemp("statistics")
     paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}

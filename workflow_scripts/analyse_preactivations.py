@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import require, versions, write_json
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.preactivations import analyse, opened
-from quant.tensorfile import model_record
+from quant.analysis.preactivations import analyse, opened
+from quant.files.artifacts import require, versions, write_json
+from quant.files.csv_tables import write_table
+from quant.files.tensorfile import model_record
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     fingerprint = model_record(snakemake.input.model)["fingerprint"]

@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 
-from quant.answers import Evidence
-from quant.artifacts import read_json, versions, write_json
-from quant.csv_tables import read_table
-from quant.job import job
-from quant.numbers import LEVEL
-from quant.questions import ask
+from quant.comparison.answers import Evidence
+from quant.comparison.numbers import LEVEL
+from quant.comparison.questions import ask
+from quant.files.artifacts import read_json, versions, write_json
+from quant.files.csv_tables import read_table
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     tables = {

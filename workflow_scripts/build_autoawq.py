@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quant.artifacts import write_text
 from quant.errors import InputError
-from quant.job import job
+from quant.files.artifacts import write_text
+from quant.workflow.job import job
 
 
 def run(command: list[str | Path], what: str) -> str:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant import tensorfile, tokens
-from quant.artifacts import require, versions, write_json
-from quant.compute import batch_tokens, device, dtype, halving
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.layer_mse import check
-from quant.tensorfile import model_record, opened
+from quant.analysis.layer_mse import check
+from quant.data import tokens
+from quant.files import tensorfile
+from quant.files.artifacts import require, versions, write_json
+from quant.files.csv_tables import write_table
+from quant.files.tensorfile import model_record, opened
+from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     options, compute = snakemake.params.options, snakemake.params.compute

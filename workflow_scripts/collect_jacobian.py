@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from quant import tokens
-from quant.artifacts import versions
-from quant.compute import batch_tokens, device, dtype, halving
-from quant.jacobian import collect_jacobian
-from quant.job import job
-from quant.tensorfile import model_record
+from quant.calibration.jacobian import collect_jacobian
+from quant.data import tokens
+from quant.files.artifacts import versions
+from quant.files.tensorfile import model_record
+from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     compute = snakemake.params.compute

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from quant import tokens
-from quant.artifacts import versions
-from quant.compute import batch_tokens, device, dtype, halving
-from quant.job import job
-from quant.noisy_statistics import collect_noisy
-from quant.tensorfile import model_record
+from quant.calibration.noisy import collect_noisy
+from quant.data import tokens
+from quant.files.artifacts import versions
+from quant.files.tensorfile import model_record
+from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     compute = snakemake.params.compute

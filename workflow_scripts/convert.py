@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from quant.convert import convert
-from quant.job import job
-from quant.sources import wheel_member
+from quant.models.convert import convert
+from quant.models.sources import wheel_member
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     source = snakemake.params.source

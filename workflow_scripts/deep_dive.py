@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from quant.artifacts import require, versions, write_json
-from quant.csv_tables import write_table
-from quant.deep_dive import dive
-from quant.job import job
-from quant.preactivations import opened
-from quant.tensorfile import model_record
+from quant.analysis.deep_dive import dive
+from quant.analysis.preactivations import opened
+from quant.files.artifacts import require, versions, write_json
+from quant.files.csv_tables import write_table
+from quant.files.tensorfile import model_record
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     fingerprint = model_record(snakemake.input.model)["fingerprint"]

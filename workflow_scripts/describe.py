@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, write_text
-from quant.card import card
-from quant.csv_tables import read_table
-from quant.job import job
+from quant.checkpoints.card import card
+from quant.files.artifacts import read_json, write_text
+from quant.files.csv_tables import read_table
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     summary = read_table(snakemake.input.summary)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quant import stored
-from quant.evaluation import run
-from quant.job import job
+from quant.checkpoints import stored
+from quant.evaluation.perplexity import run
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     stored.check(Path(snakemake.input.config).parent)

@@ -1,7 +1,7 @@
 """Evaluates the unquantised model and keeps its log-probabilities."""
 
-from quant.evaluation import run
-from quant.job import job
+from quant.evaluation.perplexity import run
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     run(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quant.artifacts import read_json, versions, write_json
-from quant.exports import export
-from quant.job import job
+from quant.checkpoints.exports import export
+from quant.files.artifacts import read_json, versions, write_json
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     target = Path(snakemake.output.record).parent

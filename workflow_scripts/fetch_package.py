@@ -5,9 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from quant.artifacts import copy, file_sha256
 from quant.errors import InputError
-from quant.job import job
+from quant.files.artifacts import copy, file_sha256
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     wanted = f"{snakemake.wildcards.package}=={snakemake.wildcards.version}"

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant.artifacts import mark, read_json, require
-from quant.compute import device
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.referee import measure
-from quant.tensorfile import model_record, opened
-from quant.tokens import fingerprint_in
+from quant.data.tokens import fingerprint_in
+from quant.evaluation.exact_error import measure
+from quant.files.artifacts import mark, read_json, require
+from quant.files.csv_tables import write_table
+from quant.files.tensorfile import model_record, opened
+from quant.models.compute import device
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     record = read_json(snakemake.input.record)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant import tensorfile
-from quant.artifacts import read_json, require
-from quant.compute import device
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.referee import measure
+from quant.evaluation.exact_error import measure
+from quant.files import tensorfile
+from quant.files.artifacts import read_json, require
+from quant.files.csv_tables import write_table
+from quant.models.compute import device
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     with tensorfile.opened(snakemake.input.moments) as file:

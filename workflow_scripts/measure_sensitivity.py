@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from quant import parts, tokens
-from quant.artifacts import read_json, require, versions, write_json
-from quant.compute import batch_tokens, device, dtype
-from quant.job import job
-from quant.tensorfile import model_record, opened
+from quant.analysis import parts
+from quant.data import tokens
+from quant.files.artifacts import read_json, require, versions, write_json
+from quant.files.tensorfile import model_record, opened
+from quant.models.compute import batch_tokens, device, dtype
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     options, compute = snakemake.params.options, snakemake.params.compute

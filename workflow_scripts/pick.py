@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from quant.artifacts import copy, versions, write_json
-from quant.csv_tables import read_table
+from quant.comparison.pick import choose
 from quant.errors import InputError
-from quant.job import job
-from quant.pick import choose
+from quant.files.artifacts import copy, versions, write_json
+from quant.files.csv_tables import read_table
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     options = snakemake.params.options

@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from quant import analysis_figures, figures
-from quant.artifacts import read_json, write_plain_json
-from quant.csv_tables import read_table
-from quant.job import job
-from quant.preactivations import channel_table, most_critical, opened, samples_of
+from quant.analysis.preactivations import channel_table, most_critical, opened, samples_of
+from quant.files.artifacts import read_json, write_plain_json
+from quant.files.csv_tables import read_table
+from quant.report.figures import preactivations, study
+from quant.workflow.job import job
 
 EXAMPLES = 5  # critical channels whose distribution is drawn
 
@@ -25,9 +25,9 @@ with job(snakemake.log[0]):
             channels = pd.concat(tables, ignore_index=True)
             shown = most_critical(channels[channels.critical], EXAMPLES)
             samples = samples_of(files.preactivations, shown)
-            drawn = analysis_figures.layer_preactivations(layer, channels, shown, samples, record["thresholds"])
+            drawn = preactivations.layer_preactivations(layer, channels, shown, samples, record["thresholds"])
             path = folder / f"layer-{layer}.webp"
-            analysis_figures.save_bitmap(drawn, path, provenance)
+            preactivations.save_bitmap(drawn, path, provenance)
             index.append({"layer": int(layer), "file": str(path.relative_to(Path(snakemake.output.index).parent))})
-    figures.save(analysis_figures.classes_by_layer(table), snakemake.output.summary, provenance)
+    study.save(preactivations.classes_by_layer(table), snakemake.output.summary, provenance)
     write_plain_json(snakemake.output.index, index)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from quant.artifacts import versions, write_json
-from quant.compute import device
-from quant.job import job
-from quant.quantize import Statistics, quantize_checkpoint
-from quant.recipe import Recipe
-from quant.tensorfile import model_record
-from quant.tokens import fingerprint_in
+from quant.data.tokens import fingerprint_in
+from quant.files.artifacts import versions, write_json
+from quant.files.tensorfile import model_record
+from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.models.compute import device
+from quant.recipe.recipe import Recipe
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     model, recipe = model_record(snakemake.input.model), snakemake.params.recipe

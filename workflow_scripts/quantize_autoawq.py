@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from quant.artifacts import write_json
-from quant.autoawq import quantize_autoawq
-from quant.compute import batch_tokens, device
-from quant.job import job
-from quant.tensorfile import model_record
+from quant.files.artifacts import write_json
+from quant.files.tensorfile import model_record
+from quant.methods.autoawq import quantize_autoawq
+from quant.models.compute import batch_tokens, device
+from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     where = device(snakemake.params.compute["device"])

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from quant import analysis_sections, figures, report
-from quant.artifacts import read_json, versions, write_text
-from quant.csv_tables import read_table
-from quant.job import job
-from quant.page import Answer, Section
-from quant.pick import choose
-from quant.steps import read_benchmarks
+from quant.comparison.pick import choose
+from quant.files.artifacts import read_json, versions, write_text
+from quant.files.csv_tables import read_table
+from quant.report import build
+from quant.report.figures import study
+from quant.report.page import Answer, Section
+from quant.report.sections import preactivations
+from quant.report.steps import read_benchmarks
+from quant.workflow.job import job
 
 
 def analyses() -> Iterator[Section]:
@@ -21,7 +23,7 @@ def analyses() -> Iterator[Section]:
         place = f"-{i}" if len(records) > 1 else ""
         folder = Path(snakemake.input.preactivations[i]).parent
         index = read_json(folder / "layers.json")
-        yield analysis_sections.preactivations(
+        yield preactivations.preactivations(
             place,
             read_table(folder / "preactivations.csv"),
             record,
@@ -33,9 +35,9 @@ def analyses() -> Iterator[Section]:
                 tables = (read_table(path.with_name(name)) for name in ("agreement.csv", "channel_statistics.csv"))
                 pictures = ("correlation_awq_praq.png", "negative_channels_detailed.png")
                 drawn = (path.with_name(name).read_bytes() for name in pictures)
-                yield analysis_sections.deep_dive(place, dive, *tables, *drawn)
+                yield preactivations.deep_dive(place, dive, *tables, *drawn)
     figure = Path(snakemake.input.synthetic_figure[0]).read_text(encoding="utf-8")
-    yield analysis_sections.synthetic(read_json(snakemake.input.synthetic), figure)
+    yield preactivations.synthetic(read_json(snakemake.input.synthetic), figure)
 
 
 with job(snakemake.log[0]):
@@ -55,7 +57,7 @@ with job(snakemake.log[0]):
     comparisons = read_table(snakemake.input.comparisons)
     first = {"dataset": config["study"]["datasets"][0]} | config["choose"]
     choices = [choose(summary, comparisons, first | {"model": model}) for model in config["study"]["models"]]
-    page = report.build(
+    page = build.build(
         summary,
         comparisons,
         read_table(snakemake.input.linears),
@@ -63,7 +65,7 @@ with job(snakemake.log[0]):
         config,
         provenance,
         snakemake.params.command,
-        figures.method_colours(snakemake.params.methods),
+        study.method_colours(snakemake.params.methods),
         checks=checks or None,
         channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,
         steps=read_benchmarks(Path("results/benchmarks"), config["study"]),

@@ -4,11 +4,11 @@ import json
 
 import pandas as pd
 
-from quant.artifacts import read_json, rebuild, require
-from quant.compare import comparison_table, corrected, summary_row
-from quant.csv_tables import read_table, write_table
+from quant.comparison.paired import comparison_table, corrected, summary_row
 from quant.errors import InputError
-from quant.job import job
+from quant.files.artifacts import read_json, rebuild, require
+from quant.files.csv_tables import read_table, write_table
+from quant.workflow.job import job
 
 
 def with_provenance(row: dict, evaluation: dict) -> dict:

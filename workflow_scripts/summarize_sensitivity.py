@@ -1,10 +1,10 @@
 """Every part's rise of the NLL → sensitivity.csv."""
 
-from quant.artifacts import read_json
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.pairs import differing_keys
-from quant.sensitivity import table
+from quant.analysis.sensitivity import table
+from quant.comparison.pairs import differing_keys
+from quant.files.artifacts import read_json
+from quant.files.csv_tables import write_table
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     records = [read_json(path) for path in snakemake.input]

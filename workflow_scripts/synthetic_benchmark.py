@@ -1,9 +1,9 @@
 """AWQ, PRAQ v3, a random and the best choice of outputs to keep, on the "loud silence" data of many seeds."""
 
-from quant.artifacts import versions, write_json
-from quant.csv_tables import write_table
-from quant.job import job
-from quant.synthetic import benchmark, summarise
+from quant.analysis.synthetic import benchmark, summarise
+from quant.files.artifacts import versions, write_json
+from quant.files.csv_tables import write_table
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     options, comparison = snakemake.params.options, snakemake.params.comparison

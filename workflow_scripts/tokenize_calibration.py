@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quant.job import job
-from quant.tensorfile import model_record
-from quant.texts import tokenize
+from quant.data.texts import tokenize
+from quant.files.tensorfile import model_record
+from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     spec = snakemake.params.spec

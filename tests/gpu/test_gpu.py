@@ -11,20 +11,23 @@ from transformers.activations import ACT2FN
 import int4_decoder
 import int4_products
 import int4_speed
-from quant import evaluation, fused, grids, hidden, tensorfile
-from quant.blocks import Run
-from quant.channels import Channels
-from quant.fused import feed_back, kernels
-from quant.grids import Grid
-from quant.linears import all_linears, skeleton
-from quant.quantize import Statistics, quantize_checkpoint
-from quant.recipe import LinearStatistics, Recipe, quantize_group
-from quant.rounding import Context, gptq
-from quant.search import Target, candidate_errors, search_scale, target_error
-from quant.second_moments import add_outer, from_triangle, half, layer_error, mirror
-from quant.statistics import collect, column_sums, output_sums
-from quant.tokens import Tokens, fingerprint
-from tests.unit.test_recipe import PLAIN
+from quant.calibration import hidden
+from quant.calibration.blocks import Run
+from quant.calibration.channels import Channels
+from quant.calibration.second_moments import add_outer, from_triangle, half, layer_error, mirror
+from quant.calibration.statistics import collect, column_sums, output_sums
+from quant.data.tokens import Tokens, fingerprint
+from quant.evaluation import perplexity
+from quant.files import tensorfile
+from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.models.linears import all_linears, skeleton
+from quant.recipe import fused, grids
+from quant.recipe.fused import feed_back, kernels
+from quant.recipe.grids import Grid
+from quant.recipe.recipe import LinearStatistics, Recipe, quantize_group
+from quant.recipe.rounding import Context, gptq
+from quant.recipe.search import Target, candidate_errors, search_scale, target_error
+from tests.unit.recipe.test_recipe import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GRIDS = [(bits, size, symmetric) for bits in (2, 3, 4, 8) for size in (-1, 7, 64, 128) for symmetric in (True, False)]
@@ -243,9 +246,9 @@ def test_loss_is_that_of_float64(dtype: torch.dtype, vocabulary: int) -> None:
     logits = (5 * torch.randn(50, vocabulary + 5, generator=generator)).to(dtype).cuda()[:, :vocabulary]
     targets = torch.randint(0, vocabulary, (50,), generator=generator).cuda()
     expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
-    torch.testing.assert_close(evaluation.token_nll(logits, targets), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(perplexity.token_nll(logits, targets), expected, rtol=1e-5, atol=1e-5)
     logits[3, targets[3]], logits[4, 0] = -torch.inf, torch.nan
-    found = evaluation.token_nll(logits, targets)
+    found = perplexity.token_nll(logits, targets)
     assert found[3] == torch.inf and found[4].isnan() and found[5:].isfinite().all()
 
 
@@ -294,8 +297,8 @@ def test_evaluations_agree(tiny_checkpoint: Path, sequences: list[Tensor]) -> No
     tokens = Tokens(sequences, fingerprint(sequences), {})
     rows = {}
     for where in ("cpu", "cuda"):
-        model = evaluation.load_model(tiny_checkpoint, where, torch.float32)
-        rows[where], _ = evaluation.evaluate(model, tokens, where, 130, evaluation.Reference(100, None))
+        model = perplexity.load_model(tiny_checkpoint, where, torch.float32)
+        rows[where], _ = perplexity.evaluate(model, tokens, where, 130, perplexity.Reference(100, None))
     for a, b in zip(rows["cpu"], rows["cuda"], strict=True):
         assert b["nll"] == pytest.approx(a["nll"], rel=1e-3)
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from quant.exports import export
-from tests.unit.test_recipe import recast, run
+from quant.checkpoints.exports import export
+from tests.unit.recipe.test_recipe import recast, run
 
 GIVEN = {path: Path(path) for path in os.environ.get("CHECKPOINTS", "").split()}
 GRIDS: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def checkpoints(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def exported(checkpoint: Path, folder: Path, kind: str) -> Path:
     """A checkpoint in another format."""
-    from quant import stored
+    from quant.checkpoints import stored
 
     with stored.opened(checkpoint) as held:
         fingerprint = held.file.info("provenance")["model_fingerprint"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quant.errors import InputError
-from quant.evaluation import load_model
+from quant.evaluation.perplexity import load_model
 from tests.tools.conftest import N_NEW, expected, exported, generate
 
 NEAR = 0.15  # standard deviations of the logits: at most 0.06 was seen; a wrong token lies about 3 below, or more

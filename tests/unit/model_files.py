@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quant import convert
 from quant.errors import InputError
+from quant.models import convert
 from tests import tiny
 
 Change = Callable[[Path], object]

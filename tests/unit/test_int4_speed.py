@@ -12,10 +12,10 @@ import torch
 import int4_decoder
 import int4_products
 import int4_speed
-from quant import stored
-from quant.artifacts import read_json
+from quant.checkpoints import stored
+from quant.files.artifacts import read_json
 from tests.tiny import ROOT
-from tests.unit.test_exports import IDS, packed_logits
+from tests.unit.checkpoints.test_exports import IDS, packed_logits
 
 SCRIPT = ROOT / "benchmarks/int4_speed.py"
 
@@ -25,10 +25,10 @@ def packed_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A packed checkpoint, symmetric, one group a row, with grouped-query attention."""
     from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    from quant.linears import all_linears, skeleton
-    from quant.quantize import Statistics, quantize_checkpoint
-    from quant.recipe import Recipe
-    from tests.unit.test_recipe import PATTERNS, PLAIN
+    from quant.methods.quantize import Statistics, quantize_checkpoint
+    from quant.models.linears import all_linears, skeleton
+    from quant.recipe.recipe import Recipe
+    from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
 
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}

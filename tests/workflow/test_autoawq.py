@@ -19,12 +19,15 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from quant import autoawq, convert, grids, tokens
-from quant.artifacts import digest
-from quant.evaluation import load_model
-from quant.exports import export
+from quant.checkpoints.exports import export
+from quant.data import tokens
+from quant.evaluation.perplexity import load_model
+from quant.files.artifacts import digest
+from quant.methods import autoawq
+from quant.models import convert
+from quant.recipe import grids
 from tests import tiny
-from tests.unit.test_recipe import run
+from tests.unit.recipe.test_recipe import run
 from tests.workflow.strike import KILL, strike
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from quant.csv_tables import read_table
+from quant.files.csv_tables import read_table
 from tests import tiny
 
 # one is called like a number
@@ -54,7 +54,7 @@ def test_every_recipe_is_measured(recipes: Path) -> None:
 
 
 def test_a_sweeps_method_is_what_it_would_be_alone(recipes: Path) -> None:
-    from quant.tensorfile import opened
+    from quant.files.tensorfile import opened
 
     paths = [recipes / f"results/tiny/{name}/checkpoint/model.safetensors" for name in NAMES[1:4]]
     with opened(paths[0]) as wide, opened(paths[1]) as few, opened(paths[2]) as many:

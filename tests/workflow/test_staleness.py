@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.unit.test_tracking import USERS
+from tests.unit.workflow.test_tracking import USERS
 
 METHODS = ["rtn_g", "gw_awq", "gw_praq"]
 SEARCHING = ["gw_awq", "gw_praq"]  # they read statistics
@@ -248,9 +248,30 @@ def script_jobs(script: str) -> set[str]:
 
 # of test_tracking.USERS, where whose code an edit changes stands by hand
 MODULES = [
-    *("rounding", "salience", "search", "recipe", "protection", "grids", "second_moments", "statistics", "texts"),
-    *("convert", "evaluation", "referee", "layer_mse", "compare", "parts", "questions", "answers", "preactivations"),
-    *("analysis_sections", "card", "figures", "report", "jacobian", "autoawq"),
+    "recipe/rounding",
+    "recipe/salience",
+    "recipe/search",
+    "recipe/recipe",
+    "recipe/protection",
+    "recipe/grids",
+    "calibration/second_moments",
+    "calibration/statistics",
+    "data/texts",
+    "models/convert",
+    "evaluation/perplexity",
+    "evaluation/exact_error",
+    "analysis/layer_mse",
+    "comparison/paired",
+    "analysis/parts",
+    "comparison/questions",
+    "comparison/answers",
+    "analysis/preactivations",
+    "report/sections/preactivations",
+    "checkpoints/card",
+    "report/figures/study",
+    "report/build",
+    "calibration/jacobian",
+    "methods/autoawq",
 ]
 
 
@@ -264,7 +285,7 @@ def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
 
 
 class TestModules:
-    """Of the library; tests/unit/test_tracking.py has a row for each of the others."""
+    """Of the library; tests/unit/workflow/test_tracking.py has a row for each of the others."""
 
     @pytest.mark.parametrize("module", MODULES)
     def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:

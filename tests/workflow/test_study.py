@@ -30,7 +30,7 @@ def test_nll_is_what_transformers_says_itself(study: Path) -> None:
     """One sequence at a time, no batches, the library's own loss."""
     from transformers import AutoModelForCausalLM
 
-    from quant.tokens import load
+    from quant.data.tokens import load
 
     tokens = load(study / "results/tiny/datasets/heldout/tokens.safetensors")
     for method in ("original", "gw_awq"):
@@ -53,7 +53,7 @@ def test_checkpoints_load_with_their_tokenizer(study: Path) -> None:
 
 
 def test_every_result_says_what_made_it(study: Path) -> None:
-    from quant.tensorfile import opened
+    from quant.files.tensorfile import opened
 
     results = study / "results/tiny"
     record = tiny.read(results / "gw_awq/quantize.json")["provenance"]

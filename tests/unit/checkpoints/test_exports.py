@@ -1,0 +1,176 @@
+"""Exports: read by transformers, by other tools' own readers and by slow loops, against the packed checkpoint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from quant.checkpoints import stored
+from quant.checkpoints.exports import export, regrouped
+from quant.errors import InputError
+from quant.evaluation.perplexity import load_model
+from quant.methods.autoawq import pack_int4, unpack_int4
+from quant.recipe.grids import Grid
+from tests.unit.checkpoints.test_packed import codes_of
+from tests.unit.recipe.test_recipe import LINEARS, recast, run
+
+IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of AutoAWQ's columns, from the lowest four bits up
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A packed checkpoint of a float16 model whose linears' inputs are multiples of 32."""
+
+    def made(hidden: int = 64, middle: int = 96, dtype: torch.dtype = torch.float16, **changes: Any) -> Path:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        shape = {"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": 2, "vocab_size": 256}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+        torch.manual_seed(0)
+        config = LlamaConfig(**shape, **heads, initializer_range=0.2, bos_token_id=None, eos_token_id=None)
+        source = recast(tiny_checkpoint, tmp_path / "source", lambda tensors: None)
+        LlamaForCausalLM(config).to(dtype).save_pretrained(source)
+        run(source, tmp_path / "out" / "checkpoint", {}, **{"group_size": 32} | changes)
+        return tmp_path / "out" / "checkpoint"
+
+    return made
+
+
+def logits(folder: Path, **options: Any) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def packed_logits(folder: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_model(folder, "cpu", torch.float32)(IDS).logits
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dense_is_loaded_by_transformers_without_a_quantizer(checkpoint: Any, tmp_path: Path, symmetric: bool) -> None:
+    folder = checkpoint(symmetric=symmetric)
+    made = export(folder, tmp_path / "dense", "dense", "tiny")
+    assert made["dtype"] == "float16" and made["largest_deviation"] < 0.01
+    held = load_file(tmp_path / "dense/model.safetensors")
+    assert not any("_packed" in name for name in held) and set(held) >= {f"{name}.weight" for name in LINEARS}
+    assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
+    torch.testing.assert_close(logits(tmp_path / "dense"), packed_logits(folder), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("symmetric", "size"), [(True, 32), (False, 32), (False, -1), (True, 96)])
+def test_gguf_is_read_by_transformers(checkpoint: Any, tmp_path: Path, symmetric: bool, size: int) -> None:
+    """Whose reader takes names, the order of q's and k's rows, hyperparameters and blocks apart by itself."""
+    folder = checkpoint(192, 96, symmetric=symmetric, group_size=size)
+    made = export(folder, tmp_path / "gguf", "gguf", "tiny")
+    assert made["type"] == ("Q4_0" if symmetric else "Q4_1")
+    assert made["largest_deviation"] <= (1e-6 if symmetric else 0.005), "Q4_1 rounds a block's least value to float16"
+    found = logits(tmp_path / "gguf", gguf_file="model.gguf")
+    expected = packed_logits(folder)
+    assert (found - expected).norm() < (1e-5 if symmetric else 0.01) * expected.norm()
+    from transformers import AutoTokenizer
+
+    text = "two words"
+    tokens = [AutoTokenizer.from_pretrained(folder)(text).input_ids]
+    tokens.append(AutoTokenizer.from_pretrained(tmp_path / "gguf", gguf_file="model.gguf")(text).input_ids)
+    assert tokens[0] == tokens[1]
+
+
+def test_gguf_of_8_bits(checkpoint: Any, tmp_path: Path) -> None:
+    folder = checkpoint(bits=8, symmetric=True)
+    made = export(folder, tmp_path / "gguf", "gguf", "tiny")
+    assert made["type"] == "Q8_0" and made["largest_deviation"] == pytest.approx(0, abs=1e-5)
+    found = logits(tmp_path / "gguf", gguf_file="model.gguf")
+    torch.testing.assert_close(found, packed_logits(folder), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("symmetric", "size"), [(True, 32), (False, 32), (False, -1)])
+def test_awq_equals_slow_loops_and_another_librarys_reader(
+    checkpoint: Any, tmp_path: Path, symmetric: bool, size: int
+) -> None:
+    """compressed-tensors reads AutoAWQ's layout too."""
+    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+
+    folder = checkpoint(symmetric=symmetric, group_size=size)
+    made = export(folder, tmp_path / "awq", "awq", "tiny")
+    assert made["group_size"] == 32 and made["largest_deviation"] == 0
+    held = load_file(tmp_path / "awq/model.safetensors")
+    config = json.loads((tmp_path / "awq/config.json").read_text())
+    settings = config["quantization_config"]
+    assert settings["quant_method"] == "awq" and "lm_head" in settings["modules_to_not_convert"]
+    converter = AutoAWQConverter.from_autoawq_config(settings)
+    name = "model.layers.1.mlp.down_proj"
+    with stored.opened(folder, "tiny") as file:
+        expected = file.weight(name)
+    n_out, n_in = expected.shape
+    words, zeros, scales = (held[f"{name}.{part}"].numpy() for part in ("qweight", "qzeros", "scales"))
+    slow = np.empty((n_out, n_in), dtype=np.float32)
+    for k in range(n_out):
+        shift = np.uint32(4 * ORDER.index(k % 8))
+        for j in range(n_in):
+            code = (words.view(np.uint32)[j, k // 8] >> shift) & 15
+            zero = (zeros.view(np.uint32)[j // 32, k // 8] >> shift) & 15
+            slow[k, j] = (int(code) - int(zero)) * np.float32(scales[j // 32, k])
+    np.testing.assert_array_equal(slow, expected.numpy())
+    theirs = converter.process({key: value for key, value in held.items() if key.startswith(name)})
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+
+    local = {key.removeprefix(f"{name}."): value for key, value in theirs.items()}
+    local["weight_scale"] = local["weight_scale"].float()
+    scheme = converter.create_config().config_groups["config_group_0"]
+    assert torch.equal(PackedQuantizationCompressor.decompress(local, scheme)["weight"], expected)
+
+
+def test_packing_int4_is_the_inverse_of_unpacking() -> None:
+    codes = torch.randint(0, 16, (5, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(unpack_int4(pack_int4(codes)), codes)
+
+
+def test_smaller_groups_hold_the_same_weights() -> None:
+    linear = codes_of(Grid(4, 64, False), 6, 128)
+    assert torch.equal(regrouped(linear, 32).dequantize(), linear.dequantize())
+    whole = codes_of(Grid(4, -1, True), 6, 96)
+    assert torch.equal(regrouped(whole, 32).dequantize(), whole.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("gguf", {"bits": 8}, "no blocks of 8 bits with zero points"),
+        ("awq", {"bits": 8}, "has 8 bits, and AutoAWQ's layout holds 4"),
+        ("gguf", {"group_size": 16}, "groups of 16 inputs, which GGUF's 32 does not divide"),
+        ("awq", {"group_size": 16}, "groups of 16 inputs, which AutoAWQ's 32 does not divide"),
+        ("gguf", {"bits": 3}, "simulated"),
+        ("awq", {"dtype": torch.float32, "symmetric": True}, "is no float16"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_in_one_line(
+    checkpoint: Any, tmp_path: Path, kind: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        export(checkpoint(**changes), tmp_path / kind, kind, "tiny")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / kind).glob("model*"))
+
+
+def test_architectures_and_tokenizers_without_facts_are_refused() -> None:
+    from quant.checkpoints.gguf_file import Names
+
+    with pytest.raises(InputError, match="not known for model_type 'phi3'"):
+        Names({"model_type": "phi3"})
+
+
+def test_a_simulated_checkpoint_is_dense_already(checkpoint: Any, tmp_path: Path) -> None:
+    folder = checkpoint(bits=3)
+    made = export(folder, tmp_path / "dense", "dense", "tiny")
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "dense"))
+    assert made["largest_deviation"] == 0 and before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)

@@ -1,0 +1,166 @@
+"""Which checkpoint is picked, in what words; what its card says; what its bytes are."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from quant.checkpoints.card import card
+from quant.checkpoints.sizes import parts_mb
+from quant.comparison.pick import Choice, choose
+from quant.evaluation.perplexity import load_model
+from tests.unit.recipe.test_recipe import PLAIN, recast, run
+
+OPTIONS = {"model": "m", "dataset": "d", "by": "delta_nll", "max_bits_per_weight": 4.5}
+
+
+def row(method: str, delta: float, bits: float, storage: str = "packed", **more: Any) -> dict[str, Any]:
+    return {
+        **{"model": "m", "dataset": "d", "method": method, "delta_nll": delta, "bits_per_weight": bits, "kl": delta},
+        **{"delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01, "top1_agreement": 0.9},
+        **{"ppl": 20 * math.exp(delta), "size_mb": 20 * bits, "compression": 16 / bits, "storage": storage},
+        **{"storage_reason": "scope: linear" if storage == "simulated" else math.nan, "tokens": 99, "sequences": 9},
+        **{
+            "nll": 3 + delta,
+            "seq_len": 32,
+            "protocol": "windows",
+            "linears_mb": 10.0,
+            "embeddings_mb": 5.0,
+            "head_mb": 0.0,
+        },
+        **{"other_mb": 0.1, "linears_compression": 3.7},
+    } | more
+
+
+ROWS = [
+    row("original", 0.0, 16.0, "original"),
+    row("wide", 0.01, 8.25),
+    row("good", 0.10, 4.25),
+    row("near", 0.11, 4.31),
+    row("far", 0.30, 4.16),
+    row("best", 0.05, 4.4, "simulated"),
+    row("original", 0.0, 16.0, "original", dataset="e"),
+    row("good", 0.02, 4.25, dataset="e"),
+]
+PAIRS = [("near", "good", 0.01, -0.005, 0.02), ("good", "far", -0.2, -0.25, -0.15), ("good", "wide", 0.09, 0.08, 0.1)]
+COLUMNS = ["model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"]
+
+
+def chosen(rows: list[dict[str, Any]] = ROWS, **options: Any) -> Choice:
+    return choose(
+        pd.DataFrame(rows), pd.DataFrame([("m", "d", *p, 9) for p in PAIRS], columns=COLUMNS), OPTIONS | options
+    )
+
+
+def test_the_least_delta_nll_within_the_limit_is_chosen() -> None:
+    found = chosen()
+    assert (found.method, found.runner_up, found.shown) == ("good", "near", False)
+    assert found.difference[:3] == (-0.01, -0.02, 0.005), "first minus second, whichever way it was stored"
+    words = " ".join(found.lines)
+    assert "3 packed checkpoints with at most 4.5 bits per weight" in words
+    assert "no difference shown between good and near (delta_nll −0.0100 [−0.0200, +0.0050])" in words
+    assert "best has a lower delta_nll, but is not packed: scope: linear" in words
+    assert (
+        "Perplexity 22.10 (+10.5 % against the original, acceptable), 4.25 bits per weight; the file takes 85 MB"
+        in words
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "runner_up", "shown"),
+    [
+        ({"max_bits_per_weight": None}, "wide", "good", True),
+        ({"max_bits_per_weight": 4.3}, "good", "far", True),
+        ({"max_bits_per_weight": 4.2}, "far", None, False),
+        ({"by": "size_mb"}, "far", "good", True),
+        ({"max_size_mb": 85}, "good", "far", True),
+        ({"max_delta_nll": 0.105}, "good", None, False),
+        ({"dataset": "e"}, "good", None, False),
+        ({"max_bits_per_weight": 4.32, "by": "kl", "max_delta_nll": 0.2}, "good", "near", False),
+    ],
+)
+def test_limits_and_columns(options: dict[str, Any], method: str, runner_up: str | None, shown: bool) -> None:
+    found = chosen(**options)
+    assert (found.method, found.runner_up, found.shown) == (method, runner_up, shown)
+
+
+def test_nothing_that_fits_is_said_with_what_is_nearest() -> None:
+    found = chosen(max_bits_per_weight=4)
+    assert found.method is None and "the smallest, far, has 4.16 bits per weight" in found.lines[0]
+    found = chosen([r for r in ROWS if r["storage"] != "packed"])
+    assert found.method is None and "No method of the study is stored packed" in found.lines[0]
+
+
+def test_what_is_not_finite_is_never_chosen() -> None:
+    found = chosen([*ROWS, row("broken", math.nan, 4.2), row("wild", math.inf, 4.2)])
+    assert found.method == "good"
+
+
+def test_a_tie_goes_to_the_smaller() -> None:
+    assert chosen([*ROWS, row("alike", 0.10, 4.2)]).method == "alike"
+
+
+RECORD = {
+    "summary": {"storage_reason": ""},
+    "provenance": {
+        "recipe": PLAIN | {"bits": 4, "n_calib": 12, "seed": 3},
+        "versions": {"torch": "2.13.0"},
+        "model_fingerprint": "abc",
+        "token_fingerprint": "def",
+    },
+}
+CALIBRATION = {"seq_len": 32, "text": {"hub": {"path": "Salesforce/wikitext", "name": "raw", "split": "train"}}}
+ABOUT: dict[str, Any] = {"license": "apache-2.0", "base_model": None, "caveat": None, "source": {"hub": {"id": "o/n"}}}
+
+
+def of(method: str, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A card's metadata and text."""
+    text = card("m", method, pd.DataFrame(ROWS), RECORD, about, CALIBRATION)
+    _, header, body = text.split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+def test_a_card_has_the_hubs_header_and_the_figures() -> None:
+    header, body = of("good", ABOUT)
+    assert header["license"] == "apache-2.0" and header["base_model"] == "o/n"
+    assert header["base_model_relation"] == "quantized" and "compressed-tensors" in header["tags"]
+    assert "| d | 22.10 | 20.00 | 0.1000 [0.0900, 0.1100] |" in body
+    assert "12 sequences of at most 32 tokens of Salesforce/wikitext raw train (seed 3" in body
+    for words in ("AutoModelForCausalLM", "from vllm import LLM", "| group_size |", "torch 2.13.0", "apache-2.0"):
+        assert words in body
+
+
+def test_a_card_guesses_nothing() -> None:
+    header, body = of("best", {"license": None, "base_model": None, "caveat": "Mind this.", "source": {"gguf": {}}})
+    assert not {"license", "base_model", "base_model_relation"} & header.keys()
+    assert "vllm" not in body and "Mind this." in body and "That of the base model, m." in body
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parts_add_up_to_the_file(tiny_checkpoint: Path, tmp_path: Path, tied: bool) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        if tied:
+            del tensors["lm_head.weight"]
+
+    source = recast(tiny_checkpoint, tmp_path / "model", drop)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    run(source, tmp_path / "out", {}, group_size=16)
+    for folder, packed in ((source, False), (tmp_path / "out", True)):
+        model = load_model(folder, "cpu", torch.float32)
+        weights = folder / "model.safetensors"
+        found = parts_mb(weights, model)
+        assert sum(found.values()) == pytest.approx(weights.stat().st_size / 1e6)
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        assert found["embeddings_mb"] == embedding.weight.numel() * 4 / 1e6
+        assert found["head_mb"] == (0 if tied else found["embeddings_mb"])
+        linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "layers" in name]
+        dense = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in linears) * 4 / 1e6
+        assert found["linears_mb"] < dense / 3 if packed else found["linears_mb"] == pytest.approx(dense)

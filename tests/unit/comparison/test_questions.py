@@ -1,0 +1,233 @@
+"""The research questions: that each can be asked, finds its pairs, and says no more than its numbers show."""
+
+import copy
+import itertools
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidence, layer_errors
+from quant.comparison.correlation import rank_correlation
+from quant.comparison.pairs import differing_keys, library, pairs_alike_but
+from quant.comparison.questions import QUESTIONS, ask
+from quant.report.figures import questions
+from quant.workflow import configuration
+from tests.unit.workflow.test_configuration import DEFAULT, ROOT, SCHEMA
+
+BY_ANCHOR = {question.anchor: question for question in QUESTIONS}
+
+
+def configured(text: str) -> dict[str, Any]:
+    """The default configuration with an experiment's YAML over it."""
+    config = copy.deepcopy(DEFAULT)
+    update_config(config, yaml.safe_load(text))
+    return configuration.load(config, SCHEMA)
+
+
+def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evidence:
+    """What a study of this configuration might have measured: every pair differs by `delta` with that corrected p."""
+    methods, datasets = config["study"]["methods"], config["study"]["datasets"]
+    recipes = {method: config["methods"][method] for method in methods}
+    numbers = {"delta_nll": delta, "delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01, "p": p,
+               "p_holm": p, "detectable": 0.02, "sequences": 32}  # fmt: skip
+    pairs = [
+        {"model": "m", "dataset": dataset, "method_a": a, "method_b": b, **numbers}
+        for dataset in datasets
+        for a, b in itertools.combinations(methods, 2)
+    ]
+    summary = [
+        {"model": "m", "dataset": dataset, "method": method, "ppl": 20 + i, "size_mb": 1.0, "bits_per_weight": 4.0,
+         "quantize_s": 2.0, "storage": "simulated", **numbers, "delta_nll": 0.1 * i}
+        for dataset in datasets
+        for i, method in enumerate(["original", *methods])
+    ]  # fmt: skip
+    linears = [
+        {"model": "m", "method": method, "linear": "model.layers.0.mlp.up_proj", "layer": 0, "mse": 0.1 * (i + 1),
+         "relative_error": 0.01 * (i + 1), "rounded_up": 0.5, "rounded_down": 0.45, "unchanged": 0.05,
+         "flipped": 0.02 * i, "distance_median": 0.25}
+        for i, method in enumerate(methods)
+    ]  # fmt: skip
+    options, parts = config["sensitivity"], []
+    names = {"kind": ["up_proj", "down_proj"], "layer": ["0", "1"], "risk": ["risky rows", "other rows 1"]}
+    for by, method in itertools.product(options["by"], options["methods"]):
+        against = ["original", *(other for other in options["methods"] if other != method and method == "rtn_g")]
+        common = {"model": "m", "dataset": datasets[0], "by": by, "method": method, "rows": 4, "weights": 100}
+        parts += [{**common, "part": part, "against": a, **numbers} for part in names[by] for a in against]
+        parts += [{**common, "part": "risky rows", "against": "other rows", **numbers}] if by == "risk" else []
+    counts = {"up_proj": {"rows": 80, "dead": 5, "risky": 3}} if "risk" in options["by"] and parts else {}
+    frame = pd.DataFrame(linears)
+    columns = ["model", "dataset", "by", "part", "method", "against", "rows", "weights", *numbers]
+    comparisons = pd.DataFrame(pairs, columns=["model", "dataset", "method_a", "method_b", *numbers])
+    return Evidence("m", datasets, recipes, pd.DataFrame(summary), comparisons, frame, frame,
+                    pd.DataFrame(parts, columns=columns), counts)  # fmt: skip
+
+
+def answers(found: Evidence) -> dict[str, Answered]:
+    return {answered.anchor: answered for answered in ask(found)}
+
+
+@pytest.mark.parametrize("anchor", BY_ANCHOR)
+def test_the_yaml_that_a_question_shows_asks_it(anchor: str) -> None:
+    answered = answers(evidence(configured(BY_ANCHOR[anchor].yaml)))[anchor]
+    assert answered.outcome != NO_ANSWER and not answered.verdict.startswith("Not asked")
+
+
+def test_the_experiment_asks_every_question() -> None:
+    found = answers(evidence(configured((ROOT / "experiments/questions.yaml").read_text())))
+    assert [anchor for anchor, one in found.items() if one.outcome == NO_ANSWER] == []
+    groups = {row["group"] for row in found["praq"].pairs}
+    assert groups == {"full", "group-wise", "hybrid objective", "mixed precision", "made exact, by the Jacobian"}
+    assert {row["group"] for row in found["robust"].pairs} == {"short, under 16 sequences", "16 sequences or more"}
+
+
+def test_the_default_study_answers_what_it_can() -> None:
+    found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
+    unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
+    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "second-text"}
+    assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
+
+
+@pytest.mark.parametrize(
+    ("delta", "p", "outcome", "start"),
+    [
+        (-0.05, 0.001, "second", "No: PRAQ is worse than AWQ in 2 of 2 pairs, better in none"),
+        (0.05, 0.001, "first", "Yes: PRAQ is better than AWQ in 2 of 2 pairs, worse in none"),
+        (0.05, 0.06, NO_DIFFERENCE, "No difference shown between PRAQ and AWQ in 2 pairs; 0.0200 nats per token"),
+    ],
+)
+def test_a_verdict_needs_a_small_corrected_p(delta: float, p: float, outcome: str, start: str) -> None:
+    """The stored pairs are AWQ minus PRAQ: their order in the study."""
+    answered = answers(evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), delta, p))
+    assert answered["praq"].outcome == outcome and answered["praq"].verdict.startswith(start)
+    assert [row["delta_nll"] for row in answered["praq"].pairs] == [-delta] * 2
+
+
+def test_pairs_that_disagree_depend() -> None:
+    found = evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), -0.05, 0.001)
+    found.comparisons.loc[0, ["delta_nll", "delta_nll_low", "delta_nll_high"]] = 0.05, 0.04, 0.06
+    one = answers(found)["praq"]
+    assert one.outcome == "mixed"
+    assert one.verdict == "It depends: PRAQ is better than AWQ in 1 and worse in 1 of 2 pairs"
+
+
+def test_pairs_are_alike_but_for_what_is_asked() -> None:
+    """Against a loop over every two recipes of the table and every key."""
+    recipes = configuration.load(DEFAULT | {"study": {"methods": "all"}}, SCHEMA)["methods"]
+    found = pairs_alike_but(recipes, {"salience": "l2"}, {"salience": "none"})
+    slow = [
+        (a, b)
+        for a in recipes
+        for b in recipes
+        if (recipes[a].get("salience"), recipes[b].get("salience")) == ("l2", "none")
+        and differing_keys(recipes[a], recipes[b]) == {"salience"}
+    ]
+    assert found == slow and ("awq_gptq", "gptq") in found
+
+
+def test_library_pairs_share_bits_groups_and_a_zero_point() -> None:
+    found = library(configured(BY_ANCHOR["autoawq"].yaml)["methods"])
+    assert ("autoawq", "awq_clip") in found and ("autoawq", "gw_awq") not in found
+    assert all(a == "autoawq" for a, _ in found)
+
+
+@pytest.mark.parametrize(("delta", "outcome"), [(0.05, "second"), (-0.05, "first"), (0.0, NO_DIFFERENCE)])
+def test_risk_predicts_damage_only_where_shown(delta: float, outcome: str) -> None:
+    one = answers(evidence(configuration.load(DEFAULT, SCHEMA), delta, 0.9 if not delta else 0.001))["risk"]
+    assert one.outcome == outcome and "5 of 80 output channels are dead and 3 of them risky" in one.verdict
+
+
+def test_without_risky_channels_nothing_is_claimed() -> None:
+    found = evidence(configuration.load(DEFAULT, SCHEMA))
+    one = answers(found._replace(channels={"up_proj": {"rows": 80, "dead": 0, "risky": 0}}))["risk"]
+    assert one.outcome == "described" and one.verdict.startswith("There are none to quantise")
+
+
+def test_the_order_on_a_second_text() -> None:
+    found = evidence(configured(BY_ANCHOR["second-text"].yaml), -0.05, 0.001)
+    n_pairs = len(found.comparisons) // 2
+    assert answers(found)["second-text"].verdict == (
+        f"Yes: of {n_pairs} pairs told apart on both python_reference and docstrings, none change places"
+    )
+    found.comparisons.loc[0, "delta_nll"] = 0.05
+    one = answers(found)["second-text"]
+    assert one.outcome == "second" and one.verdict.endswith(", 1 change places")
+
+
+# ---- rank correlation
+
+
+def slow_spearman(x: list[float], y: list[float]) -> float:
+    """Pearson's correlation of midranks, by counting."""
+
+    def ranks(v: list[float]) -> list[float]:
+        return [sum(b < a for b in v) + (sum(b == a for b in v) + 1) / 2 for a in v]
+
+    a, b = ranks(x), ranks(y)
+    n, ma, mb = len(a), sum(a) / len(a), sum(b) / len(b)
+    covariance = sum((a[i] - ma) * (b[i] - mb) for i in range(n))
+    return covariance / math.sqrt(sum((v - ma) ** 2 for v in a) * sum((v - mb) ** 2 for v in b))
+
+
+@pytest.mark.parametrize("n", [3, 5, 6])
+def test_rank_correlation_and_its_p_over_all_orders(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=n), rng.integers(0, 4, n).astype(float) + np.arange(n) / 2
+    found = rank_correlation(x, y)
+    rho = slow_spearman(x.tolist(), y.tolist())
+    orders = [slow_spearman(list(order), y.tolist()) for order in itertools.permutations(x.tolist())]
+    above, below = (np.mean([side * r >= side * rho - 1e-12 for r in orders]) for side in (1, -1))
+    assert found.rho == pytest.approx(rho) and found.p == pytest.approx(min(1, 2 * min(above, below)))
+
+
+def test_the_correlations_interval_covers_the_truth() -> None:
+    """Normal pairs with Pearson's 0.6: Spearman's is 6/π·asin(0.3)."""
+    truth, rng, covered = 6 / math.pi * math.asin(0.3), np.random.default_rng(0), 0
+    for _ in range(300):
+        x = rng.normal(size=20)
+        found = rank_correlation(x, 0.6 * x + 0.8 * rng.normal(size=20))
+        covered += found.low <= truth <= found.high
+    assert 0.91 <= covered / 300 <= 0.99
+
+
+def test_a_perfect_order_still_has_an_interval() -> None:
+    found = rank_correlation(np.arange(7.0), np.arange(7.0) ** 2)
+    assert found.rho == pytest.approx(1) and 0.5 < found.low < found.high <= 1
+    assert math.isnan(rank_correlation(np.arange(2.0), np.arange(2.0)).rho)
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)).rho)
+
+
+def test_layer_error_that_ranks_as_perplexity_is_shown() -> None:
+    """Errors rise with delta_nll in `evidence`."""
+    one = answers(evidence(configuration.load(DEFAULT, SCHEMA)))["layer-error"]
+    assert one.outcome == "first" and one.verdict.startswith("Yes: ")
+    assert {row["measure"] for row in one.values} == {"mean log relative error", "log total MSE"}
+
+
+def test_layer_errors_are_logs_over_linears() -> None:
+    linears = pd.DataFrame({"method": ["a", "a", "b"], "relative_error": [0.1, 0.4, 0.0], "mse": [1.0, 3.0, 0.0]})
+    found = layer_errors(linears, pd.DataFrame({"method": ["a", "a"], "mse": [2.0, 5.0]}))
+    assert found.loc["a"].tolist() == pytest.approx([math.log(0.2), math.log(4), math.log(7)])
+    assert found.loc["b"].isna().all()
+
+
+# ---- what is made of the answers
+
+
+def test_answers_are_plain_json_and_draw() -> None:
+    found = answers(evidence(configured((ROOT / "experiments/questions.yaml").read_text()), -0.05, 0.01))
+    found["praq"].pairs[0] |= {"delta_nll": None, "delta_nll_low": None, "delta_nll_high": None}
+    plain = json.loads(json.dumps([asdict(one) for one in found.values()], allow_nan=False))
+    drawn = questions.draw({"m": plain}, {})
+    rules = Path(ROOT / "rules/report.smk").read_text()
+    for key, fig in drawn.items():
+        assert f'"{key.rsplit("/", 1)[1]}"' in rules, "the rule must name each figure"
+        questions.figures.to_svg(fig, {})
+    assert len(drawn) == len(questions.ENDS) + len(questions.OWN)

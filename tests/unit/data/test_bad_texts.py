@@ -1,0 +1,110 @@
+"""Texts and data sets that cannot be read, or are too short or not for this model: one line each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from quant.data import texts
+from quant.errors import InputError
+from tests.unit.model_files import Evil, edit_config, hub_text
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(base)
+
+
+def refused_text(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        texts.read_texts({"files": [str(path)]})
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_bad_text_files(tmp_path: Path) -> None:
+    assert "holds no text" in refused_text(tmp_path, b"")
+    assert "holds no text" in refused_text(tmp_path, b" \n\t\n\xe2\x80\x83\n")
+    assert "holds no text" in refused_text(tmp_path, b"\xef\xbb\xbf")
+    assert "not UTF-8 text" in refused_text(tmp_path, "Grüße".encode("latin-1"))
+    assert "not UTF-8 text" in refused_text(tmp_path, "words".encode("utf-16"))
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            texts.read_texts({"files": [str(path)]})
+
+
+def test_an_empty_file_among_others_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words\n")
+    (tmp_path / "b.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"b\.txt: holds no text"):
+        texts.read_texts({"files": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]})
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028still one\x0c\ntwo\r\nthree".encode())
+    assert texts.read_texts({"files": [str(tmp_path / "a.txt")]}) == ["one\u2028still one\x0c\n", "two\n", "three"]
+
+
+def test_text_too_short(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"calibration: its text gives 3 tokens, less than one window of 32"):
+        texts.sequences(tokenizer, ["w1 w2 w3"], "windows", 32, 4, None, "calibration")
+    with pytest.raises(InputError, match="no text has two tokens"):
+        texts.sequences(tokenizer, ["w1", " "], "samples", 32, 4, None, "calibration")
+    with pytest.raises(InputError, match="empty"):
+        texts.sequences(tokenizer, ["", " \n"], "samples", 32, 4, None, "calibration")
+
+
+def save_rows(folder: Path, **columns: list[Any]) -> str:
+    import pandas as pd
+
+    folder.mkdir()
+    pd.DataFrame(columns).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_local_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real `datasets`, without a hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    good = hub_text(save_rows(tmp_path / "good", text=["one", "", "two"], n=[1, 2, 3]))
+    assert texts.read_texts(good) == ["one", "", "two"]
+    for key, value, expected in [
+        ("text_column", "txt", "has no column txt; choose one of text, n"),
+        ("text_column", "n", "n is a int in row 0"),
+        ("split", "tset", "cannot be loaded"),
+        ("name", "other", "cannot be loaded"),
+    ]:
+        with pytest.raises(InputError, match=expected) as caught:
+            texts.read_texts({"hub": good["hub"] | {key: value}})
+        assert "\n" not in str(caught.value)
+    holes = hub_text(save_rows(tmp_path / "holes", text=["one", None]))
+    with pytest.raises(InputError, match="is a NoneType in row 1"):
+        texts.read_texts(holes)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "pickles").mkdir()
+    import pickle
+
+    marker = tmp_path / "marker"
+    (tmp_path / "pickles/train.pkl").write_bytes(pickle.dumps(Evil(marker)))
+    (tmp_path / "pickles/pickles.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    for name in ("nothing", "pickles"):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            texts.read_texts(hub_text(str(tmp_path / name)))
+    assert not marker.exists()
+
+
+def test_tokens_that_the_model_has_no_place_for(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w199\n" * 40)
+    spec = {"text": {"files": [str(tmp_path / "text.txt")]}, "protocol": "windows", "seq_len": 64}
+    for changes, expected in [
+        ({"vocab_size": 150}, "id 202, the model has 150"),
+        ({"max_position_embeddings": 32}, "32"),
+    ]:
+        edit_config(model, **{"vocab_size": 256, "max_position_embeddings": 512} | changes)
+        with pytest.raises(InputError, match=expected):
+            texts.tokenize(model, "", spec, 4, None, "calibration", str(tmp_path / "tokens.safetensors"))
+        assert not (tmp_path / "tokens.safetensors").exists()

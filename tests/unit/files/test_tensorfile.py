@@ -1,0 +1,214 @@
+"""Our writer against the safetensors library itself, and what broken files say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quant.errors import InputError
+from quant.files import tensorfile
+
+SHAPES: dict[str, tuple[int, ...]] = {"matrix": (3, 5), "one": (1,), "odd": (7,), "cube": (2, 3, 1), "empty": (0, 4)}
+
+
+def tensors_of(dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randint(0, 100, shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in expected.items()
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    with tensorfile.opened(path) as file:
+        return {name: file.get(name) for name in file.names}
+
+
+@pytest.mark.parametrize("dtype", tensorfile.DTYPES, ids=str)
+def test_round_trip_with_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = tensors_of(dtype, SHAPES)
+    metadata = {"format": "pt", "note": 'ünï "quoted"\n', "empty": ""}
+    tensorfile.save(tmp_path / "ours.safetensors", tensors, metadata)
+    assert same(load_file(tmp_path / "ours.safetensors"), tensors)
+    with safe_open(tmp_path / "ours.safetensors", framework="pt") as file:
+        assert file.metadata().items() >= metadata.items()
+    save_file(tensors, tmp_path / "theirs.safetensors", {"a": "b"})
+    assert same(read(tmp_path / "theirs.safetensors"), tensors)
+    with tensorfile.opened(tmp_path / "theirs.safetensors") as file:
+        assert file.metadata == {"a": "b"}
+        assert file.layout() == {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", tensorfile.DTYPES, ids=str)
+def test_scalars(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = tensors_of(dtype, {"scalar": (), "matrix": (2, 2)})
+    tensorfile.save(tmp_path / "file.safetensors", tensors, {})
+    assert same(load_file(tmp_path / "file.safetensors"), tensors)
+
+
+def test_unaligned_mix_is_aligned(tmp_path: Path) -> None:
+    dtypes = [torch.uint8, torch.float64, torch.bool, torch.float16, torch.int8, torch.float32, torch.bfloat16]
+    tensors = {f"t{i}": torch.ones(i + 1, dtype=dtype) for i, dtype in enumerate(dtypes)}
+    path = tmp_path / "file.safetensors"
+    tensorfile.save(path, tensors, {})
+    assert same(load_file(path), tensors)
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    for name, value in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % value.element_size() == 0
+
+
+def test_views_are_written_as_they_read(tmp_path: Path) -> None:
+    base = torch.arange(24.0).view(4, 6)
+    tensors = {"transposed": base.T, "strided": base[:, ::2], "gradient": torch.nn.Parameter(base + 1)}
+    tensorfile.save(tmp_path / "file.safetensors", tensors, {})
+    assert same(read(tmp_path / "file.safetensors"), {name: value.detach() for name, value in tensors.items()})
+
+
+def test_order_of_writing_does_not_matter(tmp_path: Path) -> None:
+    layout: tensorfile.Layout = {"a": (torch.float32, (2,)), "b": (torch.int64, (3,)), "c": (torch.uint8, (1,))}
+    tensors = {name: torch.ones(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+    for order in ("abc", "cba"):
+        with tensorfile.writing(tmp_path / order, layout, {"k": "v"}) as writer:
+            for name in order:
+                writer.put(name, tensors[name])
+    assert (tmp_path / "abc").read_bytes() == (tmp_path / "cba").read_bytes()
+
+
+def test_appended_tensors_read_like_saved_ones(tmp_path: Path) -> None:
+    tensors = tensors_of(torch.float32, SHAPES) | {"late": torch.ones(2, 2).T}
+    with tensorfile.appending(tmp_path / "f.safetensors", 1) as file:
+        for name, value in tensors.items():
+            file.put(name, value)
+        file.metadata = {"known": "[1]"}
+    assert same(load_file(tmp_path / "f.safetensors"), tensors)
+    with tensorfile.opened(tmp_path / "f.safetensors") as file:
+        assert file.info("known") == [1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.safetensors"]
+
+
+DTYPE_OF = {"twice": "float32", "dtype": "float64"}
+
+
+@pytest.mark.parametrize("fault", ["twice", "dtype", "header", "caller"])
+def test_appending_that_fails_leaves_nothing(tmp_path: Path, fault: str) -> None:
+    with pytest.raises((ValueError, KeyboardInterrupt)), tensorfile.appending(tmp_path / "f", 0) as file:
+        file.put("a", torch.ones(1))
+        if fault == "caller":
+            raise KeyboardInterrupt
+        if fault == "header":
+            file.metadata = {"long": "x" * 10**5}
+        else:
+            file.put("a" if fault == "twice" else "b", torch.ones(1, dtype=getattr(torch, DTYPE_OF[fault])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_disk_is_not_silent(tmp_path: Path) -> None:
+    """What the writing thread raises reaches the caller, at the latest when the file is closed."""
+    with (
+        pytest.raises(OSError, match="full"),
+        tensorfile.writing(tmp_path / "f", {"a": (torch.float32, (2,))}, {}) as w,
+    ):
+        w._file.close()
+        w._behind._file = Full()
+        w.put("a", torch.ones(2))
+    assert not list(tmp_path.iterdir())
+
+
+class Full:
+    """A file on a full disk."""
+
+    def seek(self, offset: int) -> None: ...
+
+    def write(self, data: object) -> None:
+        raise OSError("the disk is full")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, 1), torch.ones(2, dtype=torch.float64)])
+def test_writer_refuses_what_was_not_declared(wrong: Tensor, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="weight"),
+        tensorfile.writing(tmp_path / "f", {"weight": (torch.float32, (2,))}, {}) as writer,
+    ):
+        writer.put("weight", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writer_refuses_missing_tensors(tmp_path: Path) -> None:
+    layout: tensorfile.Layout = {"a": (torch.float32, (2,)), "forgotten": (torch.float32, (2,))}
+    with pytest.raises(ValueError, match="forgotten"), tensorfile.writing(tmp_path / "f", layout, {}) as writer:
+        writer.put("a", torch.ones(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    tensorfile.save(path, {"a": torch.ones(1)}, {})
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), tensorfile.writing(path, {"a": (torch.float32, (1,))}, {}):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 20, 0.5, -1])
+def test_truncated_file_is_refused_in_one_line(kept: float, tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    tensorfile.save(path, {"a": torch.ones(100), "b": torch.ones(3, dtype=torch.int8)}, {"k": "v"})
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(kept * len(raw)) if kept == 0.5 else int(kept)])
+    with pytest.raises(InputError, match=r"f\.safetensors") as caught, tensorfile.opened(path):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_other_broken_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("this is no safetensors file\n" * 9)
+    for name in ("text", "absent", "."):
+        with pytest.raises(InputError) as caught, tensorfile.opened(tmp_path / name):
+            pass
+        assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
+
+
+def test_missing_tensor_and_metadata_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    tensorfile.save(path, {"a": torch.ones(1)}, {"known": "[1, 2]"})
+    with tensorfile.opened(path) as file:
+        assert file.info("known") == [1, 2]
+        with pytest.raises(InputError, match=r"f\.safetensors.*missing_tensor"):
+            file.get("missing_tensor")
+        with pytest.raises(InputError, match=r"f\.safetensors.*reads"):
+            file.info("reads")
+
+
+def test_get_converts(tmp_path: Path) -> None:
+    tensorfile.save(tmp_path / "f", {"a": torch.ones(2, dtype=torch.bfloat16)}, {})
+    with tensorfile.opened(tmp_path / "f") as file:
+        assert file.get("a", dtype=torch.float32).dtype == torch.float32
+        assert file.get("a").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_flipped_bit_is_found_when_its_tensor_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.ones(3, 5), "b": torch.arange(7, dtype=torch.int64)}
+    tensorfile.save(path, tensors, {})
+    tensorfile.verify(path)
+    assert load_file(path)["b"].equal(tensors["b"]), "others read it too"
+    data = bytearray(path.read_bytes())
+    data[data.index(tensors[name].numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(data)
+    with tensorfile.opened(path) as file:
+        file.get({"a": "b", "b": "a"}[name])
+        with pytest.raises(InputError, match=f"{name} does not match its checksum; rebuild it: snakemake .* --force"):
+            file.get(name)

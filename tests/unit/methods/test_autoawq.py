@@ -1,0 +1,174 @@
+"""AutoAWQ's packed layout against a slow loop; what the library is given; mistakes in one line."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from quant.data.tokens import Tokens
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.methods import autoawq
+from quant.workflow import configuration
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def slowly_packed(codes: np.ndarray) -> torch.Tensor:
+    """Codes [rows, n] → int32 [rows, n/8], one at a time: 0 2 4 6 1 3 5 7 from the lowest four bits up."""
+    packed = np.zeros((codes.shape[0], codes.shape[1] // 8), dtype=np.uint32)
+    for row in range(codes.shape[0]):
+        for column in range(codes.shape[1]):
+            place = [0, 2, 4, 6, 1, 3, 5, 7].index(column % 8)
+            packed[row, column // 8] |= np.uint32(int(codes[row, column]) << (4 * place))
+    return torch.from_numpy(packed.view(np.int32))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (3, 64), (128, 24)])
+def test_unpacking_inverts_the_slow_loop(rows: int, columns: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (rows, columns))
+    packed = slowly_packed(codes)
+    assert (autoawq.unpack_int4(packed).numpy() == codes).all()
+    assert (packed < 0).any() or rows == 1  # a code of 8 or more in the highest place sets the sign
+
+
+def random_packed(n_in: int, n_out: int, group: int) -> tuple[autoawq.Packed, np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(1)
+    codes, zeros = generator.integers(0, 16, (n_in, n_out)), generator.integers(0, 16, (n_in // group, n_out))
+    scales = generator.uniform(0.001, 0.1, zeros.shape).astype(np.float16)
+    return autoawq.Packed(slowly_packed(codes), slowly_packed(zeros), torch.from_numpy(scales)), codes, zeros, scales
+
+
+@pytest.mark.parametrize(("n_in", "n_out", "group"), [(16, 8, 8), (64, 24, 32), (96, 16, 96)])
+def test_dequantised_weights_equal_the_slow_loop(n_in: int, n_out: int, group: int) -> None:
+    packed, codes, zeros, scales = random_packed(n_in, n_out, group)
+    expected = np.empty((n_out, n_in))
+    for i in range(n_in):
+        for o in range(n_out):
+            expected[o, i] = (codes[i, o] - zeros[i // group, o]) * float(scales[i // group, o])
+    np.testing.assert_allclose(packed.unpack().dequantize().numpy(), expected, rtol=1e-6)
+
+
+def test_bits_count_codes_zeros_and_steps() -> None:
+    packed, *_ = random_packed(64, 16, 32)
+    assert packed.bits / (64 * 16) == 4 + (4 + 16) / 32
+
+
+def test_tokens_left_over_are_counted() -> None:
+    sequences = [torch.zeros(length, dtype=torch.int64) for length in (5, 3, 4)]
+    assert autoawq.used(Tokens(sequences, "", {})) == 10
+    assert autoawq.used(Tokens(sequences[:1] * 3, "", {})) == 15
+
+
+def checkpoint(folder: Path, shape: tuple[int, int], kind: str = "llama", name: str = "o_proj") -> tuple[Path, dict]:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    linear = f"model.layers.0.self_attn.{name}"
+    tensorfile.save(folder / "model.safetensors", {f"{linear}.weight": torch.zeros(shape)}, {})
+    return folder, {linear: 0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "name", "expected"),
+    [
+        ((64, 96), "llama", "o_proj", "its 96 inputs are no multiple of group_size 64, which AutoAWQ needs; write "
+                                      "group_size: 32"),
+        ((48, 64), "llama", "o_proj", "its 48 outputs are no multiple of 64, which AutoAWQ's clipping needs"),
+        ((44, 64), "llama", "k_proj", "its 44 outputs are no multiple of 32, which AutoAWQ's packing needs"),
+        ((64, 64), "opt", "o_proj", "not 'opt'; leave autoawq out of study.methods for this model"),
+    ],
+)  # fmt: skip
+def test_shapes_it_cannot_take(tmp_path: Path, shape: tuple[int, int], kind: str, name: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        autoawq.check_model(*checkpoint(tmp_path, shape, kind, name), {"group_size": 64, "clip": True})
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_positions_that_differ_by_layer_are_refused(tmp_path: Path) -> None:
+    folder, linears = checkpoint(tmp_path, (64, 64))
+    config = {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r": its rope_parameters differ by layer, .*; leave autoawq out"):
+        autoawq.check_model(folder, linears, {"group_size": 64, "clip": True})
+
+
+def test_shapes_it_takes(tmp_path: Path) -> None:
+    autoawq.check_model(*checkpoint(tmp_path, (96, 64), name="k_proj"), {"group_size": 64, "clip": True})
+    autoawq.check_model(*checkpoint(tmp_path, (96, 64)), {"group_size": 64, "clip": False})
+
+
+def test_other_linears_packed_than_the_workflow_quantises(tmp_path: Path) -> None:
+    tensorfile.save(tmp_path / "packed", {"a.qweight": torch.zeros(8, 1, dtype=torch.int32)}, {})
+    with tensorfile.opened(tmp_path / "packed") as file, pytest.raises(InputError, match="differ about a: only one"):
+        autoawq.read_packed(file, {"b": 0})
+
+
+def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file; delete .* and run again to rebuild AutoAWQ's environment"):
+        autoawq.interpreter_of(tmp_path)
+
+
+# ---- its entry in config.yaml
+
+
+def loaded(entry: Any, methods: Any = None, **defaults: Any) -> dict[str, Any]:
+    config = copy.deepcopy(DEFAULT)
+    config["methods"]["autoawq"] = entry
+    config["defaults"] |= defaults
+    config["study"]["methods"] = methods or ["rtn_g", "autoawq"]
+    return configuration.load(config, SCHEMA)
+
+
+def test_the_entry_is_completed_with_what_it_knows() -> None:
+    config = loaded({"algorithm": "autoawq"}, group_size=32, n_grid=7)
+    recipe = config["methods"]["autoawq"]
+    assert recipe == {
+        "algorithm": "autoawq", "bits": 4, "clip": True, "group_size": 32, "n_calib": 64, "seed": 42,
+    }  # fmt: skip
+    assert list(recipe) == sorted(recipe)
+    assert configuration.statistics_files(recipe) == {"tokens": "calibration/n64-s42/tokens.safetensors"}
+
+
+def test_it_is_in_the_default_table_but_not_in_the_default_study() -> None:
+    config = configuration.load(copy.deepcopy(DEFAULT), SCHEMA)
+    assert config["methods"]["autoawq"]["group_size"] == 64
+    assert "autoawq" not in config["study"]["methods"]
+
+
+def test_a_list_makes_a_family() -> None:
+    config = loaded({"algorithm": "autoawq", "group_size": [32, 64]})
+    assert config["study"]["methods"] == ["rtn_g", "autoawq-group_size32", "autoawq-group_size64"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"algorithm": "autoawq", "salience": "l1"}, "methods.autoawq: AutoAWQ has no 'salience'; valid: algorithm, "
+                                                     "bits, clip, group_size, n_calib, seed"),
+        ({"algorithm": "autoawq", "n_calb": 1}, "methods.autoawq: AutoAWQ has no 'n_calb'; did you mean n_calib?"),
+        ({"algorithm": "autoawq", "bits": 3}, "methods.autoawq.bits: 3; valid: 4"),
+        ({"algorithm": "autoawq", "group_size": -1}, "methods.autoawq.group_size: -1 must be at least 1"),
+        ({"algorithm": "autoawk"}, "methods.autoawq.algorithm: 'autoawk'; did you mean autoawq?"),
+        ({"algoritm": "autoawq"}, "methods.autoawq: unknown key 'algoritm'; did you mean algorithm?"),
+        ({"algorithm": ["autoawq", "autoawq"]}, "methods.autoawq.algorithm"),
+    ],
+)  # fmt: skip
+def test_what_the_library_has_not_is_refused(entry: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        loaded(entry)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_defaults_that_it_cannot_follow_count_only_where_it_runs() -> None:
+    entry = {"algorithm": "autoawq"}
+    loaded(entry, ["rtn_g"], bits=3, group_size=-1)
+    with pytest.raises(InputError, match=r"methods\.autoawq: AutoAWQ cannot do bits: 3, which defaults give it"):
+        loaded(entry, bits=3)
+    with pytest.raises(InputError, match=r"methods\.autoawq: AutoAWQ cannot do group_size: -1"):
+        loaded(entry, group_size=-1)

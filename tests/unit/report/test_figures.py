@@ -1,0 +1,208 @@
+"""Figures: what they compute, that odd data draws, and that the same data gives the same bytes."""
+
+import itertools
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from quant.report.figures import study
+
+METHODS = ["rtn", "gw_awq", "gw_praq"]
+COLOURS = study.method_colours(METHODS)
+
+
+def summary(deltas: dict[str, float], base: float = 3.0) -> pd.DataFrame:
+    """One model on one data set; deltas in nats by method."""
+    deltas = {"original": 0.0, **deltas}
+    return pd.DataFrame(
+        {
+            "model": "m",
+            "dataset": "d",
+            "method": list(deltas),
+            "bits_per_weight": [16.0, 4.0, 4.25, 4.25][: len(deltas)],
+            "size_mb": [270.0, 110.0, 270.0, 114.0][: len(deltas)],
+            "storage": ["original", "packed", "simulated", "packed"][: len(deltas)],
+            "nll": [base + x for x in deltas.values()],
+            "ppl": [math.exp(base + x) for x in deltas.values()],
+            "delta_nll": list(deltas.values()),
+            "delta_nll_low": [x - 0.01 for x in deltas.values()],
+            "delta_nll_high": [x + 0.01 for x in deltas.values()],
+        }
+    )
+
+
+def layers(alpha: float = 0.5) -> pd.DataFrame:
+    """Two layers of two linears by two methods."""
+    rows = [
+        {"model": "m", "method": method, "linear": f"model.layers.{layer}.mlp.{kind}", "layer": layer,
+         "alpha": alpha, "relative_error": 0.01 * (layer + 1)}
+        for method in METHODS[:2] for layer in (0, 1) for kind in ("up_proj", "down_proj")
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def comparisons() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            ("m", "d", "rtn", "gw_awq", 0.2, 0.1, 0.3, 9, 0.01),
+            ("m", "d", "gw_praq", "gw_awq", 0.01, -0.01, 0.03, 9, 0.4),
+        ],
+        columns=[
+            "model",
+            "dataset",
+            "method_a",
+            "method_b",
+            "delta_nll",
+            "delta_nll_low",
+            "delta_nll_high",
+            "sequences",
+            "p_holm",
+        ],
+    )
+
+
+def check() -> dict:
+    linear = {"linear": "model.layers.28.mlp.up_proj", "mse_awq": 2.0, "mse_praq": 2.5, "difference": 0.5}
+    return {"layer": 28, "keep_ratio": 0.5, "linears": [{**linear, "low": 0.4, "high": 0.6, "p_holm": 0.01}]}
+
+
+def texts(fig: Figure) -> list[str]:
+    axes = fig.axes[0]
+    return [text.get_text() for text in [*axes.texts, *axes.get_yticklabels(), *axes.get_xticklabels()]]
+
+
+def test_spread_keeps_the_order_the_gap_and_the_bounds():
+    wanted = np.array([0.5, 0.51, 0.1, 0.52, 0.99])
+    placed = study.spread(wanted, gap=0.1)
+    assert (np.argsort(placed) == np.argsort(wanted)).all()
+    assert np.diff(np.sort(placed)).min() >= 0.1 - 1e-12
+    assert placed.min() >= 0 and placed.max() <= 1
+    assert placed[2] == pytest.approx(0.1)
+
+
+def test_spread_leaves_distant_labels_alone():
+    assert study.spread([0.9, 0.1, 0.5], gap=0.2) == pytest.approx([0.9, 0.1, 0.5])
+
+
+def test_pareto_front_is_what_no_other_point_beats():
+    bits, ppl = [4, 4, 3, 8, 5], [30, 25, 40, 22, 26]
+    beaten = {
+        i for i in range(5) for j in range(5)
+        if bits[j] <= bits[i] and ppl[j] <= ppl[i] and (bits[j], ppl[j]) != (bits[i], ppl[i])
+    }  # fmt: skip
+    assert sorted(study.pareto_front(bits, ppl)) == sorted(set(range(5)) - beaten)
+
+
+def test_no_two_methods_share_colour_and_marker():
+    colours = study.method_colours(f"method_{i}" for i in range(40))
+    markers = study.method_markers(colours)
+    assert len({(colours[name], markers[name]) for name in colours}) == 40
+
+
+def test_pair_tables_are_antisymmetric_and_mark_what_is_shown():
+    value, shown = study.pair_tables(comparisons(), METHODS)
+    assert value[0, 1] == 0.2 and value[1, 0] == -0.2 and value[2, 1] == 0.01
+    assert shown[0, 1] and shown[1, 0] and not shown[2, 1]
+    assert np.isnan(value[0, 2])
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.0004, "0.000"), (0.25, "+0.250"), (-1, "−1.000"), (math.nan, "–")])
+def test_signed(value: float, text: str):
+    assert study.signed(value) == text
+
+
+def test_draw_makes_every_figure_of_a_model():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1, "gw_praq": 0.11})
+    drawn = study.draw(frame, comparisons(), layers(), {"m": check()}, COLOURS)
+    per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "size_delta_nll", "delta_nll", "pairs")}
+    per_model = {f"m/{name}" for name in ("error_by_layer", "error_by_kind", "alpha_by_layer", "check_mse")}
+    assert drawn.keys() == per_dataset | per_model
+
+
+def test_an_infinite_perplexity_is_left_out_and_the_rest_drawn():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1})
+    frame.loc[1, ["ppl", "nll", "delta_nll", "delta_nll_low", "delta_nll_high"]] = math.inf
+    for draw in (study.perplexity_bits, study.delta_nll, study.size_delta_nll):
+        fig = draw(frame, COLOURS)
+        shown = " ".join(texts(fig))
+        assert "gw_awq" in shown and "rtn" not in shown
+        assert fig.axes[0].get_xlabel().endswith("not drawn: rtn")
+
+
+def test_a_method_equal_to_the_original_draws():
+    frame = summary({"rtn": 0.0})
+    frame[["delta_nll_low", "delta_nll_high"]] = 0.0
+    assert "rtn" in texts(study.delta_nll(frame, COLOURS))
+    study.to_svg(study.perplexity_bits(frame, COLOURS), {})
+
+
+def test_errors_of_zero_draw():
+    frame = layers().assign(relative_error=0.0)
+    study.to_svg(study.error_by_layer(frame, COLOURS), {})
+    study.to_svg(study.error_by_kind(frame), {})
+
+
+def test_without_a_search_the_alpha_figure_says_so():
+    fig = study.alpha_by_layer(layers(alpha=math.nan), COLOURS)
+    assert any("searches" in text for text in texts(fig))
+
+
+def test_a_single_method_has_no_pairs():
+    assert any("only one" in text for text in texts(study.pairs(comparisons().iloc[:0], ["rtn"])))
+
+
+def test_a_name_with_dollars_is_no_formula():
+    name = "$\\frac{$"
+    svg = study.to_svg(study.delta_nll(summary({name: 0.1}), study.method_colours([name])), {})
+    assert svg.startswith("<?xml")
+
+
+def test_the_same_data_gives_the_same_svg_with_its_provenance(tmp_path):
+    provenance = {"model": "<m> & 'n'", "seed": 42}
+    for name in ("a.svg", "b.svg"):
+        study.save(study.delta_nll(summary({"rtn": 0.3}), COLOURS), tmp_path / "sub" / name, provenance)
+    first, second = ((tmp_path / "sub" / name).read_bytes() for name in ("a.svg", "b.svg"))
+    assert first == second
+    described = ElementTree.fromstring(first).find(".//{http://purl.org/dc/elements/1.1/}description")
+    assert json.loads(described.text) == provenance
+    assert b"<dc:date>" not in first
+
+
+@pytest.mark.parametrize(
+    ("swept", "labels", "lines"),
+    [
+        ({"group_size": [128, 32, 64]}, ["32", "64", "128"], 1),
+        ({"noise_std": [0.01, 0.001]}, ["0.001", "0.01"], 1),
+        ({"salience": ["l2", "l1", "praq"]}, ["l2", "l1", "praq"], 1),
+        ({"symmetric": [True, False]}, ["True", "False"], 1),
+        ({"salience": ["l1", "l2"], "bits": [4, 3]}, ["l1", "l2"], 2),
+    ],
+)
+def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels: list[str], lines: int) -> None:
+    """Numbers in their order on a line; words and switches as they were written, apart."""
+    values = [dict(zip(swept, chosen, strict=True)) for chosen in itertools.product(*swept.values())]
+    names = [f"m{i}" for i in range(len(values))]
+    deltas = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
+    rows = pd.DataFrame(
+        {
+            "method": names,
+            "recipe": [json.dumps({"rounding": "nearest"} | chosen) for chosen in values],
+            "delta_nll": deltas.values(),
+            "delta_nll_low": [x - 0.01 for x in deltas.values()],
+            "delta_nll_high": [x + 0.02 for x in deltas.values()],
+        }
+    )
+    ax = study.sweep(rows, names).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == labels
+    assert ax.get_xlabel() == next(iter(swept)) and len(ax.containers) == lines
+    for container in ax.containers:
+        line = container[0]
+        assert line.get_linestyle() == ("-" if labels[0][0].isdigit() else "None")
+        for at, delta in zip(*line.get_data(), strict=True):
+            found = values[round(delta / 0.1) - 1][next(iter(swept))]
+            assert labels[int(at)] == f"{found}"

@@ -1,0 +1,121 @@
+"""Every mistake in config.yaml ends in one line that says where, what, and what to write instead."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quant.errors import InputError
+from quant.workflow import configuration
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The default configuration with one value set, by dotted path."""
+    config = copy.deepcopy(DEFAULT)
+    *parents, last = path.split(".")
+    place = config
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return config
+
+
+def refusal(config: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        configuration.load(config, SCHEMA)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 300
+    return text
+
+
+def test_default_is_valid_and_recipes_are_complete_and_sorted() -> None:
+    config = configuration.load(DEFAULT, SCHEMA)
+    recipe = config["methods"]["gw_awq"]
+    assert list(recipe) == sorted(recipe)
+    assert recipe["group_size"] == 64 and recipe["n_calib"] == DEFAULT["calibration"]["n_calib"]
+    assert config["calibration"]["text"] == {"pydoc_topics": "calibration"}
+
+
+def test_loading_leaves_its_argument_alone() -> None:
+    before = copy.deepcopy(DEFAULT)
+    configuration.load(DEFAULT, SCHEMA)
+    assert before == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("methods.gw_awq.salienc", "l1", ["methods.gw_awq", "salienc", "did you mean salience"]),
+        ("methods.gw_awq.salience", "l3", ["methods.gw_awq.salience", "'l3'", "l1"]),
+        ("methods.gw_awq.bits", 5, ["methods.gw_awq.bits", "5", "2, 3, 4, 8"]),
+        ("methods.gw_awq.group_size", 0, ["methods.gw_awq.group_size", "0", "-1 or at least 1"]),
+        ("methods.gw_awq.rounding", "nearst", ["methods.gw_awq.rounding", "did you mean nearest"]),
+        ("methods.gw_awq.n_grid", 0, ["methods.gw_awq.n_grid", "at least 1"]),
+        ("methods.gw_awq.symmetric", "yes", ["methods.gw_awq.symmetric", "'yes'", "boolean"]),
+        ("methods.bad name", {}, ["bad name"]),
+        ("methods.<b>", {}, ["<b>"]),
+        ("methods.../up", {}, [""]),
+        ("methods.original", {}, ["methods.original", "taken"]),
+        ("methods.RTN_G", {}, ["RTN_G", "only in case"]),
+        ("study.methods", ["gw_awk"], ["study.methods", "gw_awk", "did you mean gw_awq"]),
+        ("study.models", [], ["study.models", "all or"]),
+        ("study.method", "all", ["study", "'method'", "did you mean methods"]),
+        ("calibration.text", "python_referenc", ["calibration.text", "did you mean python_reference"]),
+        ("calibration.n_calib", 0, ["calibration.n_calib", "at least 1"]),
+        ("calibration.protocol", "window", ["calibration.protocol", "did you mean windows"]),
+        ("datasets.python_reference.n_samples", 1, ["n_samples", "at least 2"]),
+        ("texts.empty", {}, ["texts.empty", "exactly one of"]),
+        ("texts.two", {"files": ["a"], "pydoc_topics": "heldout"}, ["texts.two", "exactly one of"]),
+        ("texts.hub", {"hub": {"path": "a", "split": "b"}}, ["texts.hub.hub", "revision"]),
+        ("models.m", {"source": {"gguf": {"package": "p"}}}, ["models.m.source.gguf", "either path, or package"]),
+        ("models.m", {}, ["models.m", "source"]),
+        ("check_mse.keep_ratio", 1.0, ["check_mse.keep_ratio", "less than 1"]),
+        ("check_mse.layer", -1, ["check_mse.layer", "at least 0"]),
+        ("compute.device", "gpu", ["compute.device", "'gpu'", "did you mean cpu"]),
+        ("comparison.resamples", 10, ["comparison.resamples", "at least 999"]),
+        ("sensitivity.methods", ["rtn_h"], ["sensitivity.methods", "did you mean rtn_g"]),
+        ("sensitivity.methods", ["autoawq"], ["autoawq is the AutoAWQ library", "scope: linear"]),
+        ("sensitivity.by", ["kinds"], ["sensitivity.by", "did you mean kind"]),
+        ("sensitivity.dataset", "python_referense", ["sensitivity.dataset", "did you mean python_reference"]),
+        ("texts.doc", {"docstrings": []}, ["texts.doc.docstrings"]),
+        ("kalibration", {}, ["kalibration", "did you mean calibration"]),
+        ("methods", [], ["methods", "object"]),
+        ("models", {}, ["models"]),
+    ],
+)
+def test_mistakes_are_named_in_one_line(path: str, value: Any, expected: list[str]) -> None:
+    text = refusal(changed(path, value))
+    for part in expected:
+        assert part in text
+
+
+def test_a_configuration_that_is_no_table_is_refused() -> None:
+    assert "object" in refusal([])
+
+
+def test_parts_of_a_method_with_folded_scales_are_refused() -> None:
+    config = changed("methods.shared", {"salience": "l2", "scope": "shared"})
+    config["sensitivity"]["methods"] = ["shared"]
+    assert "shared is scope: shared, which moves scales into other weights" in refusal(config)
+
+
+def test_parts_of_a_sweep_are_those_of_its_methods() -> None:
+    config = changed("methods.swept", {"bits": [3, 4]})
+    config["sensitivity"]["methods"] = ["swept"]
+    assert configuration.load(config, SCHEMA)["sensitivity"]["methods"] == ["swept-bits3", "swept-bits4"]
+
+
+def test_methods_that_only_round_read_no_statistics() -> None:
+    methods = configuration.load(DEFAULT, SCHEMA)["methods"]
+    assert configuration.statistics_files(methods["rtn_g"]) == {}
+    assert configuration.statistics_files(methods["gw_awq"]) == {
+        "channels": "calibration/n64-s42/channels.safetensors",
+        "moments": "calibration/n64-s42/second_moments.safetensors",
+    }

@@ -1,0 +1,56 @@
+"""What a job leaves beside its log, and the report's reading of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant.files.artifacts import read_json
+from quant.report.steps import read_benchmarks
+from quant.workflow.job import note_gpu_peak
+
+STUDY = {"models": ["m"], "methods": ["a", "b"], "datasets": ["d"]}
+
+
+@pytest.fixture
+def benchmarks(tmp_path: Path) -> Path:
+    for name in ("quantize/m/a", "quantize/m/b"):
+        path = tmp_path / f"benchmarks/{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("s\tmax_rss\n3.5\t120\n")
+    return tmp_path / "benchmarks"
+
+
+def test_a_gpus_peak_is_a_column_where_there_is_one(benchmarks: Path) -> None:
+    assert list(read_benchmarks(benchmarks, STUDY)) == ["rule", "job", "seconds", "max_rss_mb"]
+    log = benchmarks.parent / "logs/quantize/m/a.gpu.json"
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"gpu_peak_mb": 1797.0, "gpu": "a card"}))
+    found = read_benchmarks(benchmarks, STUDY).set_index("job")["gpu_peak_mb"]
+    assert found["m/a"] == 1797 and found.isna()["m/b"]
+
+
+class Card:
+    """torch, as far as a job asks it for a GPU's memory."""
+
+    def __init__(self, used: bool) -> None:
+        self.cuda, self.used = self, used
+
+    def is_initialized(self) -> bool:
+        return self.used
+
+    def max_memory_allocated(self) -> int:
+        return 2_500_000
+
+    def get_device_name(self) -> str:
+        return "a card"
+
+
+def test_a_job_without_a_gpu_leaves_no_peak_of_an_earlier_run(tmp_path: Path, monkeypatch: Any) -> None:
+    peak = tmp_path / "job.gpu.json"
+    for used in (True, False):
+        monkeypatch.setitem(__import__("sys").modules, "torch", Card(used))
+        note_gpu_peak(tmp_path / "job.log")
+        assert peak.exists() == used
+        assert not used or read_json(peak) == {"gpu_peak_mb": 2.5, "gpu": "a card"}

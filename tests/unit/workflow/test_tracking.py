@@ -1,0 +1,223 @@
+"""A job's code is its script and every module that imports, however deep, and nothing else."""
+
+import ast
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quant.workflow import tracking
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    write(
+        tmp_path,
+        {
+            "job.py": "from quant import a\nimport numpy.linalg\n",
+            "quant/a.py": "def f():\n    from quant.low.b import g\n",
+            "quant/low/b.py": "g = 1\n",
+            "quant/other.py": "from quant import a\n",
+            "page.html": "hello",
+        },
+    )
+    return tmp_path
+
+
+def code(root: Path, *data: str) -> str:
+    for cached in (tracking.imports, tracking.version, tracking.code_of):
+        cached.cache_clear()
+    return tracking.code_of("job.py", *data, root=root)
+
+
+@pytest.mark.parametrize("name", ["job.py", "quant/a.py", "quant/low/b.py"])
+def test_changes_with_each_file_it_runs(scripts: Path, name: str) -> None:
+    before = code(scripts)
+    (scripts / name).write_text((scripts / name).read_text() + "# edited\n")
+    assert code(scripts) != before
+
+
+def test_other_modules_and_time_stamps_do_not_count(scripts: Path) -> None:
+    before = code(scripts)
+    (scripts / "quant/other.py").write_text("changed = 1\n")
+    (scripts / "job.py").touch()
+    assert code(scripts) == before
+
+
+@pytest.mark.parametrize("line", ["from .low import b", "from . import low", "from .low.b import g"])
+def test_a_relative_import_is_refused(scripts: Path, line: str) -> None:
+    (scripts / "quant/a.py").write_text(line)
+    with pytest.raises(ImportError, match=r"a\.py:1: a relative import"):
+        code(scripts)
+
+
+@pytest.mark.parametrize(
+    "line", ["from quant.low import missing", "import quant.missing", "from quant.missing import g"]
+)
+def test_an_import_of_no_module_is_refused(scripts: Path, line: str) -> None:
+    (scripts / "quant/a.py").write_text(line)
+    with pytest.raises(ImportError, match="which is no module"):
+        code(scripts)
+
+
+def test_a_package_of_a_longer_name_is_another(scripts: Path) -> None:
+    (scripts / "quant/a.py").write_text("import quanto\nfrom quanto.nn import qlinear\n")
+    assert tracking.closure(scripts / "job.py")[1] == {"numpy", "quanto"}
+
+
+def test_data_that_the_script_reads_counts(scripts: Path) -> None:
+    before = code(scripts, "page.html")
+    (scripts / "page.html").write_text("hello again")
+    assert code(scripts, "page.html") != before
+
+
+def test_a_librarys_version_counts(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code(scripts)
+    monkeypatch.setattr(tracking.metadata, "version", lambda name: "0.0.0")
+    assert code(scripts) != before
+
+
+def test_every_imported_library_has_a_version_by_its_name() -> None:
+    """One whose distribution is called otherwise would not count: it belongs into RENAMED."""
+    tracking.version.cache_clear()
+    packages = set().union(*(tracking.closure(path)[1] for path in tracking.SCRIPTS.glob("*.py")))
+    installed = {package for package in packages if importlib.util.find_spec(package)}
+    assert len(installed) > 10 and {package for package in installed if tracking.version(package) is None} == set()
+
+
+# groups of scripts, and by hand every module and whose jobs an edit of it makes again
+PASSES = {"collect_statistics", "collect_noisy", "collect_jacobian", "check_mse"}  # the model, block by block
+RECIPES = {"quantize", "quantize_autoawq", "export"}
+READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
+MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
+ANALYSES = {"analyse_preactivations", "deep_dive"}
+PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
+TOKENS = {"tokenize_calibration", "tokenize_dataset"}
+TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
+LIBRARY = tracking.SCRIPTS / "quant"
+ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
+OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
+USERS: dict[str, set[str]] = {
+    "report/figures/preactivations": PLOTS,
+    "report/sections/preactivations": {"report"},
+    "comparison/answers": {"answer_questions", "report"},
+    "models/architectures": RECIPES | ANALYSES | PLOTS | {"collect_jacobian", "measure_sensitivity"},
+    "files/artifacts": OURS,
+    "methods/autoawq": {"quantize_autoawq", "export"},
+    "calibration/blocks": PASSES,
+    "checkpoints/card": {"describe"},
+    "calibration/channels": PASSES | RECIPES | (READERS - {"evaluate"}) | ANALYSES | PLOTS | {"synthetic_benchmark"},
+    "comparison/paired": TABLES | {"check_mse", "report", "synthetic_benchmark"},
+    "models/compute": PASSES | RECIPES | READERS | MEASURES,
+    "workflow/configuration": {"answer_questions", "report", "summarize_sensitivity"},
+    "models/convert": {"convert"},
+    "comparison/correlation": {"answer_questions", "deep_dive", "report"},
+    "files/csv_tables": TABLES
+    | ANALYSES
+    | (PLOTS - {"plot_synthetic"})
+    | {"check_mse", "describe", "measure_error", "measure_heldout", "pick", "plot", "report", "synthetic_benchmark"},
+    "analysis/deep_dive": {"deep_dive"},
+    "errors": OURS,
+    "evaluation/perplexity": MEASURES,
+    "checkpoints/exports": {"export"},
+    "report/figures/study": PLOTS | {"plot", "report"},
+    "recipe/fused": RECIPES,
+    "checkpoints/gguf_file": {"export"},
+    # a checkpoint is read by its grid
+    "recipe/grids": RECIPES | READERS | {"check_mse"},
+    "calibration/hidden": PASSES,
+    "calibration/jacobian": {"collect_jacobian"},
+    "workflow/job": OURS,
+    "recipe/grid_kernels": RECIPES,
+    "analysis/layer_mse": {"check_mse"},
+    "models/linears": PASSES | {"convert"},
+    "evaluation/loss_kernels": MEASURES,
+    "calibration/noisy": {"collect_noisy"},
+    "comparison/numbers": TABLES | PLOTS | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
+    "workflow/outcome": set(),  # it says how a run ended
+    "checkpoints/packed": READERS | {"quantize", "quantize_autoawq"},
+    "report/page": {"answer_questions", "pick", "plot", "report"},
+    "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
+    "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
+    "analysis/parts": {"measure_sensitivity"},
+    "comparison/pick": {"pick", "report"},
+    "calibration/preactivation_sums": PASSES,
+    "analysis/preactivations": ANALYSES | PLOTS | {"measure_sensitivity"},
+    "recipe/protection": RECIPES | {"check_mse", "deep_dive", "synthetic_benchmark"},
+    "methods/quantize": RECIPES,
+    "report/figures/questions": {"plot"},
+    "comparison/questions": {"answer_questions"},
+    "recipe/recipe": RECIPES,
+    "evaluation/exact_error": {"measure_error", "measure_heldout"},
+    "report/build": {"report"},
+    "recipe/rounding": RECIPES,
+    # a new salience or rounding is tried without another pass over the text
+    "recipe/salience": RECIPES | {"deep_dive"},
+    "recipe/search": RECIPES,
+    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout"},
+    "report/sections/questions": {"report"},
+    "analysis/sensitivity": {"summarize_sensitivity"},
+    "checkpoints/sizes": MEASURES,
+    "models/sources": TOKENS | {"convert"},
+    "calibration/statistics": PASSES,
+    "report/steps": {"report"},
+    "checkpoints/stored": READERS,
+    "calibration/sum_kernels": PASSES,
+    "analysis/synthetic": {"synthetic_benchmark"},
+    "report/tables": {"plot", "report"},
+    "files/tensorfile": PASSES
+    | RECIPES
+    | READERS
+    | MEASURES
+    | ANALYSES
+    | PLOTS
+    | TOKENS
+    | {"convert", "synthetic_benchmark"},
+    "data/texts": TOKENS,
+    "data/tokens": PASSES | RECIPES | MEASURES | TOKENS | {"measure_error"},
+    "workflow/tracking": set(),  # what it says is what counts
+    "comparison/verdicts": {"answer_questions", "pick", "plot", "report"},
+}
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A copy of the scripts, and the code of each."""
+    root = Path(shutil.copytree(tracking.SCRIPTS, tmp_path_factory.mktemp("edited") / "scripts"))
+    return root, codes(root)
+
+
+def codes(root: Path) -> dict[str, str]:
+    tracking.code_of.cache_clear()
+    return {script: tracking.code_of(f"{script}.py", root=root) for script in ALL}
+
+
+def test_the_table_has_every_module() -> None:
+    files = {path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"}
+    assert {path.relative_to(LIBRARY).with_suffix("").as_posix() for path in files} == USERS.keys()
+
+
+def test_packages_hold_no_code() -> None:
+    """What an __init__ gave another name would go unhashed."""
+    for path in LIBRARY.rglob("__init__.py"):
+        (only,) = ast.parse(path.read_text()).body
+        assert isinstance(only, ast.Expr) and isinstance(only.value.value, str)
+
+
+@pytest.mark.parametrize("module", USERS)
+def test_an_edited_module_changes_the_code_of_its_users_alone(edited: tuple[Path, dict[str, str]], module: str) -> None:
+    """What jobs follow from a changed code, tests/workflow/test_staleness.py shows by dry runs."""
+    root, before = edited
+    path = root / f"quant/{module}.py"
+    text = path.read_text()
+    path.write_text(text + "\n# edited\n")
+    after = codes(root)
+    path.write_text(text)
+    assert {script for script in ALL if after[script] != before[script]} == USERS[module]

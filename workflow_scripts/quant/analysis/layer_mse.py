@@ -1,0 +1,158 @@
+"""The research's direct comparison on one layer: keep half the output channels by AWQ's or PRAQ's score, the rest INT4.
+
+Importance comes from the calibration text, the error from held-out text run through the original model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quant.calibration.blocks import Run
+from quant.calibration.channels import channels_of, kind_of
+from quant.calibration.second_moments import add_outer, mirror, to_triangle
+from quant.calibration.statistics import real_rows
+from quant.comparison.paired import holm, paired_difference
+from quant.data.tokens import Batch, Tokens
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.files.artifacts import rebuild
+from quant.models.linears import linear_names
+from quant.recipe.grids import Grid, nearest
+from quant.recipe.protection import awq_score, praq_score, sum_blocks, top
+
+INT4 = Grid(bits=4, group_size=-1, symmetric=True)
+
+
+class Candidates:
+    """A linear's weight under both choices; sums squared output errors by sequence and by channel, and its inputs'
+    second moment, by which any other method's error on this text is known too."""
+
+    def __init__(self, w: Tensor, kept: dict[str, Tensor], n_sequences: int) -> None:
+        rounded = nearest(w, INT4) - w
+        self.difference = {name: torch.where(mask[:, None], 0.0, rounded) for name, mask in kept.items()}
+        self.kept = kept
+        self.by_channel = {name: torch.zeros(len(w), dtype=torch.float64, device=w.device) for name in kept}
+        self.by_sequence = {name: torch.zeros(n_sequences, dtype=torch.float64) for name in kept}
+        self.outer = torch.zeros(w.shape[1], w.shape[1], device=w.device)
+
+    def add(self, x: Tensor, batch: Batch) -> None:
+        """x [n, width, in]: the inputs of a batch of sequences."""
+        add_outer(self.outer, real_rows(x, batch))
+        for name, difference in self.difference.items():
+            squared = (x.float() @ difference.T).square()
+            for row, length in enumerate(batch.lengths.tolist()):
+                part = squared[row, :length]
+                self.by_channel[name] += part.sum(0)
+                self.by_sequence[name][batch.first + row] += part.sum(dtype=torch.float64).cpu()
+
+
+def choices(
+    w: Tensor,
+    file: tensorfile.TensorFile,
+    name: str,
+    reads: dict[str, str],
+    kind: str,
+    options: dict[str, float],
+    device: str,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Score and mask [out] under AWQ and under Fast-R-PRAQ v3 (on attention too: the direct comparison)."""
+    channels = channels_of(file, name, reads, kind, device)
+    parameters = {key: options[key] for key in ("beta", "tau", "noise_factor")}
+    scores = {"awq": awq_score(w, channels), "praq": sum_blocks(praq_score(w, channels, **parameters))}
+    return {key: (score, top(score, options["keep_ratio"])) for key, score in scores.items()}
+
+
+def watch(block: nn.Module, candidates: dict[str, Candidates], batch_of: list[Batch]) -> list[Any]:
+    """Hooks that feed each linear's candidates with its inputs."""
+
+    def hook(name: str) -> Any:
+        return lambda module, args: candidates[name].add(args[0], batch_of[0])
+
+    return [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in candidates]
+
+
+def check(
+    checkpoint: Path,
+    channels_path: Path,
+    heldout: Tokens,
+    layer: int,
+    options: dict[str, float],
+    patterns: dict[str, list[str]],
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    resamples: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
+    """Rows per channel, rows per linear, and H = XᵀX/N [in, in] of each linear's held-out inputs; mse is per output
+    value (squared error over tokens and channels)."""
+    run = Run(checkpoint, heldout.sequences, device, dtype, batch_tokens, last=layer, progress="held-out text")
+    lengths = np.array([len(sequence) for sequence in heldout.sequences], dtype=float)
+    channel_rows: list[dict[str, Any]] = []
+    linear_rows: list[dict[str, Any]] = []
+    moments: dict[str, Tensor] = {}
+    with tensorfile.opened(channels_path) as file:
+        reads = file.info("reads")
+        for index, prefix, block, advance in run.each():
+            if index < layer:
+                advance(lambda batch: None)
+                continue
+            chosen, candidates = {}, {}
+            for name in linear_names(block):
+                w = block.get_submodule(name).weight.float()
+                full = f"{prefix}.{name}"
+                if full not in reads:
+                    raise InputError(f"{file.path}: has no statistics of {full}; {rebuild(file.path)}")
+                chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, device)
+                candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))
+            current: list[Batch] = []
+
+            def observe(batch: Batch, current: list[Batch] = current) -> None:
+                current[:] = [batch]
+
+            hooks = watch(block, candidates, current)
+            advance(observe)
+            for hook in hooks:
+                hook.remove()
+            for name, candidate in candidates.items():
+                full = f"{prefix}.{name}"
+                common = {"layer": layer, "linear": full, "kind": kind_of(full, patterns)}
+                moments[full] = to_triangle(mirror(candidate.outer).div_(lengths.sum())).cpu()
+                linear_rows.append(common | compare_choices(candidate, lengths, resamples, seed))
+                channel_rows += [common | row for row in rows_by_channel(candidate, chosen[name], lengths.sum())]
+    corrected = holm([row["p"] for row in linear_rows])
+    linear_rows = [row | {"p_holm": float(p)} for row, p in zip(linear_rows, corrected, strict=True)]
+    return channel_rows, linear_rows, moments
+
+
+def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
+    """Mean squared error under each choice and PRAQ's minus AWQ's, paired by sequence."""
+    n_out = len(candidate.by_channel["awq"])
+    awq, praq = (candidate.by_sequence[name].numpy() / n_out for name in ("awq", "praq"))
+    difference = paired_difference(praq, awq, lengths, resamples, seed)
+    return {
+        "mse_awq": awq.sum() / lengths.sum(),
+        "mse_praq": praq.sum() / lengths.sum(),
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+    }
+
+
+def rows_by_channel(
+    candidate: Candidates, chosen: dict[str, tuple[Tensor, Tensor]], n_tokens: float
+) -> list[dict[str, Any]]:
+    """Scores, choices and errors of each output channel."""
+    columns: dict[str, list[Any]] = {}
+    for name, (score, mask) in chosen.items():
+        columns[f"score_{name}"] = score.tolist()
+        columns[f"kept_{name}"] = mask.int().tolist()
+        columns[f"mse_{name}"] = (candidate.by_channel[name] / n_tokens).tolist()
+    return [
+        {"channel": channel} | dict(zip(columns, values, strict=True))
+        for channel, values in enumerate(zip(*columns.values(), strict=True))
+    ]

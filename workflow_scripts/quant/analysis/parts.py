@@ -1,0 +1,135 @@
+"""Sensitivity: the original model with only some of its weights as a method quantised them.
+
+A part is a name and, for each linear that it touches, the output rows taken from the method's checkpoint. Recipes of
+scope linear act on each linear alone, so no part needs another quantisation; a scope that folds scales into other
+weights has no such parts.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quant.analysis.preactivations import dead_and_risky
+from quant.checkpoints import stored
+from quant.comparison.part_names import OTHER, RISKY
+from quant.data.tokens import Tokens
+from quant.errors import InputError
+from quant.evaluation.perplexity import Reference, evaluate, load_model
+from quant.files import tensorfile
+
+logger = logging.getLogger("quant")
+
+
+class Part(NamedTuple):
+    """by: kind, layer or risk; rows: of each linear a mask [out] of the rows to replace, or None for all of them."""
+
+    by: str
+    name: str
+    rows: dict[str, Tensor | None]
+
+
+def by_kind(linears: dict[str, int]) -> list[Part]:
+    """A part for each kind of linear, the last component of its name; linears: name → decoder layer."""
+    kinds = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
+    return [Part("kind", kind, {name: None for name in linears if name.rsplit(".", 1)[-1] == kind}) for kind in kinds]
+
+
+def by_layer(linears: dict[str, int]) -> list[Part]:
+    """A part for each decoder layer."""
+    return [
+        Part("layer", str(layer), {name: None for name in linears if linears[name] == layer})
+        for layer in sorted(set(linears.values()))
+    ]
+
+
+def others(masks: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """As many rows of each linear outside its mask [out], drawn without replacement; all of them where fewer are."""
+    drawn = {}
+    for name, mask in masks.items():
+        outside = torch.nonzero(~mask).flatten()
+        chosen = outside[torch.randperm(len(outside), generator=generator)[: int(mask.sum())]]
+        drawn[name] = torch.zeros_like(mask)
+        drawn[name][chosen] = True
+    return drawn
+
+
+def by_risk(masks: dict[str, Tensor], draws: int, seed: int) -> list[Part]:
+    """The risky rows of every linear that has some, and `draws` times equally many others of the same linears."""
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+    if not masks:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Part("risk", RISKY, dict(masks)),
+        *(Part("risk", f"{OTHER} {i + 1}", dict(others(masks, generator))) for i in range(draws)),
+    ]
+
+
+def risk_masks(
+    channels: Path, linears: dict[str, int], thresholds: dict[str, float]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
+    """Mask of the risky rows of each linear, and by kind of linear how many rows there are, dead and risky ones."""
+    masks, counts = {}, {}
+    with tensorfile.opened(channels) as file:
+        for name in linears:
+            mean, std = (file.get(f"{name}.{key}") for key in ("z_mean", "z_std"))
+            is_dead, masks[name] = dead_and_risky(mean, std, thresholds)
+            row = counts.setdefault(name.rsplit(".", 1)[-1], {"rows": 0, "dead": 0, "risky": 0})
+            for key, n in (("rows", len(is_dead)), ("dead", int(is_dead.sum())), ("risky", int(masks[name].sum()))):
+                row[key] += n
+    return masks, counts
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[int]:
+    """The model with a part's rows from another checkpoint, and how many weights those are; put back afterwards."""
+    before: dict[nn.Parameter, Tensor] = {}
+    count = 0
+    for name, rows in part.rows.items():
+        parameter = model.get_submodule(name).weight
+        w = before[parameter] = parameter.data
+        new = weights.weight(name, w.device).to(w.dtype)
+        if new.shape != w.shape:
+            raise InputError(
+                f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}"
+            )
+        parameter.data = new if rows is None else torch.where(rows.to(w.device)[:, None], new, w)
+        count += w.numel() if rows is None else int(rows.sum()) * w.shape[1]
+    try:
+        yield count
+    finally:
+        for parameter, w in before.items():
+            parameter.data = w
+
+
+def measure(
+    original: Path,
+    quantized: Path,
+    model_fingerprint: str,
+    parts: Sequence[Part],
+    tokens: Tokens,
+    device: str,
+    dtype: torch.dtype,
+    batch: int,
+) -> list[dict[str, Any]]:
+    """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
+    checkpoint directories of the same model."""
+    model = load_model(original, device, dtype)
+    found = []
+    with stored.opened(quantized, model_fingerprint) as weights:
+        for place, part in enumerate(parts, 1):
+            logger.info("part %d of %d: %s", place, len(parts), part.name)
+            with replaced(model, part, weights) as count:
+                rows, _ = evaluate(model, tokens, device, batch, Reference(0, None))
+            n_rows = sum(
+                model.get_submodule(name).weight.shape[0] if mask is None else int(mask.sum())
+                for name, mask in part.rows.items()
+            )
+            found.append({"by": part.by, "part": part.name, "rows": n_rows, "weights": count,
+                          "nll": [row["nll"] for row in rows]})  # fmt: skip
+    return found

@@ -1,0 +1,41 @@
+"""One linear's per-channel calibration means, as recipes read them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from quant.files.tensorfile import TensorFile
+
+OF_INPUT = ("x_abs", "x_sq", "x_mean")
+OF_OUTPUT = ("z_mean", "z_std", "z_abs", "act_abs")
+
+
+class Channels(NamedTuple):
+    """Calibration means of one linear y = Wx + b, z its output, N tokens.
+
+    x_abs E|x|, x_sq E[x²], x_mean E[x]: [in]. z_mean E z, z_std, z_abs E|z|, act_abs E|SiLU(z)| (the model's
+    own activation): [out]. is_mlp: whether an activation follows in the same MLP.
+    """
+
+    x_abs: Tensor
+    x_sq: Tensor
+    x_mean: Tensor
+    z_mean: Tensor
+    z_std: Tensor
+    z_abs: Tensor
+    act_abs: Tensor
+    is_mlp: bool
+
+
+def kind_of(name: str, patterns: dict[str, list[str]]) -> str:
+    """`attention` or `mlp`, by the first pattern found in a linear's name; mlp where none is."""
+    return next((kind for kind in ("attention", "mlp") if any(p in name for p in patterns[kind])), "mlp")
+
+
+def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
+    """One linear's per-channel statistics."""
+    return Channels(
+        *(file.get(f"{reads[name]}.{key}", device) for key in OF_INPUT),
+        *(file.get(f"{name}.{key}", device) for key in OF_OUTPUT),
+        is_mlp=kind == "mlp",
+    )

@@ -1,0 +1,108 @@
+"""Robust-PRAQ's statistics: each expectation averaged over draws of x+ε, ε ~ N(0, (noise_std·std X)²).
+
+std X is over the whole input tensor. An output's noise W_k·ε is normal with standard deviation σ‖W_k‖, so it is drawn
+directly: each output's expectation is the same, and no second matrix product is needed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.calibration.blocks import Run
+from quant.calibration.statistics import activation_of, real_rows
+from quant.data.tokens import Batch, Tokens
+from quant.files import tensorfile
+from quant.models.linears import linear_names
+
+
+class NoisySums:
+    """Running sums of |x+ε|, (x+ε)² of an input or |act(z+η)| of an output, over draws and rows."""
+
+    def __init__(self, n: int, sigma: Tensor, draws: int, generator: torch.Generator) -> None:
+        self.count, self.sigma, self.draws, self._generator = 0, sigma, draws, generator
+        self.sums = torch.zeros(2, n, dtype=torch.float64, device=sigma.device)
+
+    def noisy(self, t: Tensor) -> Tensor:
+        return t + self.sigma * torch.randn(t.shape, generator=self._generator, device=t.device)
+
+    def add_input(self, x: Tensor) -> None:
+        self.count += self.draws * len(x)
+        for _ in range(self.draws):
+            drawn = self.noisy(x)
+            self.sums[0] += drawn.abs().sum(0)
+            self.sums[1] += drawn.square().sum(0)
+
+    def add_output(self, z: Tensor, activation: nn.Module) -> None:
+        self.count += self.draws * len(z)
+        for _ in range(self.draws):
+            self.sums[0] += activation(self.noisy(z)).abs_().sum(0)
+
+    def means(self) -> Tensor:
+        return (self.sums / self.count).float().cpu()
+
+
+def input_std(file: tensorfile.TensorFile, source: str) -> float:
+    """Standard deviation of a whole input tensor, from its channels' E[x²] and E[x]."""
+    square, mean = (file.get(f"{source}.{key}").double().mean() for key in ("x_sq", "x_mean"))
+    return (square - mean**2).clamp(min=0).sqrt().item()
+
+
+def collect_noisy(
+    checkpoint: Path,
+    calibration: Tokens,
+    channels_path: Path,
+    out: str,
+    noise: dict[str, Any],
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    provenance: dict[str, Any],
+) -> None:
+    """Writes {input}.x_abs, .x_sq, .x_std and {linear}.act_abs; noise = {noise_std, n_noise_samples, seed}."""
+    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="noisy calibration")
+    activation = activation_of(run.model)
+    generator = torch.Generator(device).manual_seed(noise["seed"])
+    found: dict[str, Tensor] = {}
+    with tensorfile.opened(channels_path) as channels:
+        reads = channels.info("reads")
+        for _, prefix, block, advance in run.each():
+            sums: dict[str, NoisySums] = {}
+            current: list[Batch] = []
+            hooks = []
+            for name in linear_names(block):
+                full, source = f"{prefix}.{name}", reads[f"{prefix}.{name}"]
+                linear = block.get_submodule(name)
+                std = input_std(channels, source)
+                sigma = torch.tensor(noise["noise_std"] * std, device=device)
+                output_sigma = sigma * linear.weight.float().norm(dim=1)
+                draws = noise["n_noise_samples"]
+                if source == full:
+                    found[f"{source}.x_std"] = torch.tensor([std])
+                    sums[f"{source}.x"] = NoisySums(linear.in_features, sigma, draws, generator)
+                sums[f"{full}.act"] = NoisySums(linear.out_features, output_sigma, draws, generator)
+
+                def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor, full: str = full) -> None:
+                    if f"{full}.x" in sums:  # noqa: B023  (the hook is gone before the next block)
+                        sums[f"{full}.x"].add_input(real_rows(args[0], current[0]))  # noqa: B023
+                    sums[f"{full}.act"].add_output(real_rows(z, current[0]), activation)  # noqa: B023
+
+                hooks.append(linear.register_forward_hook(record))
+            advance(lambda batch, current=current: current.__setitem__(slice(None), [batch]))
+            for hook in hooks:
+                hook.remove()
+            for key, total in sums.items():
+                means = total.means()
+                stem, kind = key.rsplit(".", 1)
+                found |= (
+                    {f"{stem}.x_abs": means[0], f"{stem}.x_sq": means[1]}
+                    if kind == "x"
+                    else {f"{stem}.act_abs": means[0]}
+                )
+    metadata = {
+        "reads": json.dumps(reads),
+        "provenance": json.dumps(provenance | noise | {"token_fingerprint": calibration.fingerprint}),
+    }
+    tensorfile.save(out, {key: value.clone() for key, value in found.items()}, metadata)

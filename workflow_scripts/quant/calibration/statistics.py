@@ -1,0 +1,229 @@
+"""Calibration statistics of every linear, in one pass over the decoder blocks.
+
+Per input that linears read: E|x|, E[x²], E[x] and the second moment H = E[xxᵀ]. Per linear y = Wx + b, z its output:
+E z, std z, E|z|, E|act(z)|, its range, and z itself at sampled tokens. Linears that read the same tensor (q/k/v;
+gate/up) share one input, found by watching the model run. H is summed in float32, everything else in float64.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.calibration.blocks import Run
+from quant.calibration.channels import OF_INPUT, OF_OUTPUT
+from quant.calibration.preactivation_sums import Preactivations, TokenSample
+from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
+from quant.data.tokens import Batch, Tokens
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.models.linears import linear_names
+
+logger = logging.getLogger("quant")
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed; apart from those of grids, which no statistics rest on."""
+    try:
+        from quant.calibration import sum_kernels
+    except ImportError:
+        return None
+    return sum_kernels
+
+
+def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
+    """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
+    if x.is_cuda and kernels() is not None:
+        return kernels().column_sums(x, center, False)
+    x = x.float()
+    shifted = x if center is None else x - center
+    return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
+
+
+def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same of z [n, out], and Σ|act(z)|, in float64 [4, out]."""
+    from transformers.activations import SiLUActivation
+
+    if z.is_cuda and isinstance(activation, SiLUActivation) and kernels() is not None:
+        return kernels().column_sums(z, center, True)
+    z = z.float()
+    after = activation(z)
+    activated = column_sums(after)[0] if after.is_cuda else after.abs_().sum(0).double()
+    return torch.cat([column_sums(z, center), activated[None]])
+
+
+class InputSums:
+    """Running sums over the rows of x [n, in]."""
+
+    def __init__(self, n_in: int, device: torch.device, with_moment: bool = True) -> None:
+        self.count = 0
+        self.sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(n_in, n_in, device=device) if with_moment else None
+
+    def add(self, x: Tensor) -> None:
+        self.count += len(x)
+        self.sums += column_sums(x)
+        if self.outer is not None:
+            add_outer(self.outer, x)
+
+    def means(self) -> dict[str, Tensor]:
+        return dict(zip(OF_INPUT, (self.sums / self.count).float().cpu(), strict=True))
+
+    def moment(self) -> Tensor:
+        """H = XᵀX/N [in, in], float32."""
+        assert self.outer is not None
+        return mirror(self.outer).div_(self.count)
+
+
+class OutputSums:
+    """Running sums over the rows of z [n, out]; about the first batch's mean, so that std loses no digits."""
+
+    def __init__(self, n_out: int, device: torch.device, activation: Callable[[Tensor], Tensor]) -> None:
+        self.count, self.activation = 0, activation
+        self.center: Tensor | None = None
+        self.sums = torch.zeros(4, n_out, dtype=torch.float64, device=device)
+
+    def add(self, z: Tensor) -> None:
+        self.count += len(z)
+        if self.center is None:
+            self.center = z.mean(0, dtype=torch.float32)
+        self.sums += output_sums(z, self.center, self.activation)
+
+    def means(self) -> dict[str, Tensor]:
+        z_abs, square, shift, act_abs = self.sums / self.count
+        assert self.center is not None
+        std = (square - shift**2).clamp_(min=0).sqrt()
+        return {
+            name: value.float().cpu()
+            for name, value in zip(OF_OUTPUT, (self.center + shift, std, z_abs, act_abs), strict=True)
+        }
+
+
+def token_rows(t: Tensor, batch: Batch) -> Tensor:
+    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels]."""
+    rows, mask = t.reshape(-1, t.shape[-1]), batch.mask
+    return rows if mask is None else rows[mask.flatten().to(t.device)]
+
+
+def real_rows(t: Tensor, batch: Batch) -> Tensor:
+    """`token_rows` in float32."""
+    return token_rows(t, batch).float()
+
+
+class Watch:
+    """Hooks on a block's linears that feed the sums with real tokens only."""
+
+    def __init__(self, block: nn.Module, activation: Callable[[Tensor], Tensor], sample: TokenSample | None) -> None:
+        self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
+        self.outputs: dict[str, OutputSums] = {}
+        self.preactivations: dict[str, Preactivations] = {}
+        self.reads: dict[str, str] = {}
+        self._batch: Batch | None = None
+        self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
+        self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
+        self._hooks = [
+            block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
+        ]
+
+    def observe(self, batch: Batch) -> None:
+        self._batch, self._seen = batch, {}
+        if self._sample is not None:
+            self._rows = self._sample.rows(batch)
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+            x = args[0]
+            # the tensor is kept until the batch ends, so its address is its own
+            source, _ = self._seen.setdefault((x.data_ptr(), x.shape), (name, x))
+            if self.reads.setdefault(name, source) != source:
+                raise InputError(
+                    f"{name} reads a different input from one batch to the next; its statistics have no meaning"
+                )
+            if source == name:
+                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(token_rows(x, self._batch))
+            rows = token_rows(z, self._batch)
+            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(rows)
+            if self._sample is not None:
+                self.preactivations.setdefault(name, Preactivations()).add(rows.float(), self._rows)
+
+        return record
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model's own MLP activation, by the name that its configuration gives it."""
+    from transformers.activations import ACT2FN
+
+    config = model.config.get_text_config()
+    keys = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    name = next((found for found in (getattr(config, key, None) for key in keys) if found), "silu")
+    return ACT2FN[name]
+
+
+def collect(
+    checkpoint: Path,
+    calibration: Tokens,
+    channels_path: str | Path,
+    moments_path: str | Path,
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    provenance: dict[str, Any],
+    preactivations_path: str | Path | None = None,
+) -> None:
+    """One pass; writes the small per-channel statistics, the second moments, one triangle of each, and where a path is
+    given the ranges and samples of z, as files."""
+    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
+    activation = activation_of(run.model)
+    sample = None if preactivations_path is None else TokenSample([len(ids) for ids in calibration.sequences])
+    reads: dict[str, str] = {}
+    small: dict[str, Tensor] = {}
+    preactivations: dict[str, Tensor] = {}
+    made = provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
+    with tensorfile.appending(moments_path, run.n_linears) as moments:
+        for _, prefix, block, advance in run.each():
+            watch = Watch(block, activation, sample)
+            advance(watch.observe)
+            watch.close()
+            unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
+            if unused:
+                raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
+            found: dict[str, Tensor] = {}
+            for name, sums in watch.inputs.items():
+                moment = sums.moment()
+                check_statistic(f"{prefix}.{name}", moment)
+                moments.put(f"{prefix}.{name}", to_triangle(moment))
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            for name, sums in watch.outputs.items():
+                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            kept = {
+                f"{prefix}.{name}.{key}": value
+                for name, sums in watch.preactivations.items()
+                for key, value in sums.results().items()
+            }
+            for name, value in (found | kept).items():
+                check_statistic(name, value)
+            small |= found
+            preactivations |= kept
+            reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+        metadata = {"reads": json.dumps(reads), "provenance": json.dumps(made)}
+        moments.metadata = metadata
+        tensorfile.save(channels_path, small, metadata)
+    if preactivations_path is not None:
+        tensorfile.save(preactivations_path, preactivations, metadata)
+
+
+def check_statistic(name: str, value: Tensor) -> None:
+    """Refuses NaN and infinities by name."""
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text")

@@ -1,0 +1,1 @@
+"""What is written for others: packed and dense checkpoints, exports, and their cards."""

@@ -1,0 +1,187 @@
+"""The checkpoint format that vLLM and transformers load: compressed-tensors `pack-quantized`.
+
+A linear of [out, in] in groups of g inputs becomes weight_packed int32 [out, ⌈in·bits/32⌉], weight_scale [out, in/g] in
+the model's own dtype, weight_shape int64 [2] and, where the grid has zero points, weight_zero_point int32
+[⌈out·bits/32⌉, in/g]. An int32 holds 32/bits codes, the first in its lowest bits. What is written is packed by the
+library; its configuration is held against the library's classes in the tests, and what is read back is unpacked here,
+since importing the library imports transformers.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quant.errors import InputError
+from quant.files.artifacts import rebuild
+from quant.files.tensorfile import Layout, TensorFile
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+
+if TYPE_CHECKING:
+    import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
+
+FORMAT = "pack-quantized"
+BITS = (4, 8)  # those that fill an int32 and that vLLM has products for
+HEAD = "lm_head"  # named even where it is tied, and so not in the file: it is a Linear of the model all the same
+
+
+class Codes(NamedTuple):
+    """A linear [out, n_in] on its grid: ŵ = (codes - zero)·step.
+
+    codes [out, n_groups, g] whole numbers; step, zero [out, n_groups, 1].
+    """
+
+    codes: Tensor
+    step: Tensor
+    zero: Tensor
+    grid: Grid
+    n_in: int
+
+    def dequantize(self) -> Tensor:
+        """[out, in] in the dtype of step."""
+        return grids.from_groups(grids.decode(self.codes, self.step, self.zero), self.n_in)
+
+
+def words(n: int, bits: int) -> int:
+    """int32 that n codes fill."""
+    return -(-n // (32 // bits))
+
+
+def layout_of(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Layout:
+    """Every tensor of a packed linear; dtype: of its scales."""
+    n_out, n_in = shape
+    groups = grids.n_groups(n_in, grid.group_size)
+    parts: Layout = {
+        f"{name}.weight_packed": (torch.int32, (n_out, words(n_in, grid.bits))),
+        f"{name}.weight_scale": (dtype, (n_out, groups)),
+        f"{name}.weight_shape": (torch.int64, (2,)),
+    }
+    if not grid.symmetric:
+        parts[f"{name}.weight_zero_point"] = (torch.int32, (words(n_out, grid.bits), groups))
+    return parts
+
+
+def layout(dense: Layout, linears: Iterable[str], grid: Grid) -> Layout:
+    """A dense checkpoint's layout with its linears packed."""
+    names = {f"{name}.weight": name for name in linears}
+    whole = {key: value for key, value in dense.items() if key not in names}
+    for key, name in names.items():
+        whole |= layout_of(name, dense[key][1], dense[key][0], grid)
+    return whole
+
+
+def bits_of(parts: Layout) -> int:
+    """What the tensors take on disk."""
+    return 8 * sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in parts.values())
+
+
+@functools.cache
+def library_packing() -> ModuleType:
+    """The library's module of packing, which needs torch alone, without its package, whose import takes 4 s."""
+    package = Path(importlib.util.find_spec("compressed_tensors").origin).parent
+    spec = importlib.util.spec_from_file_location("packing", package / "compressors/pack_quantized/helpers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pack(name: str, linear: Codes) -> dict[str, Tensor]:
+    """A linear's tensors in the file; its scales in the dtype of step, for the writer to cast."""
+    pack_to_int32, grid = library_packing().pack_to_int32, linear.grid
+    middle = 2 ** (grid.bits - 1)  # the library's codes are signed
+    offset = 0 if grid.symmetric else middle
+    codes = grids.from_groups(linear.codes, linear.n_in) - offset
+    parts = {
+        f"{name}.weight_packed": pack_to_int32(codes.to(torch.int8), grid.bits),
+        f"{name}.weight_scale": linear.step[:, :, 0],
+        f"{name}.weight_shape": torch.tensor(codes.shape),
+    }
+    if not grid.symmetric:
+        zero = (linear.zero[:, :, 0] - middle).to(torch.int8)
+        parts[f"{name}.weight_zero_point"] = pack_to_int32(zero, grid.bits, packed_dim=0)
+    return parts
+
+
+def unpack_words(packed: Tensor, bits: int, n: int) -> Tensor:
+    """int32 [rows, words] → unsigned codes 0 to 2^bits-1, int32 [rows, n]."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
+    return ((packed[:, :, None] >> shifts) & (2**bits - 1)).flatten(1)[:, :n]
+
+
+def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Codes:
+    """A packed linear, float32."""
+    n_out, n_in = file.get(f"{name}.weight_shape").tolist()
+    codes = unpack_words(file.get(f"{name}.weight_packed", device), grid.bits, n_in).float()
+    step = file.get(f"{name}.weight_scale", device, torch.float32)[:, :, None]
+    if grid.symmetric:
+        codes, zero = codes + grid.lowest, torch.zeros_like(step)
+    else:
+        stored = file.get(f"{name}.weight_zero_point", device).T
+        zero = unpack_words(stored, grid.bits, n_out).T.float()[:, :, None]
+    return Codes(grids.to_groups(codes, grid.group_size), step, zero, grid, n_in)
+
+
+def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str]) -> dict[str, Any]:
+    """config.json's entry; every matrix that is none of the linears is named as left alone."""
+    matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
+    weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
+    size = None if grid.group_size == -1 else grid.group_size
+    weights |= {"strategy": "group" if size else "channel", "group_size": size}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": sorted({HEAD} | matrices - set(linears)),
+    }
+
+
+def grid_of(config: dict[str, Any], where: str) -> Grid | None:
+    """The grid that a config.json names; None where its checkpoint is dense. Refuses formats other than ours."""
+    stored = config.get("quantization_config")
+    if stored is None:
+        return None
+    try:
+        (group,) = stored["config_groups"].values()
+        weights, written = group["weights"], stored["format"]
+        grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{where}: its quantization_config is none of {FORMAT}; {rebuild(where)}") from None
+    if written != FORMAT or grid.bits not in BITS:
+        raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; {rebuild(where)}")
+    return grid
+
+
+def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
+    """The packed linears of a file, each with the tensors that its grid asks for; refuses any other by its name."""
+    held = file.layout()
+    named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
+    if bool(named) != (grid is not None):
+        found = "packed weights" if named else "no packed weights"
+        raise InputError(f"{file.path}: holds {found}, but {where} says otherwise; {rebuild(file.path)}")
+    for name in sorted(named):
+        shape = tuple(file.get(f"{name}.weight_shape").tolist())
+        size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
+        if grid.group_size != -1 and shape[1] % grid.group_size:
+            raise InputError(
+                f"{file.path}: {name} has {shape[1]} inputs, which {size} in {where} does not divide; "
+                f"{rebuild(file.path)}"
+            )
+        dtype = held[f"{name}.weight_scale"][0] if f"{name}.weight_scale" in held else torch.float32
+        present = {key: parts for key, (_, parts) in held.items() if key.startswith(f"{name}.weight")}
+        asked = {key: parts for key, (_, parts) in layout_of(name, shape, dtype, grid).items()}
+        for key in asked | present:
+            if (found := present.get(key)) != (wanted := asked.get(key)):
+                what = "is missing" if found is None else f"is {list(found)}"
+                kind = f"{'symmetric ' if grid.symmetric else ''}{grid.bits} bits and {size}"
+                raise InputError(
+                    f"{file.path}: {key} {what} where {kind} in {where} ask for {list(wanted) if wanted else 'none'}; "
+                    f"{rebuild(file.path)}"
+                )
+    return named

@@ -1,0 +1,34 @@
+"""What a checkpoint's bytes are spent on."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quant.files import tensorfile
+
+PARTS = ("linears", "embeddings", "head", "other")
+
+
+def part_of(tensor: str, model: nn.Module) -> str:
+    """One of PARTS: of an nn.Linear (packed or not, its bias too), an nn.Embedding, the output head, or the rest.
+
+    A head tied to the embeddings has no tensor of its own.
+    """
+    try:
+        module = model.get_submodule(tensor.rpartition(".")[0])
+    except AttributeError:  # stored under a name that the model turns into another
+        return "other"
+    if module is model.get_output_embeddings():
+        return "head"
+    return "linears" if isinstance(module, nn.Linear) else "embeddings" if isinstance(module, nn.Embedding) else "other"
+
+
+def parts_mb(weights: Path, model: nn.Module) -> dict[str, float]:
+    """10⁶ bytes of each of PARTS in a safetensors file, its header with `other`, so that they add up to its size."""
+    found = dict.fromkeys(PARTS, 0)
+    with tensorfile.opened(weights) as file:
+        for name, (dtype, shape) in file.layout().items():
+            found[part_of(name, model)] += dtype.itemsize * torch.Size(shape).numel()
+    found["other"] += weights.stat().st_size - sum(found.values())
+    return {f"{part}_mb": size / 1e6 for part, size in found.items()}

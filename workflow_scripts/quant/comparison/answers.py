@@ -1,0 +1,388 @@
+"""How each research question is answered from what a study measured.
+
+A question about methods is asked of every two that are alike but for one choice; verdicts come from paired p-values
+corrected for all pairs (Holm), never from the numbers alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from quant.comparison.correlation import rank_correlation
+from quant.comparison.numbers import LEVEL, linear_kind, signed
+from quant.comparison.paired import holm
+from quant.comparison.pairs import Finder, Recipes, library
+from quant.comparison.part_names import OTHER, RISKY
+from quant.comparison.verdicts import (
+    ORIGINAL,
+    Difference,
+    difference_of,
+    difference_words,
+    increase,
+    p_words,
+    pair_difference,
+    quality,
+)
+from quant.report.page import duration, number, percent
+
+NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
+
+
+class Evidence(NamedTuple):
+    """What a study measured of one model; datasets and methods in the study's order."""
+
+    model: str
+    datasets: list[str]
+    recipes: Recipes
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    linears: pd.DataFrame
+    rounding: pd.DataFrame
+    sensitivity: pd.DataFrame
+    channels: dict[str, dict[str, int]]
+    check: dict[str, Any] | None = None
+    heldout: pd.DataFrame | None = None
+
+
+@dataclass
+class Answered:
+    """outcome: first, second (is better), mixed, no difference shown, described, or not asked; verdict: the answer in
+    one sentence. pairs: one row a paired difference; values: rows of a table of its own; unit of the pairs' numbers."""
+
+    anchor: str
+    question: str
+    outcome: str = NO_ANSWER
+    verdict: str = "Not asked: its methods are not in this study"
+    lines: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+    yaml: str = ""
+
+
+def words_of(outcome: str, names: tuple[str, str], counts: tuple[int, int, int], yes: bool) -> str:
+    """The verdict on several pairs: (better, worse, all) of the first."""
+    better, worse, total = counts
+    first, second = names
+    pairs, all_pairs = f"of {total} {'pair' if total == 1 else 'pairs'}", f"{total} {'pair' if total == 1 else 'pairs'}"
+    sure = {"first": "Yes: ", "second": "No: "}.get(outcome, "") if yes else ""
+    return {
+        "first": f"{sure}{first} is better than {second} in {better} {pairs}, worse in none",
+        "second": f"{sure}{first} is worse than {second} in {worse} {pairs}, better in none",
+        "mixed": f"It depends: {first} is better than {second} in {better} and worse in {worse} {pairs}",
+        NO_DIFFERENCE: f"No difference shown between {first} and {second} in {all_pairs}",
+    }[outcome]
+
+
+def judge(outcomes: Sequence[str]) -> str:
+    """One outcome from those of several pairs."""
+    better, worse = "better" in outcomes, "worse" in outcomes
+    return "mixed" if better and worse else "first" if better else "second" if worse else NO_DIFFERENCE
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON has, or null."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def pair_row(label: str, first: str, second: str, dataset: str, found: Difference) -> dict[str, Any]:
+    """A paired difference as plain data."""
+    return {
+        **{"group": label, "first": first, "second": second, "dataset": dataset},
+        **{"delta_nll": finite(found.delta), "delta_nll_low": finite(found.low), "delta_nll_high": finite(found.high)},
+        **{"p_holm": finite(found.p), "detectable": finite(found.detectable)},
+        **{"sequences": found.sequences, "outcome": found.outcome},
+    }
+
+
+def of_pairs(
+    groups: dict[str, Finder], names: tuple[str, str], yes: bool = False
+) -> Callable[[Evidence, Answered], None]:
+    """Answers by every pair that the finders give, each group of pairs under its label."""
+
+    def answer(evidence: Evidence, answered: Answered) -> None:
+        for dataset in evidence.datasets:
+            rows, differences = [], []
+            for label, find in groups.items():
+                for first, second in find(evidence.recipes):
+                    found = pair_difference(evidence.comparisons, evidence.model, dataset, first, second)
+                    if found is not None:
+                        differences.append(found)
+                        rows.append(pair_row(label, first, second, dataset, found))
+            if not rows:
+                continue
+            outcomes = [row["outcome"] for row in rows]
+            outcome = judge(outcomes)
+            verdict = words_of(outcome, names, (outcomes.count("better"), outcomes.count("worse"), len(rows)), yes)
+            verdict = verdict[0].upper() + verdict[1:] + (smallest(rows) if outcome == NO_DIFFERENCE else "")
+            if answered.outcome == NO_ANSWER:
+                answered.outcome, answered.verdict = outcome, verdict
+                answered.lines += group_lines(rows, differences)
+            else:
+                answered.lines.append(f"On {dataset}: {verdict[0].lower() + verdict[1:]}.")
+            answered.pairs += rows
+
+    return answer
+
+
+def smallest(rows: Sequence[dict[str, Any]]) -> str:
+    """What difference could have been seen in every pair."""
+    seen = [row["detectable"] for row in rows if row["detectable"] is not None]
+    return f"; {signed(max(seen), 4).lstrip('+')} nats per token could have been seen" if seen else ""
+
+
+def group_lines(rows: Sequence[dict[str, Any]], found: Sequence[Difference]) -> list[str]:
+    """A line for each pair, with its group."""
+    return [
+        f"{row['group'][0].upper() + row['group'][1:]}: {difference_words(row['first'], row['second'], one)}."
+        for row, one in zip(rows, found, strict=True)
+    ]
+
+
+def cost(evidence: Evidence, answered: Answered) -> None:
+    """Nearest rounding alone at 4 bits against the original."""
+    plain = {"salience": "none", "rounding": "nearest", "clip": False, "keep": "none", "bits": 4, "noise_injection": 0}
+    methods = [
+        name
+        for name, recipe in evidence.recipes.items()
+        if all(recipe.get(key) == value for key, value in plain.items())
+    ]
+    for dataset in evidence.datasets:
+        rows = evidence.summary[(evidence.summary.dataset == dataset) & evidence.summary.method.isin(methods)]
+        for row in rows.sort_values("delta_nll", ascending=False).itertuples():
+            found = difference_of(row)
+            answered.pairs.append(pair_row("against the original", row.method, ORIGINAL, dataset, found))
+            answered.lines.append(
+                f"On {dataset}, {row.method}: perplexity {number(row.ppl, 2)}, {percent(increase(row))} "
+                f"({quality(increase(row))}); {difference_words(row.method, 'the original', found)}."
+            )
+        if len(rows) and answered.outcome == NO_ANSWER:
+            answered.outcome = judge([difference_of(row).outcome for row in rows.itertuples()])
+            least, most = rows.delta_nll.idxmin(), rows.delta_nll.idxmax()
+            ends = [
+                f"{percent(increase(rows.loc[i])).lstrip('+')} ({rows.method[i]})" for i in dict.fromkeys((least, most))
+            ]
+            answered.verdict = f"The perplexity rises by {' to '.join(ends)}"
+
+
+def risk(evidence: Evidence, answered: Answered) -> None:
+    """Risky rows only, against equally many others of the same linears."""
+    table = evidence.sensitivity
+    if not evidence.channels:
+        return
+    total = {key: sum(row[key] for row in evidence.channels.values()) for key in ("rows", "dead", "risky")}
+    exist = f"{total['dead']:,} of {total['rows']:,} output channels are dead and {total['risky']:,} of them risky"
+    answered.values = [{"kind of linear": kind, **counts} for kind, counts in evidence.channels.items()]
+    rows = table[(table.by == "risk") & (table.against == OTHER)]
+    if not total["risky"] or rows.empty:
+        answered.outcome, answered.verdict = "described", f"There are none to quantise: {exist}"
+        return
+    for row in rows.itertuples():
+        found = difference_of(row)
+        answered.pairs.append(pair_row(row.method, RISKY, OTHER, row.dataset, found))
+        alone = table[(table.by == "risk") & (table.part == RISKY) & (table.method == row.method)]
+        against = [difference_of(x) for x in alone[alone.against == "original"].itertuples()]
+        damage = f"quantised alone they move the NLL by {against[0].text(5)}; " if against else ""
+        answered.lines.append(
+            f"{row.method}: {damage}minus equally many other rows of the same linears, {found.text(5)}"
+            f"{', ' + p_words(found.p) if found.p is not None else ''}."
+        )
+    answered.outcome = judge([row["outcome"] for row in answered.pairs])
+    damage = {
+        "second": "quantising the risky rows alone does more damage than equally many others: the risk predicts it",
+        "first": "quantising them alone does less damage than equally many others: the risk predicts the contrary",
+        "mixed": "with one method they do more damage than equally many others, with another less",
+        NO_DIFFERENCE: "no difference shown between the damage of quantising them and equally many others"
+        + smallest(answered.pairs),
+    }[answered.outcome]
+    answered.verdict = f"They exist ({exist}); {damage}"
+
+
+def directions(evidence: Evidence, answered: Answered) -> None:
+    """Shares of weights rounded up and down, and flips, over all linears of each method."""
+    if evidence.rounding.empty:
+        return
+    shares = [name for name in ("rounded_up", "rounded_down", "unchanged", "flipped") if name in evidence.rounding]
+    means = evidence.rounding.groupby("method", sort=False)[[*shares, "distance_median"]].mean()
+    balance = evidence.rounding.assign(balance=evidence.rounding.rounded_up - evidence.rounding.rounded_down)
+    spread = balance.groupby("method", sort=False).balance
+    answered.values = [
+        {
+            "method": row.Index,
+            **{name.replace("_", " "): f"{100 * getattr(row, name):.2f} %" for name in shares},
+            "up − down, by linear": f"{signed(100 * spread.min()[row.Index], 2)} to "
+            f"{signed(100 * spread.max()[row.Index], 2)} %",
+            "median distance, steps": f"{row.distance_median:.3f}",
+        }
+        for row in means.itertuples()
+    ]
+    widest = (means.rounded_up - means.rounded_down).abs().idxmax()
+    gap = 100 * (means.rounded_up - means.rounded_down)[widest]
+    flipped = means.flipped[means.flipped > 0] if "flipped" in means else means.rounded_up[:0]
+    answered.outcome = "described"
+    answered.verdict = (
+        f"Up and down are even: the widest gap over a whole model is {signed(gap, 2)} percentage points ({widest})"
+        if abs(gap) < 1
+        else f"{widest} rounds {'up' if gap > 0 else 'down'} more often, by {abs(gap):.2f} percentage points"
+    )
+    answered.lines += [
+        f"{method}: {100 * share:.2f} % of its weights do not go to their nearest point."
+        for method, share in flipped.items()
+    ]
+
+
+def autoawq(evidence: Evidence, answered: Answered) -> None:
+    """Perplexity by pairs; size and time as they were measured."""
+    of_pairs({"same bits, groups and calibration": library}, ("AutoAWQ", "our AWQ"), yes=True)(evidence, answered)
+    if not answered.pairs:
+        return
+    methods = dict.fromkeys(name for row in answered.pairs for name in (row["first"], row["second"]))
+    rows = evidence.summary[
+        (evidence.summary.dataset == evidence.datasets[0]) & evidence.summary.method.isin(list(methods))
+    ]
+    answered.values = [
+        {
+            "method": row.method,
+            "perplexity": number(row.ppl, 2),
+            "size, MB": number(row.size_mb, 1),
+            "bits/weight": number(row.bits_per_weight, 2),
+            "quantise": duration(row.quantize_s),
+            "storage": row.storage,
+        }
+        for row in rows.itertuples()
+    ]
+
+
+def second_text(evidence: Evidence, answered: Answered) -> None:
+    """Pairs told apart on two texts: do any change places?"""
+    if len(evidence.datasets) < 2:
+        return
+    first, *others = evidence.datasets
+    for other in others:
+        tables = [evidence.comparisons[evidence.comparisons.dataset == name] for name in (first, other)]
+        both = tables[0].merge(tables[1], on=["method_a", "method_b"], suffixes=("", "_other"))
+        if both.empty:
+            continue
+        shown = both[(both.p_holm <= LEVEL) & (both.p_holm_other <= LEVEL)]
+        turned = shown[np.sign(shown.delta_nll) != np.sign(shown.delta_nll_other)]
+        verdict = (
+            f"No difference shown on both {first} and {other} in any of {len(both)} pairs"
+            if shown.empty
+            else f"{'No' if len(turned) else 'Yes'}: of {len(shown)} pairs told apart on both {first} and {other}, "
+            f"{len(turned) or 'none'} change places"
+        )
+        nll = evidence.summary[evidence.summary.method != ORIGINAL].pivot(
+            index="method", columns="dataset", values="delta_nll"
+        )
+        nll = nll[[first, other]].replace([np.inf, -np.inf], np.nan).dropna()
+        rho = rank_correlation(nll[first].to_numpy(), nll[other].to_numpy())
+        answered.lines.append(f"Between {first} and {other}, Spearman's ρ of delta_nll over methods is {rho.text()}.")
+        answered.values += [
+            {"method": method, first: f"{row[first]:.4f}", other: f"{row[other]:.4f}",
+             "place": f"{int(place)} and {int(place_other)}"}
+            for (method, row), place, place_other in zip(
+                nll.iterrows(), rankdata(nll[first]), rankdata(nll[other]), strict=True)
+        ]  # fmt: skip
+        if answered.outcome == NO_ANSWER:
+            answered.outcome = NO_DIFFERENCE if shown.empty else "second" if len(turned) else "first"
+            answered.verdict = verdict
+        else:
+            answered.lines.append(verdict + ".")
+
+
+AGGREGATES = {
+    "mean log relative error": "log of each linear's E‖(W−Ŵ)x‖²/E‖Wx‖² on the calibration text, averaged over linears",
+    "log total MSE": "log of E‖(W−Ŵ)x‖² on the calibration text, summed over linears",
+    "log held-out MSE of the checked layer": "the same sum over one layer's linears on the held-out text",
+}
+
+
+def layer_errors(linears: pd.DataFrame, heldout: pd.DataFrame | None) -> pd.DataFrame:
+    """method × AGGREGATES; a method without any error has no logarithm and is left out."""
+    with np.errstate(divide="ignore"):
+        logs = linears.assign(log=np.log(linears.relative_error)).groupby("method", sort=False)
+        columns = {"mean log relative error": logs.log.mean(), "log total MSE": np.log(logs.mse.sum())}
+        if heldout is not None and len(heldout):
+            sums = heldout.groupby("method", sort=False).mse.sum()
+            columns["log held-out MSE of the checked layer"] = np.log(sums)
+    return pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan)
+
+
+def layer_error(evidence: Evidence, answered: Answered) -> None:
+    """Rank correlation over methods of each aggregate of layer errors with delta_nll on the first data set."""
+    rows = evidence.summary[evidence.summary.dataset == evidence.datasets[0]].set_index("method")
+    errors = layer_errors(evidence.linears, evidence.heldout)
+    deltas = rows.delta_nll[np.isfinite(rows.delta_nll)]
+    found = {}
+    for name in errors:
+        column = errors[name].dropna()
+        methods = [method for method in column.index if method in deltas.index]
+        found[name] = rank_correlation(column[methods].to_numpy(), deltas[methods].to_numpy())
+        answered.values += [
+            {"measure": name, "method": method, "value": float(column[method]), "delta_nll": float(deltas[method])}
+            for method in methods
+        ]
+    usable = {name: each for name, each in found.items() if math.isfinite(each.rho)}
+    if not usable:
+        answered.values = []
+        return
+    corrected = dict(zip(usable, holm([each.p for each in usable.values()]), strict=True))
+    shown = [name for name in usable if corrected[name] <= LEVEL and usable[name].rho > 0]
+    answered.outcome = "first" if len(shown) == len(usable) else "mixed" if shown else NO_DIFFERENCE
+    best = max(usable, key=lambda name: usable[name].rho)
+    start = {"first": "Yes", "mixed": "In part", NO_DIFFERENCE: "Not shown"}[answered.outcome]
+    answered.verdict = f"{start}: by {best}, methods rank as by delta_nll with Spearman's ρ {usable[best].text()}"
+    answered.lines += [
+        f"{name} ({AGGREGATES[name]}): ρ {each.text()}, {p_words(corrected[name])} corrected."
+        for name, each in usable.items()
+    ]
+
+
+def sensitivity(evidence: Evidence, answered: Answered) -> None:
+    """Which kinds of linear suffer when only they are quantised, and which gain from a zero point."""
+    table = evidence.sensitivity
+    for by, what in (("kind", "kind of linear"), ("layer", "layer")):
+        alone = table[(table.by == by) & (table.against == "original")]
+        for method, rows in alone.groupby("method", sort=False):
+            ordered = rows.sort_values("delta_nll", ascending=False)
+            worst = next(ordered.itertuples())
+            answered.pairs += [
+                pair_row(f"{by}, {method}", row.part, ORIGINAL, row.dataset, difference_of(row))
+                for row in (ordered if by == "kind" else rows).itertuples()
+            ]
+            part, size = part_words(by, worst.part), worst.weights / rows.weights.sum()
+            answered.lines.append(
+                f"{method}, one {what} at a time: {part} suffers most, {difference_of(worst).text()}; it holds "
+                f"{worst.weights / 1e6:.1f} million weights, {100 * size:.0f} % of all."
+            )
+            if answered.outcome == NO_ANSWER:
+                answered.outcome = "described"
+                share = worst.delta_nll / rows.delta_nll.sum() if rows.delta_nll.sum() else 0.0
+                all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
+                answered.verdict = (
+                    f"{part} suffers most: quantised alone by {method} it raises the NLL by "
+                    f"{difference_of(worst).text(3)}, {100 * share:.0f} % of the sum over all {all_parts}"
+                )
+        gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
+        for (method, other), rows in gains.groupby(["method", "against"], sort=False):
+            best = next(rows.sort_values("delta_nll").itertuples())
+            found = difference_of(best)
+            shown = [row.part for row in rows.itertuples() if difference_of(row).outcome == "better"]
+            answered.pairs += [
+                pair_row(f"{by}, {method} against {other}", row.part, other, row.dataset, difference_of(row))
+                for row in rows.itertuples()
+            ]
+            answered.lines.append(
+                f"A zero point ({method} against {other}) gains most in {part_words(by, best.part)}: {found.text()}, "
+                f"{p_words(found.p)}; shown in {len(shown)} of {len(rows)}"
+                f"{' (' + ', '.join(shown) + ')' if 0 < len(shown) < 9 else ''}."
+            )
+
+
+def part_words(by: str, part: str) -> str:
+    return f"layer {part}" if by == "layer" else linear_kind(part)

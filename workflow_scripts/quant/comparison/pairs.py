@@ -1,0 +1,124 @@
+"""Which methods are alike but for one choice, and a recipe in words."""
+
+from collections.abc import Callable
+from typing import Any
+
+from quant.workflow.configuration import has_effect
+
+Recipes = dict[str, dict[str, Any]]
+Finder = Callable[[Recipes], list[tuple[str, str]]]
+
+# keys of a recipe that change no weight
+DESCRIPTIVE = {"description", "label", "note", "caveat"}
+
+
+def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
+    """Keys in which two recipes differ with an effect on the weights."""
+    return {
+        key
+        for key in (first.keys() | second.keys()) - DESCRIPTIVE
+        if first.get(key) != second.get(key) and (has_effect(key, first) or has_effect(key, second))
+    }
+
+
+def ordered(recipes: Recipes, fit: Callable[[dict[str, Any], dict[str, Any]], bool]) -> list[tuple[str, str]]:
+    """Every two methods whose recipes fit, the first of a pair as the first."""
+    return [(a, b) for a, first in recipes.items() for b, second in recipes.items() if fit(first, second)]
+
+
+def has(recipe: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a recipe has these values; one may be a function that says whether it fits."""
+    return all(
+        key in recipe and (value(recipe[key]) if callable(value) else recipe[key] == value)
+        for key, value in wanted.items()
+    )
+
+
+def pairs_alike_but(recipes: Recipes, first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of methods that differ in the keys of `first` and no others; the first of a pair has the values in `first`,
+    the other those in `second`."""
+    return ordered(recipes, lambda a, b: has(a, first) and has(b, second) and differing_keys(a, b) == first.keys())
+
+
+def alike(key: str, first: Any, second: Any, **both: Any) -> Finder:
+    """Pairs alike but for one key; `both`: what the two must have in common."""
+    return lambda recipes: [
+        (a, b) for a, b in pairs_alike_but(recipes, {key: first}, {key: second}) if has(recipes[a], both)
+    ]
+
+
+def noisy(recipes: Recipes) -> list[tuple[str, str]]:
+    """PRAQ with noise on its statistics, and the same without."""
+    return ordered(
+        recipes,
+        lambda a, b: (
+            a.get("salience") == "praq"
+            and a.get("noise_std")
+            and not b.get("noise_std")
+            and differing_keys(a, b) <= {"noise_std", "n_noise_samples"}
+        ),
+    )
+
+
+def exact_praq(recipes: Recipes) -> list[tuple[str, str]]:
+    """The Jacobian's weights on what is minimised, and the same recipe without them."""
+    return ordered(
+        recipes,
+        lambda a, b: (
+            has(a, {"moment": "jacobian"})
+            and has(b, {"moment": "plain", "objective": "uniform"})
+            and differing_keys(a, b) <= {"moment", "objective", "residual", "plain_share"}
+        ),
+    )
+
+
+def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
+    """Alike but for the group size, the smaller one first; per channel is no group."""
+    return ordered(
+        recipes, lambda a, b: differing_keys(a, b) == {"group_size"} and 0 < a["group_size"] < b["group_size"]
+    )
+
+
+def library(recipes: Recipes) -> list[tuple[str, str]]:
+    """AutoAWQ, and each of our AWQ recipes with its bits, groups and calibration, and a zero point."""
+    return ordered(
+        recipes,
+        lambda theirs, ours: (
+            "algorithm" in theirs
+            and "algorithm" not in ours
+            and ours["salience"] in ("l1", "l2")
+            and ours["moment"] == "plain"
+            and ours["rounding"] == "nearest"
+            and not ours["symmetric"]
+            and all(ours[key] == theirs[key] for key in ("bits", "group_size", "n_calib", "seed"))
+        ),
+    )
+
+
+def is_group(size: int) -> bool:
+    return size > 0
+
+
+def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str]]:
+    """Noisy pairs by how many calibration sequences they have."""
+    return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]
+
+
+def recipe_words(recipe: dict[str, Any]) -> str:
+    """The grid and the rounding of a recipe in a few words, without its salience."""
+    size = recipe.get("group_size")
+    parts = [
+        f"{recipe['bits']} bit" if "bits" in recipe else "",
+        "" if size is None else "per channel" if size == -1 else f"groups of {size}",
+        {True: "symmetric", False: "asymmetric"}.get(recipe.get("symmetric"), ""),
+        "clipped" if recipe.get("clip") else "",
+        recipe.get("rounding", "") if recipe.get("rounding") != "nearest" else "",
+        f"{100 * recipe['keep_ratio']:g} % kept by {recipe['keep']}" if recipe.get("keep", "none") != "none" else "",
+    ]
+    return ", ".join(part for part in parts if part) or "recipe unknown"
+
+
+def full_words(recipe: dict[str, Any]) -> str:
+    """The same with its salience."""
+    salience = recipe.get("salience")
+    return recipe_words(recipe) + (f", salience {salience}" if salience not in (None, "none") else "")

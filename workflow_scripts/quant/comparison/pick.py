@@ -1,0 +1,98 @@
+"""Which packed checkpoint to deploy: the best under a user's limits, and whether it differs from the runner-up.
+
+Signs: every difference is the first minus the second in nats per token, so that below 0 the first is better.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from quant.comparison.verdicts import Difference, difference_words, increase, pair_difference, quality, ranked
+from quant.report.page import number, percent
+
+# what a checkpoint may be limited in: the option, the column of summary.csv and its words
+LIMITS = {
+    "max_bits_per_weight": ("bits_per_weight", "{:g} bits per weight"),
+    "max_size_mb": ("size_mb", "{:g} MB"),
+    "max_delta_nll": ("delta_nll", "a delta_nll of {:g}"),
+}
+
+
+class Choice(NamedTuple):
+    """method is None where no packed checkpoint is within the limits; runner_up where no other is.
+
+    difference: delta_nll of method minus runner_up, None where they were not compared; headline and lines say all of
+    it in words.
+    """
+
+    model: str
+    dataset: str
+    method: str | None
+    runner_up: str | None
+    difference: Difference | None
+    headline: str
+    lines: list[str]
+
+    @property
+    def shown(self) -> bool:
+        """Whether the two differ, by the verdict that the report gives on them."""
+        return self.difference is not None and self.difference.outcome in ("better", "worse")
+
+
+def limits_words(options: dict[str, Any]) -> str:
+    """`at most 4.5 bits per weight and 200 MB`, or nothing where there is no limit."""
+    words = [text.format(options[key]) for key, (_, text) in LIMITS.items() if options.get(key) is not None]
+    return f"at most {' and '.join(words)}" if words else ""
+
+
+def within(rows: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
+    """The rows of a summary that keep to every limit."""
+    for key, (column, _) in LIMITS.items():
+        if options.get(key) is not None:
+            rows = rows[rows[column] <= options[key]]
+    return rows
+
+
+def facts_words(row: Any) -> str:
+    """What one gets, in one sentence."""
+    return (
+        f"Perplexity {number(row.ppl, 2)} ({percent(increase(row))} against the original, {quality(increase(row))}), "
+        f"{row.bits_per_weight:.2f} bits per weight; the file takes {row.size_mb:,.0f} MB instead of "
+        f"{row.size_mb * row.compression:,.0f}, embeddings included: {row.compression:.2f} times smaller."
+    )
+
+
+def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, Any]) -> Choice:
+    """The packed checkpoint of options' model on its dataset with the least `by` within the limits (see LIMITS).
+
+    A tie goes to the smaller checkpoint. summary, comparisons: the two tables of the study.
+    """
+    model, dataset, by = options["model"], options["dataset"], options["by"]
+    rows = ranked(summary, model, dataset)
+    packed = rows[(rows.storage == "packed") & rows[by].map(math.isfinite)]
+    fitting = within(packed, options).sort_values([by, "size_mb", "method"], kind="stable")
+    limits = limits_words(options)
+    if fitting.empty:
+        lines = ["No method of the study is stored packed (no salience or scope: shared, at 4 or 8 bits)."]
+        if not packed.empty:
+            least = packed.sort_values("bits_per_weight").iloc[0]
+            lines = [
+                f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
+                f"{least.bits_per_weight:.2f} bits per weight, {least.size_mb:,.0f} MB and a delta_nll of "
+                f"{least.delta_nll:.4f}."
+            ]
+        return Choice(model, dataset, None, None, None, "No checkpoint fits", lines)
+    best = next(fitting.itertuples())
+    asked = f" with {limits}" if limits else ""
+    lines = [facts_words(best), f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
+    runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
+    difference = None
+    if runner_up is not None:
+        difference = pair_difference(comparisons, model, dataset, best.method, runner_up)
+        lines.append(f"Runner-up: {runner_up}; {difference_words(best.method, runner_up, difference)}.")
+    ahead = rows[(rows.storage != "packed") & (rows[by] < getattr(best, by))]
+    if not ahead.empty:
+        first = ahead.sort_values(by).iloc[0]
+        lines.append(f"{first.method} has a lower {by}, but is not packed: {first.storage_reason}.")
+    return Choice(model, dataset, best.method, runner_up, difference, best.method, lines)

@@ -1,0 +1,200 @@
+"""The research questions, and the configuration that asks those whose methods a study lacks."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from quant.comparison.answers import (
+    Answered,
+    Evidence,
+    autoawq,
+    cost,
+    directions,
+    layer_error,
+    of_pairs,
+    risk,
+    second_text,
+    sensitivity,
+)
+from quant.comparison.pairs import alike, calibrated, exact_praq, is_group, smaller_group
+
+
+@dataclass(frozen=True)
+class Question:
+    """answer fills the verdict of an Answered in, or leaves it as it is where nothing was measured."""
+
+    anchor: str
+    question: str
+    answer: Callable[[Evidence, Answered], None]
+    yaml: str
+    caveats: tuple[str, ...] = ()
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "praq",
+        "Does PRAQ beat AWQ?",
+        of_pairs(
+            {
+                "full": alike("salience", "praq", "l1", group_size=-1),
+                "group-wise": alike("salience", "praq", "l1", group_size=is_group),
+                "hybrid objective": alike("objective", "praq", "uniform"),
+                "mixed precision": alike("keep", "praq", "awq"),
+                "made exact, by the Jacobian": exact_praq,
+            },
+            ("PRAQ", "AWQ"),
+            yes=True,
+        ),
+        """\
+study:
+  methods: [full_awq, full_praq, gw_awq, gw_praq, gw_awq_asym_l2, gwh_praq, mixed_awq, mixed_praq, praq_jacobian]
+""",
+        (
+            "Full and group-wise: salience praq against l1. Hybrid objective: the scale search weighs outputs by their "
+            "post-activation importance, or does not. Mixed precision: which channels stay in 16 bit.",
+        ),
+    ),
+    Question(
+        "cost",
+        "How much does uniform INT4 cost?",
+        cost,
+        "study:\n  methods: [simple_int4, rtn_g]\n",
+        ("Uniform: every weight to its nearest grid point, no scale search, nothing in 16 bit.",),
+    ),
+    Question(
+        "risk",
+        "Do risky dead neurons exist, and does their risk predict the damage done by quantising them?",
+        risk,
+        "sensitivity:\n  methods: [rtn_g]\n  by: [kind, risk]\n",
+        (
+            "Dead: mean pre-activation under the threshold; risky: some standard deviations above it is over that "
+            "again. The others are drawn by seed from the same linears, as many from each, and the draws averaged.",
+        ),
+    ),
+    Question(
+        "robust",
+        "Does Robust-PRAQ help when calibration data is short?",
+        of_pairs(
+            {
+                "short, under 16 sequences": lambda recipes: calibrated(recipes, 0, 16),
+                "16 sequences or more": lambda recipes: calibrated(recipes, 16, math.inf),
+            },
+            ("Robust-PRAQ", "PRAQ"),
+            yes=True,
+        ),
+        """\
+methods:
+  short_praq: {salience: praq, symmetric: true, n_calib: [2, 8, 64]}
+  short_robust: {salience: praq, symmetric: true, noise_std: 0.01, n_calib: [2, 8, 64]}
+study:
+  methods: [short_praq, short_robust]
+""",
+        ("Robust-PRAQ takes its statistics under noise on the inputs.",),
+    ),
+    Question(
+        "norm",
+        "l2 or l1?",
+        of_pairs({"salience": alike("salience", "l2", "l1")}, ("l2", "l1")),
+        """\
+methods:
+  awq_l1: {salience: l1}
+study:
+  methods: [awq_l1, gw_awq_asym_l2]
+""",
+        ("l2 is the mean square of an input channel, l1 its mean magnitude (AWQ's).",),
+    ),
+    Question(
+        "symmetry",
+        "Asymmetric or symmetric?",
+        of_pairs({"grid": alike("symmetric", False, True)}, ("an asymmetric grid", "a symmetric one")),
+        "study:\n  methods: [rtn_g, rtn_g_sym]\n",
+        ("A zero point for each range costs storage: compare bits/weight too.",),
+    ),
+    Question(
+        "flips",
+        "Greedy flips or nearest?",
+        of_pairs({"rounding": alike("rounding", "greedy_flip", "nearest")}, ("greedy flips", "nearest")),
+        "study:\n  methods: [gw_awq_asym_l2, gw_awq_flip]\n",
+        ("Greedy flips move single weights to their second nearest point so that a row's mean error cancels.",),
+    ),
+    Question(
+        "group-size",
+        "Which group size?",
+        of_pairs({"group size": smaller_group}, ("the smaller group", "the larger")),
+        """\
+methods:
+  size: {group_size: [32, 64, 96, 192]}
+study:
+  methods: [size]
+""",
+        ("Smaller groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "per-channel",
+        "Group-wise or per channel?",
+        of_pairs({"group size": alike("group_size", is_group, -1)}, ("group-wise", "per channel")),
+        "study:\n  methods: [full_awq, gw_awq, full_praq, gw_praq]\n",
+        ("Groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "directions",
+        "How do rounding directions differ?",
+        directions,
+        "study:\n  methods: [rtn_g, gw_awq_asym_l2, gw_awq_flip]\n",
+        ("Of methods that round to the nearest point or flip from it; means over linears. No test is made.",),
+    ),
+    Question(
+        "autoawq",
+        "Is AutoAWQ better than ours, in perplexity, size and time?",
+        autoawq,
+        """\
+methods:
+  awq_clip_l1: {salience: l1, clip: true}
+study:
+  methods: [autoawq, gw_awq_asym_l2, awq_clip, awq_clip_l1]
+""",
+        (
+            "AutoAWQ's packed file is read back to 16 bit here, and so are recipes of scope linear, so sizes on disk "
+            "do not compare: bits/weight do. Its time has its calibration in it, ours leaves the shared pass out.",
+        ),
+    ),
+    Question(
+        "second-text",
+        "Does the order hold on a second text?",
+        second_text,
+        """\
+texts:
+  docstrings: {docstrings: [argparse, difflib, doctest, inspect, ipaddress, random, statistics, tarfile, typing]}
+datasets:
+  docstrings: {text: docstrings, seq_len: 256, n_samples: 32}
+study:
+  datasets: [python_reference, docstrings]
+""",
+        ("Only pairs told apart on both texts say whether the order holds.",),
+    ),
+    Question(
+        "layer-error",
+        "Does layer error predict perplexity?",
+        layer_error,
+        "study:\n  methods: all\ncheck_mse:\n  layer: 28\n",
+        ("Methods are no random sample, and variants of one recipe count as if they were independent.",),
+    ),
+    Question(
+        "sensitivity",
+        "Which parts of the model suffer, and which gain most from asymmetric grids?",
+        sensitivity,
+        "sensitivity:\n  methods: [rtn_g, rtn_g_sym]\n  by: [kind, layer]\n",
+        (
+            "The original model with only one part quantised: damages of parts need not add up to that of the whole. "
+            "Fewer sequences than in the comparison of methods.",
+        ),
+    ),
+)
+
+
+def ask(evidence: Evidence, questions: Sequence[Question] = QUESTIONS) -> Iterator[Answered]:
+    """Every question's answer, in the table's order."""
+    for question in questions:
+        answered = Answered(question.anchor, question.question, caveats=list(question.caveats), yaml=question.yaml)
+        question.answer(evidence, answered)
+        yield answered

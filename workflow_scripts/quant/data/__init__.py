@@ -1,0 +1,1 @@
+"""Which tokens: texts, and the sequences of token ids that are made of them."""

@@ -1,0 +1,52 @@
+"""The exact layer error of a written checkpoint, on one second moment for all methods, whoever wrote it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from quant.calibration.channels import kind_of
+from quant.calibration.second_moments import from_triangle, layer_error
+from quant.checkpoints import stored
+from quant.files import tensorfile
+
+
+def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:
+    """mse = E‖(W-Ŵ)x‖²/out, and relative_error = E‖(W-Ŵ)x‖² / E‖Wx‖² (0 where both are 0)."""
+    error, signal = layer_error(w - quantized, moment), layer_error(w, moment)
+    return {"mse": error / w.shape[0], "relative_error": error / signal if signal > 0 else float(error > 0)}
+
+
+def measure(
+    original: Path,
+    checkpoint: Path,
+    folds: Path,
+    moments: Path,
+    record: dict[str, Any],
+    patterns: dict[str, list[str]],
+    device: str,
+) -> list[dict[str, Any]]:
+    """The record's row of each linear with its kind and its errors.
+
+    checkpoint: the method's directory. folds: scales that a recipe moved into other operations, so that its weights act
+    on other inputs and outputs.
+    """
+    rows = []
+    with (
+        tensorfile.opened(original) as before,
+        stored.opened(checkpoint, record["provenance"]["model_fingerprint"]) as after,
+        tensorfile.opened(folds) as moved,
+        tensorfile.opened(moments) as second,
+    ):
+        reads = second.info("reads")
+        for row in tqdm(record["linears"], desc="measure", unit="linear"):
+            w = before.get(f"{row['linear']}.weight", device, torch.float32)
+            quantized = after.weight(row["linear"], device)
+            for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
+                if f"{row['linear']}.{side}" in moved.names:
+                    quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
+            found = errors(w, quantized, from_triangle(second.get(reads[row["linear"]], device)))
+            rows.append(row | {"kind": kind_of(row["linear"], patterns)} | found)
+    return rows

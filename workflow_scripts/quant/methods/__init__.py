@@ -1,0 +1,1 @@
+"""A recipe, or a library, applied to a whole model."""

@@ -1,0 +1,256 @@
+"""AutoAWQ 0.2.9 as a method: what the library is given, and its packed checkpoint back to dense weights.
+
+The library runs in an environment of its own (autoawq_worker.py), since it wants an older transformers. Its INT4
+product needs a GPU, so the packed weights are decoded here and measured like every other method's. Layout GEMM, for a
+linear of [out, in] in groups of g inputs: qweight int32 [in, out/8] and qzeros int32 [in/g, out/8] hold eight codes
+each, scales float16 [in/g, out] the steps; w = (code - zero)·scale.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quant.data.tokens import Tokens
+from quant.data.tokens import load as load_tokens
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.files.artifacts import copy, read_json, versions, write_plain_json
+from quant.methods.quantize import put
+from quant.models.compute import halving
+from quant.recipe.grids import Grid
+from quant.recipe.recipe import QuantizedLinear, rounding_statistics
+
+logger = logging.getLogger("quant")
+
+WORKER = Path(__file__).resolve().parents[2] / "autoawq_worker.py"
+# each tried: their scales fold into norms and linears alone; others get modules that plain transformers does not load
+MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "gemma", "phi3")
+NOT_CLIPPED = ("q_", "k_")  # in a linear's name; the library's own list, as far as these models have such names
+CLIP_ROWS = 64  # its clipping goes through so many output channels at a time
+PACK_ROWS = 32  # its packing counts its int32 columns as out // 32 · 4
+COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # of each eight, from the lowest four bits of an int32 to the highest
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """int32 [rows, n/8] → codes 0 to 15, uint8 [rows, n]."""
+    shifts = 4 * torch.tensor(COLUMNS, dtype=torch.int32).argsort().to(packed.device, torch.int32)
+    return ((packed[:, :, None] >> shifts) & 15).to(torch.uint8).flatten(1)
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Codes 0 to 15 [rows, n], n a multiple of 8 → int32 [rows, n/8]."""
+    shifts = 4 * torch.tensor(COLUMNS).argsort().to(codes.device)
+    words = (codes.long().view(len(codes), -1, 8) << shifts).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+class Packed(NamedTuple):
+    """One linear as AutoAWQ stores it, layout GEMM."""
+
+    qweight: Tensor
+    qzeros: Tensor
+    scales: Tensor
+
+    @property
+    def bits(self) -> int:
+        return 8 * sum(part.numel() * part.element_size() for part in self)
+
+    def unpack(self) -> QuantizedLinear:
+        """Codes [out, n_groups, g], step and zero [out, n_groups, 1], float32."""
+        groups, n_out = self.scales.shape
+        n_in = len(self.qweight)
+        codes = unpack_int4(self.qweight).T.reshape(n_out, groups, n_in // groups).float()
+        zero = unpack_int4(self.qzeros).T.float()[:, :, None]
+        return QuantizedLinear(codes, self.scales.T.float()[:, :, None], zero, Grid(4, n_in // groups, False), n_in)
+
+
+# ---- what the library is given
+
+
+def check_model(checkpoint: Path, linears: dict[str, int], recipe: dict[str, Any]) -> None:
+    """Refuses what AutoAWQ would end on with an assertion: an architecture or shapes that it does not take."""
+    config = read_json(checkpoint / "config.json")
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise InputError(
+            f"{checkpoint}: AutoAWQ's scales fold away for model_type {', '.join(MODEL_TYPES)}, not {kind!r}; leave "
+            "autoawq out of study.methods for this model"
+        )
+    if any(isinstance(value, dict) for value in (config.get("rope_parameters") or {}).values()):
+        raise InputError(
+            f"{checkpoint}: its rope_parameters differ by layer, which the transformers of AutoAWQ cannot say; leave "
+            "autoawq out of study.methods for this model"
+        )
+    with tensorfile.opened(checkpoint / "model.safetensors") as file:
+        shapes = {name: file.layout()[f"{name}.weight"][1] for name in linears}
+    size = recipe["group_size"]
+    for name, (n_out, n_in) in shapes.items():
+        if n_in % size:
+            fitting = [g for g in (128, 64, 32, 16, 8) if all(shape[1] % g == 0 for shape in shapes.values())]
+            raise InputError(
+                f"{name}: its {n_in} inputs are no multiple of group_size {size}, which AutoAWQ needs; "
+                + (f"write group_size: {fitting[0]}" if fitting else "leave autoawq out of study.methods")
+            )
+        clipped = recipe["clip"] and not any(part in name for part in NOT_CLIPPED)
+        multiple = CLIP_ROWS if clipped else PACK_ROWS
+        if n_out % multiple:
+            raise InputError(
+                f"{name}: its {n_out} outputs are no multiple of {multiple}, which AutoAWQ's "
+                f"{'clipping' if clipped else 'packing'} needs; leave autoawq out of study.methods for this model"
+            )
+
+
+def used(tokens: Tokens) -> int:
+    """Tokens that AutoAWQ calibrates on: the sequences joined and cut at the longest one's length, less the rest."""
+    width = max(len(sequence) for sequence in tokens.sequences)
+    return tokens.count // width * width
+
+
+# ---- running it
+
+
+def interpreter_of(environment: Path) -> Path:
+    """The Python of the environment that build_autoawq made."""
+    python = environment / "bin" / "python"
+    if not python.is_file():
+        raise InputError(f"{python}: no such file; delete {environment} and run again to rebuild AutoAWQ's environment")
+    return python.absolute()
+
+
+def run_worker(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs autoawq_worker.py, its output into our log; returns its result."""
+    write_plain_json(folder / "job.json", job)
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONNOUSERSITE": "1"}
+    if job["device"] == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # it takes a GPU wherever it finds one
+    command = [str(python), "-u", str(WORKER), str(folder / "job.json")]
+    said = "it said nothing"
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            if line.strip():
+                said = line.strip()
+                print(said, file=sys.stderr)
+    if process.returncode:
+        if "OutOfMemoryError" in said:
+            raise torch.OutOfMemoryError(said)
+        raise InputError(f"AutoAWQ ended with status {process.returncode} ({said}); the log has all that it said")
+    return read_json(Path(job["out"]) / "result.json")
+
+
+# ---- what it left, as a checkpoint like any other
+
+
+def read_packed(file: tensorfile.TensorFile, linears: dict[str, int]) -> dict[str, Packed]:
+    """Every linear's packed tensors; refuses a checkpoint in which others are packed."""
+    found = {name.removesuffix(".qweight") for name in file.names if name.endswith(".qweight")}
+    if found != set(linears):
+        raise InputError(f"AutoAWQ and this workflow differ about {min(found ^ set(linears))}: only one quantises it")
+    return {name: Packed(*(file.get(f"{name}.{part}") for part in Packed._fields)) for name in linears}
+
+
+def write_checkpoint(
+    source: Path, packed_path: Path, target: Path, linears: dict[str, int], folds: dict[str, Tensor], provenance: dict
+) -> tuple[list[dict[str, Any]], float]:
+    """target/model.safetensors, dense in the source's dtypes, beside its other files; rows per linear, bits a weight.
+
+    Norms and biases are as AutoAWQ scaled them; what it left alone is the original's, not its float16 copy.
+    """
+    rows: list[dict[str, Any]] = []
+    bits = weights = 0
+    with tensorfile.opened(source / "model.safetensors") as model, tensorfile.opened(packed_path) as file:
+        layout = model.layout()
+        metadata = {"format": "pt", "provenance": json.dumps(provenance)}
+        packed = read_packed(file, linears)
+        with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
+            for name, parts in packed.items():
+                w, linear = model.get(f"{name}.weight", dtype=torch.float32), parts.unpack()
+                put(out, {f"{name}.weight": linear.dequantize()}, layout, target)
+                bits, weights = bits + parts.bits, weights + w.numel()
+                scaled = w * folds.get(f"{name}.input", torch.ones(1))
+                scaled = scaled * folds.get(f"{name}.output", torch.ones(1))[:, None]
+                row = {"linear": name, "layer": linears[name], "alpha": None, "objective": None}
+                rows.append(row | rounding_statistics(scaled, linear))
+            for name in sorted(set(model.names) - {f"{linear}.weight" for linear in linears}):
+                value = model.get(name)
+                stored = file.get(name, dtype=value.dtype) if name in file.names else value
+                if not torch.equal(value.half().to(value.dtype), stored):
+                    value = stored
+                put(out, {name: value}, layout, target)
+    for path in source.iterdir():
+        if path.is_file() and path.name != "model.safetensors":
+            copy(path, target / path.name)
+    return rows, bits / weights
+
+
+def quantize_autoawq(
+    source: Path,
+    target: Path,
+    folds_path: Path,
+    tokens_path: Path,
+    environment: Path,
+    model: dict[str, Any],
+    recipe: dict[str, Any],
+    device: str,
+    batch_tokens: int,
+    names: dict[str, str],
+) -> dict[str, Any]:
+    """One model through AutoAWQ; writes checkpoint and folds, returns the record (see quant.quantize).
+
+    model: convert's record; batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
+    """
+    check_model(source, model["linears"], recipe)
+    tokens = load_tokens(tokens_path, model_fingerprint=model["fingerprint"])
+    python = interpreter_of(environment)
+    longest = max(len(sequence) for sequence in tokens.sequences)
+    logger.info("AutoAWQ calibrates on %d of the %d tokens, %d at a time", used(tokens), tokens.count, longest)
+    for left in target.parent.glob(".autoawq.*"):  # by a job that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=".autoawq.", dir=target.parent) as name:
+        folder = Path(name).absolute()
+        job = {"model": str(source.absolute()), "tokens": str(tokens_path.absolute()), "out": str(folder / "packed")}
+        job |= {"device": device, "threads": torch.get_num_threads()}
+        job |= {key: recipe[key] for key in ("group_size", "clip")}
+        result = halving(
+            lambda n: run_worker(python, job | {"parallel": max(1, n // longest)}, folder),
+            batch_tokens,
+            tokens.sequences,
+        )
+        packed_path = folder / "packed" / "model.safetensors"
+        packed_mb = packed_path.stat().st_size / 1e6
+        provenance = {
+            **names,
+            "recipe": recipe,
+            "seed": recipe["seed"],
+            "versions": versions() | result["versions"],
+            "model_fingerprint": model["fingerprint"],
+            "token_fingerprint": tokens.fingerprint,
+            "calibration_tokens": used(tokens),
+        }
+        with tensorfile.opened(folder / "packed" / "scales.safetensors") as file:
+            folds = {name: file.get(name) for name in sorted(file.names)}
+        rows, bits = write_checkpoint(source, packed_path, target, model["linears"], folds, provenance)
+    tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
+    share_among_linears(rows, result["block_seconds"])
+    logger.info("AutoAWQ's packed checkpoint: %.1f MB, %.3f bits a weight", packed_mb, bits)
+    summary = {"bits_per_weight": bits, "quantize_s": result["seconds"], "storage": "simulated", "packed_mb": packed_mb}
+    summary["storage_reason"] = "AutoAWQ's own layout needs a GPU to run, so its codes are decoded here"
+    return {"linears": rows, "summary": summary, "provenance": provenance}
+
+
+def share_among_linears(rows: list[dict[str, Any]], block_seconds: dict[str, float]) -> None:
+    """Gives each row `milliseconds`: its part of its block's time, the library searching whole groups of linears."""
+    blocks = [next(name for name in block_seconds if row["linear"].startswith(f"{name}.")) for row in rows]
+    for row, block in zip(rows, blocks, strict=True):
+        row["milliseconds"] = 1e3 * block_seconds[block] / blocks.count(block)

@@ -1,0 +1,62 @@
+"""Where, in what precision and in what batches forward passes run."""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from quant.errors import InputError
+from quant.files.artifacts import read_json
+
+logger = logging.getLogger("quant")
+Result = TypeVar("Result")
+
+
+def device(wanted: str) -> str:
+    """`auto`: the first GPU when there is one, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype(wanted: str, device: str, checkpoint: Path) -> torch.dtype:
+    """`auto`: float32 on a CPU, the checkpoint's own type on a GPU."""
+    if wanted == "auto":
+        config = read_json(checkpoint / "config.json")
+        wanted = "float32" if device == "cpu" else config.get("dtype") or config.get("torch_dtype") or "float32"
+    return getattr(torch, wanted)
+
+
+def batch_tokens(wanted: int | str, device: str) -> int:
+    """`auto`: what was fastest of 512 to 4,096 for a small model on a CPU, and enough to fill a GPU."""
+    if wanted != "auto":
+        return int(wanted)
+    return 1024 if device == "cpu" else 16384
+
+
+def halved(n: int, width: int) -> int:
+    """Tokens of half of a batch of n sequences of `width` tokens, which a GPU's memory did not hold."""
+    if n == 1:
+        raise InputError(f"a sequence of {width} tokens does not fit into the GPU's memory; use a smaller seq_len")
+    logger.warning("%d tokens in a batch do not fit into the GPU's memory; going on with %d", n * width, n // 2 * width)
+    return n // 2 * width
+
+
+def halving(work: Callable[[int], Result], batch_tokens: int, sequences: Sequence[Tensor]) -> Result:
+    """work(batch_tokens); where a GPU's memory does not hold a batch, again from its beginning with half of it.
+
+    For passes that sum over batches: of one that failed half way, some sums would hold it already. A batch that is too
+    large is so in the first block, so that little is done twice.
+    """
+    width = max(map(len, sequences))
+    while True:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return work(batch_tokens)
+        batch_tokens = halved(max(1, min(batch_tokens // width, len(sequences))), width)
+        gc.collect()  # what the failed pass held, cycles too
+        torch.cuda.empty_cache()

@@ -1,0 +1,347 @@
+"""Any source of a causal LM → one directory with config.json, model.safetensors and a tokenizer.
+
+No remote code and no pickle is ever run: a .bin is read with torch.load(weights_only=True), and architectures that
+publish their own code are mapped to native ones where the equations are the same (MiniCPM → Granite).
+"""
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.files.artifacts import file_sha256, versions, write_json, write_text
+from quant.models import sources
+from quant.models.linears import all_linears, decoder_blocks
+from quant.models.sources import json_object, one_line
+
+logger = logging.getLogger("quant")
+
+SIDE_FILES = (  # beside the weights; whatever of these a source has is kept
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "NOTICE",
+)
+CODE_KEYS = frozenset(  # of config.json: each names code that transformers would fetch and run
+    {"auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
+     "_experts_implementation", "kernel_config", "use_kernels"}
+)  # fmt: skip
+# encoders with a causal head that only is_decoder makes causal; others mark their attention with is_causal
+BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
+MINICPM_OTHER = ("num_experts", "sparse_config", "q_lora_rank")  # variants that compute something else
+
+
+def granite_config(minicpm: dict[str, Any], where: str) -> dict[str, Any]:
+    """MiniCPM-1/2B's config as Granite's: the same equations, four multipliers by other names (DESIGN, contracts)."""
+    other = [key for key in MINICPM_OTHER if minicpm.get(key)]
+    if other:
+        raise InputError(
+            f"{where}: this MiniCPM has {other[0]}, which has no native form; give a dense MiniCPM-1B or -2B"
+        )
+    kept = (
+        "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act",
+        "hidden_size", "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+        "num_hidden_layers", "num_key_value_heads", "quantization_config", "rms_norm_eps", "rope_scaling", "rope_theta",
+        "dtype", "torch_dtype", "use_cache", "vocab_size",
+    )  # fmt: skip
+    try:
+        heads, width, depth = (minicpm[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+        return {key: minicpm[key] for key in kept if key in minicpm} | {
+            "architectures": ["GraniteForCausalLM"],
+            "model_type": "granite",
+            "embedding_multiplier": float(minicpm["scale_emb"]),
+            "residual_multiplier": minicpm["scale_depth"] / math.sqrt(depth),
+            "logits_scaling": width / minicpm["dim_model_base"],
+            "attention_multiplier": 1 / math.sqrt(width // heads),
+            "tie_word_embeddings": minicpm.get("tie_word_embeddings", True),
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{where}: its config.json does not describe a MiniCPM ({type(error).__name__}: {one_line(error)}); "
+            f"{sources.AGAIN}"
+        ) from None
+
+
+NATIVE_CONFIGS = {"minicpm": granite_config}  # model_type whose published code we replace by a native architecture
+
+
+def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """config.json as a native architecture's, without the names of its remote code; refuses quantised weights."""
+    stored = config.get("quantization_config") or config.get("compression_config")
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
+        raise InputError(f"{where}: its weights are quantised already ({method}); give the unquantised model")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise InputError(f'{where}: its config.json has no model_type; add it, e.g. "model_type": "llama"')
+    if "transformers_weights" in config:
+        raise InputError(
+            f"{where}: config.json names its own weight file (transformers_weights); name the file model.safetensors "
+            "and remove that key"
+        )
+    named = sorted(CODE_KEYS & set(config))
+    if named:
+        logger.info("%s: config.json names code (%s), which is never run; native code does", where, ", ".join(named))
+    if kind in NATIVE_CONFIGS:
+        config = NATIVE_CONFIGS[kind](config, where)
+    # the last: of what the config was, in our own files
+    dropped = ("quantization_config", "compression_config", "checksum")
+    return without_code({key: value for key, value in config.items() if key not in dropped})
+
+
+def without_code(config: Any) -> Any:
+    """A config, and those within it, without the keys that name code."""
+    if not isinstance(config, dict):
+        return config
+    return {key: without_code(value) for key, value in config.items() if key not in CODE_KEYS}
+
+
+def empty_model(config: dict[str, Any], n_tensors: int, where: str) -> nn.Module:
+    """The native causal language model that a config describes, without weights."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    kind = config["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to a "
+            "native architecture first"
+        )
+    try:
+        native = AutoConfig.for_model(**config)
+        depth = getattr(native.get_text_config(), "num_hidden_layers", 0)
+        if not 0 <= depth <= n_tensors:  # before any time goes into building them
+            raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
+        if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            with init_empty_weights():
+                model = AutoModelForCausalLM.from_config(native, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # a wrong value fails wherever the architecture first uses it
+        raise InputError(
+            f"{where}: transformers cannot build a model from its config.json ({type(error).__name__}: "
+            f"{one_line(error)}); {sources.AGAIN}"
+        ) from None
+    if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
+        raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
+    return model
+
+
+def looks_ahead(model: nn.Module) -> bool:
+    """Whether an attention within the decoder blocks is not causal (BERT under its causal head, a cross-attention)."""
+    if model.config.model_type in BOTH_WAYS and not getattr(model.config, "is_decoder", False):
+        return True
+    _, blocks = decoder_blocks(model)
+    return any(getattr(module, "is_causal", True) is False for module in blocks.modules())
+
+
+def settle_ties(
+    config: dict[str, Any], tensors: dict[str, Tensor], tied: dict[str, str], where: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One tensor for each pair that the config ties, under the name that transformers shares it from.
+
+    Where a checkpoint holds two that differ, both count, as in transformers, and the config says so.
+    """
+    tensors, config = dict(tensors), dict(config)
+    for name, source in tied.items():
+        if name not in tensors:
+            continue
+        if source not in tensors:
+            tensors[source] = tensors.pop(name)
+        elif tensors[name].dtype == tensors[source].dtype and torch.equal(tensors[name], tensors[source]):
+            del tensors[name]
+        else:
+            logger.info("%s: %s and %s differ, so they are not tied", where, name, source)
+            config["tie_word_embeddings"] = False
+    return config, tensors
+
+
+def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> None:
+    """Refuses a tensor that is not finite floating-point numbers in the shape that the config asks for."""
+    if value.shape != shape:
+        raise InputError(
+            f"{where}: {name} is {list(value.shape)} where config.json asks for {list(shape)}; config and weights do "
+            "not belong together"
+        )
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise InputError(f"{where}: {name} is no plain tensor ({value.layout}, {value.device}); {sources.AGAIN}")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InputError(f"{where}: {name} is {kind}; give the unquantised model, in float16, bfloat16 or float32")
+    if value.numel() == 0:
+        raise InputError(f"{where}: {name} is empty, {list(shape)}; {sources.AGAIN}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
+
+
+def check_model(
+    config: dict[str, Any], tensors: dict[str, Tensor], where: str
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, int]]:
+    """Holds the tensors against the architecture that config.json names; returns config, tensors and linears."""
+    model = empty_model(config, len(tensors), where)
+    try:
+        linears = all_linears(model)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    wanted = model.state_dict()
+    tensors = with_prefix(tensors, wanted, f"{model.base_model_prefix}.", where)
+    for name in sorted(set(wanted) & set(tensors)):
+        check_tensor(name, tensors[name], wanted[name].shape, where)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    config, tensors = settle_ties(config, tensors, tied, where)
+    missing = sorted(set(wanted) - set(tensors) - set(tied))
+    if missing:
+        raise InputError(
+            f"{where}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; the "
+            "checkpoint is incomplete"
+        )
+    extra = sorted(set(tensors) - set(wanted))
+    if extra:
+        logger.info(
+            "%s: left out %d tensors that %s does not have: %s", where, len(extra), type(model).__name__, some(extra)
+        )
+    return config, {name: tensors[name] for name in sorted(wanted) if name in tensors}, linears
+
+
+def with_prefix(tensors: dict[str, Tensor], wanted: Container[str], prefix: str, where: str) -> dict[str, Tensor]:
+    """Tensors saved from the model without its head (BLOOM's) under the names they have within it."""
+    bare = {name for name in tensors if name not in wanted and prefix + name in wanted and prefix + name not in tensors}
+    if bare:
+        logger.info("%s: %d tensors lack the prefix %s, which is put before them", where, len(bare), prefix)
+    return {prefix + name if name in bare else name: value for name, value in tensors.items()}
+
+
+def some(names: list[str]) -> str:
+    """The first ten, and how many more."""
+    names = [name if name.isprintable() else repr(name) for name in names]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def settle_dtype(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> dict[str, Any]:
+    """The config with a `dtype`: its own, or where it has none that of most weights."""
+    own = config.get("dtype") or config.get("torch_dtype")
+    if own in ("float16", "bfloat16", "float32", "float64"):
+        return config
+    if own not in (None, "auto"):
+        raise InputError(f"{where}: config.json's dtype is {own!r}; write float16, bfloat16 or float32")
+    numbers: dict[torch.dtype, int] = {}
+    for value in tensors.values():
+        numbers[value.dtype] = numbers.get(value.dtype, 0) + value.numel()
+    stored = str(max(numbers, key=lambda dtype: numbers[dtype])).removeprefix("torch.")
+    return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": stored}
+
+
+def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json that transformers 4 reads as 5 does, and with it vLLM and AutoAWQ: they would ignore rope_parameters
+    without a word, and turn by other frequencies.
+
+    rope_parameters → rope_theta, partial_rotary_factor and, unless it is the default kind, rope_scaling. One that
+    differs by layer has no such words.
+    """
+    rope = dict(config.get("rope_parameters") or {})
+    if config.get("rope_scaling") or any(isinstance(value, dict) for value in rope.values()):
+        return config
+    older = {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type", "default") != "default":
+        older["rope_scaling"] = rope
+    return config | older
+
+
+def copy_side_files(folder: Path, stage: Path) -> None:
+    """Tokenizer, generation settings and licence, without the names of remote code."""
+    for name in SIDE_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)
+    path = stage / "tokenizer_config.json"
+    if path.is_file():
+        settings = json_object(folder / path.name, sources.AGAIN)
+        if settings.pop("auto_map", None) is not None:
+            logger.info("%s: names remote code (auto_map), which is never run", folder / path.name)
+            write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def check_side_files(stage: Path, where: str) -> None:
+    """Loads the tokenizer and the generation settings as a user of the checkpoint will."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        AutoTokenizer.from_pretrained(stage, trust_remote_code=False)("text", truncation=True, max_length=2)
+    except Exception as error:  # tokenizer classes raise whatever a missing or damaged file led to
+        reason = one_line(error).replace(str(stage), where)
+        raise InputError(
+            f"{where}: its tokenizer cannot be loaded ({reason}); put tokenizer.json and tokenizer_config.json there"
+        ) from None
+    if (stage / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(stage)
+        except Exception as error:
+            reason = one_line(error).replace(str(stage), where)
+            raise InputError(
+                f"{where}: its generation_config.json cannot be loaded ({reason}); mend or remove it"
+            ) from None
+
+
+def publish(stage: Path, target: Path) -> None:
+    """Moves a finished checkpoint to its place; of an earlier one nothing stays."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*SIDE_FILES, "config.json", "model.safetensors"):
+        (target / name).unlink(missing_ok=True)
+    for file in sorted(stage.iterdir()):
+        file.rename(target / file.name)
+
+
+def convert(source: dict[str, Any], target: Path, record_path: str | Path, resource: Path | None = None) -> None:
+    """Writes `target` from one of {"directory": PATH}, {"hub": {"id", "revision"}}, {"gguf": PATH or resource}.
+
+    The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
+    to `target` all together, once the last check has passed.
+    """
+    record: dict[str, Any] = {"source": source}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".convert.*"):  # by a job that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=".convert.", dir=target.parent) as name:
+        stage = Path(name)
+        if "gguf" in source:
+            path = resource if resource is not None else Path(source["gguf"]["path"])
+            config, tensors = sources.read_gguf(path, stage)
+            record["sha256"] = file_sha256(path)
+            where = str(path)
+        else:
+            folder = Path(source.get("directory", ""))
+            if "hub" in source:
+                folder, record["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
+            config, tensors = sources.read_directory(folder)
+            where = str(folder)
+            config = native_config(config, where)
+            copy_side_files(folder, stage)
+        config, tensors, record["linears"] = check_model(config, tensors, where)
+        config = with_older_keys(settle_dtype(config, tensors, where))
+        tensorfile.save(
+            stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
+        )
+        write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        check_side_files(stage, where)
+        record["fingerprint"] = tensorfile.checkpoint_fingerprint(stage)
+        record["versions"] = versions()
+        publish(stage, target)
+    write_json(record_path, record)

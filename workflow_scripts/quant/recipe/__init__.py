@@ -1,0 +1,1 @@
+"""A method's choices on tensors: salience, search, grid, rounding, protection."""

@@ -1,0 +1,45 @@
+"""What a GPU does by kernels of its own where Triton is installed, and torch does everywhere else."""
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+
+COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed."""
+    try:
+        from quant.recipe import grid_kernels
+    except ImportError:
+        return None
+    return grid_kernels
+
+
+def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """grids.fit_range: of a GPU's many passes, one where a range is clipped."""
+    if importance is not None and kernels() is not None and kernels().fits(groups):
+        return kernels().fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
+    return grids.fit_range(groups, grid, importance)
+
+
+def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
+    the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
+    if w.is_cuda and w.dtype == torch.float32 and kernels() is not None:
+        return kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
+    block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
+    found, errors = torch.empty_like(block), torch.empty_like(block)
+    for j, column in enumerate(block):
+        code, error = found[j], errors[j]
+        torch.div(column, steps[j], out=code).round_().add_(zeros[j]).clamp_(grid.lowest, grid.highest)
+        torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
+        block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
+    codes.copy_(found.T)
+    return errors.T

@@ -1,0 +1,1 @@
+"""One page: its sections, tables and figures."""

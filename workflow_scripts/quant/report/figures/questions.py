@@ -1,0 +1,142 @@
+"""Figures of the research questions: paired differences, layer error against delta_nll, and a part's damage."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from quant.comparison.numbers import interval, signed
+from quant.report.figures import study
+from quant.report.figures.study import FAINT, INK, method_markers
+from quant.report.tables import difference_in
+
+FIRST_BETTER, SECOND_BETTER = study.PRAQ_BETTER, study.AWQ_BETTER
+LONGEST = 44  # rows of a forest; a layer a row needs as many
+
+
+@study.styled
+def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
+    """An answer's paired differences with their 95 % intervals, a row each; ends: what lies left and right of 0."""
+    pairs = answered["pairs"][:LONGEST]
+    found = [difference_in(row) for row in pairs]
+    fig, ax = study._canvas(
+        2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1)
+    )
+    labels = _labels(pairs)
+    finite = np.array([[x.low, x.high] for x in found if np.isfinite([x.low, x.high]).all()]).ravel()
+    reach = max(np.abs(finite).max() if finite.size else 0, 1e-5) * 1.12
+    for y, x in enumerate(reversed(found)):
+        colour = {"better": FIRST_BETTER, "worse": SECOND_BETTER}.get(x.outcome, FAINT)
+        ax.hlines(y, max(x.low, -reach), min(x.high, reach), color=colour, lw=2.6)
+        ax.plot(x.delta, y, "o", ms=7, color=colour, mec="white")
+        digits = 5 if reach < 0.01 else 4 if reach < 0.1 else 3
+        ax.text(1.03, y, f"{signed(x.delta, digits)}  {interval(x.low, x.high, digits)}", va="center", fontsize=9,
+                transform=ax.get_yaxis_transform())  # fmt: skip
+    ax.axvline(0, color=INK, lw=1.2)
+    ax.set_yticks(range(len(labels)), labels[::-1])
+    ax.set(xlim=(-reach, reach), ylim=(-0.7, len(pairs) - 0.3), xlabel="delta_nll, nats per token")
+    ax.locator_params(axis="x", nbins=5)
+    ax.grid(axis="y", visible=False)
+    note = f"◀ {ends[0]} better   ·   {ends[1]} better ▶\n95 % intervals; grey: no difference shown (corrected)"
+    study._title(ax, _wrapped(answered["question"]), note)
+    return fig
+
+
+@study.styled
+def damage(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
+    """Rise of the NLL with one part quantised, a colour a method; parts of the first kind of part, worst first."""
+    rows = [row for row in answered["pairs"] if row["second"] == "original"]
+    methods = dict.fromkeys(row["group"].split(", ")[-1] for row in rows)
+    parts = list(dict.fromkeys((row["group"].split(", ")[0], row["first"]) for row in rows))
+    fig, ax = study._canvas(3.6, max(0.3 * len(parts) + 0.4, 1.2))
+    markers, gap = method_markers(colours), 0.5 / max(len(methods), 1)
+    for i, method in enumerate(methods):
+        shift = gap * (i - (len(methods) - 1) / 2)
+        for y, part in enumerate(reversed(parts)):
+            for row in rows:
+                if row["group"] == f"{part[0]}, {method}" and row["first"] == part[1]:
+                    x = difference_in(row)
+                    ax.hlines(y - shift, x.low, x.high, color=colours.get(method, INK), lw=2.2)
+                    ax.plot(x.delta, y - shift, markers.get(method, "o"), ms=6, mec="white",
+                            color=colours.get(method, INK), label=method if y == len(parts) - 1 else None)  # fmt: skip
+    ax.axvline(0, color=INK, lw=1.2)
+    names = [f"layer {name}" if by == "layer" else name for by, name in reversed(parts)]
+    ax.set_yticks(range(len(parts)), names)
+    ax.set(ylim=(-0.7, len(parts) - 0.3), xlabel="delta_nll with this part alone quantised, nats per token")
+    ax.grid(axis="y", visible=False)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    study._title(ax, "Damage of one part at a time, 95 % interval", "")
+    return fig
+
+
+@study.styled
+def error_against_nll(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
+    """A panel for each measure of layer error: a point a method."""
+    table = pd.DataFrame(answered["values"])
+    measures = list(dict.fromkeys(table.measure))
+    fig = Figure(figsize=(5.4, 2.1 * len(measures)))
+    axes = fig.subplots(len(measures), 1, squeeze=False, gridspec_kw={"hspace": 0.75})[:, 0]
+    markers = method_markers(colours)
+    for ax, measure in zip(axes, measures, strict=True):
+        for row in table[table.measure == measure].itertuples():
+            ax.plot(row.value, row.delta_nll, markers.get(row.method, "o"), ms=7, color=colours.get(row.method, INK),
+                    mec="white", label=study._short(row.method))  # fmt: skip
+        ax.set(xlabel=measure, ylabel="delta_nll")
+        ax.margins(0.08)
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.92, 0.9))
+    study._title(axes[0], "Layer error against the rise of the NLL, by method", "")
+    return fig
+
+
+# what lies left and right of 0, by question
+ENDS = {
+    "praq": ("PRAQ", "AWQ"),
+    "cost": ("quantised", "original"),
+    "risk": ("risky rows alone", "other rows alone"),
+    "robust": ("Robust-PRAQ", "PRAQ"),
+    "norm": ("l2", "l1"),
+    "symmetry": ("asymmetric", "symmetric"),
+    "flips": ("greedy flips", "nearest"),
+    "group-size": ("smaller", "larger"),
+    "per-channel": ("group-wise", "per channel"),
+    "autoawq": ("AutoAWQ", "ours"),
+}
+
+
+OWN = ("sensitivity", "layer-error")
+
+
+def draw(answers: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> dict[str, Figure]:
+    """A figure of each question in ENDS and OWN, by model/questions/anchor; one without numbers says so."""
+    drawn = {}
+    for model, answered in answers.items():
+        for one in answered:
+            key, anchor = f"{model}/questions/{one['anchor']}", one["anchor"]
+            if anchor in (*ENDS, *OWN) and not (one["values"] if anchor == "layer-error" else one["pairs"]):
+                drawn[key] = study._message(_wrapped(one["question"]), "Not asked, or nothing to draw.")
+            elif anchor in ENDS:
+                drawn[key] = forest(one, ENDS[anchor])
+            elif anchor == "sensitivity":
+                drawn[key] = damage(one, colours)
+            elif anchor == "layer-error":
+                drawn[key] = error_against_nll(one, colours)
+    return drawn
+
+
+def _labels(pairs: list[dict[str, Any]]) -> list[str]:
+    """What each row is, with its group where names repeat, and its data set where there are several."""
+    several = len({row["dataset"] for row in pairs}) > 1
+    names = [f"{study._short(row['first'], 24)} − {study._short(row['second'], 24)}" for row in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    marks = [
+        "\n".join(([row["group"]] if name in twice else []) + ([row["dataset"]] if several else []))
+        for name, row in zip(names, pairs, strict=True)
+    ]
+    return [f"{name}\n{mark}" if mark else name for name, mark in zip(names, marks, strict=True)]
+
+
+def _wrapped(text: str, width: int = 52) -> str:
+    return "\n".join(textwrap.wrap(text, width))
