@@ -33,6 +33,7 @@ include: "rules/report.smk"
 
 
 rule all:
+    """The report, and with it everything that it shows."""
     default_target: True
     input:
         "results/report.html",

@@ -176,7 +176,8 @@ class Bench:
 
     def evaluation(self, checkpoint: Path, shape: Shape) -> None:
         """Loading, then windows of the shape's length."""
-        from quant.evaluation.perplexity import Reference, evaluate, load_model
+        from quant.evaluation.divergence import Reference
+        from quant.evaluation.perplexity import evaluate, load_model
 
         n, width = shape.evaluation
         heldout = random_tokens(self.folder / "heldout", n, width, shape.vocabulary, 2)

@@ -6,6 +6,7 @@ PRESENT = [(model, method) for model in STUDY["models"] for method in present(mo
 
 
 rule summarize:
+    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv."""
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
         evaluations=[
@@ -41,6 +42,7 @@ CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
 
 
 rule check_mse:
+    """One layer with half of its channels kept: AWQ's choice of them against PRAQ's, on held-out text."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -81,6 +83,7 @@ rule check_mse:
 
 # all methods in one job: a few linears each
 rule measure_heldout:
+    """Every method's error in the checked layer, on the data set's text."""
     input:
         original=rules.convert.output.weights,
         moments=rules.check_mse.output.moments,
@@ -115,6 +118,7 @@ SENSITIVITY_DATASET = FIRST_DATASET if SENSITIVITY["dataset"] == "first" else SE
 
 # one job a method: the model is loaded once, and each part of it is swapped in, evaluated and swapped out
 rule measure_sensitivity:
+    """The rise of the NLL when one part of the model is quantised and all else is not."""
     input:
         unpack(
             lambda w: (
@@ -154,6 +158,7 @@ rule measure_sensitivity:
 
 
 rule summarize_sensitivity:
+    """The parts of all methods as one table, sensitivity.csv."""
     input:
         [
             f"results/{model}/{method}/sensitivity/{SENSITIVITY_DATASET}.json"
@@ -180,6 +185,7 @@ rule summarize_sensitivity:
 
 
 rule answer_questions:
+    """A verdict on every question that the methods of the study can answer."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,

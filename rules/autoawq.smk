@@ -2,6 +2,7 @@
 
 
 rule build_autoawq:
+    """The environment in which the AutoAWQ library runs."""
     input:
         requirements="envs/autoawq.txt",
     output:
@@ -23,6 +24,7 @@ rule build_autoawq:
 
 # the same outputs as rule quantize, for the methods that it leaves out
 rule quantize_autoawq:
+    """A model quantised by the AutoAWQ library: its checkpoint."""
     input:
         unpack(
             lambda w: {

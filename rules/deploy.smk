@@ -3,6 +3,7 @@
 
 # one job for all: each card is a few lines from the tables, and starting costs more than writing
 rule describe:
+    """A model card in every method's checkpoint."""
     input:
         summary=rules.summarize.output.summary,
         records=[f"results/{model}/{method}/quantize.json" for model, method in PRESENT],
@@ -26,6 +27,7 @@ rule describe:
 
 
 rule pick:
+    """The best packed checkpoint within the limits of choose, copied to results/best."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
@@ -54,6 +56,7 @@ rule pick:
 
 # results/{model}/{method}/export/dense/export.json, and awq in its place
 rule export:
+    """A method's checkpoint as dense weights or in AutoAWQ's layout."""
     input:
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
@@ -83,6 +86,7 @@ rule export:
 
 
 rule export_gguf:
+    """A method's checkpoint as a GGUF file."""
     input:
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,

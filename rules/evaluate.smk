@@ -2,6 +2,7 @@
 
 
 rule evaluate_original:
+    """The unquantised model's NLL on a data set, and the distributions that KL compares with."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -32,6 +33,7 @@ rule evaluate_original:
 
 
 rule evaluate:
+    """A method's NLL, KL divergence and agreement with the original on a data set."""
     input:
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,

@@ -8,6 +8,7 @@ PRAQ_PARAMETERS = {key: CONFIG["check_mse"][key] for key in ("beta", "tau", "noi
 
 
 rule analyse_preactivations:
+    """Statistics of what every linear puts out, and its dead, risky and critical channels."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -40,6 +41,7 @@ rule analyse_preactivations:
 
 
 rule plot_preactivations:
+    """A figure of each layer's pre-activations, and one over all layers."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -68,6 +70,7 @@ rule plot_preactivations:
 
 
 rule deep_dive:
+    """One layer in detail: AWQ's and PRAQ's importance of each of its channels."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -106,6 +109,7 @@ rule deep_dive:
 
 
 rule plot_deep_dive:
+    """The figures of one layer in detail."""
     input:
         outputs=rules.deep_dive.output.outputs,
         inputs=rules.deep_dive.output.inputs,

@@ -2,6 +2,7 @@
 
 
 rule quantize:
+    """A model quantised by one recipe: its checkpoint."""
     input:
         unpack(
             lambda w: {
@@ -43,6 +44,7 @@ rule quantize:
 
 
 rule measure_error:
+    """The exact error of each of a method's linears on the calibration text."""
     input:
         original=rules.convert.output.weights,
         weights=rules.quantize.output.weights,

@@ -27,6 +27,7 @@ FIGURES = [
 
 
 rule plot:
+    """The report's figures of all methods."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
@@ -58,6 +59,7 @@ rule plot:
 
 
 rule report:
+    """The report, one page that needs no network."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,

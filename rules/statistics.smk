@@ -3,6 +3,7 @@
 
 
 rule collect_statistics:
+    """One pass over the calibration text: means of channels, second moments, samples of what linears put out."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -33,6 +34,7 @@ rule collect_statistics:
 
 
 rule collect_noisy:
+    """The means of channels under noise on the inputs, for recipes with noise_std."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -61,6 +63,7 @@ rule collect_noisy:
 
 
 rule collect_jacobian:
+    """Second moments weighted by what an error does after the activation, for recipes that say jacobian."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,

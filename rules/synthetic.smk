@@ -2,6 +2,7 @@
 
 
 rule synthetic_benchmark:
+    """AWQ's and PRAQ's choices on drawn data whose loud channels are silent after the activation."""
     output:
         trials=report("results/synthetic.csv", category="Synthetic benchmark", caption="../docs/captions/synthetic.rst"),
         summary="results/synthetic.json",
@@ -24,6 +25,7 @@ rule synthetic_benchmark:
 
 
 rule plot_synthetic:
+    """The figure of the synthetic benchmark."""
     input:
         rules.synthetic_benchmark.output.summary,
     output:

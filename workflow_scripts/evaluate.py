@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quant.checkpoints import stored
-from quant.evaluation.perplexity import run
+from quant.evaluation.record import run
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -1,6 +1,6 @@
 """Evaluates the unquantised model and keeps its log-probabilities."""
 
-from quant.evaluation.perplexity import run
+from quant.evaluation.record import run
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -259,6 +259,7 @@ MODULES = [
     "data/texts",
     "models/convert",
     "evaluation/perplexity",
+    "evaluation/record",
     "evaluation/exact_error",
     "analysis/layer_mse",
     "comparison/paired",

@@ -36,6 +36,14 @@ def test_bad_text_files(tmp_path: Path) -> None:
             texts.read_texts({"files": [str(path)]})
 
 
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("place", [0, 1, 8191, 8192, 70_000])
+def test_a_byte_that_is_no_text_is_said_by_its_place_in_the_file(tmp_path: Path, begin: bytes, place: int) -> None:
+    """Wherever it is, for a reader works in pieces."""
+    text = begin + b"a" * place + b"\xff"
+    assert f"(invalid start byte at byte {len(text) - 1})" in refused_text(tmp_path, text)
+
+
 def test_an_empty_file_among_others_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("words\n")
     (tmp_path / "b.txt").write_text("\n")

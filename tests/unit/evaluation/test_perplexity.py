@@ -1,7 +1,6 @@
-"""NLL, KL divergence and agreement against slow loops and against transformers' own loss."""
+"""NLL against slow loops and against transformers' own loss."""
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,26 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant.comparison.paired import summary_row
-from quant.data.tokens import Tokens, fingerprint, save
+from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation import perplexity
+from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import (
     Head,
-    Reference,
     evaluate,
-    kl_divergence,
     load_model,
-    log_probabilities,
     padded,
-    read_reference,
     token_nll,
 )
-from quant.files import tensorfile
 from tests.unit import reference as slow
 from tests.unit.calibration.test_blocks import ARCHITECTURES, COMMON, TUPLES, saved
-
-SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
 
 
 @pytest.fixture(scope="module")
@@ -208,76 +200,6 @@ class Small(nn.Module):
         return self.whole.lm_head
 
 
-def test_kl_equals_loop() -> None:
-    p, q = logits_of(25, seed=1), logits_of(25, seed=2)
-    found = kl_divergence(log_probabilities(p), log_probabilities(q))
-    np.testing.assert_allclose(found.numpy(), slow.kl(p.double().numpy(), q.double().numpy()), rtol=1e-5)
-    assert (found > 0).all()
-    np.testing.assert_allclose(kl_divergence(log_probabilities(p), log_probabilities(p)).numpy(), 0, atol=1e-6)
-
-
-def test_kl_renormalises_what_float16_kept() -> None:
-    p, q = logits_of(25, vocab=2000, seed=1), logits_of(25, vocab=2000, seed=2)
-    kept = log_probabilities(p).half()
-    found = kl_divergence(kept, log_probabilities(q)).numpy()
-    np.testing.assert_allclose(found, slow.kl(kept.double().numpy(), q.double().numpy()), rtol=1e-4)
-    np.testing.assert_allclose(found, slow.kl(p.double().numpy(), q.double().numpy()), rtol=1e-2)
-
-
-def test_impossible_tokens_add_nothing_to_kl() -> None:
-    """0·log 0 = 0: a model may mask padded vocabulary entries with the least number there is."""
-    p, q = logits_of(5, seed=1), logits_of(5, seed=2)
-    expected = kl_divergence(log_probabilities(p).half(), log_probabilities(q))
-    masked = [torch.cat([t, torch.full((5, 1), torch.finfo(torch.float32).min)], 1) for t in (p, q)]
-    found = kl_divergence(log_probabilities(masked[0]).half(), log_probabilities(masked[1]))
-    torch.testing.assert_close(found, expected)
-
-
-def seen(parts: list[Tensor], tokens: int, stored: Tensor | None) -> Reference:
-    found = Reference(tokens, stored)
-    for part in parts:
-        if found.done < found.tokens:
-            found.see(part)
-    return found
-
-
-@pytest.mark.parametrize("tokens", [1, 7, 20, 29, 30])
-@pytest.mark.parametrize("chunk", [4, 512])
-def test_reference_over_several_calls_equals_one(monkeypatch: pytest.MonkeyPatch, tokens: int, chunk: int) -> None:
-    original, method = logits_of(30, seed=1), logits_of(30, seed=1) + 0.5 * logits_of(30, seed=2)
-    split = [original[:11], original[11:12], original[12:]]
-    monkeypatch.setattr(perplexity, "CHUNK", 512)
-    stored = torch.cat(seen([original], tokens, None).kept)
-    whole = seen([method], tokens, stored).divergence()
-    monkeypatch.setattr(perplexity, "CHUNK", chunk)
-    again = torch.cat(seen(split, tokens, None).kept)
-    assert stored.dtype == torch.float16 and len(stored) == tokens
-    assert torch.equal(again, stored)
-    found = seen([method[:5], method[5:25], method[25:]], tokens, stored).divergence()
-    assert found.kl == pytest.approx(whole.kl, rel=1e-9)
-    assert found[1:] == whole[1:] and found.tokens == tokens
-    expected = slow.kl(original[:tokens].double().numpy(), method[:tokens].double().numpy())
-    assert found.kl == pytest.approx(sum(expected) / tokens, rel=1e-2)
-    agreed = [a.argmax() == b.argmax() for a, b in zip(original[:tokens], method[:tokens], strict=True)]
-    assert found.top1_agreement == pytest.approx(sum(map(int, agreed)) / tokens)
-
-
-def test_reference_of_the_same_model() -> None:
-    logits = logits_of(30)
-    stored = torch.cat(seen([logits], 30, None).kept)
-    found = seen([logits], 30, stored).divergence()
-    assert found.kl == pytest.approx(0, abs=1e-5) and found.top1_agreement == 1
-
-
-def test_read_reference_refuses_other_tokens(tmp_path: Path) -> None:
-    path = tmp_path / "reference.safetensors"
-    tensorfile.save(path, {"log_probabilities": torch.zeros(2, 3)}, {"token_fingerprint": json.dumps("aaaa")})
-    assert read_reference(path, token_fingerprint="aaaa").shape == (2, 3)
-    with pytest.raises(InputError, match=r"aaaa.*bbbb") as caught:
-        read_reference(path, token_fingerprint="bbbb")
-    assert "\n" not in str(caught.value)
-
-
 def test_broken_model_is_refused(model: nn.Module, ragged: Tokens) -> None:
     broken = copy.deepcopy(model)
     nn.init.constant_(broken.lm_head.weight, float("nan"))
@@ -296,37 +218,3 @@ def test_broken_checkpoint_is_refused_in_one_line(tiny_checkpoint: Path, tmp_pat
     with pytest.raises(InputError, match="checkpoint") as caught:
         load_model(checkpoint, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
-
-
-def test_run_writes_original_and_method(
-    tiny_checkpoint: Path, model: nn.Module, ragged: Tokens, tmp_path: Path
-) -> None:
-    """The method here is the model itself: no divergence, the same NLL."""
-    tokens_path, kept = str(tmp_path / "tokens.safetensors"), str(tmp_path / "reference.safetensors")
-    save(tokens_path, ragged.sequences, {})
-    dataset: dict[str, Any] = {"kl_tokens": 10, "protocol": "samples", "seq_len": 12}
-    compute = {"device": "cpu", "dtype": "auto", "batch_tokens": 25}
-    config = str(tiny_checkpoint / "config.json")
-    names = {"model": "m", "method": "original", "dataset": "d"}
-    perplexity.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
-    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {}}))
-    perplexity.run(
-        config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
-        reference_in=kept, record=str(tmp_path / "record.json"),
-    )  # fmt: skip
-    original, same = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    assert original["sequences"] == same["sequences"]
-    assert (original["kl"], original["top1_agreement"], original["kl_tokens"]) == (0, 1, 10)
-    assert same["kl"] == pytest.approx(0, abs=1e-5) and same["top1_agreement"] == 1
-    assert (original["bits_per_weight"], same["bits_per_weight"]) == (32, 4)
-    assert original["size_mb"] == (tiny_checkpoint / "model.safetensors").stat().st_size / 1e6
-    row = summary_row(same, original, 99, 0)
-    nlls: list[float] = []
-    for sequence in ragged.sequences:
-        with torch.inference_mode():
-            logits = model(sequence[None]).logits[0, :-1]
-        nlls += slow.nll(logits.double().numpy(), sequence[1:].tolist())
-    assert row["ppl"] == pytest.approx(slow.perplexity(nlls), rel=1e-5)
-    assert row["nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5) and row["tokens"] == len(nlls)
-    assert (row["delta_nll"], row["delta_nll_low"], row["delta_nll_high"]) == (0, 0, 0)
-    assert not list(tmp_path.glob(".*"))

@@ -19,7 +19,8 @@ from quant.checkpoints import stored
 from quant.comparison.part_names import OTHER, RISKY
 from quant.data.tokens import Tokens
 from quant.errors import InputError
-from quant.evaluation.perplexity import Reference, evaluate, load_model
+from quant.evaluation.divergence import Reference
+from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 
 logger = logging.getLogger("quant")

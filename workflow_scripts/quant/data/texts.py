@@ -1,8 +1,10 @@
 """Text to calibrate and evaluate on, and how it becomes sequences of token ids."""
 
 import ast
+import codecs
 import contextlib
 import importlib.util
+import io
 import logging
 import re
 import sys
@@ -148,14 +150,15 @@ def read_hub(spec: dict[str, Any]) -> list[str]:
 def read_file(path: str) -> list[str]:
     """The lines of a UTF-8 file, line ends kept; a byte order mark is none of its text."""
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            lines = file.readlines()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
+    text = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        lines = io.StringIO(text.decode(), newline=None).readlines()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        at = error.start + len(content) - len(text)
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {at}); save it as UTF-8") from None
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: holds no text; name a file with words in it")
     return lines

@@ -1,0 +1,63 @@
+"""What an evaluation writes, from files to a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from quant.comparison.paired import summary_row
+from quant.data.tokens import Tokens, fingerprint, save
+from quant.evaluation import record
+from quant.evaluation.perplexity import load_model
+from tests.unit import reference as slow
+
+SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> nn.Module:
+    return load_model(tiny_checkpoint, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def ragged() -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(0, 256, (length,), generator=generator) for length in (9, 4, 12, 12, 2, 7)]
+    return Tokens(sequences, fingerprint(sequences), {})
+
+
+def test_run_writes_original_and_method(
+    tiny_checkpoint: Path, model: nn.Module, ragged: Tokens, tmp_path: Path
+) -> None:
+    """The method here is the model itself: no divergence, the same NLL."""
+    tokens_path, kept = str(tmp_path / "tokens.safetensors"), str(tmp_path / "reference.safetensors")
+    save(tokens_path, ragged.sequences, {})
+    dataset: dict[str, Any] = {"kl_tokens": 10, "protocol": "samples", "seq_len": 12}
+    compute = {"device": "cpu", "dtype": "auto", "batch_tokens": 25}
+    config = str(tiny_checkpoint / "config.json")
+    names = {"model": "m", "method": "original", "dataset": "d"}
+    record.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
+    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {}}))
+    record.run(
+        config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
+        reference_in=kept, record=str(tmp_path / "record.json"),
+    )  # fmt: skip
+    original, same = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert original["sequences"] == same["sequences"]
+    assert (original["kl"], original["top1_agreement"], original["kl_tokens"]) == (0, 1, 10)
+    assert same["kl"] == pytest.approx(0, abs=1e-5) and same["top1_agreement"] == 1
+    assert (original["bits_per_weight"], same["bits_per_weight"]) == (32, 4)
+    assert original["size_mb"] == (tiny_checkpoint / "model.safetensors").stat().st_size / 1e6
+    row = summary_row(same, original, 99, 0)
+    nlls: list[float] = []
+    for sequence in ragged.sequences:
+        with torch.inference_mode():
+            logits = model(sequence[None]).logits[0, :-1]
+        nlls += slow.nll(logits.double().numpy(), sequence[1:].tolist())
+    assert row["ppl"] == pytest.approx(slow.perplexity(nlls), rel=1e-5)
+    assert row["nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5) and row["tokens"] == len(nlls)
+    assert (row["delta_nll"], row["delta_nll_low"], row["delta_nll_high"]) == (0, 0, 0)
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,100 @@
+"""One evaluation from files to a file: what its JSON holds, and what was not made for this study refused."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant.checkpoints.sizes import parts_mb
+from quant.data.tokens import load as load_tokens
+from quant.evaluation.divergence import Reference, read_reference
+from quant.evaluation.perplexity import evaluate, load_model
+from quant.files import tensorfile
+from quant.files.artifacts import mark, read_json, require, versions, write_json
+from quant.models.compute import batch_tokens, device, dtype
+
+logger = logging.getLogger("quant")
+
+SPEC = ("text", "protocol", "seq_len", "n_samples")  # what a data set's token ids are made by
+
+
+def checkpoint_bytes(checkpoint: Path) -> int:
+    """Bytes of the weights on disk."""
+    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+
+
+def run(
+    config_path: str,
+    tokens_path: str,
+    dataset: dict[str, Any],
+    compute: dict[str, Any],
+    names: dict[str, str],
+    out: str,
+    reference_in: str | None = None,
+    reference_out: str | None = None,
+    record: str | None = None,
+    model_record: str | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out.
+
+    record: of the quantised checkpoint; model_record: of the original. What was not made from them and from this
+    recipe, data set and model is refused.
+    """
+    checkpoint = Path(config_path).parent
+    of_model = (
+        {} if model_record is None else {"model_fingerprint": tensorfile.model_record(model_record)["fingerprint"]}
+    )
+    spec = {"spec": {key: dataset[key] for key in SPEC}} if of_model else {}
+    tokens = load_tokens(tokens_path, **of_model, **spec)
+    where = device(compute["device"])
+    if record is None:
+        made = {"summary": original_summary(checkpoint), "provenance": {"versions": versions()} | of_model}
+    else:
+        made = read_json(record)
+    if recipe is not None:
+        require(str(record), made["provenance"], **of_model, recipe=recipe)
+        with tensorfile.opened(checkpoint / "model.safetensors") as file:
+            require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
+    tensorfile.verify(checkpoint / "model.safetensors")
+    stored = None
+    if reference_in is not None:
+        stored = read_reference(Path(reference_in), token_fingerprint=tokens.fingerprint, **of_model)
+    wanted = min(dataset["kl_tokens"], tokens.count - len(tokens.sequences))
+    reference = Reference(wanted, stored)
+    model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
+    rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
+    divergence = reference.divergence()
+    if reference_out is not None:
+        made_from = {"token_fingerprint": tokens.fingerprint} | of_model
+        metadata = {key: json.dumps(value) for key, value in made_from.items()}
+        tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, metadata)
+    nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
+    logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
+    write_json(
+        out,
+        {
+            **{key: names[key] for key in ("model", "method", "dataset")},
+            **{key: dataset[key] for key in ("protocol", "seq_len")},
+            "kl": divergence.kl,
+            "top1_agreement": divergence.top1_agreement,
+            "kl_tokens": divergence.tokens,
+            "tokens_per_s": speed,
+            "size_mb": checkpoint_bytes(checkpoint) / 1e6,
+            **parts_mb(checkpoint / "model.safetensors", model),
+            **made["summary"],
+            "checkpoint": mark(made["provenance"]),
+            "sequences": rows,
+            "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
+        },
+    )
+
+
+def original_summary(checkpoint: Path) -> dict[str, Any]:
+    """What quantize.json says of a method, for the unquantised model as it is stored."""
+    with tensorfile.opened(checkpoint / "model.safetensors") as file:
+        dtype = next(dtype for dtype, shape in file.layout().values() if len(shape) == 2)
+    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original", "storage_reason": ""}
