@@ -12,6 +12,7 @@ min_version("9.20")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
+from quant.recipe import keys
 from quant.workflow import configuration, outcome, tracking
 from quant.errors import InputError
 

@@ -34,12 +34,13 @@ from bench_limits import (
     statistics_limit,
 )
 from bench_models import SHAPES, make_model, random_tokens, shallower
+from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import batch_tokens, device
+from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow import configuration
 from study import PATTERNS, methods
 
 GB = 1e9
@@ -203,7 +204,7 @@ class Bench:
 
 def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
     """What the rule's script does."""
-    wanted = {key: str(files[key]) for key in configuration.statistics_files(recipe)}
+    wanted = {key: str(files[key]) for key in keys.statistics_files(recipe)}
     record = read_json(model / "convert.json")
     return quantize_checkpoint(
         model / "checkpoint", target, target.parent / "folds", record["linears"],
@@ -331,7 +332,7 @@ def measure(bench: Bench, shape: Shape, options: argparse.Namespace) -> None:
     size = (model / "checkpoint/model.safetensors").stat().st_size
     bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, shape)
     files = bench.statistics(model, shape)
-    if any("noisy" in configuration.statistics_files(recipe) for recipe in chosen.values()):
+    if any("noisy" in keys.statistics_files(recipe) for recipe in chosen.values()):
         files = bench.noisy(model, shape, files)
     for name, recipe in chosen.items():
         target = bench.quantize(model, shape, name, recipe, files)

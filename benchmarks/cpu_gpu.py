@@ -17,14 +17,15 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import batch_tokens
+from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow import configuration
 from study import PATTERNS, methods
 
 METHODS = ["gw_awq", "gw_praq", "gw_awq_asym_l2", "full_awq", "full_praq", "awq_clip", "gptq", "awq_clip_gptq"]
@@ -56,7 +57,7 @@ def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, An
     collect(checkpoint, calibration, *files.values(), where, torch.float32, size, made)
     found = {}
     for name, recipe in recipes.items():
-        known = {key: files[key] for key in configuration.statistics_files(recipe)}
+        known = {key: files[key] for key in keys.statistics_files(recipe)}
         target = folder / where
         record = quantize_checkpoint(
             checkpoint, target, folder / "folds", model["linears"],

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from int4_products import Product, kernels
-from quant.checkpoints.packed import Codes
 from quant.checkpoints.stored import Stored
 from quant.errors import InputError
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 
 GROUPS = (256, 128, 64, 32)  # that _weight_int4pack_mm takes
 

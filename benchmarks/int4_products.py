@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quant.checkpoints.packed import Codes
 from quant.recipe import grids
+from quant.recipe.grids import Codes
 
 try:
     import int4_kernels as kernels

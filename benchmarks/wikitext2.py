@@ -20,15 +20,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.calibration.jacobian import collect_jacobian
+from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.comparison.paired import paired_difference
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import batch_tokens, device
+from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow import configuration
 from study import PATTERNS, methods
 
 METHODS = [
@@ -92,7 +93,7 @@ def main() -> None:
                 begun = time.perf_counter()
                 wanted = {
                     key: files[Path(path).stem if "jacobian" in path else key]
-                    for key, path in configuration.statistics_files(recipe).items()
+                    for key, path in keys.statistics_files(recipe).items()
                 }
                 statistics = Statistics(wanted, model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
                 target = folder / "quantised"

@@ -29,7 +29,7 @@ rule quantize_autoawq:
         unpack(
             lambda w: {
                 name: f"results/{w.model}/{file}"
-                for name, file in configuration.statistics_files(METHODS[w.method]).items()
+                for name, file in keys.statistics_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,

@@ -7,7 +7,7 @@ rule quantize:
         unpack(
             lambda w: {
                 name: f"results/{w.model}/{file}"
-                for name, file in configuration.calibration_files(METHODS[w.method]).items()
+                for name, file in keys.calibration_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,
@@ -25,7 +25,7 @@ rule quantize:
     wildcard_constraints:
         method=RECIPES,
     # a method that needs no statistics is quantised and measured while they are not there yet
-    priority: lambda w: 0 if configuration.statistics_files(METHODS[w.method]) else 2
+    priority: lambda w: 0 if keys.statistics_files(METHODS[w.method]) else 2
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -36,7 +36,7 @@ rule quantize:
         runtime=more(60),
     params:
         recipe=lambda w: METHODS[w.method],
-        linears=lambda w: CONFIG["linears"] if configuration.statistics_files(METHODS[w.method]) else None,
+        linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
         device=COMPUTE["device"],
         code=code("quantize.py"),
     script:

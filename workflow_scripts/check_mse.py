@@ -10,8 +10,9 @@ from quant.data import tokens
 from quant.files import tensorfile
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
-from quant.files.tensorfile import model_record, opened
+from quant.files.tensorfile import opened
 from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -5,8 +5,8 @@ from pathlib import Path
 from quant.calibration.statistics import collect
 from quant.data import tokens
 from quant.files.artifacts import versions
-from quant.files.tensorfile import model_record
 from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -6,7 +6,7 @@ from quant.analysis.deep_dive import dive
 from quant.analysis.preactivations import opened
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
-from quant.files.tensorfile import model_record
+from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

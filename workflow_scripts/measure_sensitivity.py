@@ -5,8 +5,9 @@ from pathlib import Path
 from quant.analysis import parts
 from quant.data import tokens
 from quant.files.artifacts import read_json, require, versions, write_json
-from quant.files.tensorfile import model_record, opened
+from quant.files.tensorfile import opened
 from quant.models.compute import batch_tokens, device, dtype
+from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from quant.files.artifacts import write_json
-from quant.files.tensorfile import model_record
 from quant.methods.autoawq import quantize_autoawq
 from quant.models.compute import batch_tokens, device
+from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

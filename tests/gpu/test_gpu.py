@@ -14,17 +14,19 @@ import int4_speed
 from quant.calibration import hidden
 from quant.calibration.blocks import Run
 from quant.calibration.channels import Channels
+from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import add_outer, from_triangle, half, layer_error, mirror
 from quant.calibration.statistics import collect, column_sums, output_sums
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation import perplexity
 from quant.files import tensorfile
-from quant.methods.quantize import Statistics, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids
 from quant.recipe.fused import feed_back, kernels
 from quant.recipe.grids import Grid
-from quant.recipe.recipe import LinearStatistics, Recipe, quantize_group
+from quant.recipe.linear import quantize_group
+from quant.recipe.recipe import Recipe
 from quant.recipe.rounding import Context, gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
 from tests.unit.recipe.test_recipe import PLAIN

@@ -25,7 +25,8 @@ def packed_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A packed checkpoint, symmetric, one group a row, with grouped-query attention."""
     from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    from quant.methods.quantize import Statistics, quantize_checkpoint
+    from quant.calibration.reader import Statistics
+    from quant.methods.quantize import quantize_checkpoint
     from quant.models.linears import all_linears, skeleton
     from quant.recipe.recipe import Recipe
     from tests.unit.recipe.test_recipe import PATTERNS, PLAIN

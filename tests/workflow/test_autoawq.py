@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from quant.checkpoints import gemm
 from quant.checkpoints.exports import export
 from quant.data import tokens
 from quant.evaluation.perplexity import load_model
@@ -282,9 +283,9 @@ def compared(environments: Path, study: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_unpacking_inverts_the_librarys_packing(compared: Compared) -> None:
-    made = autoawq.Packed(**load_file(compared.folder / "packed.safetensors"))
-    assert torch.equal(autoawq.unpack_int4(made.qweight), compared.codes.to(torch.uint8))
-    assert torch.equal(autoawq.unpack_int4(made.qzeros), compared.zeros.to(torch.uint8))
+    made = gemm.Packed(**load_file(compared.folder / "packed.safetensors"))
+    assert torch.equal(gemm.unpack_int4(made.qweight), compared.codes.to(torch.uint8))
+    assert torch.equal(gemm.unpack_int4(made.qzeros), compared.zeros.to(torch.uint8))
     assert torch.equal(made.unpack().dequantize(), compared.weight)
 
 

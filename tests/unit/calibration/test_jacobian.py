@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from quant.calibration.jacobian import collect_jacobian, derivative, sensitivities
+from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import from_triangle
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.quantize import Statistics
-from quant.recipe.recipe import LinearStatistics, Recipe, find_scale
+from quant.recipe.linear import find_scale
+from quant.recipe.recipe import Recipe
 from tests.unit import reference
 from tests.unit.calibration.test_blocks import COMMON, FEWER, saved
 from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, case, statistics_of

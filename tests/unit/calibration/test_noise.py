@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from quant.calibration.noisy import collect_noisy, input_std
+from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import half
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.quantize import Statistics
 from quant.recipe.grids import Grid, nearest
-from quant.recipe.recipe import LinearStatistics, Recipe, find_scale
+from quant.recipe.linear import find_scale
+from quant.recipe.recipe import Recipe
 from quant.recipe.search import Target, target_error
 from tests.conftest import Captured
 from tests.unit import reference

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from quant.checkpoints import stored
 from quant.checkpoints.exports import export, regrouped
+from quant.checkpoints.gemm import pack_int4, unpack_int4
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
-from quant.methods.autoawq import pack_int4, unpack_int4
 from quant.recipe.grids import Grid
 from tests.unit.checkpoints.test_packed import codes_of
 from tests.unit.recipe.test_recipe import LINEARS, recast, run

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from quant.checkpoints import packed, stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
+from quant.methods.quantize import why_not_packed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
-from quant.recipe.recipe import Recipe, why_not_packed
+from quant.recipe.recipe import Recipe
 from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
 
 GRIDS = [(bits, symmetric, size) for bits in (4, 8) for symmetric in (True, False) for size in (16, -1)]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from quant.errors import InputError
+from quant.recipe.keys import NEEDS, RECIPE_DEFAULTS, statistics_files
 from quant.workflow import configuration
-from quant.workflow.configuration import NEEDS, RECIPE_DEFAULTS, statistics_files
 from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
+from quant.checkpoints import gemm
 from quant.data.tokens import Tokens
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods import autoawq
+from quant.methods import autoawq, autoawq_environment
+from quant.recipe import keys
 from quant.workflow import configuration
 
 ROOT = Path(__file__).parents[3]
@@ -35,15 +37,15 @@ def slowly_packed(codes: np.ndarray) -> torch.Tensor:
 def test_unpacking_inverts_the_slow_loop(rows: int, columns: int) -> None:
     codes = np.random.default_rng(0).integers(0, 16, (rows, columns))
     packed = slowly_packed(codes)
-    assert (autoawq.unpack_int4(packed).numpy() == codes).all()
+    assert (gemm.unpack_int4(packed).numpy() == codes).all()
     assert (packed < 0).any() or rows == 1  # a code of 8 or more in the highest place sets the sign
 
 
-def random_packed(n_in: int, n_out: int, group: int) -> tuple[autoawq.Packed, np.ndarray, np.ndarray, np.ndarray]:
+def random_packed(n_in: int, n_out: int, group: int) -> tuple[gemm.Packed, np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(1)
     codes, zeros = generator.integers(0, 16, (n_in, n_out)), generator.integers(0, 16, (n_in // group, n_out))
     scales = generator.uniform(0.001, 0.1, zeros.shape).astype(np.float16)
-    return autoawq.Packed(slowly_packed(codes), slowly_packed(zeros), torch.from_numpy(scales)), codes, zeros, scales
+    return gemm.Packed(slowly_packed(codes), slowly_packed(zeros), torch.from_numpy(scales)), codes, zeros, scales
 
 
 @pytest.mark.parametrize(("n_in", "n_out", "group"), [(16, 8, 8), (64, 24, 32), (96, 16, 96)])
@@ -106,12 +108,12 @@ def test_shapes_it_takes(tmp_path: Path) -> None:
 def test_other_linears_packed_than_the_workflow_quantises(tmp_path: Path) -> None:
     tensorfile.save(tmp_path / "packed", {"a.qweight": torch.zeros(8, 1, dtype=torch.int32)}, {})
     with tensorfile.opened(tmp_path / "packed") as file, pytest.raises(InputError, match="differ about a: only one"):
-        autoawq.read_packed(file, {"b": 0})
+        gemm.read_packed(file, {"b": 0})
 
 
 def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file; delete .* and run again to rebuild AutoAWQ's environment"):
-        autoawq.interpreter_of(tmp_path)
+        autoawq_environment.interpreter_of(tmp_path)
 
 
 # ---- its entry in config.yaml
@@ -132,7 +134,7 @@ def test_the_entry_is_completed_with_what_it_knows() -> None:
         "algorithm": "autoawq", "bits": 4, "clip": True, "group_size": 32, "n_calib": 64, "seed": 42,
     }  # fmt: skip
     assert list(recipe) == sorted(recipe)
-    assert configuration.statistics_files(recipe) == {"tokens": "calibration/n64-s42/tokens.safetensors"}
+    assert keys.statistics_files(recipe) == {"tokens": "calibration/n64-s42/tokens.safetensors"}
 
 
 def test_it_is_in_the_default_table_but_not_in_the_default_study() -> None:

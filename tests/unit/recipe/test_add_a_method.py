@@ -10,8 +10,10 @@ import torch
 import yaml
 
 from quant.calibration.channels import Channels
+from quant.calibration.reader import LinearStatistics
 from quant.recipe import salience
-from quant.recipe.recipe import LinearStatistics, Recipe, quantize_group
+from quant.recipe.linear import quantize_group
+from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
 
 ROOT = Path(__file__).parents[3]

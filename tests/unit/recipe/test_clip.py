@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
 from quant.recipe.grids import CLIP_FACTORS, Grid
-from quant.recipe.recipe import LinearStatistics
 from quant.recipe.search import Target, search_scale
 from tests.unit import reference
 from tests.unit.recipe.test_recipe import case, quantized, statistics_of

@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quant.calibration.channels import Channels
+from quant.calibration.reader import LinearStatistics
 from quant.calibration.statistics import collect
 from quant.checkpoints.stored import opened
 from quant.data.tokens import Tokens, fingerprint
+from quant.recipe.linear import QuantizedLinear, protect, quantize_group, rounding_statistics
 from quant.recipe.protection import awq_score, hybrid_score, praq_score
-from quant.recipe.recipe import LinearStatistics, QuantizedLinear, Recipe, protect, quantize_group, rounding_statistics
+from quant.recipe.recipe import Recipe
 from tests.conftest import Captured
 from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.calibration.channels import Channels
+from quant.calibration.reader import LinearStatistics, Statistics
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.quantize import Statistics, quantize_checkpoint
-from quant.recipe import recipe
-from quant.recipe.recipe import LinearStatistics, QuantizedLinear, Recipe, quantize_group
+from quant.methods.quantize import quantize_checkpoint
+from quant.recipe.linear import QuantizedLinear, quantize_group
+from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, scale_for
 from tests.conftest import Captured
 from tests.unit import reference
@@ -34,6 +35,7 @@ PLAIN: dict[str, Any] = {
     "clip": False,
     "n_grid": 20,
     "objective": "uniform",
+    "plain_share": 0.0,
     "scope": "linear",
     "rounding": "nearest",
     "outlier_percent": 0.05,
@@ -132,7 +134,7 @@ def test_inverse_scale_is_never_forgotten(monkeypatch: pytest.MonkeyPatch, step:
     salience = torch.from_numpy((x**2).mean(0))
     assert salience.max() / salience.min() > 50
     forced = Search(step / 20, scale_for(salience, step / 20), 0.0)
-    monkeypatch.setattr(recipe, "search_scale", lambda *_, **__: forced)
+    monkeypatch.setattr("quant.recipe.linear.search_scale", lambda *_, **__: forced)
     found = quantized(w, statistics_of(w, x, True), salience="l2", bits=8, group_size=1, symmetric=symmetric)
     assert found.alpha == step / 20
     np.testing.assert_allclose(found.dequantize().numpy(), w, rtol=1e-10)
@@ -232,7 +234,7 @@ def test_logits_do_not_move_on_a_fine_grid(
     def full_scale(targets: object, found: Tensor, *_: object) -> Search:
         return Search(1.0, scale_for(found, 1.0), 0.0)
 
-    monkeypatch.setattr(recipe, "search_scale", full_scale)
+    monkeypatch.setattr("quant.recipe.linear.search_scale", full_scale)
     fine = {"bits": 8, "group_size": 1, "symmetric": True}
     run(tiny_checkpoint, tmp_path / "out", statistics, salience=salience, **fine)
     ids = torch.arange(40)[None]

@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
-from quant.methods.quantize import Block, Shared, Statistics, quantize_checkpoint, shared_groups
+from quant.methods.block import Block, Shared, shared_groups
+from quant.methods.quantize import quantize_checkpoint
 from quant.models.architectures import ARCHITECTURES
 from quant.models.linears import all_linears, skeleton
-from quant.recipe import recipe
 from quant.recipe.grids import Grid
-from quant.recipe.recipe import QuantizedLinear, Recipe, tie_heads
+from quant.recipe.linear import QuantizedLinear, tie_heads
+from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, Target, scale_for, search_scale
 from tests.unit import reference
 from tests.unit.calibration.test_blocks import COMMON, FEWER, saved
@@ -102,7 +104,7 @@ def loud(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(targets: object, salience: Tensor, *_: object) -> Search:
         return Search(1.0, 3 * scale_for(salience / salience.mean(), 1.5), 0.0)
 
-    monkeypatch.setattr(recipe, "search_scale", chosen)
+    monkeypatch.setattr("quant.recipe.linear.search_scale", chosen)
 
 
 @pytest.mark.parametrize("name", MODELS)

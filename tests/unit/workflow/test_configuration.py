@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from quant.errors import InputError
+from quant.recipe import keys
 from quant.workflow import configuration
 
 ROOT = Path(__file__).parents[3]
@@ -114,8 +115,8 @@ def test_parts_of_a_sweep_are_those_of_its_methods() -> None:
 
 def test_methods_that_only_round_read_no_statistics() -> None:
     methods = configuration.load(DEFAULT, SCHEMA)["methods"]
-    assert configuration.statistics_files(methods["rtn_g"]) == {}
-    assert configuration.statistics_files(methods["gw_awq"]) == {
+    assert keys.statistics_files(methods["rtn_g"]) == {}
+    assert keys.statistics_files(methods["gw_awq"]) == {
         "channels": "calibration/n64-s42/channels.safetensors",
         "moments": "calibration/n64-s42/second_moments.safetensors",
     }

@@ -94,7 +94,7 @@ def test_every_imported_library_has_a_version_by_its_name() -> None:
 
 # groups of scripts, and by hand every module and whose jobs an edit of it makes again
 PASSES = {"collect_statistics", "collect_noisy", "collect_jacobian", "check_mse"}  # the model, block by block
-RECIPES = {"quantize", "quantize_autoawq", "export"}
+QUANTIZERS = {"quantize", "quantize_autoawq"}
 READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
 MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
@@ -108,15 +108,21 @@ USERS: dict[str, set[str]] = {
     "report/figures/preactivations": PLOTS,
     "report/sections/preactivations": {"report"},
     "comparison/answers": {"answer_questions", "report"},
-    "models/architectures": RECIPES | ANALYSES | PLOTS | {"collect_jacobian", "measure_sensitivity"},
+    "models/architectures": QUANTIZERS | ANALYSES | PLOTS | {"collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
-    "methods/autoawq": {"quantize_autoawq", "export"},
+    "methods/autoawq": {"quantize_autoawq"},
+    "methods/autoawq_environment": {"quantize_autoawq"},
+    "methods/block": QUANTIZERS,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
-    "calibration/channels": PASSES | RECIPES | (READERS - {"evaluate"}) | ANALYSES | PLOTS | {"synthetic_benchmark"},
+    "calibration/channels": PASSES
+    | QUANTIZERS
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"}
+    | ANALYSES
+    | PLOTS,
     "comparison/paired": TABLES | {"check_mse", "report", "synthetic_benchmark"},
-    "models/compute": PASSES | RECIPES | READERS | MEASURES,
-    "workflow/configuration": {"answer_questions", "report", "summarize_sensitivity"},
+    "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"},
+    "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -130,15 +136,18 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": PLOTS | {"plot", "report"},
-    "recipe/fused": RECIPES,
+    "recipe/fused": QUANTIZERS,
+    "checkpoints/gemm": {"quantize_autoawq", "export"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": RECIPES | READERS | {"check_mse"},
+    "recipe/grids": QUANTIZERS | READERS | {"check_mse"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": RECIPES,
+    "recipe/grid_kernels": QUANTIZERS,
+    "recipe/keys": {"answer_questions", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
+    "recipe/linear": QUANTIZERS,
     "models/linears": PASSES | {"convert"},
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
@@ -152,18 +161,21 @@ USERS: dict[str, set[str]] = {
     "comparison/pick": {"pick", "report"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | PLOTS | {"measure_sensitivity"},
-    "recipe/protection": RECIPES | {"check_mse", "deep_dive", "synthetic_benchmark"},
-    "methods/quantize": RECIPES,
+    "recipe/protection": QUANTIZERS | {"check_mse", "deep_dive", "synthetic_benchmark"},
+    "methods/quantize": QUANTIZERS,
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
-    "recipe/recipe": RECIPES,
+    "calibration/reader": QUANTIZERS,
+    "recipe/recipe": QUANTIZERS,
+    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TOKENS | {"convert", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
-    "recipe/rounding": RECIPES,
+    "recipe/rounding": QUANTIZERS,
     # a new salience or rounding is tried without another pass over the text
-    "recipe/salience": RECIPES | {"deep_dive"},
-    "recipe/search": RECIPES,
-    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout"},
+    "recipe/salience": QUANTIZERS | {"deep_dive"},
+    "workflow/schema": set(),
+    "recipe/search": QUANTIZERS,
+    "calibration/second_moments": PASSES | QUANTIZERS | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
@@ -175,7 +187,7 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"plot", "report"},
     "files/tensorfile": PASSES
-    | RECIPES
+    | QUANTIZERS
     | READERS
     | MEASURES
     | ANALYSES
@@ -183,7 +195,7 @@ USERS: dict[str, set[str]] = {
     | TOKENS
     | {"convert", "synthetic_benchmark"},
     "data/texts": TOKENS,
-    "data/tokens": PASSES | RECIPES | MEASURES | TOKENS | {"measure_error"},
+    "data/tokens": PASSES | QUANTIZERS | MEASURES | TOKENS | {"measure_error"},
     "workflow/tracking": set(),  # what it says is what counts
     "comparison/verdicts": {"answer_questions", "pick", "plot", "report"},
 }

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quant.checkpoints import gguf_file, stored
-from quant.checkpoints.packed import Codes
+from quant.checkpoints import gemm, gguf_file, stored
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
-from quant.methods import autoawq
 from quant.recipe import grids
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 
 AWQ_SIZES = (128, 64, 32)  # groups that AutoAWQ's readers have products for, largest first
 
@@ -106,7 +104,7 @@ def deviation(w: Tensor, linear: Codes) -> float:
     return float((difference / linear.step).abs().max())
 
 
-def awq_linear(name: str, linear: Codes) -> autoawq.Packed:
+def awq_linear(name: str, linear: Codes) -> gemm.Packed:
     """One linear in the GEMM layout; a symmetric grid is one with zero 8."""
     if len(linear.codes) % 8:
         raise InputError(
@@ -114,9 +112,9 @@ def awq_linear(name: str, linear: Codes) -> autoawq.Packed:
         )
     offset = 8 if linear.grid.symmetric else 0
     codes = grids.from_groups(linear.codes, linear.n_in) + offset
-    return autoawq.Packed(
-        autoawq.pack_int4(codes.T.contiguous()),
-        autoawq.pack_int4((linear.zero[:, :, 0] + offset).T.contiguous()),
+    return gemm.Packed(
+        gemm.pack_int4(codes.T.contiguous()),
+        gemm.pack_int4((linear.zero[:, :, 0] + offset).T.contiguous()),
         half_steps(name, linear.step[:, :, 0], "AutoAWQ's layout").T.contiguous(),
     )
 
@@ -145,7 +143,7 @@ def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, 
     write_plain_json(target / "config.json", without_packing(config) | changed)
     worst = 0.0
     with tensorfile.opened(target / "model.safetensors") as file:
-        for name, parts in autoawq.read_packed(file, dict.fromkeys(held.packed, 0)).items():
+        for name, parts in gemm.read_packed(file, dict.fromkeys(held.packed, 0)).items():
             worst = max(worst, deviation(parts.unpack().dequantize(), held.linear(name)))
     return {"group_size": size, "largest_deviation": worst}
 

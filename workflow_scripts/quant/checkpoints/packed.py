@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from quant.errors import InputError
 from quant.files.artifacts import rebuild
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 
 if TYPE_CHECKING:
     import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
@@ -29,23 +29,6 @@ if TYPE_CHECKING:
 FORMAT = "pack-quantized"
 BITS = (4, 8)  # those that fill an int32 and that vLLM has products for
 HEAD = "lm_head"  # named even where it is tied, and so not in the file: it is a Linear of the model all the same
-
-
-class Codes(NamedTuple):
-    """A linear [out, n_in] on its grid: ŵ = (codes - zero)·step.
-
-    codes [out, n_groups, g] whole numbers; step, zero [out, n_groups, 1].
-    """
-
-    codes: Tensor
-    step: Tensor
-    zero: Tensor
-    grid: Grid
-    n_in: int
-
-    def dequantize(self) -> Tensor:
-        """[out, in] in the dtype of step."""
-        return grids.from_groups(grids.decode(self.codes, self.step, self.zero), self.n_in)
 
 
 def words(n: int, bits: int) -> int:

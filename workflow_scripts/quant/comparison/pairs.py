@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from quant.workflow.configuration import has_effect
+from quant.recipe.keys import has_effect
 
 Recipes = dict[str, dict[str, Any]]
 Finder = Callable[[Recipes], list[tuple[str, str]]]

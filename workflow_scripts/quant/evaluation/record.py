@@ -15,6 +15,7 @@ from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
+from quant.models.record import model_record as opened_model
 
 logger = logging.getLogger("quant")
 
@@ -45,9 +46,7 @@ def run(
     recipe, data set and model is refused.
     """
     checkpoint = Path(config_path).parent
-    of_model = (
-        {} if model_record is None else {"model_fingerprint": tensorfile.model_record(model_record)["fingerprint"]}
-    )
+    of_model = {} if model_record is None else {"model_fingerprint": opened_model(model_record)["fingerprint"]}
     spec = {"spec": {key: dataset[key] for key in SPEC}} if of_model else {}
     tokens = load_tokens(tokens_path, **of_model, **spec)
     where = device(compute["device"])

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files.artifacts import digest, read_json, rebuild, require, whole
+from quant.files.artifacts import rebuild, whole
 
 DTYPES = {
     torch.float64: "F64",
@@ -201,25 +201,6 @@ def verify(path: str | Path) -> None:
             file.get(name)
 
 
-def checkpoint_fingerprint(checkpoint: Path) -> str:
-    """Of config.json and of the weights' header, which holds every tensor's checksum: nothing else is read."""
-    path = checkpoint / "model.safetensors"
-    with opened(path), path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    return digest(header, (checkpoint / "config.json").read_bytes())
-
-
-def model_record(path: str | Path) -> dict:
-    """What convert says of a model, refused where the checkpoint beside it is another one."""
-    record, checkpoint = read_json(path), Path(path).parent / "checkpoint"
-    require(
-        checkpoint / "model.safetensors",
-        {"model_fingerprint": checkpoint_fingerprint(checkpoint)},
-        model_fingerprint=record.get("fingerprint"),
-    )
-    return record
-
-
 class Writer:
     """Writes tensors in any order into a file whose shapes are known beforehand, holding few of them; a tensor that was
     put must not change any more."""
@@ -337,3 +318,10 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str])
     with writing(path, layout, metadata) as writer:
         for name, tensor in tensors.items():
             writer.put(name, tensor)
+
+
+def check_finite(name: str, tensor: Tensor, where: str) -> None:
+    """Refuses NaN and infinities by the tensor's name."""
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise InputError(f"{where}: {name} holds {bad} NaN or infinite values; use a model whose weights are finite")

@@ -1,76 +1,37 @@
 """AutoAWQ 0.2.9 as a method: what the library is given, and its packed checkpoint back to dense weights.
 
 The library runs in an environment of its own (autoawq_worker.py), since it wants an older transformers. Its INT4
-product needs a GPU, so the packed weights are decoded here and measured like every other method's. Layout GEMM, for a
-linear of [out, in] in groups of g inputs: qweight int32 [in, out/8] and qzeros int32 [in/g, out/8] hold eight codes
-each, scales float16 [in/g, out] the steps; w = (code - zero)·scale.
+product needs a GPU, so the packed weights are decoded here and measured like every other method's.
 """
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from quant.checkpoints.gemm import read_packed
 from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.files.artifacts import copy, read_json, versions, write_plain_json
+from quant.files.artifacts import copy, read_json, versions
+from quant.methods.autoawq_environment import interpreter_of, run_worker
 from quant.methods.quantize import put
 from quant.models.compute import halving
-from quant.recipe.grids import Grid
-from quant.recipe.recipe import QuantizedLinear, rounding_statistics
+from quant.recipe.linear import QuantizedLinear, rounding_statistics
 
 logger = logging.getLogger("quant")
 
-WORKER = Path(__file__).resolve().parents[2] / "autoawq_worker.py"
 # each tried: their scales fold into norms and linears alone; others get modules that plain transformers does not load
 MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "gemma", "phi3")
 NOT_CLIPPED = ("q_", "k_")  # in a linear's name; the library's own list, as far as these models have such names
 CLIP_ROWS = 64  # its clipping goes through so many output channels at a time
 PACK_ROWS = 32  # its packing counts its int32 columns as out // 32 · 4
-COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # of each eight, from the lowest four bits of an int32 to the highest
-
-
-def unpack_int4(packed: Tensor) -> Tensor:
-    """int32 [rows, n/8] → codes 0 to 15, uint8 [rows, n]."""
-    shifts = 4 * torch.tensor(COLUMNS, dtype=torch.int32).argsort().to(packed.device, torch.int32)
-    return ((packed[:, :, None] >> shifts) & 15).to(torch.uint8).flatten(1)
-
-
-def pack_int4(codes: Tensor) -> Tensor:
-    """Codes 0 to 15 [rows, n], n a multiple of 8 → int32 [rows, n/8]."""
-    shifts = 4 * torch.tensor(COLUMNS).argsort().to(codes.device)
-    words = (codes.long().view(len(codes), -1, 8) << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
-class Packed(NamedTuple):
-    """One linear as AutoAWQ stores it, layout GEMM."""
-
-    qweight: Tensor
-    qzeros: Tensor
-    scales: Tensor
-
-    @property
-    def bits(self) -> int:
-        return 8 * sum(part.numel() * part.element_size() for part in self)
-
-    def unpack(self) -> QuantizedLinear:
-        """Codes [out, n_groups, g], step and zero [out, n_groups, 1], float32."""
-        groups, n_out = self.scales.shape
-        n_in = len(self.qweight)
-        codes = unpack_int4(self.qweight).T.reshape(n_out, groups, n_in // groups).float()
-        zero = unpack_int4(self.qzeros).T.float()[:, :, None]
-        return QuantizedLinear(codes, self.scales.T.float()[:, :, None], zero, Grid(4, n_in // groups, False), n_in)
 
 
 # ---- what the library is given
@@ -118,46 +79,7 @@ def used(tokens: Tokens) -> int:
 # ---- running it
 
 
-def interpreter_of(environment: Path) -> Path:
-    """The Python of the environment that build_autoawq made."""
-    python = environment / "bin" / "python"
-    if not python.is_file():
-        raise InputError(f"{python}: no such file; delete {environment} and run again to rebuild AutoAWQ's environment")
-    return python.absolute()
-
-
-def run_worker(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs autoawq_worker.py, its output into our log; returns its result."""
-    write_plain_json(folder / "job.json", job)
-    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONNOUSERSITE": "1"}
-    if job["device"] == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = ""  # it takes a GPU wherever it finds one
-    command = [str(python), "-u", str(WORKER), str(folder / "job.json")]
-    said = "it said nothing"
-    with subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        for line in process.stdout or ():
-            if line.strip():
-                said = line.strip()
-                print(said, file=sys.stderr)
-    if process.returncode:
-        if "OutOfMemoryError" in said:
-            raise torch.OutOfMemoryError(said)
-        raise InputError(f"AutoAWQ ended with status {process.returncode} ({said}); the log has all that it said")
-    return read_json(Path(job["out"]) / "result.json")
-
-
 # ---- what it left, as a checkpoint like any other
-
-
-def read_packed(file: tensorfile.TensorFile, linears: dict[str, int]) -> dict[str, Packed]:
-    """Every linear's packed tensors; refuses a checkpoint in which others are packed."""
-    found = {name.removesuffix(".qweight") for name in file.names if name.endswith(".qweight")}
-    if found != set(linears):
-        raise InputError(f"AutoAWQ and this workflow differ about {min(found ^ set(linears))}: only one quantises it")
-    return {name: Packed(*(file.get(f"{name}.{part}") for part in Packed._fields)) for name in linears}
 
 
 def write_checkpoint(
@@ -175,7 +97,7 @@ def write_checkpoint(
         packed = read_packed(file, linears)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
             for name, parts in packed.items():
-                w, linear = model.get(f"{name}.weight", dtype=torch.float32), parts.unpack()
+                w, linear = model.get(f"{name}.weight", dtype=torch.float32), QuantizedLinear(*parts.unpack())
                 put(out, {f"{name}.weight": linear.dequantize()}, layout, target)
                 bits, weights = bits + parts.bits, weights + w.numel()
                 scaled = w * folds.get(f"{name}.input", torch.ones(1))

@@ -21,6 +21,7 @@ from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
 from quant.models import sources
 from quant.models.linears import all_linears, decoder_blocks
+from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
 
 logger = logging.getLogger("quant")
@@ -341,7 +342,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
         )
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         check_side_files(stage, where)
-        record["fingerprint"] = tensorfile.checkpoint_fingerprint(stage)
+        record["fingerprint"] = checkpoint_fingerprint(stage)
         record["versions"] = versions()
         publish(stage, target)
     write_json(record_path, record)

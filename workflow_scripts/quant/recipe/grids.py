@@ -136,3 +136,20 @@ def storage_bits(n_out: int, n_in: int, grid: Grid) -> int:
     """Bits to store an [out, in] weight: codes, a 16-bit step per group, and a b-bit zero where asymmetric."""
     per_group = 16 + (0 if grid.symmetric else grid.bits)
     return n_out * (n_in * grid.bits + n_groups(n_in, grid.group_size) * per_group)
+
+
+class Codes(NamedTuple):
+    """A linear [out, n_in] on its grid: ŵ = (codes - zero)·step.
+
+    codes [out, n_groups, g] whole numbers; step, zero [out, n_groups, 1].
+    """
+
+    codes: Tensor
+    step: Tensor
+    zero: Tensor
+    grid: Grid
+    n_in: int
+
+    def dequantize(self) -> Tensor:
+        """[out, in] in the dtype of step."""
+        return from_groups(decode(self.codes, self.step, self.zero), self.n_in)

@@ -1,0 +1,119 @@
+"""The statistics that a recipe reads, from the files of its calibration set."""
+
+import contextlib
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from quant.calibration.channels import OF_INPUT, Channels, channels_of, kind_of
+from quant.calibration.second_moments import from_triangle
+from quant.files import tensorfile
+from quant.files.artifacts import require
+
+
+@dataclass(frozen=True)
+class LinearStatistics:
+    """What calibration knows of one linear; None where the recipe needs none.
+
+    channels: per-channel means (noisy ones where the recipe asks for noise); moment: the H [in, in] to minimise by;
+    row_weight [out]: the squared local Jacobian of each output; x_std: std of the whole input tensor.
+    """
+
+    channels: Channels | None = None
+    moment: Tensor | None = None
+    row_weight: Tensor | None = None
+    x_std: float = 0.0
+
+
+class Statistics:
+    """The statistics files that a recipe asks for, opened; a file of another model or of other tokens is refused.
+
+    paths: any of channels, moments, noisy, weighted, row_weight (which may be one file). A noisy mean stands in for the
+    plain one, and so do the weighted means of an input, its second moment among them, where it has them: mixed with
+    the plain ones, which count plain_share.
+    """
+
+    def __init__(
+        self,
+        paths: dict[str, str],
+        model_fingerprint: str,
+        patterns: dict[str, list[str]],
+        token_fingerprint: str | None = None,
+        plain_share: float = 0.0,
+    ) -> None:
+        self._stack, self._paths, self._patterns = contextlib.ExitStack(), paths, patterns
+        self._plain_share = plain_share
+        self._expected = {"model_fingerprint": model_fingerprint}
+        if token_fingerprint is not None:
+            self._expected["token_fingerprint"] = token_fingerprint
+        self._files: dict[str, tensorfile.TensorFile] = {}
+        self._reads: dict[str, str] = {}
+        self._last: tuple[tuple[str, ...], Tensor | None] = (), None  # the last moment read, which linears may share
+
+    def __enter__(self) -> "Statistics":
+        for key, path in self._paths.items():
+            file = self._files[key] = self._stack.enter_context(tensorfile.opened(path))
+            require(path, file.info("provenance"), **self._expected)
+            self._reads |= file.info("reads")
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._stack.close()
+
+    @property
+    def token_fingerprint(self) -> str | None:
+        """Of the calibration tokens; None where the recipe uses none."""
+        return next((file.info("provenance")["token_fingerprint"] for file in self._files.values()), None)
+
+    def _weighted(self, linear: str) -> bool:
+        return "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names
+
+    def _moments_of(self, linear: str) -> list[tuple[tensorfile.TensorFile, str, float]]:
+        """The files, names and shares of what makes a linear's second moment."""
+        if "moments" not in self._files:
+            return []
+        plain = (self._files["moments"], self._reads[linear])
+        if not self._weighted(linear):
+            return [(*plain, 1.0)]
+        mixed = (self._files["weighted"], f"{linear}.moment", 1 - self._plain_share), (*plain, self._plain_share)
+        return [each for each in mixed if each[2]]
+
+    def prefetch(self, linears: list[str], device: str) -> None:
+        """Reads ahead the second moments that these linears will ask for."""
+        for file, name in dict.fromkeys(
+            (file, name) for linear in linears for file, name, _ in self._moments_of(linear)
+        ):
+            file.prefetch([name], device)
+
+    def _moment(self, linear: str, device: str) -> Tensor | None:
+        parts = self._moments_of(linear)
+        key = tuple(name for _, name, _ in parts)
+        if parts and key != self._last[0]:
+            self._last = (), None  # before the next one takes its place in memory
+            moments = (from_triangle(file.get(name, device)).mul_(share) for file, name, share in parts)
+            self._last = key, reduce(Tensor.add_, moments)
+        return self._last[1] if parts else None
+
+    def of(self, linear: str, device: str) -> LinearStatistics:
+        """What one linear's recipe reads."""
+        channels = weight = None
+        x_std = 0.0
+        if "channels" in self._files:
+            kind = kind_of(linear, self._patterns)
+            channels = channels_of(self._files["channels"], linear, self._reads, kind, device)
+        if "noisy" in self._files:
+            file, source = self._files["noisy"], self._reads[linear]
+            x_std = file.get(f"{source}.x_std").item()
+            noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
+            channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
+        moment = self._moment(linear, device)
+        if self._weighted(linear) and channels is not None:
+            weighted = {key: self._files["weighted"].get(f"{linear}.{key}", device) for key in OF_INPUT}
+            share = self._plain_share
+            channels = channels._replace(
+                **{key: (1 - share) * value + share * getattr(channels, key) for key, value in weighted.items()}
+            )
+        if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
+            weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
+        return LinearStatistics(channels, moment, weight, x_std)

@@ -1,0 +1,132 @@
+"""One decoder block on its way through a recipe: its linears in groups that share a scale, and where scales fold."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.calibration.reader import Statistics
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.files.tensorfile import check_finite
+from quant.models.architectures import Fold, architecture_of, rows_of, value_heads
+from quant.recipe import grids
+from quant.recipe.grids import Codes
+from quant.recipe.linear import QuantizedLinear, quantize_group
+from quant.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Linears of one block that share a scale, by full name, and the full name of what takes over its inverse."""
+
+    linears: tuple[str, ...]
+    fold: Fold | None = None
+    source: str | None = None
+
+
+def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
+    """A block's linears, grouped by scope; what reads a linear's output comes before it, so that a scale folded into
+    its rows is known when its steps are chosen."""
+    if scope == "linear":
+        return [Shared((name,)) for name in names]
+    groups = [
+        Shared(tuple(f"{prefix}.{name}" for name in group.linears), group.fold, f"{prefix}.{group.fold.module}")
+        for group in architecture_of(config, "scope: shared").groups
+    ]
+    if not groups:
+        raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
+    differing = {name for group in groups for name in group.linears} ^ set(names)
+    if differing:
+        raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
+    return groups[::-1]
+
+
+class Block:
+    """One decoder block on its way through a recipe."""
+
+    def __init__(self, model: tensorfile.TensorFile, config: dict[str, Any], device: str) -> None:
+        self._model, self._config, self._device = model, config, device
+        self._layout = model.layout()
+        self.weights: dict[str, Tensor] = {}
+        self.done: dict[str, QuantizedLinear] = {}
+        self.milliseconds: dict[str, float] = {}
+        self.folded: set[str] = set()
+        self.row_scale: dict[str, Tensor] = {}  # by linear, [out]: what its rows are multiplied with
+        self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
+
+    def quantize(self, group: Shared, statistics: Statistics, recipe: Recipe, generator: torch.Generator) -> None:
+        started = time.perf_counter()
+        for name in group.linears:
+            w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
+            check_finite(f"{name}.weight", w, str(self._model.path))
+        known = [statistics.of(name, self._device) for name in group.linears]
+        heads = value_heads(self._config) if self._repeats_values(group) else None
+        steps = [partial(grids.stored_step, dtype=self._layout[f"{name}.weight"][0], rows=self.row_scale.get(name))
+                 for name in group.linears]  # fmt: skip
+        results = quantize_group([self.weights[name] for name in group.linears], known, recipe, generator, heads, steps)
+        if group.fold is not None and results[0].scale is not None:
+            self._fold(group, results[0].scale, heads)
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        share = 1e3 * (time.perf_counter() - started) / len(group.linears)
+        for name, result in zip(group.linears, results, strict=True):
+            self.done[name], self.milliseconds[name] = result, share
+
+    def _repeats_values(self, group: Shared) -> bool:
+        """Whether several inputs of the group's linear are one row of its producer (grouped-query attention)."""
+        if group.fold is None or group.fold.kind != "rows":
+            return False
+        rows = rows_of(group.fold, self._rows(group.source), self._config)
+        return len(rows) != self.weights[group.linears[0]].shape[1]
+
+    def _rows(self, linear: str) -> int:
+        return self._layout[f"{linear}.weight"][1][0]
+
+    def _fold(self, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
+        """Gives 1/scale to the norm or to the producer's rows."""
+        self.folded |= set(group.linears)
+        if group.fold.kind == "norm":
+            name, offset = f"{group.source}.weight", group.fold.offset
+            norm = self._model.get(name, self._device, torch.float32)
+            self.others[name] = (norm + offset) / scale - offset
+            bias = f"{group.source}.bias"
+            if bias in self._model.names:
+                self.others[bias] = self._model.get(bias, self._device, torch.float32) / scale
+            return
+        if heads is not None:
+            n_query, n_value, size = heads
+            scale = scale.view(n_value, n_query // n_value, size)[:, 0].flatten()
+        n_rows = self._rows(group.source)
+        rows = rows_of(group.fold, n_rows, self._config)
+        inverse = torch.ones(n_rows, device=scale.device)
+        inverse[rows.start : rows.stop] = 1 / scale
+        self.row_scale[group.source] = inverse
+        bias = f"{group.source}.bias"
+        if bias in self._model.names:
+            self.others[bias] = self._model.get(bias, self._device, torch.float32) * inverse
+
+    def weight(self, name: str) -> Tensor:
+        """A linear's weight as the checkpoint stores it [out, in]."""
+        result = self.done[name]
+        w = result.dequantize()
+        if name in self.folded:
+            w = w * result.scale
+        return w * self.row_scale[name][:, None] if name in self.row_scale else w
+
+    def codes(self, name: str) -> Codes:
+        """A linear as a packed checkpoint stores it."""
+        result = self.done[name]
+        step = result.step * self.row_scale[name][:, None, None] if name in self.row_scale else result.step
+        return Codes(result.codes, step, result.zero, result.grid, result.n_in)
+
+    def folds(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """What turns the stored weight back into one of the original's inputs and outputs."""
+        if name in self.folded:
+            yield f"{name}.input", self.done[name].scale
+        if name in self.row_scale:
+            yield f"{name}.output", self.row_scale[name]

@@ -1,0 +1,25 @@
+"""What convert recorded of a model, held against the checkpoint beside it."""
+
+from pathlib import Path
+
+from quant.files.artifacts import digest, read_json, require
+from quant.files.tensorfile import opened
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> str:
+    """Of config.json and of the weights' header, which holds every tensor's checksum: nothing else is read."""
+    path = checkpoint / "model.safetensors"
+    with opened(path), path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    return digest(header, (checkpoint / "config.json").read_bytes())
+
+
+def model_record(path: str | Path) -> dict:
+    """What convert says of a model, refused where the checkpoint beside it is another one."""
+    record, checkpoint = read_json(path), Path(path).parent / "checkpoint"
+    require(
+        checkpoint / "model.safetensors",
+        {"model_fingerprint": checkpoint_fingerprint(checkpoint)},
+        model_fingerprint=record.get("fingerprint"),
+    )
+    return record

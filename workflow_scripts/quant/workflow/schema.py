@@ -1,0 +1,107 @@
+"""A configuration held against its JSON schema: the first violation in one line, defaults, and the schema's order."""
+
+import copy
+import difflib
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+
+
+def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its $ref followed; keys beside the $ref win."""
+    if "$ref" not in schema:
+        return schema
+    target = root
+    for part in schema["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return resolve(target, root) | {key: value for key, value in schema.items() if key != "$ref"}
+
+
+def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
+    """Puts the schema's defaults into the objects of `value`, in place."""
+    schema = resolve(schema, root)
+    if not isinstance(value, dict):
+        return
+    for key, part in schema.get("properties", {}).items():
+        part = resolve(part, root)
+        if key not in value and "default" in part:
+            value[key] = copy.deepcopy(part["default"])
+        if key in value:
+            fill_defaults(value[key], part, root)
+    if isinstance(schema.get("additionalProperties"), dict):
+        for entry in value.values():
+            fill_defaults(entry, schema["additionalProperties"], root)
+
+
+def nearest_of(found: Any, valid: list[Any]) -> str:
+    """`; did you mean X?` or the list of what is valid."""
+    close = difflib.get_close_matches(str(found), [str(item) for item in valid], n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return "valid: " + ", ".join("null" if item is None else str(item) for item in valid)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for a schema violation: where, what was found, what to write instead."""
+    where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
+    found = repr(error.instance) if len(repr(error.instance)) < 80 else repr(error.instance)[:77] + "..."
+    match error.validator:
+        case "additionalProperties":
+            valid = sorted(error.schema["properties"])
+            key = next(key for key in error.instance if key not in error.schema["properties"])
+            owner = error.schema.get("title") if error.absolute_path else None
+            found = f"{owner} has no {key!r}" if owner else f"unknown key {key!r}"
+            return f"{where}: {found}; {nearest_of(key, valid)}"
+        case "enum":
+            return f"{where}: {found}; {nearest_of(error.instance, error.validator_value)}"
+        case "required":
+            key = next(key for key in error.validator_value if key not in error.instance)
+            return f"{where}: lacks {key!r}, which it needs"
+        case "type":
+            wanted = error.validator_value
+            return f"{where}: {found} is not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            sign = {
+                "minimum": "at least",
+                "exclusiveMinimum": "more than",
+                "maximum": "at most",
+                "exclusiveMaximum": "less than",
+            }
+            return f"{where}: {found} must be {sign[error.validator]} {error.validator_value}"
+        case "pattern":
+            return f"{where}: {found} is not of the form {error.validator_value}"
+        case "oneOf" if "const" in error.schema["oneOf"][0]:
+            rest = error.schema["oneOf"][1]
+            other = "a list of different names" if rest.get("type") == "array" else f"at least {rest['minimum']}"
+            return f"{where}: {found} must be {error.schema['oneOf'][0]['const']} or {other}"
+        case "oneOf" | "minProperties" | "maxProperties":
+            keys = ", ".join(error.schema.get("properties", {})) or "an entry"
+            return (
+                f"{where}: {found} must hold exactly one of: {keys}"
+                if error.validator != "oneOf"
+                else (f"{where}: {found} must hold either path, or package, version, sha256 and member")
+            )
+        case _:
+            return f"{where}: {error.message.splitlines()[0]}"
+
+
+def first_error(config: Any, schema: dict[str, Any]) -> str | None:
+    """The first violation in file order, as one line; None where there is none."""
+    errors = sorted(
+        Draft202012Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.absolute_path))
+    )
+    return explain(errors[0]) if errors else None
+
+
+def in_order(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """The same value with its keys in the schema's order, names by the alphabet, however the file had them.
+
+    Snakemake compares parameters by their repr, so an order that means nothing must not show.
+    """
+    if not isinstance(value, dict):
+        return value
+    schema = resolve(schema, root)
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    keys = [*(key for key in known if key in value), *sorted(value.keys() - known.keys())]
+    others = others if isinstance(others, dict) else {}
+    return {key: in_order(value[key], known.get(key, others), root) for key in keys}
