@@ -1,233 +1,191 @@
-"""Tokens a second of a packed checkpoint through real INT4 products, beside bfloat16 on the same weights.
+"""Tokens a second of a packed 4-bit checkpoint through INT4 products that anyone can install, beside bfloat16.
 
-    python benchmarks/int4_speed.py results/MODEL/METHOD/checkpoint > int4_speed.csv
-    python benchmarks/int4_speed.py --random > int4_speed.csv      # a random MiniCPM-2B-shaped Granite, no file needed
+    python benchmarks/int4_speed.py results/MODEL/METHOD/checkpoint [--vllm .tools/vllm/bin/vllm] > int4_speed.csv
 
-The codes are the checkpoint's own; nothing is quantised here. Kernels:
-  bf16       dense weights, cuBLAS: what the others are compared with
-  tinygemm   torch.ops.aten._weight_int4pack_mm, the product that torchao's int4 weight-only path calls
-  own        int4_product.cu for one row, a Triton product for up to 16; prompts unpack and multiply in bf16
-  cpu        torch.ops.aten._weight_int4pack_mm_for_cpu, where there is no GPU
-Decoding is a static cache and one CUDA graph a token, of the model as it is (eager), compiled, and fused: with one
-Triton kernel for each of norm, attention and gating, so that the rest costs the same for every product. In `own` on a
-Hopper GPU one row's products norm what they read and gate what they write instead, attention is in CUDA too, and each
-of a layer's five kernels begins before the one before it ends (int4_kernels.OVERLAP). q/k/v and gate/up are one
-product each, in bf16 too. `limit_tokens_per_s` is what reading each weight and the cache once a step allows at the
-bandwidth that a copy reaches on the same machine. A part that fails says so in its row's `error` and the rest goes on.
+The codes are the checkpoint's own; nothing is quantised here. A row for each product and batch:
+  bf16                the same weights dequantised: transformers' model and its `generate`
+  int4pack            that model with each packed linear as PyTorch's own product: on a GPU tinygemm
+                      (_weight_int4pack_mm, which torchao's int4 weight-only path calls), on a CPU its counterpart
+  vllm bf16, vllm     `vllm bench latency` of the dequantised and of the packed checkpoint, where vLLM is installed
+
+`tokens_per_s` is batch × new tokens over the seconds of a whole `generate`, its short prompt and the sampling included;
+with transformers on a GPU that is one compiled CUDA graph a token over a static cache (generate's own compilation). So
+rows of transformers compare a product with a product, and those of vLLM with one another: not an engine with an engine.
+`logits_error` is the norm of
+the logits' difference from bf16's over their norm: bfloat16's own rounding, a percent or so. A part that fails says so
+in its row's `error`, and the rest goes on.
 """
 
 import argparse
 import csv
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from int4_decoder import Checkpoint, Decoder, Random, Shape, Weights
-from int4_products import KERNELS
-from quant.checkpoints.stored import opened
+from quant.checkpoints import exports, stored
+from quant.checkpoints.packed import Codes
 from quant.errors import InputError
+from quant.evaluation.perplexity import load_model
+from quant.files.artifacts import read_json
+from quant.recipe import grids
 
-COLUMNS = (
-    *("device", "torch", "model", "kernel", "mode", "phase", "batch", "context", "tokens_per_s", "speedup"),
-    *("limit_tokens_per_s", "share_of_limit", "linears_mb", "bandwidth_gb_s", "logits_error", "error"),
-)
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+COLUMNS = ("device", "torch", "model", "product", "batch", "tokens_per_s", "speedup", "linears_mb", "logits_error")
+GROUPS = (256, 128, 64, 32)  # that the products take
+PROMPT = 16  # tokens
 
 
-def seconds_of(work: Callable[[], object], device: str, times: int) -> float:
-    """Of one call, the mean of `times`."""
-    synchronize(device)
-    begun = time.perf_counter()
-    for _ in range(times):
-        work()
-    synchronize(device)
-    return (time.perf_counter() - begun) / times
+class Int4Pack(nn.Module):
+    """A packed linear [out, in] through PyTorch's INT4 product, its groups cut to `size`, bfloat16 in and out."""
+
+    def __init__(self, linear: Codes, size: int, bias: Tensor | None, device: str) -> None:
+        super().__init__()
+        linear = exports.regrouped(linear, size)
+        self.size, self.n_out = size, len(linear.codes)
+        self._on_gpu = torch.device(device).type == "cuda"
+        offset = 8 if linear.grid.symmetric else 0
+        codes = grids.from_groups(linear.codes + offset, linear.n_in).to(torch.int32).to(device)
+        if self._on_gpu:  # two codes a byte, the first in the high bits, then its own tiling
+            tiles = next(tiles for tiles in (8, 4, 2) if linear.n_in % (16 * tiles) == 0)
+            pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+            weight = torch._convert_weight_to_int4pack(pairs, tiles)
+        else:
+            weight = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+        # ŵ = (code - 8)·step + zero, [in/g, out, 2]
+        zero = (8 - offset - linear.zero) * linear.step
+        scales = torch.cat([linear.step, zero], 2).transpose(0, 1).contiguous().to(device, torch.bfloat16)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if bias is None else bias.to(device, torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = torch._weight_int4pack_mm if self._on_gpu else torch._weight_int4pack_mm_for_cpu
+        y = product(x.reshape(-1, x.shape[-1]), self.weight, self.size, self.scales).view(*x.shape[:-1], self.n_out)
+        return y if self.bias is None else y + self.bias
 
 
-def bandwidth(device: str, size: int) -> float:
-    """Bytes a second of a copy, its reads and its writes counted."""
-    a = torch.zeros(size, dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    b.copy_(a)
-    return 2 * size / seconds_of(lambda: b.copy_(a), device, 10)
+def dequantize(checkpoint: Path, folder: Path) -> set[str]:
+    """The same weights dense, with all else that the checkpoint has; names of the linears that were packed."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    with stored.opened(checkpoint) as held:
+        if held.grid is None or held.grid.bits != 4:
+            raise InputError(f"{checkpoint}: is not packed in 4 bits; give such a method's checkpoint")
+        exports.dense(held, read_json(checkpoint / "config.json"), folder)
+        return held.packed
 
 
-def captured(work: Callable[[], None], model: Decoder) -> Callable[[], None]:
-    """A CUDA graph of one step; capturing runs it a few times, so the place is put back."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    model.place.zero_()
-    return graph.replay
+def replace_linears(model: nn.Module, checkpoint: Path, device: str) -> None:
+    with stored.opened(checkpoint) as held:
+        size = exports.fitting_size(held, GROUPS, "PyTorch's INT4 product")
+        for name in sorted(held.packed):
+            parent, _, last = name.rpartition(".")
+            bias = model.get_submodule(name).bias
+            setattr(model.get_submodule(parent), last, Int4Pack(held.linear(name), size, bias, device))
+
+
+def linear_bytes(model: nn.Module, names: set[str]) -> int:
+    """Of the weights that are packed in the checkpoint, as the model holds them."""
+    tensors = (t for name in names for t in model.get_submodule(name).state_dict().values())
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @torch.inference_mode()
-def prompt_logits(model: Decoder, ids: Tensor) -> Tensor:
-    model.allocate(len(ids), ids.shape[1])
-    return model(ids, torch.arange(ids.shape[1], device=ids.device))
+def generate_speed(model: Any, batch: int, n: int, device: str) -> float:
+    """Tokens a second of the second of two runs: the first compiles."""
+    ids = torch.randint(0, model.config.vocab_size, (batch, PROMPT), device=device)
+    wanted = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "cache_implementation": "static"}
+    for _ in range(2):
+        begun = time.perf_counter()
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **wanted).cpu()
+        spent = time.perf_counter() - begun
+    assert out.shape == (batch, PROMPT + n)
+    return batch * n / spent
 
 
-@torch.inference_mode()
-def prompt_speed(model: Decoder, batch: int, context: int, device: str, times: int) -> float:
-    """Tokens a second of reading a prompt of `context` tokens."""
-    ids = torch.randint(0, model.shape.vocabulary, (batch, context), device=device)
-    place = torch.arange(context, device=device)
-    model.allocate(batch, context)
-    model(ids, place)
-    return batch * context / seconds_of(lambda: model(ids, place), device, times)
-
-
-@torch.inference_mode()
-def decode_speed(model: Decoder, batch: int, context: int, device: str, mode: str) -> float:
-    """Tokens a second of writing until the cache of `context` tokens is full."""
-    model.allocate(batch, context)
-    if mode == "compiled":  # one compilation serves every block
-        torch._dynamo.reset()
-        for block in model.blocks:
-            block.compile(fullgraph=True)
-    work = partial(model.step, mode)
-    if device == "cuda":
-        work = captured(work, model)
-    else:
-        work()
-    model.place.zero_()
-    for _ in range(4):
-        work()
-    model.place.zero_()
-    spent = seconds_of(work, device, context - 4)
-    for block in model.blocks:
-        block._compiled_call_impl = None
-    return batch / spent
-
-
-def random_shape(options: argparse.Namespace) -> Shape:
-    """MiniCPM-2B as Granite, unless options say otherwise."""
-    size, scale_depth, dim_model_base = options.hidden // options.heads, 1.4, 256
-    multipliers = (12.0, scale_depth / options.layers**0.5, options.hidden / dim_model_base, size**-0.5)
-    return Shape(
-        options.hidden, options.mlp, options.layers, options.heads, options.heads, size, options.vocabulary, 1e-5,
-        10000.0, *multipliers,
-    )  # fmt: skip
+def vllm_speed(vllm: str, model: Path, batch: int, n: int) -> float:
+    """By vLLM's own benchmark."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "latency.json")
+        sizes = {"batch-size": batch, "input-len": PROMPT, "output-len": n, "max-model-len": PROMPT + n}
+        options = [f"--{name}={value}" for name, value in (sizes | {"num-iters-warmup": 2, "num-iters": 5}).items()]
+        command = [vllm, "bench", "latency", f"--model={model}", *options, f"--output-json={found}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"vllm bench latency: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        return batch * n / json.loads(found.read_text())["avg_latency"]
 
 
 def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def measure(weights: Weights, options: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> None:
-    """A row for each kernel, mode, phase and batch."""
-    device = options.device
-    speed = bandwidth(device, 2**31 if device == "cuda" else 2**27)
-    kernels = options.kernels or (["bf16", "tinygemm", "own"] if device == "cuda" else ["bf16", "cpu"])
-    modes = options.modes or (["eager", "compiled", "fused"] if device == "cuda" else ["eager", "compiled"])
-    ids = torch.randint(0, weights.shape.vocabulary, (1, 32), device=device)
-    baseline: dict[tuple[str, str, int], float] = {}
-    reference = None
-    for kernel in kernels:
-        common = {"kernel": kernel, "bandwidth_gb_s": round(speed / 1e9, 1)}
+def measure(checkpoint: Path, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each product and batch."""
+    device, dense = options.device, folder / "dense"
+    names = dequantize(checkpoint, dense)
+    model: Any = load_model(dense, device, torch.bfloat16)
+    # random weights end a text at any token
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    ids = torch.arange(PROMPT, device=device)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits.float()
+    baseline: dict[tuple[str, int], float] = {}
+
+    def row(common: dict[str, Any], batch: int, speed: float) -> dict[str, Any]:
+        first = baseline.setdefault((common["product"].split()[0].replace("int4pack", "bf16"), batch), speed)
+        return common | {"batch": batch, "tokens_per_s": f"{speed:.1f}", "speedup": f"{speed / first:.2f}"}
+
+    for product in ("bf16", "int4pack"):
+        common: dict[str, Any] = {"product": product}
         try:
-            model = Decoder(weights, KERNELS[kernel], torch.bfloat16).eval()
-            logits = prompt_logits(model, ids).float()
-            logits = torch.cat([logits, *(decoded_logits(model, ids, mode == "fused") for mode in modes)])
-            reference = logits if kernel == "bf16" else reference
-            if reference is not None:
-                error = (logits - reference).abs().max() / reference.std()
-                common["logits_error"] = f"{error.item():.3g}"
-            common["linears_mb"] = round(model.linear_bytes() / 1e6, 1)
-        except Exception as error:  # of a kernel that this machine has not; the others are still worth their rows
-            write(common | {"error": one_line(error)})
-            continue
-        for batch in options.batch:
-            prompt = partial(prompt_speed, model, batch, options.prompt, device, options.times)
-            runs = [("prompt", "eager", prompt)]
-            runs += [
-                ("decode", mode, partial(decode_speed, model, batch, options.context, device, mode))
-                for mode in modes
-                if mode != "compiled" or KERNELS[kernel].compiles
-            ]
-            for phase, mode, run in runs:
-                row = common | {"phase": phase, "mode": mode, "batch": batch}
-                row["context"] = options.prompt if phase == "prompt" else options.context
-                try:
-                    found = run()
-                    row["tokens_per_s"] = round(found, 1)
-                    key = (phase, mode, batch)
-                    if kernel == "bf16":
-                        baseline[key] = found
-                    if key in baseline:
-                        row["speedup"] = round(found / baseline[key], 3)
-                    if phase == "decode":
-                        limit = batch * speed / model.step_bytes()
-                        row |= {"limit_tokens_per_s": round(limit, 1), "share_of_limit": round(found / limit, 3)}
-                except Exception as error:
-                    row["error"] = one_line(error)
-                write(row)
-        del model, prompt, runs, run
-        if device == "cuda":
-            torch.cuda.empty_cache()
+            if product == "int4pack":
+                replace_linears(model, checkpoint, device)
+                with torch.inference_mode():
+                    error = (model(ids).logits.float() - expected).norm() / expected.norm()
+                common["logits_error"] = f"{error.item():.2g}"
+            common["linears_mb"] = f"{linear_bytes(model, names) / 1e6:.1f}"
+            for batch in options.batch:
+                torch._dynamo.reset()
+                yield row(common, batch, generate_speed(model, batch, options.new, device))
+        except (InputError, RuntimeError, NotImplementedError, StopIteration) as error:
+            yield common | {"error": one_line(error)}
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    for product, place in (("vllm bf16", dense), ("vllm", checkpoint)) if options.vllm else ():
+        try:
+            for batch in options.batch:
+                yield row({"product": product}, batch, vllm_speed(options.vllm, place, batch, options.new))
+        except (OSError, RuntimeError) as error:
+            yield {"product": product, "error": one_line(error)}
 
 
-@torch.inference_mode()
-def decoded_logits(model: Decoder, ids: Tensor, fused: bool = False) -> Tensor:
-    """Logits after the same tokens one at a time: the other path through each product."""
-    model.allocate(len(ids), ids.shape[1])
-    for i in range(ids.shape[1]):
-        logits = (model.fused if fused else model)(ids[:, i : i + 1], torch.tensor([i], device=ids.device))
-    return logits.float()
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="a packed checkpoint of 4 bits")
-    parser.add_argument("--random", action="store_true", help="random weights of the shape below instead")
-    for name, value in (("hidden", 2304), ("mlp", 5760), ("layers", 40), ("heads", 36), ("vocabulary", 122753)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--group", type=int, default=128, help="of the random weights")
+    parser.add_argument("checkpoint", type=Path, help="packed in 4 bits")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--kernels", nargs="+", choices=list(KERNELS))
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "fused"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
-    parser.add_argument("--context", type=int, default=256, help="tokens of the cache in decoding")
-    parser.add_argument("--times", type=int, default=5, help="prompts to take the mean over")
-    options = parser.parse_args()
-    if options.random == (options.checkpoint is not None):
-        parser.error("give a checkpoint or --random")
+    parser.add_argument("--new", type=int, default=240, help="tokens to generate")
+    parser.add_argument("--vllm", default=shutil.which("vllm"), help="the command; that on the PATH if there is one")
+    options = parser.parse_args(arguments)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    said = {"device": name, "torch": torch.__version__}
-    writer = csv.DictWriter(sys.stdout, COLUMNS)
+    writer = csv.DictWriter(sys.stdout, (*COLUMNS, "error"))
     writer.writeheader()
-
-    def write(row: dict[str, Any]) -> None:
-        writer.writerow(said | row)
-        sys.stdout.flush()
-
-    if options.random:
-        said["model"] = "random {hidden}x{mlp}x{layers}, {vocabulary} tokens, groups of {group}".format(**vars(options))
-        measure(Random(random_shape(options), options.group, options.device), options, write)
-        return
-    said["model"] = str(options.checkpoint)
     try:
-        config = json.loads((options.checkpoint / "config.json").read_text())
-        with opened(options.checkpoint) as held:
-            measure(Checkpoint(held, config, options.device), options, write)
+        with tempfile.TemporaryDirectory() as folder:
+            for row in measure(options.checkpoint, options, Path(folder)):
+                writer.writerow({"device": name, "torch": torch.__version__, "model": str(options.checkpoint)} | row)
+                sys.stdout.flush()
     except InputError as error:
         sys.exit(f"ERROR {error}")
 

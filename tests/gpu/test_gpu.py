@@ -1,6 +1,5 @@
 """A GPU against the CPU: kernels to the bit, searches by their α, statistics and evaluation by their numbers."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-import int4_decoder
-import int4_products
 import int4_speed
 from quant.calibration import hidden
 from quant.calibration.blocks import Run
@@ -29,6 +26,7 @@ from quant.recipe.linear import quantize_group
 from quant.recipe.recipe import Recipe
 from quant.recipe.rounding import Context, gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
+from tests.unit.checkpoints.test_packed import codes_of
 from tests.unit.recipe.test_recipe import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -305,37 +303,12 @@ def test_evaluations_agree(tiny_checkpoint: Path, sequences: list[Tensor]) -> No
         assert b["nll"] == pytest.approx(a["nll"], rel=1e-3)
 
 
-@pytest.mark.parametrize("group_size", [32, 128])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("kernel", ["bf16", "tinygemm", "own"])
-def test_int4_decoders_agree_with_the_dense_one(kernel: str, batch: int, group_size: int) -> None:
-    """Both paths, one token at a time, through grouped-query attention, beside float32 of the same codes."""
-    shape = int4_decoder.Shape(256, 640, 2, 8, 4, 32, 500, 1e-5, 1e4, 3.0, 0.5, 2.0, 0.3)
-    weights = int4_decoder.Random(shape, group_size, "cuda")
-    dense = int4_decoder.Decoder(weights, partial(int4_products.Dense, dtype=torch.float32), torch.float32)
-    model = int4_decoder.Decoder(weights, int4_products.KERNELS[kernel], torch.bfloat16)
-    ids = torch.randint(0, 500, (batch, 70), generator=torch.Generator("cuda").manual_seed(0), device="cuda")
-    expected = int4_speed.prompt_logits(dense, ids)
-    for found in (
-        int4_speed.prompt_logits(model, ids),
-        *(int4_speed.decoded_logits(model, ids, f) for f in (False, True)),
-    ):
-        assert (found.float() - expected).norm() < 0.03 * expected.norm()
-
-
-@pytest.mark.parametrize(("size", "n_kv", "place"), [(32, 4, 0), (64, 8, 255), (64, 8, 600), (128, 2, 129)])
-def test_int4_attention_of_one_row_is_that_of_many(size: int, n_kv: int, place: int) -> None:
-    """Also where the cache is longer than what is copied at once; nothing past the place is read."""
-    generator, heads, context = torch.Generator("cuda").manual_seed(place), 8, 700
-    qkv = torch.randn(1, (heads + 2 * n_kv) * size, generator=generator, device="cuda").bfloat16()
-    angle = 6 * torch.rand(context, size // 2, generator=generator, device="cuda").repeat(1, 2)
-    held = torch.randn(2, 1, n_kv, context, size, generator=generator, device="cuda").bfloat16()
-    held[:, :, :, place:] = float("nan")
-    found = []
-    for attended in (int4_products.kernels.attended, int4_products.kernels.attended_by_one):
-        keys, values = held.clone()
-        given = torch.tensor([place], device="cuda"), angle.cos().bfloat16(), angle.sin().bfloat16(), heads, 0.1
-        torch.cuda.synchronize()  # the cache is read before the last kernel has ended
-        found.append([attended(qkv, keys, values, *given), keys[:, :, : place + 1], values[:, :, : place + 1]])
-    for many, one in zip(*found, strict=True):
-        torch.testing.assert_close(one, many, rtol=0.01, atol=0.01)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("n_in", "group_size"), [(640, 128), (576, 64), (96, 32)])
+def test_tinygemm_is_of_the_checkpoints_weights(n_in: int, group_size: int, symmetric: bool) -> None:
+    """Each of the tilings that benchmarks/int4_speed.py asks for."""
+    linear = codes_of(Grid(4, group_size, symmetric), 64, n_in)
+    x = torch.randn(3, n_in, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = int4_speed.Int4Pack(linear, 32, None, "cuda")(x.cuda()).float().cpu()
+    expected = x.float() @ linear.dequantize().T
+    assert (found - expected).norm() < 0.01 * expected.norm()
