@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from quant.checkpoints import exports, stored
-from quant.checkpoints.packed import Codes
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import read_json
 from quant.recipe import grids
+from quant.recipe.grids import Codes
 
 COLUMNS = ("device", "torch", "model", "product", "batch", "tokens_per_s", "speedup", "linears_mb", "logits_error")
 GROUPS = (256, 128, 64, 32)  # that the products take

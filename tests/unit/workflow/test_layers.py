@@ -1,0 +1,79 @@
+"""The packages form floors: each imports only what stands below it."""
+
+from pathlib import Path
+
+import pytest
+
+from quant.workflow import tracking
+
+FLOORS = [
+    {"report"},
+    {"analysis"},
+    {"methods", "evaluation"},
+    {"checkpoints", "comparison", "workflow"},
+    {"recipe"},
+    {"calibration"},
+    {"data"},
+    {"models"},
+    {"files"},
+    {"errors"},
+]
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+LIBRARY = tracking.SCRIPTS / "quant"
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
+# what a package's code, however deep, must not need
+WITHOUT = {"recipe": "transformers", "comparison": "torch"}
+# (module, package that it imports from above or beside), to be mended
+KNOWN = {("comparison/answers.py", "report"), ("comparison/pick.py", "report"), ("comparison/verdicts.py", "report")}
+
+
+def package_of(path: Path) -> str:
+    """The first folder under quant/, or a module beside the folders."""
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The packages of quant/ that a file imports from, its own left out."""
+    found = {names[0].split(".")[1] for names in tracking.imports(path) if names[0].startswith("quant.")}
+    return found - {package_of(path)}
+
+
+def test_every_package_has_a_floor() -> None:
+    assert {package_of(path) for path in MODULES} == set(FLOOR)
+
+
+def test_no_import_runs_up() -> None:
+    """Nor along a floor."""
+    up = {
+        (path.relative_to(LIBRARY).as_posix(), package)
+        for path in MODULES
+        for package in imported(path)
+        if FLOOR[package] <= FLOOR[package_of(path)]
+    }
+    assert up - KNOWN == set()
+
+
+def test_only_scripts_and_benchmarks_use_methods_and_the_report() -> None:
+    users = {
+        (path.relative_to(LIBRARY).as_posix(), p) for path in MODULES for p in imported(path) & {"methods", "report"}
+    }
+    assert users - KNOWN == set()
+
+
+def libraries(path: Path, seen: set[Path]) -> set[str]:
+    """What a module imports from outside, however deep."""
+    seen.add(path)
+    found: set[str] = set()
+    for names in tracking.imports(path):
+        own = next(filter(None, (tracking.module_file(name, tracking.SCRIPTS) for name in names)), None)
+        if own is None:
+            found.add(names[0].partition(".")[0])
+        elif own not in seen:
+            found |= libraries(own, seen)
+    return found
+
+
+@pytest.mark.parametrize(("package", "library"), WITHOUT.items())
+def test_a_package_does_without(package: str, library: str) -> None:
+    users = [path.name for path in MODULES if package_of(path) == package and library in libraries(path, set())]
+    assert users == []
