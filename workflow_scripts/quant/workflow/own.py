@@ -119,11 +119,11 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         path = found(text, Path())
         if not Path(path).is_file():
             raise InputError(f"TEXT={text}: no such file; give a UTF-8 text file")
-        name, files = name_of(text), [str(Path(path).absolute())]
+        name, file = name_of(text), str(Path(path).absolute())
         common = next(iter(built_in["datasets"].values()))
         study["study"]["datasets"] = [name]
-        study["calibration"] = {"text": {"files": files}}
-        study["datasets"] = {name: common | {"text": {"files": files}}}
+        study["calibration"] = {"text": {"files": [file]}}
+        study["datasets"] = {name: common | {"text": {"files": [file]}}}
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
     return {key: value for key, value in study.items() if value}
