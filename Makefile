@@ -1,4 +1,10 @@
-# make report   the whole study on the embedded default → results/report.html
+# make report   the whole study → results/report.html: on the embedded default, or on yours, with MODEL=… TEXT=…
+# make best     the best checkpoint that deploys → results/best/; MODEL=… TEXT=… SIZE_MB=… or BITS=…
+#               MODEL  a model's directory, a GGUF file, OWNER/NAME[@REVISION] of a hub, or a name in config.yaml
+#               TEXT   a UTF-8 file of the kind of text that the model is for
+#               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
+#               IN     a folder for this study alone, in place of the one of the project
+#               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
 # make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
@@ -16,10 +22,23 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # folders of results/ that are no model's
 NO_MODELS = $(foreach name,logs benchmarks figures sources best environments,results/$(name)/%)
 
-.PHONY: report test test-slow check bench tools lock clean-method audit
+# given on make's command line, or nothing: variables of such names may stand in anybody's environment
+MODEL =
+TEXT =
+SIZE_MB =
+BITS =
+IN =
+export MODEL TEXT SIZE_MB BITS IN
 
-report: .venv/complete
-	snakemake results/report.html --cores $(CORES) --resources gpu=1
+.PHONY: report best test test-slow check bench tools lock clean-method audit
+
+report: TARGET = results/report.html
+best: TARGET = results/best/choice.json
+report best: .venv/complete
+	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
+	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \
+	elif [ -n "$$own" ]; then set -- --configfile "$$own"; fi; \
+	set -x; snakemake --cores $(CORES) --resources gpu=1 "$$@" $(TARGET)
 
 test: .venv/complete
 	pytest -n 2 --dist loadscope -m 'not slow'
@@ -33,7 +52,7 @@ check: .venv/complete
 	snakefmt --check Snakefile rules
 	snakemake --lint
 	for overlay in experiments/*.yaml; do \
-	    snakemake results/report.html --configfile $$overlay --cores 1 --resources gpu=1 --dry-run --quiet all || exit 1; \
+	    snakemake --configfile $$overlay --cores 1 --dry-run --quiet all --resources gpu=1 results/report.html || exit 1; \
 	done
 
 bench: .venv/complete
@@ -66,11 +85,15 @@ audit:
 	-$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1 && \
 	    .audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.txt --progress-spinner off --timeout 15
 
-# the environment is whole once `complete` is there
-.venv/complete: requirements.txt
+# the environment is whole once `complete` is there. Its command snakemake is envs/launcher.py below the first lines of
+# pip's, which name the interpreter
+.venv/complete: requirements.txt envs/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	sed -n -e '/^\(import\|from\|"""\|# -\)/q' -e p .venv/bin/snakemake > .venv/launcher
+	cat envs/launcher.py >> .venv/launcher
+	chmod +x .venv/launcher && mv .venv/launcher .venv/bin/snakemake
 	touch $@
 
 # rewrites the lock; a local build tag of torch is no version that others can install

@@ -1,23 +1,37 @@
 """Does PRAQ quantise better than AWQ? Convert, collect statistics, quantise, evaluate, compare, report."""
 
+import functools
 import json
 import os
 import sys
 from pathlib import Path
 
+from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version
+from snakemake.utils import min_version, update_config
 
 min_version("9.20")
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+# the project's folder, wherever Snakemake runs; another workflow may use this one as a module
+ROOT = Path(workflow.snakefile).parent
+IS_MODULE = Path(workflow.main_snakefile) != Path(workflow.snakefile)
+sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.recipe import keys
-from quant.workflow import configuration, outcome, tracking
+from quant.workflow import configuration, gpus, outcome, paths, tracking, values
 from quant.errors import InputError
 
+CONFIG_FILES = [ROOT / "config.yaml"]
 
-configfile: "config.yaml"
+
+configfile: CONFIG_FILES[0]
+
+
+# an experiment's folder has a config.yaml of its own: what it changes
+if not IS_MODULE and Path("config.yaml").is_file() and not CONFIG_FILES[0].samefile("config.yaml"):
+    CONFIG_FILES.append(Path.cwd() / "config.yaml")
+
+    configfile: CONFIG_FILES[1]
 
 
 include: "rules/common.smk"

@@ -67,7 +67,7 @@ rule check_mse:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(2000),
         runtime=more(60),
     params:
@@ -101,7 +101,7 @@ rule measure_heldout:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(2000),
         runtime=more(30),
     params:
@@ -145,7 +145,7 @@ rule measure_sensitivity:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:

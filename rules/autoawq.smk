@@ -4,7 +4,7 @@
 rule build_autoawq:
     """The environment in which the AutoAWQ library runs."""
     input:
-        requirements="envs/autoawq.txt",
+        requirements=paths.short(ROOT / "envs/autoawq.txt"),
     output:
         complete="results/environments/autoawq/complete",
         packages="results/environments/autoawq/packages.txt",
@@ -52,7 +52,7 @@ rule quantize_autoawq:
     threads: THREADS
     # the whole model, and the inputs of one block's linears for all calibration tokens
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(16000),
         runtime=more(240),
     params:

@@ -1,8 +1,14 @@
 # The validated configuration, and what several rules share.
 
-SCHEMA = json.loads(Path(workflow.basedir, "rules/schemas/config.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+CONFIG_FILES += [] if IS_MODULE else workflow.overwrite_configfiles
+if IS_MODULE:  # its configuration says what to change, as an experiment's does
+    update_config(DEFAULT := load_configfile(CONFIG_FILES[0]), config)
+    config = DEFAULT
 try:
-    CONFIG = configuration.load(config, SCHEMA)
+    WRITTEN = values.typed(config, {} if IS_MODULE else workflow.config_settings.config, SCHEMA)
+    WRITTEN = paths.anchored(WRITTEN, CONFIG_FILES, functools.cache(load_configfile))
+    CONFIG = configuration.load(paths.named_texts(WRITTEN), SCHEMA)
     configuration.check_files(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
@@ -32,6 +38,10 @@ COMMON_CALIBRATION = calibration_name(**{key: CONFIG["calibration"][key] for key
 
 # by key throughout, so that the order of a file's lines means nothing
 in_order = lambda value: {key: in_order(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
+
+# GPUs of a job that can use one. A dry run is not told its executor, but only a cluster has a limit of jobs
+on_cluster = lambda: workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
+GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 
 # memory or time of a job: as much, and on a retry twice, then three times as much
 more = lambda amount: lambda wildcards, attempt: amount * attempt

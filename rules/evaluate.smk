@@ -21,7 +21,7 @@ rule evaluate_original:
     threads: THREADS
     # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 0.2 GB of reference
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:
@@ -52,7 +52,7 @@ rule evaluate:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:

@@ -31,7 +31,7 @@ rule quantize:
     threads: THREADS
     # SmolLM2-135M: one linear, its second moment, and the mapped files
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(2000),
         runtime=more(60),
     params:
@@ -69,7 +69,7 @@ rule measure_error:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(2000),
         runtime=more(30),
     params:

@@ -94,12 +94,13 @@ rule report:
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         methods=COLOURED,
-        written=in_order(config),
+        written=in_order(WRITTEN),
         figures=FIGURES,
         missing=MISSING,
         command=" ".join(
             [
                 "snakemake results/report.html",
+                *([] if ROOT.samefile(Path()) else [f"--snakefile {paths.short(ROOT / 'Snakefile')}"]),
                 *(f"--configfile {os.path.relpath(path)}" for path in workflow.overwrite_configfiles),
                 "--cores 1 --resources gpu=1",
             ]

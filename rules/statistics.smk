@@ -22,7 +22,7 @@ rule collect_statistics:
     threads: THREADS
     # one block and the hidden states of all tokens; SmolLM2-135M, 64 × 512 tokens: 0.1 GB of states in float32
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:
@@ -51,7 +51,7 @@ rule collect_noisy:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:
@@ -81,7 +81,7 @@ rule collect_jacobian:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPU,
         mem_mb=more(3000),
         runtime=more(120),
     params:

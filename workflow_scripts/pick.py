@@ -17,7 +17,7 @@ with job(snakemake.log[0]):
         raise InputError(f"choose: {choice.lines[0]} Widen choose: in the configuration, or add a method")
     target = Path(snakemake.output.config).parent
     shutil.rmtree(target, ignore_errors=True)
-    for file in (Path("results") / choice.model / choice.method / "checkpoint").iterdir():
+    for file in (target.parents[1] / choice.model / choice.method / "checkpoint").iterdir():
         copy(file, target / file.name)
     found = choice._asdict() | {"difference": choice.difference and choice.difference._asdict(), "shown": choice.shown}
     write_json(snakemake.output.choice, {"options": options, **found, "versions": versions()})

@@ -68,7 +68,7 @@ with job(snakemake.log[0]):
         study.method_colours(snakemake.params.methods),
         checks=checks or None,
         channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,
-        steps=read_benchmarks(Path("results/benchmarks"), config["study"]),
+        steps=read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
         sections=list(analyses()),
         answers=read_json(snakemake.input.answers)["models"],
         picks={choice.model: Answer(choice.headline, choice.lines) for choice in choices},

@@ -152,7 +152,12 @@ USERS: dict[str, set[str]] = {
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": TABLES | PLOTS | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
-    "workflow/outcome": set(),  # it says how a run ended
+    # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
+    "workflow/outcome": set(),
+    "workflow/gpus": set(),
+    "workflow/own": set(),
+    "workflow/paths": set(),
+    "workflow/values": set(),
     "checkpoints/packed": READERS | {"quantize", "quantize_autoawq"},
     "report/page": {"answer_questions", "pick", "plot", "report"},
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},

@@ -1,0 +1,204 @@
+"""make's MODEL, TEXT, SIZE_MB and BITS as an experiment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quant.errors import InputError
+from quant.workflow import configuration, own
+from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model's directory, a GGUF file, another file and a text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "My Model").mkdir()
+    (tmp_path / "model.Q4_0.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / "model.bin").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("words")
+    return tmp_path
+
+
+def study(**given: str) -> dict[str, Any]:
+    return own.study_of(given, DEFAULT, {})
+
+
+def loaded(changes: dict[str, Any]) -> dict[str, Any]:
+    """What the workflow makes of an experiment: tables merged by name."""
+    from snakemake.utils import update_config
+
+    from quant.workflow import paths
+
+    config = json.loads(json.dumps(DEFAULT))
+    update_config(config, changes)
+    return configuration.load(paths.named_texts(config), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "source"),
+    [
+        ("My Model", "My-Model", {"directory": "{here}/My Model"}),
+        ("~/My Model/", "My-Model", {"directory": "{here}/My Model"}),
+        ("./model.Q4_0.gguf", "model.Q4_0", {"gguf": {"path": "{here}/model.Q4_0.gguf"}}),
+        (f"owner/name@{COMMIT}", "name", {"hub": {"id": "owner/name", "revision": COMMIT}}),
+        (f"gpt2@{COMMIT}", "gpt2", {"hub": {"id": "gpt2", "revision": COMMIT}}),
+    ],
+)
+def test_a_model(here: Path, model: str, name: str, source: dict[str, Any]) -> None:
+    found = study(MODEL=model)
+    expected = json.loads(json.dumps(source).replace("{here}", str(here)))
+    assert found == {"study": {"models": [name]}, "models": {name: {"source": expected}}}
+    assert loaded(found)["study"]["models"] == [name]
+
+
+def test_a_model_of_config_yaml_by_name(here: Path) -> None:
+    assert study(MODEL="smollm2-135m") == {"study": {"models": ["smollm2-135m"]}}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./none", "MODEL=./none: no such directory or file"),
+        ("/none/none", "no such directory or file"),
+        ("a/b/c", "no such directory or file"),
+        ("model.bin", "is a file and no GGUF"),
+    ],
+)
+def test_a_model_that_is_none(here: Path, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        study(MODEL=model)
+
+
+class TestHub:
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+        """What a hub is asked; it answers with a commit."""
+        import huggingface_hub
+
+        asked: list[tuple[str, str | None]] = []
+
+        def model_info(_: Any, identifier: str, revision: str | None, timeout: float) -> Any:
+            asked.append((identifier, revision))
+            return type("Info", (), {"sha": COMMIT})
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+        return asked
+
+    def test_a_branch_is_the_commit_it_stands_at(self, here: Path, hub: list[Any]) -> None:
+        for model, revision in (("owner/name", None), ("owner/name@dev", "dev")):
+            assert study(MODEL=model)["models"]["name"]["source"]["hub"]["revision"] == COMMIT
+            assert hub[-1] == ("owner/name", revision)
+
+    def test_the_first_runs_commit_is_kept(self, here: Path, hub: list[Any]) -> None:
+        noted = {"models": {"name": {"source": {"hub": {"id": "owner/name", "revision": "f" * 40}}}}}
+        found = own.study_of({"MODEL": "owner/name"}, DEFAULT, noted)
+        assert found["models"] == noted["models"] and not hub
+        assert own.study_of({"MODEL": "other/name"}, DEFAULT, noted)["models"] != noted["models"]
+
+    def test_without_a_hub_the_last_download_or_one_line(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub.invalid")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here))
+        with pytest.raises(
+            InputError, match=r"MODEL=owner/name: is nothing here, and the hub cannot be reached"
+        ) as caught:
+            study(MODEL="owner/name")
+        assert "\n" not in str(caught.value)
+        reference = here / "models--owner--name/refs/main"
+        reference.parent.mkdir(parents=True)
+        reference.write_text(COMMIT)
+        assert study(MODEL="owner/name")["models"]["name"]["source"]["hub"]["revision"] == COMMIT
+
+
+def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
+    found = study(TEXT="notes.txt")
+    text = {"files": [str(here / "notes.txt")]}
+    assert found["study"] == {"datasets": ["notes"]} and found["calibration"] == {"text": text}
+    assert found["datasets"]["notes"] == DEFAULT["datasets"]["python_reference"] | {"text": text}
+    config = loaded(found)
+    assert config["calibration"]["text"] == config["datasets"]["notes"]["text"] == text
+    with pytest.raises(InputError, match=r"TEXT=none\.txt: no such file"):
+        study(TEXT="none.txt")
+
+
+@pytest.mark.parametrize(
+    ("given", "choose"),
+    [
+        ({"SIZE_MB": "120"}, {"max_bits_per_weight": None, "max_size_mb": 120.0}),
+        ({"BITS": "4"}, {"max_bits_per_weight": 4.5}),
+        ({"BITS": "4.3"}, {"max_bits_per_weight": 4.3}),
+        ({"BITS": "3", "SIZE_MB": "1e3"}, {"max_bits_per_weight": 3.5, "max_size_mb": 1000.0}),
+    ],
+)
+def test_limits(given: dict[str, str], choose: dict[str, Any]) -> None:
+    assert study(**given) == {"choose": choose}
+    assert choose.items() <= loaded(study(**given))["choose"].items()
+
+
+@pytest.mark.parametrize("value", ["much", "0", "-3", "nan", "inf"])
+def test_a_limit_that_is_none(value: str) -> None:
+    with pytest.raises(InputError, match=f"SIZE_MB={value}: must be a number above 0"):
+        study(SIZE_MB=value)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/models/Llama-3.2-1B/", "Llama-3.2-1B"),
+        ("a.GGUF", "a"),
+        ("über Größe", "ber-Gr-e"),
+        ("…", "mine"),
+        ("/x/logs", "logs-own"),
+        ("x" * 90, "x" * 60),
+    ],
+)
+def test_names_that_folders_take(path: str, name: str) -> None:
+    assert own.name_of(path) == name
+
+
+class TestFile:
+    def test_where_it_is_and_what_it_says(self, here: Path) -> None:
+        given = {"MODEL": "My Model", "TEXT": "notes.txt", "SIZE_MB": ""}
+        path = own.write(given, here, apart=False)
+        assert path == here / "results/My-Model-notes.yaml"
+        first, _, rest = path.read_text().partition("\n")
+        assert first == "# written by make: MODEL=My Model TEXT=notes.txt"
+        assert yaml.safe_load(rest) == own.study_of(given, DEFAULT, {})
+        assert own.write(given, here / "apart", apart=True) == here / "apart/config.yaml"
+
+    def test_nothing_given(self, here: Path) -> None:
+        assert own.write({"MODEL": ""}, here, apart=False) is None and not (here / "results").exists()
+        assert own.write({}, here, apart=True) == here / "config.yaml"
+
+    def test_anothers_file_is_left_alone(self, here: Path) -> None:
+        (here / "config.yaml").write_text("study: {}\n")
+        with pytest.raises(InputError, match=r"config\.yaml: is no file that make wrote"):
+            own.write({"BITS": "4"}, here, apart=True)
+        assert (here / "config.yaml").read_text() == "study: {}\n"
+
+    def test_what_a_study_of_other_models_loses_is_said(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (here / "results").mkdir()
+        (here / "results/summary.csv").write_text("model,method\nsmollm2-135m,original\nsmollm2-135m,rtn_g\n")
+        own.write({"MODEL": "My Model"}, here, apart=False)
+        said = capsys.readouterr().err
+        assert "were of smollm2-135m and become those of My-Model" in said and "results/smollm2-135m" in said
+        own.write({"BITS": "4"}, here, apart=False)
+        assert capsys.readouterr().err == ""
+
+
+def test_the_command_ends_in_one_line(here: Path) -> None:
+    environment = {"PYTHONPATH": str(Path(own.__file__).parents[2]), "MODEL": "./none"}
+    command = [sys.executable, "-m", "quant.workflow.own"]
+    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ERROR MODEL=./none: no such directory or file")

@@ -1,0 +1,183 @@
+"""`make report MODEL=… TEXT=…` and `make best …`: what they say, as an experiment's file.
+
+Its path is printed; the file stays, so that a study can be repeated, read, and gone on with.
+"""
+
+import csv
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quant.errors import InputError
+from quant.workflow.configuration import RESERVED
+from quant.workflow.paths import found, home
+
+HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+HUB_TIMEOUT = 10.0  # seconds
+SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
+WRITTEN = "# written by make:"  # the first line of a file that may be written again
+BUILT_IN = Path(__file__).parents[3] / "config.yaml"
+
+
+def name_of(path: str) -> str:
+    """The last part of a path or hub id, as a name that configurations and folders take."""
+    last = re.sub(r"\.(gguf|txt|md)$", "", path.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-._")[:60] or "mine"
+    return f"{name}-own" if name.lower() in RESERVED else name
+
+
+def commit_of(identifier: str, revision: str | None) -> str:
+    """The commit that a hub model's revision, or its main branch, stands at; without a network, the last download's."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
+
+    instead = "give a model's directory, a GGUF file or another OWNER/NAME[@REVISION]"
+    try:
+        return HfApi().model_info(identifier, revision=revision, timeout=HUB_TIMEOUT).sha
+    except RevisionNotFoundError:
+        raise InputError(f"MODEL={identifier}@{revision}: the hub has no such revision; {instead}") from None
+    except (HFValidationError, RepositoryNotFoundError):
+        raise InputError(
+            f"MODEL={identifier}: is nothing here, and the hub has no such model, or it is private; {instead}"
+        ) from None
+    except Exception:  # the client lets its transport's exceptions through, whatever that is
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=identifier, repo_type="model"))
+        reference = folder / "refs" / (revision or "main")
+        if reference.is_file():
+            return reference.read_text().strip()
+        raise InputError(
+            f"MODEL={identifier}: is nothing here, and the hub cannot be reached; {instead}, or with a commit"
+        ) from None
+
+
+def source_of(model: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a model comes from: a directory, a GGUF file, or a hub id at a commit; before: the source that an earlier
+    run noted, whose commit is kept."""
+    path = home(model)
+    if path.is_dir():
+        return {"directory": str(path.absolute())}
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise InputError(f"MODEL={model}: is a file and no GGUF; give a GGUF file, or the model's directory")
+        return {"gguf": {"path": str(path.absolute())}}
+    identifier, _, revision = model.partition("@")
+    if model.startswith(("/", "~", ".")) or not HUB_ID.fullmatch(identifier):
+        raise InputError(
+            f"MODEL={model}: no such directory or file; give a model's directory, a GGUF file or OWNER/NAME[@REVISION]"
+        )
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return {"hub": {"id": identifier, "revision": revision}}
+    noted = before.get("hub", {})
+    if not revision and noted.get("id") == identifier:
+        return {"hub": dict(noted)}
+    return {"hub": {"id": identifier, "revision": commit_of(identifier, revision or None)}}
+
+
+def limit(key: str, value: str) -> float:
+    """A limit as a number above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise InputError(f"{key}={value}: must be a number above 0")
+    return number
+
+
+def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
+    """The limits that `choose` gets. A whole number of bits is that of the codes, to which their scales come; a size
+    alone leaves the bits to the choice."""
+    chosen: dict[str, Any] = {"max_bits_per_weight": None} if size_mb else {}
+    if size_mb:
+        chosen["max_size_mb"] = limit("SIZE_MB", size_mb)
+    if bits:
+        number = limit("BITS", bits)
+        chosen["max_bits_per_weight"] = number + SCALES if number.is_integer() else number
+    return chosen
+
+
+def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS; built_in: the configuration that it
+    changes; before: the experiment of an earlier run."""
+    model, text = given.get("MODEL", ""), given.get("TEXT", "")
+    study: dict[str, Any] = {"study": {}}
+    if model in built_in["models"]:
+        study["study"]["models"] = [model]
+    elif model:
+        name = name_of(model.partition("@")[0])
+        earlier = before.get("models", {}).get(name, {}).get("source", {})
+        study["study"]["models"] = [name]
+        study["models"] = {name: {"source": source_of(model, earlier)}}
+    if text:
+        path = found(text, Path())
+        if not Path(path).is_file():
+            raise InputError(f"TEXT={text}: no such file; give a UTF-8 text file")
+        name, file = name_of(text), str(Path(path).absolute())
+        common = next(iter(built_in["datasets"].values()))
+        study["study"]["datasets"] = [name]
+        study["calibration"] = {"text": {"files": [file]}}
+        study["datasets"] = {name: common | {"text": {"files": [file]}}}
+    chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
+    study |= {"choose": chosen} if chosen else {}
+    return {key: value for key, value in study.items() if value}
+
+
+def replaced(summary: Path, models: list[str]) -> str:
+    """What a study of other models leaves and loses, where there is one; else nothing."""
+    if not summary.is_file():
+        return ""
+    with summary.open(encoding="utf-8", newline="") as file:
+        there = list(dict.fromkeys(row["model"] for row in csv.DictReader(file)))
+    if set(there) & set(models):
+        return ""
+    folders = ", ".join(f"{summary.parent / model}" for model in there)
+    return (
+        f"{summary.parent}/report.html and the tables beside it were of {', '.join(there)} and become those of "
+        f"{', '.join(models)}; checkpoints stay ({folders}). IN=FOLDER keeps a study apart"
+    )
+
+
+def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
+    """The experiment's file, written: in an experiment's own folder its config.yaml, else under results/ if anything is
+    given. A file that was not written here stays as it is."""
+    built_in = yaml.safe_load(BUILT_IN.read_text(encoding="utf-8"))
+    names = [name_of(given[key].partition("@")[0]) for key in ("MODEL", "TEXT") if given.get(key)]
+    path = folder / ("config.yaml" if apart else f"results/{'-'.join(names) or 'default'}.yaml")
+    there = path.read_text(encoding="utf-8") if path.is_file() else WRITTEN
+    if not there.startswith(WRITTEN):
+        raise InputError(
+            f"{path}: is no file that make wrote; give another folder, or run snakemake --directory {folder}"
+        )
+    study = study_of(given, built_in, yaml.safe_load(there) or {})
+    if not study and not apart:
+        return None
+    models = study.get("study", {}).get("models", built_in["study"]["models"])
+    if note := replaced(folder / "results/summary.csv", models):
+        print(note, file=sys.stderr)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = " ".join(f"{key}={value}" for key, value in given.items() if value)
+    path.write_text(f"{WRITTEN} {said}\n{yaml.safe_dump(study, sort_keys=False)}", encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Reads MODEL, TEXT, SIZE_MB, BITS and IN from the environment."""
+    given = {key: os.environ.get(key, "").strip() for key in ("MODEL", "TEXT", "SIZE_MB", "BITS")}
+    folder = os.environ.get("IN", "").strip()
+    try:
+        path = write(given, home(folder or "."), bool(folder))
+    except InputError as error:
+        sys.exit(f"ERROR {error}")
+    if path:
+        print(path.absolute())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`--config` values by the schema's types: within `--config 'calibration={n_calib: 8}'` Snakemake makes every value a
+string."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")  # YAML 1.1 wants 1.0e+2
+
+
+def at(config: Any, path: Iterable[Any]) -> Any:
+    """What stands at a path of keys; None where nothing does."""
+    for key in path:
+        try:
+            config = config[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return config
+
+
+def as_yaml(value: Any) -> Any:
+    """The same value with every string as YAML reads it, null and true among them."""
+    if isinstance(value, dict):
+        return {key: as_yaml(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_yaml(part) for part in value]
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return float(value)
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
+
+
+def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which what the command line gave is read as YAML wherever the schema takes no string, and then takes
+    it; the rest stays, for the schema to refuse."""
+    config = copy.deepcopy(dict(config))
+    validator = Draft202012Validator(schema)
+    for error in validator.iter_errors(config) if given else ():
+        path = list(error.absolute_path)
+        read = as_yaml(error.instance)
+        if not path or read == error.instance or at(given, path) != error.instance:
+            continue
+        holder = at(config, path[:-1])
+        before, holder[path[-1]] = holder[path[-1]], read
+        if any(list(other.absolute_path)[: len(path)] == path for other in validator.iter_errors(config)):
+            holder[path[-1]] = before
+    return config
