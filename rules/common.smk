@@ -47,8 +47,18 @@ GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 more = lambda amount: lambda wildcards, attempt: amount * attempt
 
 # what the token ids of a calibration set are made by
-calibration_spec = lambda w: CONFIG["calibration"] | dict(
-    zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration)))
+CALIBRATION = {key: value for key, value in CONFIG["calibration"].items() if key != "allow_overlap"}
+calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration))))
+# every calibration set that the study reads
+CALIBRATIONS = sorted(
+    {
+        COMMON_CALIBRATION,
+        *(
+            calibration_name(**METHODS[method])
+            for method in STUDY["methods"]
+            if keys.statistics_files(METHODS[method])
+        ),
+    }
 )
 
 

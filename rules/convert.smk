@@ -67,6 +67,7 @@ rule tokenize_calibration:
         "results/logs/tokenize_calibration/{model}/{calibration}.log",
     benchmark:
         "results/benchmarks/tokenize_calibration/{model}/{calibration}.tsv"
+    priority: 8
     conda:
         "../envs/quant.yaml"
     resources:
@@ -92,7 +93,7 @@ rule tokenize_dataset:
         "results/logs/tokenize_dataset/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/tokenize_dataset/{model}/{dataset}.tsv"
-    priority: 3
+    priority: 8
     conda:
         "../envs/quant.yaml"
     resources:
@@ -103,3 +104,30 @@ rule tokenize_dataset:
         code=code("tokenize_dataset.py"),
     script:
         "../workflow_scripts/tokenize_dataset.py"
+
+
+# text that calibration has seen is no proof: before the long jobs, which wait for its core
+rule check_texts:
+    """How many sequences the texts gave, and a refusal of evaluation text that calibration has seen."""
+    input:
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        calibrations=expand(rules.tokenize_calibration.output[0], calibration=CALIBRATIONS, allow_missing=True),
+        datasets=expand(rules.tokenize_dataset.output[0], dataset=STUDY["datasets"], allow_missing=True),
+    output:
+        "results/{model}/calibration/texts.json",
+    log:
+        "results/logs/check_texts/{model}.log",
+    benchmark:
+        "results/benchmarks/check_texts/{model}.tsv"
+    priority: 9
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(2000),
+        runtime=more(20),
+    params:
+        allow_overlap=CONFIG["calibration"]["allow_overlap"],
+        code=code("check_texts.py"),
+    script:
+        "../workflow_scripts/check_texts.py"

@@ -20,7 +20,7 @@ rule describe:
         runtime=more(10),
     params:
         models={name: {key: CONFIG["models"][name].get(key) for key in CARD_KEYS} for name in STUDY["models"]},
-        calibration=CONFIG["calibration"],
+        calibration=CALIBRATION,
         code=code("describe.py", "templates/card.md.j2"),
     script:
         "../workflow_scripts/describe.py"

@@ -92,7 +92,7 @@ rule deep_dive:
     benchmark:
         "results/benchmarks/deep_dive/{model}/{layer}.tsv"
     wildcard_constraints:
-        layer=r"\d+",
+        layer=r"\d+|auto",
     conda:
         "../envs/quant.yaml"
     resources:
@@ -130,7 +130,7 @@ rule plot_deep_dive:
     benchmark:
         "results/benchmarks/plot_deep_dive/{model}/{layer}.tsv"
     wildcard_constraints:
-        layer=r"\d+",
+        layer=r"\d+|auto",
     conda:
         "../envs/quant.yaml"
     resources:

@@ -100,8 +100,8 @@ OVERLAY = {
     "datasets": {
         "heldout": {"text": "tiny_heldout", "protocol": "samples", "seq_len": 32, "n_samples": 16, "kl_tokens": 64}
     },
-    "check_mse": {"layer": 1, "n_samples": 8},
-    "deep_dive": {"layers": [1], "channels": 3},
+    "check_mse": {"n_samples": 8},
+    "deep_dive": {"channels": 3},
     "synthetic": {"tokens": 64, "inputs": 16, "outputs": 8, "seeds": 4, "weight_scales": [3, 5]},
     "comparison": {"resamples": 999},
     "analysis": {"dead": -0.05},  # random weights have no mean below -3

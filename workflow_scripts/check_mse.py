@@ -12,6 +12,7 @@ from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
 from quant.files.tensorfile import opened
 from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.models.depth import layer_at, layer_words
 from quant.models.record import model_record
 from quant.workflow.job import job
 
@@ -19,7 +20,10 @@ with job(snakemake.log[0], snakemake.threads):
     options, compute = snakemake.params.options, snakemake.params.compute
     checkpoint = Path(snakemake.input.config).parent
     where = device(compute["device"])
-    made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
+    record = model_record(snakemake.input.model)
+    layers = 1 + max(record["linears"].values())
+    layer = layer_at(options["layer"], layers)
+    made_from = {"model_fingerprint": record["fingerprint"]}
     heldout = tokens.load(snakemake.input.tokens, **made_from)
     calibration = tokens.fingerprint_in(snakemake.input.calibration)
     with opened(snakemake.input.channels) as file:
@@ -30,7 +34,7 @@ with job(snakemake.log[0], snakemake.threads):
             checkpoint,
             Path(snakemake.input.channels),
             heldout,
-            options["layer"],
+            layer,
             options,
             snakemake.params.linears,
             where,
@@ -52,6 +56,7 @@ with job(snakemake.log[0], snakemake.threads):
     } | made_from
     metadata = {"reads": json.dumps({name: name for name in moments}), "provenance": json.dumps(provenance)}
     tensorfile.save(snakemake.output.moments, moments, metadata)
-    verdict = {"model": model, "layer": options["layer"], "keep_ratio": options["keep_ratio"], "linears": linears}
+    verdict = {"model": model, "layer": layer, "words": layer_words(options["layer"], layer, layers)}
+    verdict |= {"keep_ratio": options["keep_ratio"], "linears": linears}
     verdict |= {"dataset": snakemake.params.dataset, "tokens": heldout.count, "provenance": provenance}
     write_json(snakemake.output.verdict, verdict)

@@ -83,8 +83,8 @@ def test_analyses_are_artifacts_and_sections(study: Path) -> None:
     for entry in tiny.read(folder / "layers.json"):
         assert (folder / entry["file"]).read_bytes()[8:12] == b"WEBP"
     for name in ("correlation_awq_praq.png", "negative_channels_detailed.png"):
-        assert (folder / "layer-1" / name).read_bytes().startswith(b"\x89PNG")
-    channels = pd.read_csv(folder / "layer-1/channel_statistics.csv")
+        assert (folder / "layer-auto" / name).read_bytes().startswith(b"\x89PNG")
+    channels = pd.read_csv(folder / "layer-auto/channel_statistics.csv")
     assert len(channels) == 48 * 3 + 24 * 2 + 80 * 2 and {"score_awq", "score_praq", "risky"} <= set(channels)
     assert len(pd.read_csv(study / "results/synthetic.csv")) == 2 * 4 * 4
     page = (study / "results/report.html").read_text()

@@ -99,11 +99,12 @@ def test_deep_dive_section_leaves_out_what_agrees_by_definition() -> None:
             for name, side, rho in rows
         ]
     )  # fmt: skip
-    record = RECORD | {"layer": 2, "top": [0.2]}
+    record = RECORD | {"layer": 2, "words": "Layer 2, which lies as deep in this model of 4", "top": [0.2]}
     section = deep_dive("-1", record, agreement, channels(), b"png", b"png")
     assert section.anchor == "layer-2-1" and section.title == "Layer 2 of m"
     assert "output channels much alike (Spearman's ρ 0.80 to 0.90)" in section.headline
     assert "input channels of MLP linears quite differently (Spearman's ρ −0.20 to −0.20)" in section.headline
+    assert section.lines[0] == "Layer 2, which lies as deep in this model of 4."
     assert len(section.tables[0][1].rows) == 4
     assert "The input channel that is AWQ's number 1 is by PRAQ number 40 of 40 in gate_proj." in section.lines
     constant = agreement.assign(spearman=math.nan, low=math.nan, high=math.nan)

@@ -71,7 +71,7 @@ def check(*intervals: tuple[float, float]) -> dict:
          "difference": (low + high) / 2, "low": low, "high": high, "p_holm": 0.01 if low > 0 or high < 0 else 0.5}
         for i, (low, high) in enumerate(intervals)
     ]  # fmt: skip
-    return {"layer": 28, "keep_ratio": 0.5, "dataset": "d", "tokens": 8192, "linears": linears}
+    return {"layer": 28, "words": "Layer 28", "keep_ratio": 0.5, "dataset": "d", "tokens": 8192, "linears": linears}
 
 
 PAIRS = comparisons(

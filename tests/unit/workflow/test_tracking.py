@@ -124,6 +124,7 @@ USERS: dict[str, set[str]] = {
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
+    "models/depth": {"check_mse", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES

@@ -162,7 +162,7 @@ def check_answer(check: dict[str, Any]) -> Answer:
         headline = "No winner: as many linears for AWQ as for PRAQ" if awq else "No difference shown"
     kept = f"{100 * check['keep_ratio']:g} %"
     line = (
-        f"Layer {check['layer']}, {kept} of the output channels kept in 16 bit and the rest INT4: AWQ's choice of "
+        f"{check['words']}: {kept} of the output channels kept in 16 bit and the rest INT4. AWQ's choice of "
         f"channels has the lower output error in {awq} of {total} linears, PRAQ's in {praq}, and in "
         f"{total - awq - praq} no difference is shown (paired by sequence, corrected for {total} linears; "
         f"{check['tokens']:,} tokens of {check['dataset']})."

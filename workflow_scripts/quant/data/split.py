@@ -1,7 +1,7 @@
 """One text as two parts that share no paragraph: `calibration`, and `heldout` to measure on."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 
 from quant.errors import InputError
@@ -81,24 +81,42 @@ def passages(texts: list[str]) -> list[list[tuple[int, str]]]:
     return found
 
 
-def halves(texts: list[str]) -> dict[str, list[str]]:
-    """Both parts of some texts, in their order; neighbouring passages of a text stay together.
+def gathered(cut_up: list[list[tuple[int, str]]], held: list[bool], distinct: bool) -> dict[str, list[str]]:
+    """The texts of both parts; held: of each passage whether it is held out. What was neighbours in a text is one text
+    again. distinct: held-out passages go without the paragraphs that the others have."""
+    pairs = list(zip(cut_up, held, strict=True))
+    seen = {key_of(piece) for passage, out in pairs if not out and distinct for _, piece in passage} - {""}
+    marked = [
+        (out, text, piece) for passage, out in pairs for text, piece in passage if not (out and key_of(piece) in seen)
+    ]
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for (out, _), run in groupby(marked, key=lambda piece: piece[:2]):
+        parts[PARTS[out]].append("".join(piece for *_, piece in run))
+    return parts
 
-    Passages that share a paragraph go to one part. Where that leaves one of the parts less than a quarter, since a
-    paragraph returns all over the text, passages are dealt in turns and `heldout` goes without the paragraphs that
-    `calibration` has.
+
+def halves(texts: list[str], what: str) -> dict[str, list[str]]:
+    """Both parts of some texts, in their order; what: they are called in messages.
+
+    Passages that share a paragraph go to one part. Where that leaves a part less than a quarter, since a paragraph
+    returns all over the text, passages are dealt in turns, and `heldout` goes without the paragraphs that `calibration`
+    has.
     """
-    cut_up = passages(texts)
-    whole = {f"{i:09d}": "\n\n".join(piece for _, piece in passage) for i, passage in enumerate(cut_up)}
-    dealt = split_topics(whole)
-    part_of = [PARTS[name in dealt["heldout"]] for name in whole] if len(whole) < 1000 else _parts(whole, dealt)
-    found = collect(cut_up, part_of, lambda part, piece: True)
-    least = sum(map(len, texts)) / 4
-    if min(length(found[part]) for part in PARTS) < least:
-        part_of = [PARTS[i % 2] for i in range(len(cut_up))]
-        seen = {key_of(p) for passage, part in zip(cut_up, part_of, strict=True) if part == PARTS[0] for _, p in passage}
-        seen -= {""}
-        found = collect(cut_up, part_of, lambda part, piece: part == PARTS[0] or key_of(piece) not in seen)
-    if min(length(found[part]) for part in PARTS) < least / 4:
-        raise InputError("repeats itself so much that no part of it can be held out; give another text to measure on")
-    return found
+    cut_up, total = passages(texts), sum(map(len, texts))
+    if len(cut_up) < 2:
+        raise InputError(
+            f"{what}: {total} characters cannot be split into a part to calibrate on and one to measure on; give a "
+            "longer text, or another one to measure on"
+        )
+    named = {f"{i:09d}": "\n\n".join(piece for _, piece in passage) for i, passage in enumerate(cut_up)}
+    heldout = set(split_topics(named)["heldout"])
+    for held, distinct in (
+        ([name in heldout for name in named], False),
+        ([i % 2 > 0 for i in range(len(named))], True),
+    ):
+        found = gathered(cut_up, held, distinct)
+        if min(sum(map(len, found[part])) for part in PARTS) >= total / 4:
+            return found
+    raise InputError(
+        f"{what}: repeats itself so much that no part of it can be held out; give another text to measure on"
+    )

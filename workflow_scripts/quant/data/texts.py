@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from quant.data import tokens
+from quant.data.split import halves, split_topics
+from quant.data.wording import source_words
 from quant.errors import InputError
 from quant.files.artifacts import versions
 from quant.models.sources import HUB_TIMEOUT, one_line
@@ -23,7 +24,6 @@ from quant.models.sources import HUB_TIMEOUT, one_line
 logger = logging.getLogger("quant")
 
 LOCAL_TEXT = "give local text instead (text: {files: [PATH]})"
-PARAGRAPH = 40  # characters; a shorter shared paragraph does not tie two topics together
 
 
 def reference_topics() -> dict[str, str]:
@@ -49,41 +49,6 @@ def docstrings(module: str) -> list[str]:
     nodes = ast.walk(ast.parse(Path(found.origin).read_bytes()))
     holders = [node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node)]
     return [ast.get_docstring(node) for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0))]
-
-
-def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
-    """Topic names by part, `calibration` and `heldout`, in name order.
-
-    Topics that share a paragraph go together, so no paragraph is in both parts; groups are dealt largest first, each to
-    the part with less text so far.
-    """
-    group = {name: name for name in topics}
-
-    def root(name: str) -> str:
-        while group[name] != name:
-            name = group[name]
-        return name
-
-    first: dict[str, str] = {}
-    for name in sorted(topics):
-        for paragraph in re.split(r"\n\s*\n", topics[name]):
-            key = " ".join(paragraph.split())
-            if len(key) >= PARAGRAPH:
-                group[root(name)] = root(first.setdefault(key, name))
-    members: dict[str, list[str]] = {}
-    for name in sorted(topics):
-        members.setdefault(root(name), []).append(name)
-    parts: dict[str, list[str]] = {"calibration": [], "heldout": []}
-    filled = {"calibration": 0, "heldout": 0}
-
-    def size(names: list[str]) -> int:
-        return sum(len(topics[name]) for name in names)
-
-    for names in sorted(members.values(), key=lambda names: (-size(names), names)):
-        part = min(parts, key=lambda part: (filled[part], part))
-        parts[part] += names
-        filled[part] += size(names)
-    return {part: sorted(names) for part, names in parts.items()}
 
 
 @contextlib.contextmanager
@@ -164,20 +129,29 @@ def read_file(path: str) -> list[str]:
     return lines
 
 
-def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
-    """The texts of {"pydoc_topics": PART}, {"files": [PATH]} or {"hub": {…}}.
-
-    A file is one text where the protocol joins texts (windows), and a text a line where it does not (samples).
-    """
+def whole_texts(spec: dict[str, Any]) -> list[str]:
+    """The texts of {"pydoc_topics": PART}, {"docstrings": […]}, {"files": [PATH]} or {"hub": {…}}; a file is one."""
     if "pydoc_topics" in spec:
         topics = reference_topics()
         return [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
     if "docstrings" in spec:
         return [text for module in spec["docstrings"] for text in docstrings(module)]
     if "files" in spec:
-        files = [read_file(path) for path in spec["files"]]
-        return ["".join(lines) for lines in files] if protocol == "windows" else [line for f in files for line in f]
+        return ["".join(read_file(path)) for path in spec["files"]]
     return read_hub(spec["hub"])
+
+
+def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
+    """The texts of a source, or of one of its two parts where spec has `part`.
+
+    A file is one text where the protocol joins texts (windows), and a text a line where it does not (samples).
+    """
+    texts = whole_texts(spec)
+    if "part" in spec:
+        texts = halves(texts, source_words({key: spec[key] for key in spec if key != "part"}))[spec["part"]]
+    if "files" in spec and protocol == "samples":
+        return [line for text in texts for line in io.StringIO(text, newline="\n").readlines()]
+    return texts
 
 
 def sequences(

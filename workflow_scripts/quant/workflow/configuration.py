@@ -9,6 +9,7 @@ from typing import Any
 from quant.errors import InputError
 from quant.recipe.keys import AUTOAWQ_DEFAULTS, NEEDS, RECIPE_DEFAULTS, has_effect, without_idle
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
+from quant.workflow.shared_text import split_shared
 
 RESERVED = {
     *(
@@ -123,6 +124,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
     config["study"] |= {table: select(config, table) for table in ("models", "datasets", "methods")}
+    split_shared(config)
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
     check_sensitivity(config, families)

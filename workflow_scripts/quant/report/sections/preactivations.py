@@ -159,6 +159,7 @@ def deep_dive(
     layer, model = record["layer"], record["model"]
     read = outputs[outputs.activated]
     lines = [
+        *([f"{record['words']}."] if record["words"] != f"Layer {layer}" else []),
         "Output channels have protection scores, which say what rows to keep in 16 bit: AWQ's E|z| and Fast-R-PRAQ "
         "v3's, here without its sums over blocks of 32 rows. Input channels have saliences, which say what columns to "
         "scale up: AWQ's E|x| and PRAQ's, which on attention linears is AWQ's by definition (ρ = 1).",

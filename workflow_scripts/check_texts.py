@@ -1,0 +1,34 @@
+"""How many sequences the texts gave, and how much of each data set has been seen in calibration."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from quant.data import tokens
+from quant.data.overlap import check_overlap, counted, fingerprints, seen_share
+from quant.files.artifacts import versions, write_json
+from quant.models.record import model_record
+from quant.workflow.job import job
+
+with job(snakemake.log[0]):
+    made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
+    tokenizer = AutoTokenizer.from_pretrained(Path(snakemake.input.config).parent)
+    read = {
+        kind: {Path(path).parent.name: tokens.load(path, **made_from) for path in snakemake.input[kind]}
+        for kind in ("calibrations", "datasets")
+    }
+    texts = {
+        kind: {name: tokenizer.batch_decode(found.sequences, skip_special_tokens=True) for name, found in sets.items()}
+        for kind, sets in read.items()
+    }
+    seen = set().union(*map(fingerprints, texts["calibrations"].values()))
+    shares = {name: seen_share(sequences, seen) for name, sequences in texts["datasets"].items()}
+    for name, share in shares.items():
+        print(f"datasets.{name}: {share:.2%} of it has been seen in calibration")
+    check_overlap(shares, snakemake.params.allow_overlap)
+    facts = {kind: {name: counted(found.sequences) for name, found in sets.items()} for kind, sets in read.items()}
+    for name, share in shares.items():
+        facts["datasets"][name] |= {"seen_share": share}
+    prints = {f"{kind}.{name}": found.fingerprint for kind, sets in read.items() for name, found in sets.items()}
+    provenance = {"versions": versions(), "token_fingerprints": prints} | made_from
+    write_json(snakemake.output[0], {"model": snakemake.wildcards.model, **facts, "provenance": provenance})

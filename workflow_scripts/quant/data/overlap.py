@@ -1,0 +1,65 @@
+"""How much of an evaluation text has been seen in calibration: by passages of the texts, not by files.
+
+A passage is a run of LENGTH characters, spaces aside, so that line breaks, tokens and scripts without spaces do not
+matter; a sequence that is shorter is one passage. A boilerplate line is shorter than that, a shared paragraph is not.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from quant.errors import InputError
+
+LENGTH = 80
+LEAST = 20  # characters of a short sequence that counts as a passage
+SHARE = 0.01  # of the evaluated characters that may stand in passages of the calibration text
+SHORT = 8  # sequences; a text that gives fewer is said to be short
+
+
+def letters(text: str) -> str:
+    """Its characters without white space."""
+    return "".join(text.split())
+
+
+def fingerprints(sequences: Iterable[str]) -> set[int]:
+    """Of every passage of the sequences, which follow one another in a text; and of every short sequence."""
+    parts = [letters(sequence) for sequence in sequences]
+    whole = "".join(parts)
+    runs = {hash(whole[i : i + LENGTH]) for i in range(len(whole) - LENGTH + 1)}
+    return runs | {hash(part) for part in parts if LEAST <= len(part) < LENGTH}
+
+
+def seen_share(sequences: Iterable[str], seen: set[int]) -> float:
+    """Share of the sequences' characters that stand in a passage whose fingerprint is among `seen`."""
+    parts = [letters(sequence) for sequence in sequences]
+    whole = "".join(parts)
+    marked = bytearray(len(whole))
+    for i in range(len(whole) - LENGTH + 1):
+        if hash(whole[i : i + LENGTH]) in seen:
+            marked[i : i + LENGTH] = b"\1" * LENGTH
+    start = 0
+    for part in parts:
+        if LEAST <= len(part) < LENGTH and hash(part) in seen:
+            marked[start : start + len(part)] = b"\1" * len(part)
+        start += len(part)
+    return sum(marked) / max(len(marked), 1)
+
+
+def counted(sequences: Sequence[Any]) -> dict[str, int]:
+    return {"sequences": len(sequences), "tokens": sum(map(len, sequences))}
+
+
+def check_overlap(shares: dict[str, float], allowed: bool) -> None:
+    """Refuses data sets of which more has been seen than SHARE, unless the study asks for it; shares: by data set."""
+    found = [f"datasets.{name}: {percent(share)}" for name, share in shares.items() if share > SHARE]
+    if found and not allowed:
+        raise InputError(
+            f"{', '.join(found)} of the evaluated text has been seen in calibration (it stands in passages of {LENGTH} "
+            f"characters, spaces aside, that the calibration text has too; at most {SHARE:.0%} may): a method that "
+            "learnt it proves nothing. Give texts that share none; or the same text for both, which is then split by "
+            "itself; or write calibration: {allow_overlap: true}, and the report says that it was seen"
+        )
+
+
+def percent(share: float) -> str:
+    """0.5 %, 12 %."""
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"

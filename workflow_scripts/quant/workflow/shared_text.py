@@ -1,0 +1,22 @@
+"""One text for calibration and evaluation is read as two parts that share no paragraph (quant.data.split)."""
+
+from pathlib import Path
+from typing import Any
+
+
+def identity(text: dict[str, Any]) -> dict[str, Any]:
+    """A text's source, by which the same file is the same however its path is written."""
+    return text | ({"files": [str(Path(path).resolve()) for path in text["files"]]} if "files" in text else {})
+
+
+def split_shared(config: dict[str, Any]) -> None:
+    """Gives the calibration one part of its text, and the other to every data set of the study that has the same text;
+    in place. Where overlap is asked for, the whole text is used for both."""
+    calibration = config["calibration"]
+    own = calibration["text"]
+    users = [config["datasets"][name] for name in config["study"]["datasets"]]
+    sharing = [user for user in users if identity(user["text"]) == identity(own)]
+    if sharing and not calibration["allow_overlap"]:
+        calibration["text"] = own | {"part": "calibration"}
+        for user in sharing:
+            user["text"] = user["text"] | {"part": "heldout"}
