@@ -40,7 +40,7 @@ def test_run_writes_original_and_method(
     config = str(tiny_checkpoint / "config.json")
     names = {"model": "m", "method": "original", "dataset": "d"}
     record.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
-    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {}}))
+    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {"versions": {}}}))
     record.run(
         config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
         reference_in=kept, record=str(tmp_path / "record.json"),
