@@ -12,11 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow_scripts"))
 
-from quant.calibration.channels import channels_of, kind_of
+from quant.calibration.channels import channels_of
 from quant.data import tokens
 from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
+from quant.models.names import kind_of
 from quant.recipe.salience import SALIENCES
 from quant.recipe.search import scale_for
 

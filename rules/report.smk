@@ -105,6 +105,6 @@ rule report:
                 "--cores 1 --resources gpu=1",
             ]
         ),
-        code=code("report.py", "templates/report.html.j2"),
+        code=code("report.py", *(f"templates/{name}" for name in ("report.html.j2", "macros.html.j2", "report.css"))),
     script:
         "../workflow_scripts/report.py"

@@ -8,7 +8,8 @@ from tqdm import tqdm
 from quant.analysis.preactivations import channel_table, most_critical, opened, samples_of
 from quant.files.artifacts import read_json, write_plain_json
 from quant.files.csv_tables import read_table
-from quant.report.figures import preactivations, study
+from quant.report.figures.preactivations import classes_by_layer, layer_preactivations
+from quant.report.figures.style import save, save_bitmap
 from quant.workflow.job import job
 
 EXAMPLES = 5  # critical channels whose distribution is drawn
@@ -25,9 +26,9 @@ with job(snakemake.log[0]):
             channels = pd.concat(tables, ignore_index=True)
             shown = most_critical(channels[channels.critical], EXAMPLES)
             samples = samples_of(files.preactivations, shown)
-            drawn = preactivations.layer_preactivations(layer, channels, shown, samples, record["thresholds"])
+            drawn = layer_preactivations(layer, channels, shown, samples, record["thresholds"])
             path = folder / f"layer-{layer}.webp"
-            preactivations.save_bitmap(drawn, path, provenance)
+            save_bitmap(drawn, path, provenance)
             index.append({"layer": int(layer), "file": str(path.relative_to(Path(snakemake.output.index).parent))})
-    study.save(preactivations.classes_by_layer(table), snakemake.output.summary, provenance)
+    save(classes_by_layer(table), snakemake.output.summary, provenance)
     write_plain_json(snakemake.output.index, index)

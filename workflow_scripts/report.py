@@ -8,11 +8,12 @@ import pandas as pd
 from quant.comparison.pick import choose
 from quant.files.artifacts import read_json, versions, write_text
 from quant.files.csv_tables import read_table
-from quant.report import build
-from quant.report.figures import study
-from quant.report.page import Answer, Section
-from quant.report.sections import preactivations
+from quant.report.build import build
+from quant.report.figures.style import method_colours
+from quant.report.page import Section
+from quant.report.sections import layer, preactivations, synthetic
 from quant.report.steps import read_benchmarks
+from quant.report.study import Study
 from quant.workflow.job import job
 
 
@@ -35,9 +36,9 @@ def analyses() -> Iterator[Section]:
                 tables = (read_table(path.with_name(name)) for name in ("agreement.csv", "channel_statistics.csv"))
                 pictures = ("correlation_awq_praq.png", "negative_channels_detailed.png")
                 drawn = (path.with_name(name).read_bytes() for name in pictures)
-                yield preactivations.deep_dive(place, dive, *tables, *drawn)
+                yield layer.deep_dive(place, dive, *tables, *drawn)
     figure = Path(snakemake.input.synthetic_figure[0]).read_text(encoding="utf-8")
-    yield preactivations.synthetic(read_json(snakemake.input.synthetic), figure)
+    yield synthetic.synthetic(read_json(snakemake.input.synthetic), figure)
 
 
 with job(snakemake.log[0]):
@@ -57,26 +58,26 @@ with job(snakemake.log[0]):
     comparisons = read_table(snakemake.input.comparisons)
     first = {"dataset": config["study"]["datasets"][0]} | config["choose"]
     choices = [choose(summary, comparisons, first | {"model": model}) for model in config["study"]["models"]]
-    page = build.build(
+    study = Study(
         summary,
         comparisons,
-        read_table(snakemake.input.linears),
-        drawn,
-        config,
-        provenance,
-        snakemake.params.command,
-        study.method_colours(snakemake.params.methods),
-        checks=checks or None,
+        linears=read_table(snakemake.input.linears),
+        figures=drawn,
+        colours=method_colours(snakemake.params.methods),
+        config=config,
+        provenance=provenance,
+        command=snakemake.params.command,
+        written=snakemake.params.written,
+        checks=checks,
         channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,
+        answers=read_json(snakemake.input.answers)["models"],
+        choices={choice.model: choice for choice in choices},
         steps=read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
         sections=list(analyses()),
-        answers=read_json(snakemake.input.answers)["models"],
-        picks={choice.model: Answer(choice.headline, choice.lines) for choice in choices},
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),
             "rounding_stats.csv": read_table(snakemake.input.rounding),
         },
-        written=snakemake.params.written,
         missing=snakemake.params.missing,
     )
-    write_text(snakemake.output[0], page)
+    write_text(snakemake.output[0], build(study))

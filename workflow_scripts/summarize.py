@@ -1,25 +1,13 @@
 """Every evaluation → summary.csv, comparisons.csv and the linears of all methods."""
 
-import json
-
 import pandas as pd
 
-from quant.comparison.paired import comparison_table, corrected, summary_row
+from quant.comparison.paired import comparison_table
+from quant.comparison.summary import summary_row, summary_table
 from quant.errors import InputError
 from quant.files.artifacts import read_json, rebuild, require
 from quant.files.csv_tables import read_table, write_table
 from quant.workflow.job import job
-
-
-def with_provenance(row: dict, evaluation: dict) -> dict:
-    """A summary row and what made it."""
-    made = evaluation["provenance"]
-    return row | {
-        "recipe": json.dumps(made.get("recipe")),
-        "seed": made.get("seed"),
-        "versions": json.dumps(made["versions"]),
-        "token_fingerprint": made["evaluated_tokens"],
-    }
 
 
 def rounding_statistics(linears: pd.DataFrame, recipes: dict[str, dict]) -> pd.DataFrame:
@@ -64,14 +52,15 @@ with job(snakemake.log[0]):
         groups[model, dataset][method] = evaluation
         checkpoint = checkpoints.setdefault((model, method), evaluation["checkpoint"])
         require(path, evaluation, checkpoint=checkpoint)
-    summary = []
-    for key, original in originals.items():
-        for evaluation in [original, *groups[key].values()]:
-            summary.append(with_provenance(summary_row(evaluation, original, *options), evaluation))
+    summary = [
+        summary_row(evaluation, original, *options)
+        for key, original in originals.items()
+        for evaluation in [original, *groups[key].values()]
+    ]
     linears = pd.concat([read_linears(path, checkpoints) for path in snakemake.input.linears])
     recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
     tables = {
-        snakemake.output.summary: corrected(pd.DataFrame(summary)),
+        snakemake.output.summary: summary_table(summary),
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears, recipes),

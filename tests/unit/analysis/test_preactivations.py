@@ -13,10 +13,8 @@ from quant.analysis.preactivations import (
     activated_rows,
     analyse,
     classify,
-    layer_of,
     most_critical,
     most_negative,
-    name_in_block,
     opened,
     percentiles,
     samples_of,
@@ -26,6 +24,7 @@ from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.names import layer_of, name_in_block
 from tests.conftest import Captured
 
 THRESHOLDS = {"dead": -3.0, "sigmas": 3.0, "high_weight": 0.75}

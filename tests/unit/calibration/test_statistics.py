@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.calibration.channels import channels_of, kind_of
+from quant.calibration.channels import channels_of
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import InputSums, OutputSums, activation_of, collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.names import kind_of
 from tests.conftest import Captured
 from tests.unit.reference import input_statistics, output_statistics, second_moment
 

@@ -19,6 +19,7 @@ from quant.comparison.correlation import rank_correlation
 from quant.comparison.pairs import differing_keys, library, pairs_alike_but
 from quant.comparison.questions import QUESTIONS, ask
 from quant.report.figures import questions
+from quant.report.figures.style import to_svg
 from quant.workflow import configuration
 from tests.unit.workflow.test_configuration import DEFAULT, ROOT, SCHEMA
 
@@ -229,5 +230,5 @@ def test_answers_are_plain_json_and_draw() -> None:
     rules = Path(ROOT / "rules/report.smk").read_text()
     for key, fig in drawn.items():
         assert f'"{key.rsplit("/", 1)[1]}"' in rules, "the rule must name each figure"
-        questions.figures.to_svg(fig, {})
+        to_svg(fig, {})
     assert len(drawn) == len(questions.ENDS) + len(questions.OWN)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from quant.comparison.paired import summary_row
+from quant.comparison.summary import summary_row
 from quant.data.tokens import Tokens, fingerprint, save
 from quant.evaluation import record
 from quant.evaluation.perplexity import load_model
@@ -40,7 +40,7 @@ def test_run_writes_original_and_method(
     config = str(tiny_checkpoint / "config.json")
     names = {"model": "m", "method": "original", "dataset": "d"}
     record.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
-    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {}}))
+    (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {"versions": {}}}))
     record.run(
         config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
         reference_in=kept, record=str(tmp_path / "record.json"),
@@ -57,7 +57,7 @@ def test_run_writes_original_and_method(
         with torch.inference_mode():
             logits = model(sequence[None]).logits[0, :-1]
         nlls += slow.nll(logits.double().numpy(), sequence[1:].tolist())
-    assert row["ppl"] == pytest.approx(slow.perplexity(nlls), rel=1e-5)
-    assert row["nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5) and row["tokens"] == len(nlls)
-    assert (row["delta_nll"], row["delta_nll_low"], row["delta_nll_high"]) == (0, 0, 0)
+    assert row.ppl == pytest.approx(slow.perplexity(nlls), rel=1e-5)
+    assert row.nll == pytest.approx(sum(nlls) / len(nlls), rel=1e-5) and row.tokens == len(nlls)
+    assert (row.delta_nll, row.delta_nll_low, row.delta_nll_high) == (0, 0, 0)
     assert not list(tmp_path.glob(".*"))

@@ -8,15 +8,13 @@ import pandas as pd
 import pytest
 
 from quant.analysis.preactivations import CLASSES, class_words, classify, linear_row, most_critical, most_negative
+from quant.report.figures import layer as layer_figures
 from quant.report.figures import preactivations as preactivation_figures
-from quant.report.figures import study
-from quant.report.sections.preactivations import (
-    deep_dive,
-    preactivation_headline,
-    preactivations,
-    synthetic,
-    synthetic_headline,
-)
+from quant.report.figures.style import to_svg
+from quant.report.figures.synthetic import synthetic as synthetic_figure
+from quant.report.sections.layer import deep_dive
+from quant.report.sections.preactivations import preactivation_headline, preactivations
+from quant.report.sections.synthetic import synthetic, synthetic_headline
 
 THRESHOLDS = {"dead": -3.0, "sigmas": 3.0, "high_weight": 0.75}
 RECORD = {"model": "m", "thresholds": THRESHOLDS, "tokens": 100, "sampled_tokens": 8}
@@ -58,12 +56,12 @@ def test_figures_draw_living_dead_constant_and_huge_channels(shift: float, sprea
     shown = most_critical(found[found.critical], 3)
     drawn = preactivation_figures.layer_preactivations(2, found, shown, samples(shown), THRESHOLDS)
     assert len(drawn.axes) == 6
-    study.to_svg(drawn, {})
+    to_svg(drawn, {})
     chosen = {"most negative": most_negative(found, 4), "nearest to critical": most_critical(found, 4)}
     parts = {name: samples(rows) for name, rows in chosen.items()}
-    study.to_svg(preactivation_figures.negative_channels(2, chosen, parts, THRESHOLDS), {})
-    svg = study.to_svg(preactivation_figures.classes_by_layer(table_of(found)), {})
-    assert svg == study.to_svg(preactivation_figures.classes_by_layer(table_of(found)), {})
+    to_svg(layer_figures.negative_channels(2, chosen, parts, THRESHOLDS), {})
+    svg = to_svg(preactivation_figures.classes_by_layer(table_of(found)), {})
+    assert svg == to_svg(preactivation_figures.classes_by_layer(table_of(found)), {})
 
 
 def test_preactivation_section_counts_what_the_activation_reads() -> None:
@@ -131,7 +129,7 @@ def test_synthetic_headline_follows_the_intervals() -> None:
 def test_synthetic_section_and_figure() -> None:
     options = {"outputs": 64, "inputs": 128, "tokens": 4096, "bias": -15, "keep_ratio": 0.5, "noise": 0.15, "seeds": 9}
     summary = {"options": options, "scales": scales((-2, -1), (0, 0))}
-    svg = study.to_svg(preactivation_figures.synthetic(summary), {})
+    svg = to_svg(synthetic_figure(summary), {})
     section = synthetic(summary, svg)
     assert "a bias of −15" in section.lines[0] and len(section.tables[0][1].rows) == 8
 

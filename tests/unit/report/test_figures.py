@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from quant.report.figures import study
+from quant.comparison.numbers import signed
+from quant.report.figures import linears, study, style
+from quant.report.figures.draw import draw
+from quant.report.figures.pairs import pair_tables, pairs
 
 METHODS = ["rtn", "gw_awq", "gw_praq"]
-COLOURS = study.method_colours(METHODS)
+COLOURS = style.method_colours(METHODS)
 
 
 def summary(deltas: dict[str, float], base: float = 3.0) -> pd.DataFrame:
@@ -78,7 +81,7 @@ def texts(fig: Figure) -> list[str]:
 
 def test_spread_keeps_the_order_the_gap_and_the_bounds():
     wanted = np.array([0.5, 0.51, 0.1, 0.52, 0.99])
-    placed = study.spread(wanted, gap=0.1)
+    placed = style.spread(wanted, gap=0.1)
     assert (np.argsort(placed) == np.argsort(wanted)).all()
     assert np.diff(np.sort(placed)).min() >= 0.1 - 1e-12
     assert placed.min() >= 0 and placed.max() <= 1
@@ -86,7 +89,7 @@ def test_spread_keeps_the_order_the_gap_and_the_bounds():
 
 
 def test_spread_leaves_distant_labels_alone():
-    assert study.spread([0.9, 0.1, 0.5], gap=0.2) == pytest.approx([0.9, 0.1, 0.5])
+    assert style.spread([0.9, 0.1, 0.5], gap=0.2) == pytest.approx([0.9, 0.1, 0.5])
 
 
 def test_pareto_front_is_what_no_other_point_beats():
@@ -99,13 +102,13 @@ def test_pareto_front_is_what_no_other_point_beats():
 
 
 def test_no_two_methods_share_colour_and_marker():
-    colours = study.method_colours(f"method_{i}" for i in range(40))
-    markers = study.method_markers(colours)
+    colours = style.method_colours(f"method_{i}" for i in range(40))
+    markers = style.method_markers(colours)
     assert len({(colours[name], markers[name]) for name in colours}) == 40
 
 
 def test_pair_tables_are_antisymmetric_and_mark_what_is_shown():
-    value, shown = study.pair_tables(comparisons(), METHODS)
+    value, shown = pair_tables(comparisons(), METHODS)
     assert value[0, 1] == 0.2 and value[1, 0] == -0.2 and value[2, 1] == 0.01
     assert shown[0, 1] and shown[1, 0] and not shown[2, 1]
     assert np.isnan(value[0, 2])
@@ -113,12 +116,12 @@ def test_pair_tables_are_antisymmetric_and_mark_what_is_shown():
 
 @pytest.mark.parametrize(("value", "text"), [(-0.0004, "0.000"), (0.25, "+0.250"), (-1, "−1.000"), (math.nan, "–")])
 def test_signed(value: float, text: str):
-    assert study.signed(value) == text
+    assert signed(value) == text
 
 
 def test_draw_makes_every_figure_of_a_model():
     frame = summary({"rtn": 0.3, "gw_awq": 0.1, "gw_praq": 0.11})
-    drawn = study.draw(frame, comparisons(), layers(), {"m": check()}, COLOURS)
+    drawn = draw(frame, comparisons(), layers(), {"m": check()}, COLOURS)
     per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "size_delta_nll", "delta_nll", "pairs")}
     per_model = {f"m/{name}" for name in ("error_by_layer", "error_by_kind", "alpha_by_layer", "check_mse")}
     assert drawn.keys() == per_dataset | per_model
@@ -127,8 +130,8 @@ def test_draw_makes_every_figure_of_a_model():
 def test_an_infinite_perplexity_is_left_out_and_the_rest_drawn():
     frame = summary({"rtn": 0.3, "gw_awq": 0.1})
     frame.loc[1, ["ppl", "nll", "delta_nll", "delta_nll_low", "delta_nll_high"]] = math.inf
-    for draw in (study.perplexity_bits, study.delta_nll, study.size_delta_nll):
-        fig = draw(frame, COLOURS)
+    for drawing in (study.perplexity_bits, study.delta_nll, study.size_delta_nll):
+        fig = drawing(frame, COLOURS)
         shown = " ".join(texts(fig))
         assert "gw_awq" in shown and "rtn" not in shown
         assert fig.axes[0].get_xlabel().endswith("not drawn: rtn")
@@ -138,34 +141,34 @@ def test_a_method_equal_to_the_original_draws():
     frame = summary({"rtn": 0.0})
     frame[["delta_nll_low", "delta_nll_high"]] = 0.0
     assert "rtn" in texts(study.delta_nll(frame, COLOURS))
-    study.to_svg(study.perplexity_bits(frame, COLOURS), {})
+    style.to_svg(study.perplexity_bits(frame, COLOURS), {})
 
 
 def test_errors_of_zero_draw():
     frame = layers().assign(relative_error=0.0)
-    study.to_svg(study.error_by_layer(frame, COLOURS), {})
-    study.to_svg(study.error_by_kind(frame), {})
+    style.to_svg(linears.error_by_layer(frame, COLOURS), {})
+    style.to_svg(linears.error_by_kind(frame), {})
 
 
 def test_without_a_search_the_alpha_figure_says_so():
-    fig = study.alpha_by_layer(layers(alpha=math.nan), COLOURS)
+    fig = linears.alpha_by_layer(layers(alpha=math.nan), COLOURS)
     assert any("searches" in text for text in texts(fig))
 
 
 def test_a_single_method_has_no_pairs():
-    assert any("only one" in text for text in texts(study.pairs(comparisons().iloc[:0], ["rtn"])))
+    assert any("only one" in text for text in texts(pairs(comparisons().iloc[:0], ["rtn"])))
 
 
 def test_a_name_with_dollars_is_no_formula():
     name = "$\\frac{$"
-    svg = study.to_svg(study.delta_nll(summary({name: 0.1}), study.method_colours([name])), {})
+    svg = style.to_svg(study.delta_nll(summary({name: 0.1}), style.method_colours([name])), {})
     assert svg.startswith("<?xml")
 
 
 def test_the_same_data_gives_the_same_svg_with_its_provenance(tmp_path):
     provenance = {"model": "<m> & 'n'", "seed": 42}
     for name in ("a.svg", "b.svg"):
-        study.save(study.delta_nll(summary({"rtn": 0.3}), COLOURS), tmp_path / "sub" / name, provenance)
+        style.save(study.delta_nll(summary({"rtn": 0.3}), COLOURS), tmp_path / "sub" / name, provenance)
     first, second = ((tmp_path / "sub" / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert first == second
     described = ElementTree.fromstring(first).find(".//{http://purl.org/dc/elements/1.1/}description")

@@ -16,11 +16,15 @@ import pytest
 
 from quant.analysis import sensitivity
 from quant.comparison import answers, pairs, questions, verdicts
+from quant.comparison.numbers import duration, number, percent
+from quant.comparison.summary import recipes_of
 from quant.comparison.verdicts import Difference
-from quant.report import build
+from quant.report.build import build
 from quant.report.figures import questions as question_figures
-from quant.report.figures import study
-from quant.report.page import duration, number, percent
+from quant.report.figures import style
+from quant.report.figures.draw import draw
+from quant.report.sections import models
+from quant.report.study import Study
 
 HOSTILE = "<script>alert(1)</script>"
 RECIPE = {"salience": "none", "bits": 4, "group_size": 64, "symmetric": True, "n_grid": 20, "rounding": "nearest"}
@@ -89,20 +93,20 @@ def evidence(frame: pd.DataFrame, compared: pd.DataFrame, table: pd.DataFrame, r
 
 def page(frame: pd.DataFrame, compared: pd.DataFrame, **more) -> str:
     methods = [name for name in dict.fromkeys(frame.method) if name != "original"]
-    colours = study.method_colours(methods)
+    colours = style.method_colours(methods)
     table = more.pop("layers", layers(methods[0], frame.model[0]))
-    drawn = study.draw(frame, compared, table, more.get("checks"), colours)
-    recipes = {row.method: verdicts.recipe_of(row) for row in frame.itertuples() if row.method != "original"}
+    drawn = draw(frame, compared, table, more.get("checks"), colours)
+    recipes = {name: recipe for name, recipe in recipes_of(frame).items() if name != "original"}
     answers = {
         model: [asdict(one) for one in questions.ask(evidence(frame, compared, table, recipes, model))]
         for model in dict.fromkeys(frame.model)
     }
     drawn |= question_figures.draw(answers, colours)
-    svgs = {key: study.to_svg(fig, {}) for key, fig in drawn.items()}
+    svgs = {key: style.to_svg(fig, {}) for key, fig in drawn.items()}
     config = {"study": {"datasets": "all"}, "models": {frame.model[0]: {"caveat": more.pop("caveat", "")}}}
     provenance = {"versions": {"torch": "2.13.0"}, "fingerprint": {"summary": "ab"}}
-    return build.build(frame, compared, table, svgs, config, provenance, "snakemake report", colours, answers=answers,
-                        written={"study": {"models": [HOSTILE]}}, **more)  # fmt: skip
+    return build(Study(frame, compared, table, svgs, colours, config, provenance, "snakemake report", answers=answers,
+                       written={"study": {"models": [HOSTILE]}}, **more))  # fmt: skip
 
 
 # ---- verdicts
@@ -152,7 +156,6 @@ def test_a_pair_reads_the_same_both_ways_round():
     [
         ({}, {"salience"}),
         ({"bits": 3}, {"salience", "bits"}),
-        ({"description": "words"}, {"salience"}),
         ({"damp": 0.1}, {"salience"}),
         ({"damp": 0.1, "rounding": "gptq"}, {"salience", "damp", "rounding"}),
         ({"unheard_of": None}, {"salience"}),
@@ -198,9 +201,9 @@ def test_a_failed_method_never_wins():
 
 def test_best_by_bits_only_where_widths_differ():
     frame = summary(DELTAS)
-    assert verdicts.best_by_bits(frame, "m", "d") == []
+    assert verdicts.best_by_bits(frame, recipes_of(frame), "m", "d") == []
     frame.loc[frame.method == "rtn", "recipe"] = json.dumps({**RECIPE, "bits": 8})
-    lines = verdicts.best_by_bits(frame, "m", "d")
+    lines = verdicts.best_by_bits(frame, recipes_of(frame), "m", "d")
     assert [line.split(",")[0] for line in lines] == ["4 bits: gw_awq", "8 bits: rtn"]
 
 
@@ -261,7 +264,7 @@ def test_a_page_without_what_may_be_missing():
 @pytest.mark.parametrize(("rise", "words"), [(0.1, "unseen text worse:"), (-0.1, "unseen text no worse:")])
 def test_the_best_is_called_worse_only_where_it_is(rise: float, words: str):
     frame = summary({"rtn": rise})
-    assert words in build.plain_words(frame[frame.method == "rtn"], frame)
+    assert words in models.plain_words(frame[frame.method == "rtn"], frame)
 
 
 def test_several_models_and_data_sets_each_get_a_section():

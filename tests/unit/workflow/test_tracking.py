@@ -99,16 +99,30 @@ READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity"
 MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
+FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
 TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 LIBRARY = tracking.SCRIPTS / "quant"
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
 OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
 USERS: dict[str, set[str]] = {
-    "report/figures/preactivations": PLOTS,
+    "report/figures/axes": PLOTS | {"plot"},
+    "report/figures/check": {"plot"},
+    "report/figures/draw": {"plot"},
+    "report/figures/layer": {"plot_deep_dive"},
+    "report/figures/linears": {"plot"},
+    "report/figures/pairs": {"plot"},
+    "report/figures/preactivations": {"plot_preactivations"},
+    "report/figures/style": PLOTS | {"plot", "report"},
+    "report/figures/synthetic": {"plot_synthetic"},
+    "report/sections/layer": {"report"},
+    "report/sections/models": {"report"},
     "report/sections/preactivations": {"report"},
+    "report/sections/synthetic": {"report"},
+    "report/sections/words": {"report"},
+    "report/study": {"report"},
     "comparison/answers": {"answer_questions", "report"},
-    "models/architectures": QUANTIZERS | ANALYSES | PLOTS | {"collect_jacobian", "export", "measure_sensitivity"},
+    "models/architectures": QUANTIZERS | ANALYSES | FROM_FILES | {"collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/autoawq": {"quantize_autoawq"},
     "methods/autoawq_environment": {"quantize_autoawq"},
@@ -117,10 +131,11 @@ USERS: dict[str, set[str]] = {
     "checkpoints/card": {"describe"},
     "calibration/channels": PASSES
     | QUANTIZERS
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"}
     | ANALYSES
-    | PLOTS,
-    "comparison/paired": TABLES | {"check_mse", "report", "synthetic_benchmark"},
+    | FROM_FILES
+    | {"measure_sensitivity", "synthetic_benchmark"},
+    "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
+    "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
@@ -128,7 +143,7 @@ USERS: dict[str, set[str]] = {
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
-    | (PLOTS - {"plot_synthetic"})
+    | FROM_FILES
     | {"check_mse", "describe", "measure_error", "measure_heldout", "pick", "plot", "report", "synthetic_benchmark"},
     "analysis/deep_dive": {"deep_dive"},
     "evaluation/divergence": MEASURES,
@@ -136,7 +151,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/perplexity": MEASURES,
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
-    "report/figures/study": PLOTS | {"plot", "report"},
+    "report/figures/study": {"plot"},
     "recipe/fused": QUANTIZERS,
     "checkpoints/gemm": {"quantize_autoawq", "export"},
     "checkpoints/gguf_file": {"export"},
@@ -149,10 +164,15 @@ USERS: dict[str, set[str]] = {
     "recipe/keys": {"answer_questions", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": QUANTIZERS,
+    "models/names": QUANTIZERS
+    | ANALYSES
+    | FROM_FILES
+    | {"measure_error", "measure_heldout", "measure_sensitivity"}
+    | {"answer_questions", "check_mse", "plot", "report"},
     "models/linears": PASSES | {"convert"},
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
-    "comparison/numbers": TABLES | PLOTS | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
+    "comparison/numbers": TABLES | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
@@ -160,13 +180,13 @@ USERS: dict[str, set[str]] = {
     "workflow/paths": set(),
     "workflow/values": set(),
     "checkpoints/packed": READERS | {"quantize", "quantize_autoawq"},
-    "report/page": {"answer_questions", "pick", "plot", "report"},
+    "report/page": {"report"},
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
     "comparison/pick": {"pick", "report"},
     "calibration/preactivation_sums": PASSES,
-    "analysis/preactivations": ANALYSES | PLOTS | {"measure_sensitivity"},
+    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
     "recipe/protection": QUANTIZERS | {"check_mse", "deep_dive", "synthetic_benchmark"},
     "methods/quantize": QUANTIZERS,
     "report/figures/questions": {"plot"},
@@ -191,13 +211,13 @@ USERS: dict[str, set[str]] = {
     "checkpoints/stored": READERS,
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
-    "report/tables": {"plot", "report"},
+    "report/tables": {"report"},
     "files/tensorfile": PASSES
     | QUANTIZERS
     | READERS
     | MEASURES
     | ANALYSES
-    | PLOTS
+    | FROM_FILES
     | TOKENS
     | {"convert", "synthetic_benchmark"},
     "data/texts": TOKENS,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
-from quant.calibration.channels import channels_of, kind_of
+from quant.calibration.channels import channels_of
 from quant.calibration.second_moments import add_outer, mirror, to_triangle
 from quant.calibration.statistics import real_rows
 from quant.comparison.paired import holm, paired_difference
@@ -20,6 +20,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import rebuild
 from quant.models.linears import linear_names
+from quant.models.names import kind_of
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.protection import awq_score, praq_score, sum_blocks, top
 

@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quant.calibration.channels import OF_OUTPUT, Channels, channels_of, kind_of
+from quant.calibration.channels import OF_OUTPUT, Channels, channels_of
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.models.architectures import ARCHITECTURES
+from quant.models.names import kind_of, layer_of, name_in_block
 
 CLASSES = ("dead", "risky", "high_weight", "critical")
 
@@ -74,16 +75,6 @@ def percentiles(sample: np.ndarray, levels: tuple[float, ...], n_tokens: int) ->
         ends = (int(np.floor(max(level - margin, 0) * last)), int(np.ceil(min(level + margin, 1) * last)))
         found.append(Percentile(value, *(float(ordered[end]) for end in ends)))
     return found
-
-
-def layer_of(linear: str) -> int:
-    """model.layers.28.mlp.gate_proj → 28."""
-    return int(next(part for part in linear.split(".") if part.isdigit()))
-
-
-def name_in_block(linear: str) -> str:
-    """model.layers.28.mlp.gate_proj → mlp.gate_proj."""
-    return linear.split(f".{layer_of(linear)}.", 1)[1]
 
 
 def activated_rows(config: dict[str, Any], linear: str, n_rows: int) -> range:

@@ -27,11 +27,6 @@ class Channels(NamedTuple):
     is_mlp: bool
 
 
-def kind_of(name: str, patterns: dict[str, list[str]]) -> str:
-    """`attention` or `mlp`, by the first pattern found in a linear's name; mlp where none is."""
-    return next((kind for kind in ("attention", "mlp") if any(p in name for p in patterns[kind])), "mlp")
-
-
 def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
     """One linear's per-channel statistics."""
     return Channels(

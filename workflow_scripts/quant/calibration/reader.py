@@ -6,10 +6,11 @@ from functools import reduce
 
 from torch import Tensor
 
-from quant.calibration.channels import OF_INPUT, Channels, channels_of, kind_of
+from quant.calibration.channels import OF_INPUT, Channels, channels_of
 from quant.calibration.second_moments import from_triangle
 from quant.files import tensorfile
 from quant.files.artifacts import require
+from quant.models.names import kind_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from quant.comparison.correlation import rank_correlation
-from quant.comparison.numbers import LEVEL, linear_kind, signed
+from quant.comparison.numbers import LEVEL, duration, number, percent, signed
 from quant.comparison.paired import holm
 from quant.comparison.pairs import Finder, Recipes, library
 from quant.comparison.part_names import OTHER, RISKY
@@ -28,7 +28,7 @@ from quant.comparison.verdicts import (
     pair_difference,
     quality,
 )
-from quant.report.page import duration, number, percent
+from quant.models.names import linear_kind
 
 NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
 

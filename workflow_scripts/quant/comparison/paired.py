@@ -25,7 +25,6 @@ COLUMNS = [
     *("model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"),
     *("p", "p_holm", "detectable"),
 ]
-PARTS = ("linears", "embeddings", "head", "other")  # of a checkpoint's bytes: quant.sizes
 
 
 class Difference(NamedTuple):
@@ -125,34 +124,6 @@ def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) ->
 def check_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
     if not a[["sequence", "tokens"]].equals(b[["sequence", "tokens"]]):
         raise ValueError("the two evaluations are of different sequences")
-
-
-def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples: int, seed: int) -> dict[str, Any]:
-    """A row of summary.csv from a method's evaluation and the original's; the original is compared with nothing."""
-    rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
-    difference = compare_pair(rows, reference, resamples, seed)
-    nll = rows["nll"].sum() / rows["tokens"].sum()
-    return {
-        "model": evaluation["model"],
-        "method": evaluation["method"],
-        "dataset": evaluation["dataset"],
-        **{key: evaluation[key] for key in ("bits_per_weight", "size_mb")},
-        "ppl": float(np.exp(nll)),
-        "nll": nll,
-        "delta_nll": difference.mean,
-        "delta_nll_low": difference.low,
-        "delta_nll_high": difference.high,
-        **{key: evaluation[key] for key in ("kl", "top1_agreement", "tokens_per_s", "quantize_s", "storage")},
-        "storage_reason": evaluation["storage_reason"],
-        **{f"{part}_mb": evaluation[f"{part}_mb"] for part in PARTS},
-        "compression": original["size_mb"] / evaluation["size_mb"],
-        "linears_compression": original["linears_mb"] / evaluation["linears_mb"],
-        "tokens": int(rows["tokens"].sum()),
-        "sequences": len(rows),
-        **{key: evaluation[key] for key in ("protocol", "seq_len", "kl_tokens")},
-        "p": np.nan if evaluation["method"] == original["method"] else difference.p,
-        "error": difference.error,
-    }
 
 
 def comparison_table(groups: Sequence[dict[str, dict[str, Any]]], resamples: int, seed: int) -> pd.DataFrame:

@@ -8,15 +8,12 @@ from quant.recipe.keys import has_effect
 Recipes = dict[str, dict[str, Any]]
 Finder = Callable[[Recipes], list[tuple[str, str]]]
 
-# keys of a recipe that change no weight
-DESCRIPTIVE = {"description", "label", "note", "caveat"}
-
 
 def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     """Keys in which two recipes differ with an effect on the weights."""
     return {
         key
-        for key in (first.keys() | second.keys()) - DESCRIPTIVE
+        for key in first.keys() | second.keys()
         if first.get(key) != second.get(key) and (has_effect(key, first) or has_effect(key, second))
     }
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from quant.comparison.numbers import number, percent
 from quant.comparison.verdicts import Difference, difference_words, increase, pair_difference, quality, ranked
-from quant.report.page import number, percent
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
 LIMITS = {

@@ -3,16 +3,21 @@
 Signs: every delta_nll is first minus second in nats per token, so that below 0 the first is better.
 """
 
-import json
 import math
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from quant.comparison.numbers import LEVEL, QUALITY_BANDS, interval, signed
-from quant.report.page import Answer, number, percent
+from quant.comparison.numbers import LEVEL, QUALITY_BANDS, interval, number, percent, signed
 
 ORIGINAL = "original"
+
+
+class Answer(NamedTuple):
+    """A verdict: its headline, and the lines that support it."""
+
+    headline: str
+    lines: list[str]
 
 
 class Difference(NamedTuple):
@@ -50,6 +55,15 @@ def difference_of(row: Any) -> Difference:
     p = getattr(row, "p_holm", None)
     return Difference(row.delta_nll, row.delta_nll_low, row.delta_nll_high, int(row.sequences),
                       None if p is None or pd.isna(p) else p, getattr(row, "detectable", math.nan))  # fmt: skip
+
+
+def difference_in(row: dict[str, Any]) -> Difference:
+    """The difference of an answer's pair; JSON has null where a number is missing."""
+    delta, low, high, detectable = (
+        float("nan") if row[key] is None else row[key]
+        for key in ("delta_nll", "delta_nll_low", "delta_nll_high", "detectable")
+    )
+    return Difference(delta, low, high, row["sequences"], row["p_holm"], detectable)
 
 
 def quality(increase: float) -> str:
@@ -118,11 +132,11 @@ def best_answer(summary: pd.DataFrame, comparisons: pd.DataFrame, model: str, da
     return Answer(best.method, lines)
 
 
-def best_by_bits(summary: pd.DataFrame, model: str, dataset: str) -> list[str]:
+def best_by_bits(summary: pd.DataFrame, recipes: dict[str, dict[str, Any]], model: str, dataset: str) -> list[str]:
     """A line per code width when the methods have several: a fair choice compares like with like."""
     rows = ranked(summary, model, dataset)
     widths = pd.Series(
-        [recipe_of(row).get("bits", round(row.bits_per_weight)) for row in rows.itertuples()], rows.index
+        [recipes[row.method].get("bits", round(row.bits_per_weight)) for row in rows.itertuples()], rows.index
     )
     if widths.nunique() < 2:
         return []
@@ -168,8 +182,3 @@ def check_answer(check: dict[str, Any]) -> Answer:
         f"{check['tokens']:,} tokens of {check['dataset']})."
     )
     return Answer(headline, [line])
-
-
-def recipe_of(row: Any) -> dict[str, Any]:
-    """The recipe of a row of the summary; the original has none."""
-    return json.loads(row.recipe) or {} if isinstance(row.recipe, str) and row.recipe else {}

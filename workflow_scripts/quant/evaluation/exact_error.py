@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quant.calibration.channels import kind_of
 from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints import stored
 from quant.files import tensorfile
+from quant.models.names import kind_of
 
 
 def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
 import base64
 import json
-import math
 from typing import NamedTuple
 
 import pandas as pd
 
-from quant.comparison.numbers import signed
+from quant.comparison.numbers import number
 
 
 class Cell(NamedTuple):
@@ -38,13 +37,6 @@ class Picture(NamedTuple):
     caption: str
 
 
-class Answer(NamedTuple):
-    """A verdict: its headline, and the lines that support it."""
-
-    headline: str
-    lines: list[str]
-
-
 class Folded(NamedTuple):
     """What a section shows only when its label is clicked: figures, and tables with their labels."""
 
@@ -67,30 +59,6 @@ class Section(NamedTuple):
     notes: tuple[str, ...] = ()
     code: str = ""
     folded: tuple[Folded, ...] = ()
-
-
-def number(value: float | None, digits: int) -> str:
-    """Fixed digits with thousands separators; a dash for what is missing; short for what is huge."""
-    if value is None or pd.isna(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
-
-
-def percent(value: float) -> str:
-    """A relative increase with its sign; as a factor from tenfold on."""
-    if math.isnan(value):
-        return "–"
-    return f"×{number(1 + value, 0)}" if value >= 9 else f"{signed(100 * value, 1)} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h, min or s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def sortable(value: float | None) -> float:

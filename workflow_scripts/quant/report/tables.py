@@ -5,18 +5,19 @@ from typing import Any
 
 import pandas as pd
 
-from quant.comparison.numbers import QUALITY_BANDS, linear_kind
+from quant.comparison.numbers import QUALITY_BANDS, duration, percent
 from quant.comparison.verdicts import (
     ORIGINAL,
     Difference,
     check_difference,
+    difference_in,
     difference_of,
     increase,
     p_words,
     quality,
-    recipe_of,
 )
-from quant.report.page import Cell, Table, duration, number_cell, percent, sortable
+from quant.models.names import linear_kind
+from quant.report.page import Cell, Table, number_cell, sortable
 
 BANDS = ", ".join(f"{name} under {100 * limit:g} %" for name, limit in QUALITY_BANDS[:-1]) + ", else poor"
 DEFINITIONS = {
@@ -111,15 +112,6 @@ def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> 
     return Table("answer", [("what", ""), ("first", ""), ("second", ""), *where, *PAIR_HEADINGS], rows)
 
 
-def difference_in(row: dict[str, Any]) -> Difference:
-    """The difference of an answer's pair; JSON has null where a number is missing."""
-    delta, low, high, detectable = (
-        float("nan") if row[key] is None else row[key]
-        for key in ("delta_nll", "delta_nll_low", "delta_nll_high", "detectable")
-    )
-    return Difference(delta, low, high, row["sequences"], row["p_holm"], detectable)
-
-
 def values_table(values: list[dict[str, Any]], colours: dict[str, str]) -> Table:
     """Rows of an answer as they are; a method has its colour."""
 
@@ -169,9 +161,9 @@ def _common_channels(channels: pd.DataFrame | None, linear: str) -> float | None
     return float((rows.kept_awq * rows.kept_praq).sum() / kept) if kept else None
 
 
-def recipes_table(summary: pd.DataFrame, colours: dict[str, str]) -> tuple[Table, dict[str, Any]]:
+def recipes_table(recipes: dict[str, dict[str, Any]], colours: dict[str, str]) -> tuple[Table, dict[str, Any]]:
     """The keys in which the methods' recipes differ as a table, and the ones they share."""
-    recipes = {row.method: recipe_of(row) for row in summary.itertuples() if row.method != ORIGINAL}
+    recipes = {method: recipe for method, recipe in recipes.items() if method != ORIGINAL}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     values = {key: [recipe.get(key) for recipe in recipes.values()] for key in keys}
     varying = [key for key in keys if any(value != values[key][0] for value in values[key]) or len(recipes) == 1]

@@ -8,22 +8,30 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quant.comparison.numbers import interval, signed
-from quant.report.figures import study
-from quant.report.figures.study import FAINT, INK, method_markers
-from quant.report.tables import difference_in
+from quant.comparison.verdicts import difference_in
+from quant.report.figures.style import (
+    AWQ_BETTER,
+    FAINT,
+    INK,
+    PRAQ_BETTER,
+    canvas,
+    message,
+    method_markers,
+    short,
+    styled,
+    title_of,
+)
 
-FIRST_BETTER, SECOND_BETTER = study.PRAQ_BETTER, study.AWQ_BETTER
+FIRST_BETTER, SECOND_BETTER = PRAQ_BETTER, AWQ_BETTER
 LONGEST = 44  # rows of a forest; a layer a row needs as many
 
 
-@study.styled
+@styled
 def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
     """An answer's paired differences with their 95 % intervals, a row each; ends: what lies left and right of 0."""
     pairs = answered["pairs"][:LONGEST]
     found = [difference_in(row) for row in pairs]
-    fig, ax = study._canvas(
-        2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1)
-    )
+    fig, ax = canvas(2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1))
     labels = _labels(pairs)
     finite = np.array([[x.low, x.high] for x in found if np.isfinite([x.low, x.high]).all()]).ravel()
     reach = max(np.abs(finite).max() if finite.size else 0, 1e-5) * 1.12
@@ -40,17 +48,17 @@ def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
     ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="y", visible=False)
     note = f"◀ {ends[0]} better   ·   {ends[1]} better ▶\n95 % intervals; grey: no difference shown (corrected)"
-    study._title(ax, _wrapped(answered["question"]), note)
+    title_of(ax, _wrapped(answered["question"]), note)
     return fig
 
 
-@study.styled
+@styled
 def damage(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
     """Rise of the NLL with one part quantised, a colour a method; parts of the first kind of part, worst first."""
     rows = [row for row in answered["pairs"] if row["second"] == "original"]
     methods = dict.fromkeys(row["group"].split(", ")[-1] for row in rows)
     parts = list(dict.fromkeys((row["group"].split(", ")[0], row["first"]) for row in rows))
-    fig, ax = study._canvas(3.6, max(0.3 * len(parts) + 0.4, 1.2))
+    fig, ax = canvas(3.6, max(0.3 * len(parts) + 0.4, 1.2))
     markers, gap = method_markers(colours), 0.5 / max(len(methods), 1)
     for i, method in enumerate(methods):
         shift = gap * (i - (len(methods) - 1) / 2)
@@ -67,11 +75,11 @@ def damage(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
     ax.set(ylim=(-0.7, len(parts) - 0.3), xlabel="delta_nll with this part alone quantised, nats per token")
     ax.grid(axis="y", visible=False)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    study._title(ax, "Damage of one part at a time, 95 % interval", "")
+    title_of(ax, "Damage of one part at a time, 95 % interval", "")
     return fig
 
 
-@study.styled
+@styled
 def error_against_nll(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
     """A panel for each measure of layer error: a point a method."""
     table = pd.DataFrame(answered["values"])
@@ -82,12 +90,12 @@ def error_against_nll(answered: dict[str, Any], colours: dict[str, str]) -> Figu
     for ax, measure in zip(axes, measures, strict=True):
         for row in table[table.measure == measure].itertuples():
             ax.plot(row.value, row.delta_nll, markers.get(row.method, "o"), ms=7, color=colours.get(row.method, INK),
-                    mec="white", label=study._short(row.method))  # fmt: skip
+                    mec="white", label=short(row.method))  # fmt: skip
         ax.set(xlabel=measure, ylabel="delta_nll")
         ax.margins(0.08)
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.92, 0.9))
-    study._title(axes[0], "Layer error against the rise of the NLL, by method", "")
+    title_of(axes[0], "Layer error against the rise of the NLL, by method", "")
     return fig
 
 
@@ -104,8 +112,6 @@ ENDS = {
     "per-channel": ("group-wise", "per channel"),
     "autoawq": ("AutoAWQ", "ours"),
 }
-
-
 OWN = ("sensitivity", "layer-error")
 
 
@@ -116,7 +122,7 @@ def draw(answers: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> d
         for one in answered:
             key, anchor = f"{model}/questions/{one['anchor']}", one["anchor"]
             if anchor in (*ENDS, *OWN) and not (one["values"] if anchor == "layer-error" else one["pairs"]):
-                drawn[key] = study._message(_wrapped(one["question"]), "Not asked, or nothing to draw.")
+                drawn[key] = message(_wrapped(one["question"]), "Not asked, or nothing to draw.")
             elif anchor in ENDS:
                 drawn[key] = forest(one, ENDS[anchor])
             elif anchor == "sensitivity":
@@ -129,7 +135,7 @@ def draw(answers: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> d
 def _labels(pairs: list[dict[str, Any]]) -> list[str]:
     """What each row is, with its group where names repeat, and its data set where there are several."""
     several = len({row["dataset"] for row in pairs}) > 1
-    names = [f"{study._short(row['first'], 24)} − {study._short(row['second'], 24)}" for row in pairs]
+    names = [f"{short(row['first'], 24)} − {short(row['second'], 24)}" for row in pairs]
     twice = {name for name in names if names.count(name) > 1}
     marks = [
         "\n".join(([row["group"]] if name in twice else []) + ([row["dataset"]] if several else []))

@@ -1,0 +1,99 @@
+"""summary.csv: what its columns are and how each is found; a recipe travels in it as JSON, and is read here alone."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quant.comparison.paired import compare_pair, corrected
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """A model's method on a data set, in the order of the columns; p_holm and detectable follow in place of error.
+
+    nll, delta_nll and its 95 % interval, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
+    quantize_s in seconds; compression: how many times smaller than the original; recipe, versions: JSON; p: of no
+    difference from the original, NaN for itself; error: delta_nll's standard error.
+    """
+
+    model: str
+    method: str
+    dataset: str
+    bits_per_weight: float
+    size_mb: float
+    ppl: float
+    nll: float
+    delta_nll: float
+    delta_nll_low: float
+    delta_nll_high: float
+    kl: float
+    top1_agreement: float
+    tokens_per_s: float
+    quantize_s: float
+    storage: str
+    storage_reason: str | None
+    linears_mb: float
+    embeddings_mb: float
+    head_mb: float
+    other_mb: float
+    compression: float
+    linears_compression: float
+    tokens: int
+    sequences: int
+    protocol: str
+    seq_len: int
+    kl_tokens: int
+    p: float
+    error: float
+    recipe: str
+    seed: int | None
+    versions: str
+    token_fingerprint: str
+
+
+# taken from the evaluation's record as they are
+MEASURED = (
+    *("model", "method", "dataset", "bits_per_weight", "size_mb", "kl", "top1_agreement", "tokens_per_s", "quantize_s"),
+    *("storage", "storage_reason", "linears_mb", "embeddings_mb", "head_mb", "other_mb"),
+    *("protocol", "seq_len", "kl_tokens"),
+)
+
+
+def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples: int, seed: int) -> SummaryRow:
+    """From a method's evaluation and the original's on the same sequences; the original is compared with nothing."""
+    rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
+    difference, made = compare_pair(rows, reference, resamples, seed), evaluation["provenance"]
+    nll = rows["nll"].sum() / rows["tokens"].sum()
+    return SummaryRow(
+        **{key: evaluation[key] for key in MEASURED},
+        ppl=float(np.exp(nll)),
+        nll=nll,
+        delta_nll=difference.mean,
+        delta_nll_low=difference.low,
+        delta_nll_high=difference.high,
+        compression=original["size_mb"] / evaluation["size_mb"],
+        linears_compression=original["linears_mb"] / evaluation["linears_mb"],
+        tokens=int(rows["tokens"].sum()),
+        sequences=len(rows),
+        p=np.nan if evaluation["method"] == original["method"] else difference.p,
+        error=difference.error,
+        recipe=json.dumps(made.get("recipe")),
+        seed=made.get("seed"),
+        versions=json.dumps(made["versions"]),
+        token_fingerprint=made["evaluated_tokens"],
+    )
+
+
+def summary_table(rows: Iterable[SummaryRow]) -> pd.DataFrame:
+    """All of a study's rows as one family of comparisons."""
+    return corrected(pd.DataFrame(map(asdict, rows)))
+
+
+def recipes_of(summary: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Every method's recipe; the original's is empty."""
+    cells = dict(zip(summary["method"], summary["recipe"], strict=True))
+    return {method: (json.loads(cell) or {}) if isinstance(cell, str) else {} for method, cell in cells.items()}

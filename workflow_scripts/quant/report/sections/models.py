@@ -1,0 +1,169 @@
+"""What the page says of one model: the verdicts of the first screen, its data sets, and its figures."""
+
+from typing import Any
+
+import pandas as pd
+
+from quant.comparison.answers import NO_ANSWER
+from quant.comparison.numbers import number, percent
+from quant.comparison.pairs import full_words
+from quant.comparison.verdicts import (
+    ORIGINAL,
+    best_answer,
+    best_by_bits,
+    check_answer,
+    damping_lines,
+    increase,
+    quality,
+    ranked,
+)
+from quant.report.page import Picture, data_uri
+from quant.report.study import Study
+from quant.report.tables import BANDS, check_table, pairs_table
+
+
+def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
+    """All that the page says about one model, the one at that place."""
+    first, *others = study.datasets(model)
+    rows, best = study.rows(model, first), ranked(study.summary, model, first)
+    check, choice = study.checks.get(model), study.choices.get(model)
+    channels = None if study.channels is None else study.channels[study.channels.model == model]
+    return {
+        "name": model,
+        "anchor": f"model-{place}",
+        "caveat": study.config.get("models", {}).get(model, {}).get("caveat", ""),
+        "dataset": first,
+        "n_methods": len(best),
+        "best": best_answer(study.summary, study.comparisons, model, first),
+        "facts": _best_facts(best, rows, study.recipes),
+        "colour": "" if best.empty else study.colours.get(best.method.iloc[0], ""),
+        "by_bits": best_by_bits(study.summary, study.recipes, model, first),
+        "elsewhere": [_elsewhere(study, model, dataset) for dataset in others],
+        "plain": plain_words(best, rows),
+        "praq": praq_words(study.answers.get(model, []), best),
+        "pick": choice,
+        "sections": [_dataset(study, model, dataset, f"model-{place}-data-{i}")
+                     for i, dataset in enumerate([first, *others])],
+        "pictures": pictures(study.figures, f"{model}/", MODEL_PICTURES, model),
+        "damping": damping_lines(study.linears[study.linears.model == model], study.recipes),
+        "check": None if check is None else {
+            "answer": check_answer(check),
+            "pictures": pictures(study.figures, f"{model}/", CHECK_PICTURES, model),
+            "table": check_table(check, channels),
+        },
+    }  # fmt: skip
+
+
+def _best_facts(best: pd.DataFrame, rows: pd.DataFrame, recipes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """The few numbers beside the best method's name."""
+    if best.empty:
+        return []
+    row, original = next(best.itertuples()), rows[rows.method == ORIGINAL]
+    facts = [("perplexity", number(row.ppl, 2)), ("rise", f"{percent(increase(row))}, {quality(increase(row))}")]
+    facts += [("original", number(ppl, 2)) for ppl in original.ppl]
+    return [*facts, ("bits/weight", number(row.bits_per_weight, 2)), ("recipe", full_words(recipes[row.method]))]
+
+
+PRAQ_WORDS = {
+    "first": "Yes",
+    "second": "No, it made it worse",
+    "mixed": "It depends",
+    "no difference shown": "No difference shown",
+    NO_ANSWER: "Not asked",
+}
+
+
+def praq_words(answered: list[dict[str, Any]], rows: pd.DataFrame) -> dict[str, Any]:
+    """Whether PRAQ helped, for a reader in a hurry: a word or two, the verdict, and the pairs behind it."""
+    one = next((one for one in answered if one["anchor"] == "praq"), None)
+    if one is None:
+        return {"short": PRAQ_WORDS[NO_ANSWER], "verdict": "", "plain": "", "lines": []}
+    ppl = dict(zip(rows.method, rows.ppl, strict=True))
+    against = [
+        f"{number(ppl[row['first']], 2)} ({row['first']}) against {number(ppl[row['second']], 2)} ({row['second']})"
+        for row in one["pairs"]
+        if row["dataset"] == one["pairs"][0]["dataset"] and {row["first"], row["second"]} <= ppl.keys()
+    ]
+    plain = f"Perplexity {'; '.join(against[:3])}{'; …' if len(against) > 3 else ''}." if against else ""
+    return {"short": PRAQ_WORDS[one["outcome"]], "verdict": one["verdict"], "plain": plain, "lines": one["lines"]}
+
+
+def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What the best method costs, for a reader who knows none of this."""
+    original = rows[rows.method == ORIGINAL]
+    if best.empty or original.empty:
+        return ""
+    row, before = next(best.itertuples()), next(original.itertuples())
+    smaller = before.bits_per_weight / row.bits_per_weight
+    stores = "stores" if row.storage == "packed" else "would store"
+    worse = "worse" if row.ppl > before.ppl else "no worse"
+    return (
+        f"It {stores} a weight in {number(row.bits_per_weight, 2)} bits instead of {number(before.bits_per_weight, 0)} "
+        f"({number(smaller, 1)} times smaller) and predicts the next word of unseen text {worse}: perplexity, "
+        f"where lower is better, goes from {number(before.ppl, 2)} to {number(row.ppl, 2)} "
+        f"({percent(increase(row))}, {quality(increase(row))})."
+    )
+
+
+def _elsewhere(study: Study, model: str, dataset: str) -> str:
+    """The best method on another data set in one line."""
+    answer = best_answer(study.summary, study.comparisons, model, dataset)
+    return f"On {dataset} the best is {answer.headline}. {answer.lines[0] if answer.lines else ''}"
+
+
+def _dataset(study: Study, model: str, dataset: str, anchor: str) -> dict[str, Any]:
+    """The figures and the table of pairs of one model on one data set."""
+    compared, prefix = study.compared(model, dataset), f"{model}/{dataset}/"
+    best = best_answer(study.summary, study.comparisons, model, dataset).headline
+    where = f"{model} on {dataset}; lowest NLL: {best}"
+    return {
+        "name": dataset,
+        "anchor": anchor,
+        "pictures": pictures(study.figures, prefix, DATASET_PICTURES | _sweeps(study.figures), where),
+        "matrix": pictures(study.figures, prefix, PAIR_PICTURES, where),
+        "pairs": pairs_table(compared, study.colours) if len(compared) else None,
+    }
+
+
+DATASET_PICTURES = {
+    "perplexity_bits": "Lower and further left is better. For every method off the grey line, one on it has a lower "
+    "perplexity with no more bits. An arrow: off the scale.",
+    "size_delta_nll": "Lower and further left is better. The size is the checkpoint's on disk, embeddings and head "
+    "included. An arrow: off the scale.",
+    "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
+    f"perplexity, from green to red: {BANDS}.",
+}
+
+
+def _sweeps(figures: dict[str, str]) -> dict[str, str]:
+    """The sweeps' figures and what each shows."""
+    names = dict.fromkeys(key.rsplit("/", 1)[1] for key in figures if "/sweep-" in key)
+    return {name: f"The methods that {name.removeprefix('sweep-')} makes of its list of values." for name in names}
+
+
+PAIR_PICTURES = {
+    "pairs": "Read along a row: blue means that the row's method has the lower NLL. Only differences that are "
+    "shown after correction for all pairs have a colour."
+}
+
+
+MODEL_PICTURES = {
+    "error_by_layer": "Error of a linear's output over its size, tr(DHDᵀ)/tr(WHWᵀ) with D the change of W, on "
+    "calibration inputs.",
+    "error_by_kind": "The same error by kind of linear, over all layers; the best method on top.",
+    "alpha_by_layer": "What the search chose: the inputs are scaled by salience^α before rounding.",
+}
+
+
+CHECK_PICTURES = {
+    "check_mse": "Left of 0 PRAQ's choice of kept channels errs less, right of it AWQ's; grey: no difference shown."
+}
+
+
+def pictures(figures: dict[str, str], prefix: str, captions: dict[str, str], where: str) -> list[Picture]:
+    """Those of the figures that exist."""
+    return [
+        Picture(data_uri("image/svg+xml", figures[prefix + name]), f"{name.replace('_', ' ')}: {where}. {text}", text)
+        for name, text in captions.items()
+        if prefix + name in figures
+    ]
