@@ -1,5 +1,6 @@
 """Texts and data sets that cannot be read, or are too short or not for this model: one line each."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,59 @@ def test_bad_text_files(tmp_path: Path) -> None:
     assert "holds no text" in refused_text(tmp_path, b" \n\t\n\xe2\x80\x83\n")
     assert "holds no text" in refused_text(tmp_path, b"\xef\xbb\xbf")
     assert "not UTF-8 text" in refused_text(tmp_path, "Grüße".encode("latin-1"))
-    assert "not UTF-8 text" in refused_text(tmp_path, "words".encode("utf-16"))
+    for name in ("utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-le"):
+        assert "not UTF-8 text" in refused_text(tmp_path, "words".encode(name))
+    assert "UTF-16" in refused_text(tmp_path, "words".encode("utf-16"))
+    assert "UTF-32" in refused_text(tmp_path, "words".encode("utf-32"))
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             texts.read_texts({"files": [str(path)]})
+    with pytest.raises(InputError, match="is a directory"):
+        texts.read_texts({"files": [str(tmp_path)]})
+
+
+def lines_of(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("protocol", ["windows", "samples"])
+def test_json_lines_are_read_by_a_field(tmp_path: Path, protocol: str) -> None:
+    rows = [{"text": "one\ntwo", "body": "A {b}", "n": 1}, {"text": "three", "body": "C", "n": 2}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines_of(rows) + "\n")
+    assert texts.read_texts({"files": [str(path)]}, protocol) == ["one\ntwo", "three"]
+    assert texts.read_texts({"files": [str(path)], "field": "body"}, protocol) == ["A {b}", "C"]
+    other = path.rename(tmp_path / "a.txt")
+    assert texts.read_texts({"files": [str(other)], "field": "text"}, protocol) == ["one\ntwo", "three"]
+    for spec, expected in [
+        ({}, "holds JSON lines; write field: NAME.*text, body, n"),
+        ({"field": "n"}, r"line 1 holds a int there.*\(its fields that hold text: text, body\)"),
+        ({"field": "txt"}, "line 1 has none; write field"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            texts.read_texts({"files": [str(other)]} | spec, protocol)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (lines_of([{"text": "a"}, ["b"]]), "line 2 is a JSON list"),
+        (lines_of([{"text": "a"}]) + "{", "line 2 is no JSON"),
+        (lines_of([{"body": "a"}]), "field 'text' is read, and line 1 has none.*fields that hold text: body"),
+        (lines_of([{"n": 1}]), "fields that hold text: none"),
+        (lines_of([{"text": " "}]), "holds no text"),
+        ("", "holds no text"),
+    ],
+)
+def test_bad_json_lines(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match=expected):
+        texts.read_texts({"files": [str(tmp_path / "a.jsonl")]})
+
+
+def test_braces_alone_make_no_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("{one}\n{two}\n")
+    assert texts.read_texts({"files": [str(tmp_path / "a.txt")]}) == ["{one}\n", "{two}\n"]
 
 
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"])

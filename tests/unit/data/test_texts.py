@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from quant.data import tokens
 from quant.data.texts import docstrings, read_texts, reference_topics, sequences, split_topics, tokenize
 from quant.errors import InputError
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,35 @@ def test_windows_join_texts_by_blank_lines(tokenizer: Any) -> None:
 def test_windows_begin_once(tokenizer_with_bos: Any) -> None:
     found = torch.cat(sequences(tokenizer_with_bos, ["abc"] * 9, "windows", 4, 99, None, "t"))
     assert found[0] == 0 and (found == 0).sum() == 1
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text", "recurrent_gemma"])
+def test_every_window_begins_with_bos_where_the_family_needs_it(tokenizer_with_bos: Any, model_type: str) -> None:
+    found = sequences(tokenizer_with_bos, ["abcdefgh"], "windows", 4, 99, None, "t", model_type=model_type)
+    assert [ids[0].item() for ids in found] == [0, 0]
+    assert tokenizer_with_bos.decode(torch.cat([ids[1:] for ids in found])) == "abcdef"
+
+
+def test_a_family_that_needs_bos_gets_it_from_a_tokenizer_that_puts_none(tiny_checkpoint: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    silent = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint, bos_token="b")
+    bos = silent.bos_token_id
+    for protocol in ("windows", "samples"):
+        found = sequences(silent, ["acacac"], protocol, 4, 99, None, "t", model_type="gemma2")
+        assert all(ids[0] == bos for ids in found)
+        assert bos not in torch.cat(sequences(silent, ["acacac"], protocol, 4, 99, None, "t", model_type="llama"))
+
+
+def test_special_tokens_in_a_text_are_letters_unless_asked_for(tmp_path: Path) -> None:
+    tiny.save_tokenizer(tmp_path)
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    for protocol in ("windows", "samples"):
+        literal, parsed = (
+            torch.cat(sequences(words, ["w1 </s> w2"], protocol, 3, 9, None, "t", special_tokens=parse)).tolist()
+            for parse in (False, True)
+        )
+        assert literal == [4, 0, 0] and parsed == [4, 2, 5]  # pieces of </s> are unknown to this vocabulary
 
 
 def test_samples_are_cut_each_by_itself(tokenizer: Any, tokenizer_with_bos: Any) -> None:

@@ -1,7 +1,6 @@
 """Text to calibrate and evaluate on, and how it becomes sequences of token ids."""
 
 import ast
-import codecs
 import contextlib
 import importlib.util
 import io
@@ -9,21 +8,24 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quant.data import tokens
 from quant.data.split import halves, split_topics
+from quant.data.text_files import JSON_LINES, read_file
 from quant.data.wording import source_words
 from quant.errors import InputError
-from quant.files.artifacts import versions
+from quant.files.artifacts import read_json, versions
+from quant.models import tokenizers
 from quant.models.sources import HUB_TIMEOUT, one_line
 
 logger = logging.getLogger("quant")
 
 LOCAL_TEXT = "give local text instead (text: {files: [PATH]})"
+NEEDS_BOS = ("gemma", "recurrent_gemma")  # model types whose perplexity is nonsense without
 
 
 def reference_topics() -> dict[str, str]:
@@ -112,33 +114,29 @@ def read_hub(spec: dict[str, Any]) -> list[str]:
     return texts
 
 
-def read_file(path: str) -> list[str]:
-    """The lines of a UTF-8 file, line ends kept; a byte order mark is none of its text."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
-    text = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        lines = io.StringIO(text.decode(), newline=None).readlines()
-    except UnicodeDecodeError as error:
-        at = error.start + len(content) - len(text)
-        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {at}); save it as UTF-8") from None
-    if not any(line.strip() for line in lines):
-        raise InputError(f"{path}: holds no text; name a file with words in it")
-    return lines
+def whole_texts(spec: dict[str, Any], by_line: bool = False) -> list[str]:
+    """The texts of {"pydoc_topics": PART}, {"docstrings": […]}, {"files": [PATH], "field": NAME} or {"hub": {…}}.
 
-
-def whole_texts(spec: dict[str, Any]) -> list[str]:
-    """The texts of {"pydoc_topics": PART}, {"docstrings": […]}, {"files": [PATH]} or {"hub": {…}}; a file is one."""
+    A file is one text, or by_line a text a line; JSON lines are a text each in both.
+    """
     if "pydoc_topics" in spec:
         topics = reference_topics()
         return [topics[name] for name in split_topics(topics)[spec["pydoc_topics"]]]
     if "docstrings" in spec:
         return [text for module in spec["docstrings"] for text in docstrings(module)]
     if "files" in spec:
-        return ["".join(read_file(path)) for path in spec["files"]]
+        return [
+            text
+            for path in spec["files"]
+            for lines in [read_file(path, spec.get("field"))]
+            for text in (lines if by_line or of_lines(path, spec) else ["".join(lines)])
+        ]
     return read_hub(spec["hub"])
+
+
+def of_lines(path: str, spec: dict[str, Any]) -> bool:
+    """Whether a file holds a text in each line, as JSON."""
+    return "field" in spec or path.lower().endswith(JSON_LINES)
 
 
 def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
@@ -146,40 +144,83 @@ def read_texts(spec: dict[str, Any], protocol: str = "samples") -> list[str]:
 
     A file is one text where the protocol joins texts (windows), and a text a line where it does not (samples).
     """
-    texts = whole_texts(spec)
-    if "part" in spec:
-        texts = halves(texts, source_words({key: spec[key] for key in spec if key != "part"}))[spec["part"]]
-    if "files" in spec and protocol == "samples":
+    if "part" not in spec:
+        return whole_texts(spec, by_line=protocol == "samples")
+    source = {key: spec[key] for key in spec if key != "part"}
+    texts = halves(whole_texts(source), source_words(source))[spec["part"]]
+    if "files" in spec and protocol == "samples" and not all(of_lines(path, spec) for path in spec["files"]):
         return [line for text in texts for line in io.StringIO(text, newline="\n").readlines()]
     return texts
 
 
+class Frame(NamedTuple):
+    """Special tokens that a tokenizer puts before and behind a text; always: every window needs those before it."""
+
+    before: list[int]
+    behind: list[int]
+    always: bool = False
+
+    @classmethod
+    def of(cls, tokenizer: Any, model_type: str = "") -> "Frame":
+        """Those of a tokenizer, and BOS for a family that breaks without one."""
+        found = tokenizer("a", return_special_tokens_mask=True)
+        ids, marks = found["input_ids"], found["special_tokens_mask"]
+        text = [at for at, mark in enumerate(marks) if not mark] or [len(ids)]
+        before, behind, always = ids[: text[0]], ids[text[-1] + 1 :], model_type.startswith(NEEDS_BOS)
+        if always and not before and tokenizer.bos_token_id is not None:
+            before = [tokenizer.bos_token_id]
+        return cls(before, behind, always)
+
+
 def sequences(
-    tokenizer: Any, texts: list[str], protocol: str, seq_len: int, n: int, seed: int | None, what: str
+    tokenizer: Any,
+    texts: list[str],
+    protocol: str,
+    seq_len: int,
+    n: int,
+    seed: int | None,
+    what: str,
+    special_tokens: bool = False,
+    model_type: str = "",
 ) -> list[Tensor]:
     """Token ids by protocol, each [length].
 
-    `windows`: texts joined by blank lines, tokenised once (so at most one BOS), cut into windows of seq_len.
+    `windows`: texts joined by blank lines, tokenised once (so one BOS at most), cut into windows of seq_len. Where the
+    model's family needs BOS (NEEDS_BOS), every window begins with it and holds one token less of the text.
     `samples`: each non-empty text tokenised alone and cut at seq_len; those of one token are left out.
+    special_tokens: names of special tokens within the text, such as </s>, are those tokens, and no plain characters.
     """
     if not any(text.strip() for text in texts):
         raise InputError(f"{what}: its text is empty; name a text with words in it")
+    frame = Frame.of(tokenizer, model_type)
+    options = {"add_special_tokens": False, "split_special_tokens": not special_tokens, "verbose": False}
+    before, behind = (torch.tensor(ids, dtype=torch.long) for ids in (frame.before, frame.behind))
     if protocol == "windows":
-        ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
-        found = tokens.windows(torch.tensor(ids), seq_len)
+        ids = torch.tensor(tokenizer("\n\n".join(texts), **options)["input_ids"], dtype=torch.long)
+        if frame.always:
+            found = [torch.cat([before, window]) for window in tokens.windows(ids, max(seq_len - len(before), 1))]
+        else:
+            ids = torch.cat([before, ids, behind])
+            found = tokens.windows(ids, seq_len)
         if not found:
             raise InputError(
                 f"{what}: its text gives {len(ids)} tokens, less than one window of {seq_len}; use more text or a "
                 "smaller seq_len"
             )
     else:
-        cut = tokenizer([text for text in texts if text.strip()], truncation=True, max_length=seq_len)["input_ids"]
-        found = [torch.tensor(ids) for ids in cut if len(ids) > 1]
+        room = max(seq_len - len(before) - len(behind), 0)
+        whole = tokenizer([text for text in texts if text.strip()], **options)["input_ids"]
+        cut = [torch.cat([before, torch.tensor(ids[:room], dtype=torch.long), behind]) for ids in whole]
+        found = [ids for ids in cut if len(ids) > 1]
         if not found:
             raise InputError(f"{what}: no text has two tokens or more; use more text")
     chosen = tokens.choose(found, n, seed)
     if len(chosen) < n:
         logger.info("%s: %d sequences asked for, the text has %d", what, n, len(chosen))
+    if frame.before:
+        names = " ".join(map(str, tokenizer.convert_ids_to_tokens(frame.before)))
+        every = frame.always or protocol == "samples"
+        logger.info("%s: %s begins with %s", what, "every sequence" if every else "the first window alone", names)
     return chosen
 
 
@@ -206,12 +247,13 @@ def tokenize(
     checkpoint: Path, model_fingerprint: str, spec: dict[str, Any], n: int, seed: int | None, what: str, path: str
 ) -> None:
     """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer."""
-    from transformers import AutoTokenizer
-
     texts = read_texts(spec["text"], spec["protocol"])
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what)
+    tokenizer = tokenizers.load(checkpoint)
+    kind = read_json(checkpoint / "config.json").get("model_type", "")
+    parsed = spec["text"].get("special_tokens", False)
+    found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what, parsed, kind)
     check_fit(checkpoint, found, what)
-    record = {"spec": spec, "model_fingerprint": model_fingerprint, "versions": versions()}
+    characters = sum(map(len, tokenizer.batch_decode(found, skip_special_tokens=True)))
+    record = {"spec": spec, "model_fingerprint": model_fingerprint, "characters": characters, "versions": versions()}
     mark = tokens.save(path, found, record)
     logger.info("%s: %d sequences, %d tokens, fingerprint %s", what, len(found), sum(map(len, found)), mark)

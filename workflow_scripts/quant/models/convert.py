@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
-from quant.models import sources
+from quant.models import sources, tokenizers
 from quant.models.linears import all_linears, decoder_blocks
 from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
@@ -280,17 +280,29 @@ def copy_side_files(folder: Path, stage: Path) -> None:
             write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
-def check_side_files(stage: Path, where: str) -> None:
-    """Loads the tokenizer and the generation settings as a user of the checkpoint will."""
-    from transformers import AutoTokenizer, GenerationConfig
+def settle_tokenizer(stage: Path, tokenizer: tuple[Any, dict[str, Any]] | None, where: str) -> None:
+    """Writes the tokenizer so that whoever loads the checkpoint gets its own ids; the one of a GGUF file, or of the
+    files that are there already."""
+    from transformers import AutoTokenizer
 
     try:
+        found = tokenizer or tokenizers.own_tokenizer(stage, where)
+        if found is not None:
+            tokenizers.settle(stage, *found, where)
         AutoTokenizer.from_pretrained(stage, trust_remote_code=False)("text", truncation=True, max_length=2)
+    except InputError:
+        raise
     except Exception as error:  # tokenizer classes raise whatever a missing or damaged file led to
         reason = one_line(error).replace(str(stage), where)
         raise InputError(
             f"{where}: its tokenizer cannot be loaded ({reason}); put tokenizer.json and tokenizer_config.json there"
         ) from None
+
+
+def check_side_files(stage: Path, where: str) -> None:
+    """Loads the generation settings as a user of the checkpoint will."""
+    from transformers import GenerationConfig
+
     if (stage / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(stage)
@@ -321,10 +333,10 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
     for left in target.parent.glob(".convert.*"):  # by a job that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".convert.", dir=target.parent) as name:
-        stage = Path(name)
+        stage, tokenizer = Path(name), None
         if "gguf" in source:
             path = resource if resource is not None else Path(source["gguf"]["path"])
-            config, tensors = sources.read_gguf(path, stage)
+            config, tensors, tokenizer = sources.read_gguf(path)
             record["sha256"] = file_sha256(path)
             where = str(path)
         else:
@@ -341,6 +353,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
             stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
         )
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        settle_tokenizer(stage, tokenizer, where)
         check_side_files(stage, where)
         record["fingerprint"] = checkpoint_fingerprint(stage)
         record["versions"] = versions()

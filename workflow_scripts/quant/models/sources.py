@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
+from quant.models.gguf_tokenizer import from_gguf
 
 logger = logging.getLogger("quant")
 
@@ -168,9 +169,9 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
     return reader, GGUF_DTYPES.get(types, torch.float16)
 
 
-def load_gguf(path: Path, reader: Any, dtype: torch.dtype, tokenizer_folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model by transformers' reader, and its report of what it loaded; the tokenizer goes to a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model by transformers' reader, and its report of what it loaded."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # what it would warn of at length is refused below in one line
@@ -180,18 +181,15 @@ def load_gguf(path: Path, reader: Any, dtype: torch.dtype, tokenizer_folder: Pat
         (Path(folder) / "model.gguf").symlink_to(path.resolve())
         common = {"gguf_file": "model.gguf", "trust_remote_code": False}
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **common)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-        if isinstance(model.config.eos_token_id, int):  # the reader gives Llama's tokenizer bos in its place
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-        tokenizer.save_pretrained(tokenizer_folder)
     return model, report
 
 
-def read_gguf(path: Path, tokenizer_folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A GGUF file, dequantised by transformers' reader; its tokenizer goes to `tokenizer_folder`."""
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]]]:
+    """A GGUF file, dequantised by transformers' reader, and its tokenizer with llama.cpp's ids (gguf_tokenizer)."""
     reader, dtype = open_gguf(path)
+    tokenizer = from_gguf(reader, str(path))
     try:
-        model, report = load_gguf(path, reader, dtype, tokenizer_folder)
+        model, report = load_gguf(path, reader, dtype)
     except Exception as error:  # the reader raises whatever the unexpected value led to
         raise InputError(
             f"{path}: transformers cannot read this GGUF file ({type(error).__name__}: {one_line(error)}); give the "
@@ -210,7 +208,7 @@ def read_gguf(path: Path, tokenizer_folder: Path) -> tuple[dict[str, Any], dict[
     for key in ("quantization_config", "_name_or_path"):  # how the GGUF was stored, and where: neither holds any more
         config.pop(key, None)
     config |= {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
-    return config, {name: value.to(dtype) for name, value in model.state_dict().items()}
+    return config, {name: value.to(dtype) for name, value in model.state_dict().items()}, tokenizer
 
 
 def wheel_member(wheel: Path, member: str, folder: Path) -> Path:

@@ -74,13 +74,14 @@ def explain(error: ValidationError) -> str:
             rest = error.schema["oneOf"][1]
             other = "a list of different names" if rest.get("type") == "array" else f"at least {rest['minimum']}"
             return f"{where}: {found} must be {error.schema['oneOf'][0]['const']} or {other}"
-        case "oneOf" | "minProperties" | "maxProperties":
+        case "oneOf":
+            ways = [" and ".join(", ".join(way["required"]).rsplit(", ", 1)) for way in error.schema["oneOf"]]
+            if any(" and " in way for way in ways):
+                return f"{where}: {found} must hold either {', or '.join(ways)}"
+            return f"{where}: {found} must hold exactly one of: {', '.join(ways)}"
+        case "minProperties" | "maxProperties":
             keys = ", ".join(error.schema.get("properties", {})) or "an entry"
-            return (
-                f"{where}: {found} must hold exactly one of: {keys}"
-                if error.validator != "oneOf"
-                else (f"{where}: {found} must hold either path, or package, version, sha256 and member")
-            )
+            return f"{where}: {found} must hold exactly one of: {keys}"
         case _:
             return f"{where}: {error.message.splitlines()[0]}"
 

@@ -1,0 +1,119 @@
+"""Texts in files: UTF-8 as it is, or a field of JSON lines."""
+
+import codecs
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from quant.errors import InputError
+from quant.models.sources import one_line
+
+logger = logging.getLogger("quant")
+
+JSON_LINES = (".jsonl", ".ndjson")
+FIELD = "text"  # read where none is named and every line has it
+# byte order marks of what is no UTF-8; UTF-32's begins with UTF-16's
+OTHERS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def decoded(path: str) -> str:
+    """A UTF-8 file's text, line ends as line feeds; a byte order mark is none of it."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: cannot be read (it is a directory); name the text files in it")
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
+    for mark, name in OTHERS.items():
+        if content.startswith(mark):
+            raise InputError(
+                f"{path}: is not UTF-8 text but {name}; save it as UTF-8 (iconv -f {name} -t UTF-8 OLD > NEW)"
+            )
+    text = content.removeprefix(codecs.BOM_UTF8)
+    skipped = len(content) - len(text)
+    if b"\0" in text:
+        raise InputError(
+            f"{path}: is not UTF-8 text (a zero byte at byte {text.index(0) + skipped}: UTF-16, or no text); save it "
+            "as UTF-8"
+        )
+    try:
+        return io.StringIO(text.decode(), newline=None).read()
+    except UnicodeDecodeError as error:
+        at = error.start + skipped
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {at}); save it as UTF-8") from None
+
+
+def json_lines(path: str, lines: list[str]) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, with their line numbers; empty lines are none."""
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}: line {number} is no JSON ({one_line(error)}); write an object in each line, or plain text in "
+                "a .txt file"
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number} is a JSON {type(row).__name__}, not an object with a text in it")
+        rows.append((number, row))
+    return rows
+
+
+def field_of(path: str, lines: list[str], field: str | None) -> list[str]:
+    """A field of every line."""
+    rows = json_lines(path, lines)
+    wanted = field or FIELD
+    found = []
+    for number, row in rows:
+        text = row.get(wanted)
+        if not isinstance(text, str):
+            held = f"holds a {type(text).__name__} there" if wanted in row else "has none"
+            named = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
+            raise InputError(
+                f"{path}: holds JSON lines, whose field {wanted!r} is read, and line {number} {held}; write field: "
+                f"NAME beside files: in texts (its fields that hold text: {named})"
+            )
+        found.append(text)
+    if field is None:
+        logger.info("%s: holds JSON lines; reads field %r of each", path, FIELD)
+    return found
+
+
+def looks_like_json_lines(lines: list[str]) -> bool:
+    """Whether every line but empty ones is a JSON object."""
+    full = [line for line in lines if line.strip()]
+    if not full or not all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in full):
+        return False
+    try:
+        return all(isinstance(json.loads(line), dict) for line in full)
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_file(path: str, field: str | None = None) -> list[str]:
+    """The lines of a UTF-8 file, line ends kept; of JSON lines a field's texts.
+
+    field: what to read of each JSON line. A file named .jsonl or .ndjson is JSON lines; another one that looks like
+    them is refused unless a field is named, since its braces and keys are no text.
+    """
+    lines = io.StringIO(decoded(path), newline="\n").readlines()
+    if field is not None or path.lower().endswith(JSON_LINES):
+        lines = field_of(path, lines, field)
+    elif looks_like_json_lines(lines):
+        raise InputError(
+            f"{path}: holds JSON lines; write field: NAME beside files: in texts, for the field to read (the first "
+            f"line has {', '.join(json.loads(next(line for line in lines if line.strip())))})"
+        )
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path}: holds no text; name a file with words in it")
+    return lines

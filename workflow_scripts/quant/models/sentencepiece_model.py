@@ -1,0 +1,101 @@
+"""A SentencePiece model file (tokenizer.model) as a tokenizer of the tokenizers library.
+
+The file is a protocol buffer (sentencepiece_model.proto); the few fields that decide on ids are read here, so that
+neither sentencepiece nor protobuf is needed.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quant.errors import InputError
+from quant.models.gguf_tokenizer import add_special, sentencepiece, surround
+
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def message(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Field numbers and values: int, bytes, or four raw bytes of a float."""
+    at = 0
+    while at < len(data):
+        key, at = varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == VARINT:
+            value, at = varint(data, at)
+        elif wire in (BYTES, FIXED32, FIXED64):
+            length, at = varint(data, at) if wire == BYTES else (4 if wire == FIXED32 else 8, at)
+            value, at = data[at : at + length], at + length
+            if at > len(data):
+                raise ValueError("it ends within a field")
+        else:
+            raise ValueError(f"wire type {wire}")
+        yield number, value
+
+
+def read(path: Path) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+    """Pieces (text, score, type), and the fields of trainer_spec and normalizer_spec by number."""
+    pieces: list[tuple[str, float, int]] = []
+    specs: dict[int, dict[int, Any]] = {2: {}, 3: {}}
+    try:
+        for number, value in message(path.read_bytes()):
+            if number == 1:
+                fields = dict(message(value))
+                score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
+                pieces.append((fields[1].decode(), score, fields.get(3, 1)))
+            elif number in specs:
+                specs[number] = dict(message(value))
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error):
+        pieces = []
+    if not pieces:
+        raise InputError(f"{path}: is no SentencePiece model; put the model's tokenizer.json beside it")
+    return pieces, specs[2], specs[3]
+
+
+def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
+    """A tokenizer, and the names of its special tokens; BOS is put before every text where the model has one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+
+    pieces, trainer, normalizer = read(path)
+    tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
+    # a negative id, here 64 bits of two's complement, is none
+    ids = {
+        name: trainer.get(number, default)
+        for name, number, default in (("unk_token", 40, 0), ("bos_token", 41, 1), ("eos_token", 42, 2))
+    }
+    special = {name: tokens[index] for name, index in ids.items() if index < len(tokens)}
+    prefix = bool(normalizer.get(3, 1))
+    before = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
+    if normalizer.get(4, 1):  # remove_extra_whitespaces
+        before += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    kind = trainer.get(3, UNIGRAM)
+    if kind == BPE:
+        tokenizer = sentencepiece(tokens, kinds, scores, special.get("unk_token"), prefix, where)
+        if not trainer.get(35, 0):
+            tokenizer.model.byte_fallback = False
+    elif kind == UNIGRAM:
+        model = models.Unigram(list(zip(tokens, scores, strict=True)), ids["unk_token"], bool(trainer.get(35, 0)))
+        tokenizer = Tokenizer(model)
+        spaces = normalizers.Replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
+        dummy = [normalizers.Prepend("\N{LOWER ONE EIGHTH BLOCK}")] if prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*dummy, spaces])
+        back = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
+        add_special(tokenizer, tokens, kinds)
+    else:
+        raise InputError(f"{path}: is a SentencePiece model of words or characters; give the model's tokenizer.json")
+    tokenizer.normalizer = normalizers.Sequence([*before, tokenizer.normalizer])
+    surround(tokenizer, special.get("bos_token"), None)
+    return tokenizer, special
