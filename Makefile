@@ -10,6 +10,7 @@
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
+# make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
 # make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model
 # make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
@@ -30,7 +31,7 @@ BITS =
 IN =
 export MODEL TEXT SIZE_MB BITS IN
 
-.PHONY: report best test test-slow check bench tools lock clean-method audit
+.PHONY: report best test test-slow check schema bench tools lock clean-method audit
 
 report: TARGET = results/report.html
 best: TARGET = results/best/choice.json
@@ -54,6 +55,9 @@ check: .venv/complete
 	for overlay in experiments/*.yaml; do \
 	    snakemake --configfile $$overlay --cores 1 --dry-run --quiet all --resources gpu=1 results/report.html || exit 1; \
 	done
+
+schema: .venv/complete
+	PYTHONPATH=workflow_scripts python -m quant.workflow.recipe_schema
 
 bench: .venv/complete
 	python benchmarks/bench.py $(SHAPE)

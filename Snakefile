@@ -17,7 +17,7 @@ ROOT = Path(workflow.snakefile).parent
 IS_MODULE = Path(workflow.main_snakefile) != Path(workflow.snakefile)
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
-from quant.recipe import keys
+from quant.recipe import choices, keys
 from quant.workflow import configuration, gpus, outcome, paths, tracking, values
 from quant.errors import InputError
 

@@ -18,7 +18,7 @@ from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 from quant.models.names import kind_of
-from quant.recipe.salience import SALIENCES
+from quant.recipe.functions import function_of
 from quant.recipe.search import scale_for
 
 
@@ -39,7 +39,7 @@ def forget_inverse(model: torch.nn.Module, results: Path, record: dict) -> None:
             kind = kind_of(row["linear"], patterns)
             channels = channels_of(file, row["linear"], file.info("reads"), kind)
             w = original.get(f"{row['linear']}.weight", dtype=torch.float32)
-            salience = SALIENCES[recipe["salience"]](w, channels)
+            salience = function_of("saliences", recipe["salience"], recipe)(w, channels)
             linear.weight.data *= scale_for(salience, row["alpha"])
 
 

@@ -38,7 +38,7 @@ rule quantize:
         recipe=lambda w: METHODS[w.method],
         linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
         device=COMPUTE["device"],
-        code=code("quantize.py"),
+        code=lambda w: code("quantize.py", modules=choices.modules(METHODS[w.method])),
     script:
         "../workflow_scripts/quantize.py"
 

@@ -20,11 +20,12 @@ from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids
+from quant.recipe.context import Context
 from quant.recipe.fused import feed_back, kernels
 from quant.recipe.grids import Grid
 from quant.recipe.linear import quantize_group
 from quant.recipe.recipe import Recipe
-from quant.recipe.rounding import Context, gptq
+from quant.recipe.roundings.gptq import gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
 from tests.unit.checkpoints.test_packed import codes_of
 from tests.unit.recipe.test_recipe import PLAIN
@@ -123,9 +124,9 @@ def test_gptq_leaves_the_error_that_a_cpu_leaves(n_out: int, n_in: int, group_si
     grid = Grid(4, group_size, False)
     errors, codes = [], []
     for where in ("cpu", "cuda"):
-        groups, context = grids.to_groups(w.to(where), group_size), Context(moment.to(where), None, 0.0, 0.01)
+        groups, context = grids.to_groups(w.to(where), group_size), Context(moment.to(where))
         step, zero = grids.fit(groups, grid)
-        found = gptq(groups, step, zero, grid, context)
+        found = gptq(groups, step, zero, grid, context, damp=0.01)
         rounded = grids.from_groups(grids.decode(found.codes, step, zero), n_in).cpu()
         errors.append(layer_error(w - rounded, moment))
         codes.append(found.codes.cpu())

@@ -248,10 +248,10 @@ def script_jobs(script: str) -> set[str]:
 
 # of test_tracking.USERS, where whose code an edit changes stands by hand
 MODULES = [
-    "recipe/rounding",
-    "recipe/salience",
+    "recipe/keys",
     "recipe/search",
     "recipe/recipe",
+    "recipe/linear",
     "recipe/protection",
     "recipe/grids",
     "calibration/second_moments",
@@ -292,6 +292,20 @@ class TestModules:
     def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:
         stale = set().union(*map(script_jobs, USERS[module]))
         assert pending_after_edit(edited, edited / f"workflow_scripts/quant/{module}.py") == following(stale)
+
+    @pytest.mark.parametrize(
+        ("choice", "stale"),
+        [
+            ("roundings/gptq", set()),  # no method here has it
+            ("roundings/nearest", each("quantize", [*METHODS, "rtn_g_sym"])),
+            ("saliences/l2", set()),
+            ("saliences/l1", {"quantize:gw_awq", "deep_dive"}),
+            ("saliences/praq", {"quantize:gw_praq", "deep_dive"}),
+        ],
+    )
+    def test_an_edited_choice_reruns_the_methods_that_name_it(self, edited: Path, choice: str, stale: set[str]) -> None:
+        path = edited / f"workflow_scripts/quant/recipe/{choice}.py"
+        assert pending_after_edit(edited, path) == (following(stale) if stale else {})
 
     def test_an_edited_template_reruns_the_report(self, edited: Path) -> None:
         template = edited / "workflow_scripts/templates/report.html.j2"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
-from quant.recipe.linear import QuantizedLinear
+from quant.recipe.quantized import QuantizedLinear
 from tests.unit.recipe.test_recipe import run
 
 SALIENCES = ("l1", "l2", "praq")

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from quant.errors import InputError
-from quant.recipe.keys import NEEDS, RECIPE_DEFAULTS, statistics_files
+from quant.recipe.keys import KEYS, defaults, statistics_files
 from quant.workflow import configuration
 from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+
+DEFAULTS = defaults()
 
 
 def loaded(methods: dict[str, Any], study: Any = "all", **changes: Any) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def refusal(methods: dict[str, Any], study: Any = "all") -> str:
         ("keep_ratio", [0.2, 0.3, 0.5, 0.7], {"keep": "awq"}),
         ("noise_std", [0.005, 0.01, 0.05], {"salience": "praq"}),
         ("bits", [2, 3, 4, 8], {}),
-        ("seed", [0, 1, 2], {"salience": "l1"}),
+        ("seed", [0, 1, 2], {"salience": "l1", "noise_std": 0.01}),
         ("rounding", ["nearest", "gptq"], {}),
         ("symmetric", [True, False], {}),
     ],
@@ -50,7 +52,7 @@ def test_a_list_makes_a_family(key: str, values: list[Any], rest: dict[str, Any]
     assert config["families"] == {"swept": names}
     for name, value in zip(names, values, strict=True):
         recipe = config["methods"][name]
-        assert recipe[key] == value and set(recipe) == {*RECIPE_DEFAULTS, "n_calib", "seed"}
+        assert recipe[key] == value and set(recipe) == {*DEFAULTS, "n_calib", "seed"}
         plain = loaded({"one": rest | {key: value}})["methods"]["one"]
         assert recipe == plain, "a sweep's method is what it would be alone"
 
@@ -197,15 +199,16 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
 
 
 def test_every_rule_is_here() -> None:
-    assert set(RULES) == set(NEEDS)
-    assert all(RECIPE_DEFAULTS[key] != value for key, (value, _, _) in RULES.items())
+    conditional = {key for key, what in KEYS.items() if what.when is not None}
+    assert set(RULES) == conditional - {"n_noise_samples"}  # which needs a number, below
+    assert all(DEFAULTS[key] != value for key, (value, _, _) in RULES.items())
 
 
 @pytest.mark.parametrize("key", RULES)
 def test_keys_without_effect_are_refused(key: str) -> None:
     value, other, effective = RULES[key]
     valid = SCHEMA["$defs"]["recipe"]["properties"][other]["enum"]
-    assert RECIPE_DEFAULTS[other] not in effective
+    assert DEFAULTS[other] not in effective
     for choice in valid:
         entry = {key: value, other: choice}
         if choice in effective:  # jacobian needs a part that reads the moment
@@ -214,7 +217,7 @@ def test_keys_without_effect_are_refused(key: str) -> None:
         text = refusal({"m": entry})
         assert f"methods.m: {key} has no effect with {other}: {choice}" in text
         assert all(good in text for good in effective)
-    assert key in loaded({"m": {key: RECIPE_DEFAULTS[key]}})["methods"]["m"], "what is the default anyway does no harm"
+    assert key in loaded({"m": {key: DEFAULTS[key]}})["methods"]["m"], "what is the default anyway does no harm"
     assert f"methods.m-bits3: {key} has no effect" in refusal({"m": {key: value, "bits": [3, 4]}})
 
 
@@ -222,7 +225,7 @@ def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
     common = {"n_grid": 5, "damp": 0.1, "keep_ratio": 0.3}
     methods = loaded({"m": {}, "g": {"rounding": "gptq"}}, defaults=common)["methods"]
     assert methods["g"]["damp"] == 0.1
-    assert methods["m"]["damp"] == RECIPE_DEFAULTS["damp"], "what a method does not read does not change it"
+    assert methods["m"]["damp"] == DEFAULTS["damp"], "what a method does not read does not change it"
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from quant.calibration.reader import LinearStatistics
 from quant.calibration.statistics import collect
 from quant.checkpoints.stored import opened
 from quant.data.tokens import Tokens, fingerprint
-from quant.recipe.linear import QuantizedLinear, protect, quantize_group, rounding_statistics
-from quant.recipe.protection import awq_score, hybrid_score, praq_score
+from quant.recipe.linear import protect, quantize_group
+from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.recipe.recipe import Recipe
+from quant.recipe.scores.awq import awq
+from quant.recipe.scores.praq import praq, praq_score
 from tests.conftest import Captured
 from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
 
@@ -81,9 +83,9 @@ def drawn(n_out: int, is_mlp: bool) -> tuple[Tensor, LinearStatistics]:
 @pytest.mark.parametrize("is_mlp", [True, False])
 def test_hybrid_uses_blocks_on_mlp_linears_where_32_divides(n_out: int, is_mlp: bool) -> None:
     w, known = drawn(n_out, is_mlp)
-    found = hybrid_score(w, known.channels, **PARAMETERS)
+    found = praq(w, known.channels, **PARAMETERS)
     if not is_mlp:
-        assert torch.equal(found, awq_score(w, known.channels))
+        assert torch.equal(found, awq(w, known.channels))
         return
     rows = praq_score(w, known.channels, **PARAMETERS)
     if n_out % 32:

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from quant.calibration.channels import Channels
-from quant.recipe.protection import awq_score, praq_score, sum_blocks, top
+from quant.recipe.protection import top
+from quant.recipe.scores.awq import awq
+from quant.recipe.scores.praq import praq_score, sum_blocks
 from tests.unit import reference
 
 PARAMETERS = {"beta": 3.0, "tau": -3.0, "noise_factor": 0.2}
@@ -25,7 +27,7 @@ def case() -> tuple[Tensor, Tensor, Channels]:
 
 def test_awq_score_is_mean_magnitude(case: tuple[Tensor, Tensor, Channels]) -> None:
     w, _, known = case
-    assert torch.equal(awq_score(w, known), known.z_abs)
+    assert torch.equal(awq(w, known), known.z_abs)
 
 
 @pytest.mark.parametrize(("beta", "tau", "noise_factor"), [(3.0, -3.0, 0.2), (1.0, 0.5, 0.0), (0.5, -6.0, 3.0)])
@@ -40,7 +42,7 @@ def test_praq_score(case: tuple[Tensor, Tensor, Channels], beta: float, tau: flo
 
 def test_dead_channels_score_less_though_they_are_loud(case: tuple[Tensor, Tensor, Channels]) -> None:
     w, _, known = case
-    assert awq_score(w, known).argmax() == 0  # E z = -12
+    assert awq(w, known).argmax() == 0  # E z = -12
     assert praq_score(w, known, **PARAMETERS).argmax() != 0
 
 

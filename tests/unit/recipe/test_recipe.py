@@ -17,7 +17,8 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
-from quant.recipe.linear import QuantizedLinear, quantize_group
+from quant.recipe.linear import quantize_group
+from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, scale_for
 from tests.conftest import Captured

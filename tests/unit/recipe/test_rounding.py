@@ -8,8 +8,12 @@ from torch import Tensor
 from quant.calibration.second_moments import layer_error
 from quant.errors import InputError
 from quant.recipe import grids
+from quant.recipe.choices import ROUNDINGS
+from quant.recipe.context import Context
+from quant.recipe.functions import function_of
 from quant.recipe.grids import Grid
-from quant.recipe.rounding import ROUNDINGS, Context, gptq, greedy_flip, inverse_factor
+from quant.recipe.roundings.gptq import gptq, inverse_factor
+from quant.recipe.roundings.greedy_flip import greedy_flip
 from tests.unit import reference
 from tests.unit.recipe.test_recipe import case as linear_case
 from tests.unit.recipe.test_recipe import quantized, statistics_of
@@ -25,28 +29,28 @@ def case(n_out: int, n_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(n_out, n_in)), x.T @ x / len(x)
 
 
-def rounded(w: np.ndarray, grid: Grid, name: str, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rounded(w: np.ndarray, grid: Grid, name: str, context: Context, **own: float) -> tuple[Tensor, ...]:
     """Codes [out, in] and the weight that they stand for; step and zero of the full range."""
     groups = grids.to_groups(torch.from_numpy(w), grid.group_size)
     step, zero = grids.fit(groups, grid)
-    codes = ROUNDINGS[name](groups.clone(), step, zero, grid, context).codes
+    codes = function_of("roundings", name, own)(groups.clone(), step, zero, grid, context).codes
     assert codes.shape == groups.shape and codes.dtype == groups.dtype
     whole = (grids.from_groups(t, w.shape[1]) for t in (codes, grids.decode(codes, step, zero)))
     return *whole, step, zero
 
 
 def by_gptq(w: np.ndarray, moment: np.ndarray, grid: Grid, damp: float = 0.01) -> tuple[Tensor, Tensor]:
-    return rounded(w, grid, "gptq", Context(torch.from_numpy(moment), None, 0.0, damp))[:2]
+    return rounded(w, grid, "gptq", Context(torch.from_numpy(moment)), damp=damp)[:2]
 
 
 def damp_taken(w: np.ndarray, moment: np.ndarray, damp: float) -> float | None:
     grid, groups = Grid(4, -1, False), torch.from_numpy(w)[:, None].clone()
-    context = Context(torch.from_numpy(moment), None, 0.0, damp)
-    return gptq(groups, *grids.fit(groups, grid), grid, context).damp
+    context = Context(torch.from_numpy(moment))
+    return gptq(groups, *grids.fit(groups, grid), grid, context, damp=damp).damp
 
 
 def by_flips(w: np.ndarray, mean: np.ndarray, grid: Grid, outlier_percent: float) -> tuple[Tensor, Tensor]:
-    return rounded(w, grid, "greedy_flip", Context(None, torch.from_numpy(mean), outlier_percent, 0.0))[:2]
+    return rounded(w, grid, "greedy_flip", Context(x_mean=torch.from_numpy(mean)), outlier_percent=outlier_percent)[:2]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -107,7 +111,7 @@ def test_the_weight_and_the_moment_are_left_alone() -> None:
     w, moment = map(torch.from_numpy, case(3, 150))
     before, grid = (w.clone(), moment.clone()), Grid(3, -1, False)
     groups = grids.to_groups(w, -1)
-    gptq(groups, *grids.fit(groups, grid), grid, Context(moment, None, 0.0, 0.01))
+    gptq(groups, *grids.fit(groups, grid), grid, Context(moment), damp=0.01)
     assert torch.equal(w, before[0]) and torch.equal(moment, before[1])
 
 
@@ -205,8 +209,8 @@ def test_flips_stay_in_range_on_a_clipped_grid() -> None:
     rng = np.random.default_rng(2)
     groups, grid = torch.from_numpy(rng.normal(size=(50, 1, 16))), Grid(2, -1, False)
     step, zero = grids.fit(groups * 0.4, grid)
-    context = Context(None, torch.from_numpy(rng.normal(size=16)), 0.0, 0.0)
-    codes = greedy_flip(groups, step, zero, grid, context).codes
+    context = Context(x_mean=torch.from_numpy(rng.normal(size=16)))
+    codes = greedy_flip(groups, step, zero, grid, context, outlier_percent=0.0).codes
     assert codes.min() >= 0 and codes.max() <= 3
     assert not torch.equal(codes, grids.encode(groups, step, zero, grid))
 
@@ -214,7 +218,7 @@ def test_flips_stay_in_range_on_a_clipped_grid() -> None:
 def test_table_names_every_rounding() -> None:
     assert set(ROUNDINGS) == {"nearest", "greedy_flip", "gptq"}
     w = case(3, 20)[0]
-    codes = rounded(w, Grid(3, 8, False), "nearest", Context(None, None, 0.0, 0.0))[0]
+    codes = rounded(w, Grid(3, 8, False), "nearest", Context())[0]
     assert np.array_equal(codes.numpy(), reference.by_column(w, 3, 8, False)[0])
 
 

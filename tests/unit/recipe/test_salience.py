@@ -5,7 +5,11 @@ import torch
 from torch import Tensor
 
 from quant.calibration.channels import Channels
-from quant.recipe.salience import SALIENCES
+from quant.recipe.choices import SALIENCES
+from quant.recipe.functions import function_of
+from quant.recipe.saliences.l1 import l1
+from quant.recipe.saliences.l2 import l2
+from quant.recipe.saliences.praq import praq
 from tests.unit.reference import input_statistics, output_statistics, praq_salience
 
 
@@ -25,15 +29,15 @@ def case() -> tuple[Tensor, Tensor]:
 
 def test_table_names_every_salience() -> None:
     assert {"none", "l1", "l2", "praq"} <= set(SALIENCES)
-    assert SALIENCES["none"] is None
+    assert function_of("saliences", "none", {}) is None
 
 
 @pytest.mark.parametrize("is_mlp", [True, False])
 def test_l1_and_l2(case: tuple[Tensor, Tensor], is_mlp: bool) -> None:
     w, x = case
     known = channels(w, x, is_mlp)
-    torch.testing.assert_close(SALIENCES["l1"](w, known), x.abs().mean(0))
-    torch.testing.assert_close(SALIENCES["l2"](w, known), x.square().mean(0))
+    torch.testing.assert_close(l1(w, known), x.abs().mean(0))
+    torch.testing.assert_close(l2(w, known), x.square().mean(0))
 
 
 @pytest.mark.parametrize("is_mlp", [True, False])
@@ -41,14 +45,14 @@ def test_praq(case: tuple[Tensor, Tensor], is_mlp: bool) -> None:
     w, x = case
     known = channels(w, x, is_mlp)
     expected = praq_salience(w.numpy(), known.act_abs.tolist(), known.x_abs.tolist(), is_mlp)
-    found = SALIENCES["praq"](w, known)
+    found = praq(w, known)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     assert (found.min().item(), found.max().item()) == (pytest.approx(0.1), pytest.approx(10))
 
 
 def test_praq_of_attention_and_mlp_differ(case: tuple[Tensor, Tensor]) -> None:
     w, x = case
-    mlp, attention = (SALIENCES["praq"](w, channels(w, x, is_mlp)) for is_mlp in (True, False))
+    mlp, attention = (praq(w, channels(w, x, is_mlp)) for is_mlp in (True, False))
     assert not torch.allclose(mlp, attention, rtol=0.1)
 
 
@@ -56,8 +60,8 @@ def test_praq_of_attention_and_mlp_differ(case: tuple[Tensor, Tensor]) -> None:
 def test_constant_praq_salience_scales_nothing(is_mlp: bool) -> None:
     w, x = torch.full((3, 4), 0.5, dtype=torch.float64), torch.full((2, 4), -2.0, dtype=torch.float64)
     known = channels(w, x, is_mlp)
-    assert torch.equal(SALIENCES["praq"](w, known), torch.ones(4, dtype=torch.float64))
-    one = SALIENCES["praq"](w[:, :1], channels(w[:, :1], x[:, :1], is_mlp))
+    assert torch.equal(praq(w, known), torch.ones(4, dtype=torch.float64))
+    one = praq(w[:, :1], channels(w[:, :1], x[:, :1], is_mlp))
     assert one.tolist() == [1]
 
 
@@ -65,7 +69,7 @@ def test_saliences_leave_their_inputs_alone(case: tuple[Tensor, Tensor]) -> None
     w, x = case
     known, before = channels(w, x, True), channels(w, x, True)
     kept = w.clone()
-    for salience in filter(None, SALIENCES.values()):
+    for salience in (l1, l2, praq):
         salience(w, known)
     assert torch.equal(w, kept)
     assert all(torch.equal(a, b) for a, b in zip(known[:-1], before[:-1], strict=True))

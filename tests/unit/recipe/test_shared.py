@@ -21,7 +21,8 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.models.architectures import ARCHITECTURES
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Grid
-from quant.recipe.linear import QuantizedLinear, tie_heads
+from quant.recipe.linear import tie_heads
+from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, Target, scale_for, search_scale
 from tests.unit import reference

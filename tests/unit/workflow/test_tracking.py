@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from quant.recipe import choices
 from quant.workflow import tracking
 
 
@@ -103,6 +104,12 @@ FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
 TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 LIBRARY = tracking.SCRIPTS / "quant"
+CHOSEN = {
+    key: {name: f"quant.recipe.{package}.{name}" for name in table if name != "none"}
+    for key, (package, table) in choices.CHOICES.items()
+}
+# all that a script may import by a recipe's names
+BY_NAME = {"quantize": tuple(module for names in CHOSEN.values() for module in names.values())}
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
 OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
 USERS: dict[str, set[str]] = {
@@ -122,15 +129,22 @@ USERS: dict[str, set[str]] = {
     "report/sections/words": {"report"},
     "report/study": {"report"},
     "comparison/answers": {"answer_questions", "report"},
-    "models/architectures": QUANTIZERS | ANALYSES | FROM_FILES | {"collect_jacobian", "export", "measure_sensitivity"},
+    "models/architectures": {"quantize"}
+    | ANALYSES
+    | FROM_FILES
+    | {"collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/autoawq": {"quantize_autoawq"},
     "methods/autoawq_environment": {"quantize_autoawq"},
-    "methods/block": QUANTIZERS,
+    "methods/block": {"quantize"},
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
+    "recipe/choices": {"answer_questions", "report", "summarize_sensitivity"},
+    "recipe/context": {"quantize"},
+    "recipe/functions": {"quantize"},
+    "recipe/quantized": QUANTIZERS,
     "calibration/channels": PASSES
-    | QUANTIZERS
+    | {"quantize"}
     | ANALYSES
     | FROM_FILES
     | {"measure_sensitivity", "synthetic_benchmark"},
@@ -152,7 +166,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
-    "recipe/fused": QUANTIZERS,
+    "recipe/fused": {"quantize"},
     "checkpoints/gemm": {"quantize_autoawq", "export"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
@@ -160,11 +174,12 @@ USERS: dict[str, set[str]] = {
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": QUANTIZERS,
+    "recipe/grid_kernels": {"quantize"},
+    "recipe/key": {"answer_questions", "report", "summarize_sensitivity"},
     "recipe/keys": {"answer_questions", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
-    "recipe/linear": QUANTIZERS,
-    "models/names": QUANTIZERS
+    "recipe/linear": {"quantize"},
+    "models/names": {"quantize"}
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity"}
@@ -179,7 +194,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | {"quantize", "quantize_autoawq"},
+    "checkpoints/packed": READERS | {"quantize"},
     "report/page": {"report"},
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -187,21 +202,28 @@ USERS: dict[str, set[str]] = {
     "comparison/pick": {"pick", "report"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
-    "recipe/protection": QUANTIZERS | {"check_mse", "deep_dive", "synthetic_benchmark"},
-    "methods/quantize": QUANTIZERS,
+    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"},
+    "methods/quantize": {"quantize"},
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
-    "calibration/reader": QUANTIZERS,
-    "recipe/recipe": QUANTIZERS,
+    "calibration/reader": {"quantize"},
+    "recipe/recipe": {"quantize"},
     "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TOKENS | {"convert", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
-    "recipe/rounding": QUANTIZERS,
+    "recipe/roundings/gptq": {"quantize"},
+    "recipe/roundings/greedy_flip": {"quantize"},
+    "recipe/roundings/nearest": {"quantize"},
     # a new salience or rounding is tried without another pass over the text
-    "recipe/salience": QUANTIZERS | {"deep_dive"},
+    "recipe/saliences/l1": {"quantize", "deep_dive"},
+    "recipe/saliences/l2": {"quantize"},
+    "recipe/saliences/praq": {"quantize", "deep_dive"},
+    "recipe/scores/awq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
+    "recipe/scores/praq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
+    "workflow/recipe_schema": set(),
     "workflow/schema": set(),
-    "recipe/search": QUANTIZERS,
-    "calibration/second_moments": PASSES | QUANTIZERS | {"measure_error", "measure_heldout"},
+    "recipe/search": {"quantize"},
+    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
@@ -236,7 +258,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 
 def codes(root: Path) -> dict[str, str]:
     tracking.code_of.cache_clear()
-    return {script: tracking.code_of(f"{script}.py", root=root) for script in ALL}
+    return {script: tracking.code_of(f"{script}.py", modules=BY_NAME.get(script), root=root) for script in ALL}
 
 
 def test_the_table_has_every_module() -> None:
@@ -261,3 +283,46 @@ def test_an_edited_module_changes_the_code_of_its_users_alone(edited: tuple[Path
     after = codes(root)
     path.write_text(text)
     assert {script for script in ALL if after[script] != before[script]} == USERS[module]
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in CHOSEN.items() for name in names])
+def test_an_edited_choice_changes_the_code_of_the_recipes_that_name_it(
+    edited: tuple[Path, dict[str, str]], key: str, name: str
+) -> None:
+    root, _ = edited
+    plain = {"salience": "none", "rounding": "nearest", "keep": "none"}
+    recipes = [plain | {k: value} for k, names in CHOSEN.items() for value in names]
+
+    def codes_of_recipes() -> list[str]:
+        tracking.imports.cache_clear()
+        tracking.code_of.cache_clear()
+        return [tracking.code_of("quantize.py", modules=choices.modules(recipe), root=root) for recipe in recipes]
+
+    before = codes_of_recipes()
+    path = root.joinpath(*CHOSEN[key][name].split(".")).with_suffix(".py")
+    text = path.read_text()
+    path.write_text(text + "\n# edited\n")
+    after = codes_of_recipes()
+    path.write_text(text)
+    changed = [recipe for recipe, old, new in zip(recipes, before, after, strict=True) if old != new]
+    assert changed == [recipe for recipe in recipes if recipe[key] == name] != []
+
+
+def test_only_one_module_imports_by_name_and_its_scripts_must_say_what() -> None:
+    library = {path for path in LIBRARY.rglob("*.py") if "importlib.import_module" in path.read_text()}
+    assert library == {tracking.SCRIPTS / tracking.BY_NAME}
+    with pytest.raises(ValueError, match=r"quantize\.py imports by name"):
+        tracking.code_of("quantize.py")
+
+
+def test_every_choice_has_its_function_and_every_function_its_entry() -> None:
+    for package, table in choices.CHOICES.values():
+        files = {path.stem for path in (LIBRARY / "recipe" / package).glob("*.py")} - {"__init__"}
+        assert files == table.keys() - {"none"}
+        for name in files:
+            (function,) = (
+                node
+                for node in ast.parse((LIBRARY / f"recipe/{package}/{name}.py").read_text()).body
+                if isinstance(node, ast.FunctionDef) and node.name == name
+            )
+            assert {argument.arg for argument in function.args.kwonlyargs} == set(table[name].keys)

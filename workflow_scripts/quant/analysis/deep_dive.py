@@ -14,8 +14,10 @@ from scipy.stats import spearmanr
 
 from quant.analysis.preactivations import Files, channel_table
 from quant.comparison.correlation import interval_of
-from quant.recipe.protection import awq_score, praq_score
-from quant.recipe.salience import l1, praq
+from quant.recipe.saliences.l1 import l1
+from quant.recipe.saliences.praq import praq
+from quant.recipe.scores.awq import awq as awq_score
+from quant.recipe.scores.praq import praq_score
 
 SIDES = ("output", "input")
 

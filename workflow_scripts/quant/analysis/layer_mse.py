@@ -22,7 +22,9 @@ from quant.files.artifacts import rebuild
 from quant.models.linears import linear_names
 from quant.models.names import kind_of
 from quant.recipe.grids import Grid, nearest
-from quant.recipe.protection import awq_score, praq_score, sum_blocks, top
+from quant.recipe.protection import top
+from quant.recipe.scores.awq import awq as awq_score
+from quant.recipe.scores.praq import praq_score, sum_blocks
 
 INT4 = Grid(bits=4, group_size=-1, symmetric=True)
 

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from quant.calibration.channels import Channels
 from quant.comparison.paired import paired_difference
-from quant.recipe.protection import awq_score, praq_score, top
+from quant.recipe.protection import top
+from quant.recipe.scores.awq import awq as awq_score
+from quant.recipe.scores.praq import praq_score
 
 METHODS = ("awq", "praq", "random", "oracle")
 BIAS_A = 1.0

@@ -325,3 +325,11 @@ def check_finite(name: str, tensor: Tensor, where: str) -> None:
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise InputError(f"{where}: {name} holds {bad} NaN or infinite values; use a model whose weights are finite")
+
+
+def put_finite(out: Writer, tensors: dict[str, Tensor], where: Path) -> None:
+    """Writes tensors in the dtypes of the file's layout; refuses what overflows one."""
+    for name, value in tensors.items():
+        stored = value.to(out.layout[name][0])
+        check_finite(f"{name} after quantisation", stored, str(where))
+        out.put(name, stored)

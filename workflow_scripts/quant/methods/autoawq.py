@@ -20,10 +20,10 @@ from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, versions
+from quant.files.tensorfile import put_finite
 from quant.methods.autoawq_environment import interpreter_of, run_worker
-from quant.methods.quantize import put
 from quant.models.compute import halving
-from quant.recipe.linear import QuantizedLinear, rounding_statistics
+from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 
 logger = logging.getLogger("quant")
 
@@ -98,7 +98,7 @@ def write_checkpoint(
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
             for name, parts in packed.items():
                 w, linear = model.get(f"{name}.weight", dtype=torch.float32), QuantizedLinear(*parts.unpack())
-                put(out, {f"{name}.weight": linear.dequantize()}, layout, target)
+                put_finite(out, {f"{name}.weight": linear.dequantize()}, target)
                 bits, weights = bits + parts.bits, weights + w.numel()
                 scaled = w * folds.get(f"{name}.input", torch.ones(1))
                 scaled = scaled * folds.get(f"{name}.output", torch.ones(1))[:, None]
@@ -109,7 +109,7 @@ def write_checkpoint(
                 stored = file.get(name, dtype=value.dtype) if name in file.names else value
                 if not torch.equal(value.half().to(value.dtype), stored):
                     value = stored
-                put(out, {name: value}, layout, target)
+                put_finite(out, {name: value}, target)
     for path in source.iterdir():
         if path.is_file() and path.name != "model.safetensors":
             copy(path, target / path.name)

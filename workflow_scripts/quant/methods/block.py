@@ -16,7 +16,8 @@ from quant.files.tensorfile import check_finite
 from quant.models.architectures import Fold, architecture_of, rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes
-from quant.recipe.linear import QuantizedLinear, quantize_group
+from quant.recipe.linear import quantize_group
+from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 
 

@@ -16,9 +16,9 @@ from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
-from quant.files.tensorfile import check_finite
+from quant.files.tensorfile import put_finite
 from quant.methods.block import Block, shared_groups
-from quant.recipe.linear import rounding_statistics
+from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 
 logger = logging.getLogger("quant")
@@ -77,12 +77,12 @@ def quantize_checkpoint(
                     weights += block.weights[name].numel()
                     row = {"linear": name, "layer": layer, "alpha": result.alpha, "objective": result.objective}
                     row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
-                    if result.damp is not None and result.damp > recipe.damp:
-                        logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.damp)
+                    if result.damp is not None and result.damp > recipe.parameters["damp"]:
+                        logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
                     rows.append(row | rounding_statistics(block.weights[name], result))
-                    put(out, written, layout, target)
+                    put_finite(out, written, target)
                     untouched.remove(f"{name}.weight")
-                put(out, block.others, layout, target)
+                put_finite(out, block.others, target)
                 untouched -= set(block.others)
             for name in sorted(untouched):
                 out.put(name, model.get(name))
@@ -114,11 +114,3 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
         if recipe.group_size > 0 and n_in % recipe.group_size:
             return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
     return None
-
-
-def put(out: tensorfile.Writer, tensors: dict[str, Tensor], layout: tensorfile.Layout, target: Path) -> None:
-    """Writes tensors in the dtype that the source has them in; refuses what overflows it."""
-    for name, value in tensors.items():
-        stored = value.to(layout[name][0])
-        check_finite(f"{name} after quantisation", stored, str(target))
-        out.put(name, stored)

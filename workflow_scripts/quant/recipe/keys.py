@@ -1,73 +1,133 @@
-"""The keys of a recipe: their defaults, when a key has an effect, and which files it makes a recipe read."""
+"""The keys of a recipe, each once: type, default, bounds, words, when it has an effect, and which files a recipe reads.
 
+The schema, the words in config.yaml and docs/keys.md come from here (quant/workflow/recipe_schema.py).
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-RECIPE_DEFAULTS: dict[str, Any] = {
-    "salience": "none",
-    "noise_std": 0.0,
-    "n_noise_samples": 3,
-    "bits": 4,
-    "group_size": 128,
-    "symmetric": False,
-    "clip": False,
-    "n_grid": 20,
-    "objective": "uniform",
-    "moment": "plain",
-    "residual": False,
-    "plain_share": 0.0,
-    "scope": "linear",
-    "rounding": "nearest",
-    "outlier_percent": 0.05,
-    "damp": 0.01,
-    "keep": "none",
-    "keep_ratio": 0.5,
-    "beta": 3.0,
-    "tau": -3.0,
-    "noise_factor": 0.2,
-    "noise_injection": 0.0,
-}
+from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
+from quant.recipe.key import Key
+
+
+def table() -> dict[str, Key]:
+    """Every key, in the order of the schema; those of the choices stand after the key that chooses."""
+    searched, kept, noisy, weighted = ("salience", None), ("keep", None), ("noise_std", None), ("moment", ("jacobian",))
+    return {
+        "salience": Key("none", "what makes an input channel important (none: no scale search)", tuple(SALIENCES)),
+        **own_keys("salience"),
+        "noise_std": Key(0.0, "noise on the inputs in units of their std, for Robust-PRAQ", minimum=0, when=searched),
+        "n_noise_samples": Key(3, "draws that each of its expectations is averaged over", minimum=1, when=noisy),
+        "bits": Key(4, "bits of a code", (2, 3, 4, 8)),
+        "group_size": Key(128, "inputs that share a range; -1: one range per output channel", minimum=1, apart=-1),
+        "symmetric": Key(False, "true: codes about 0; false: a range with a zero point"),
+        "clip": Key(False, "true: shrink each range to where its weighted error is least"),
+        "n_grid": Key(20, "α is searched in {0, 1/n_grid, …, 1}", minimum=1, maximum=1000, when=searched),
+        "objective": Key(
+            "uniform", "whose error counts in that search", ("uniform", "praq", "jacobian"), when=searched
+        ),
+        "moment": Key(
+            "plain",
+            "what is minimised; jacobian weighs tokens by what their error does after the activation",
+            ("plain", "jacobian"),
+        ),
+        "residual": Key(False, "true: weighs tokens by their residual's size too", when=weighted),
+        "plain_share": Key(
+            0.0,
+            "share of the plain moment in the weighted one, since an error of a step is not small enough for a "
+            "derivative alone",
+            minimum=0,
+            maximum=1,
+            when=weighted,
+        ),
+        "scope": Key(
+            "linear",
+            "a scale for each linear; or one for those that read the same input, folded into the operation before, so "
+            "that the checkpoint needs no scales of its own",
+            ("linear", "shared"),
+            when=searched,
+        ),
+        "rounding": Key("nearest", "how a weight finds its grid point", tuple(ROUNDINGS)),
+        **own_keys("rounding"),
+        "keep": Key("none", "score by which output channels stay in 16 bit", tuple(SCORES)),
+        "keep_ratio": Key(0.5, "share of them (the research: 0.2, 0.3, 0.5, 0.7)", above=0, below=1, when=kept),
+        **own_keys("keep"),
+        "noise_injection": Key(
+            0.0, "std of noise added to quantised weights, in steps (the research: 0.1 in the hybrid)", minimum=0
+        ),
+        "n_calib": Key(None, "calibration's where it is left out; another number has statistics of its own", minimum=1),
+        "seed": Key(
+            None,
+            "calibration's where it is left out; another one has statistics of its own",
+            minimum=0,
+            maximum=2**32 - 1,
+        ),
+    }
+
+
+KEYS: dict[str, Key] = table()
+OF_CALIBRATION = ("n_calib", "seed")
 
 # of a method that is the AutoAWQ library; what else it does is its own
 AUTOAWQ_DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 128, "clip": True}
 
 
-# keys that do nothing unless another key has one of these values: said so instead of ignored
-NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "n_grid": ("salience", ("l1", "l2", "praq")),
-    "noise_std": ("salience", ("l1", "l2", "praq")),
-    "objective": ("salience", ("l1", "l2", "praq")),
-    "scope": ("salience", ("l1", "l2", "praq")),
-    "residual": ("moment", ("jacobian",)),
-    "plain_share": ("moment", ("jacobian",)),
-    "outlier_percent": ("rounding", ("greedy_flip",)),
-    "damp": ("rounding", ("gptq",)),
-    "keep_ratio": ("keep", ("awq", "praq")),
-    "beta": ("keep", ("praq",)),
-    "tau": ("keep", ("praq",)),
-    "noise_factor": ("keep", ("praq",)),
-}
+def defaults() -> dict[str, Any]:
+    """The built-in value of every key but calibration's."""
+    return {name: key.default for name, key in KEYS.items() if name not in OF_CALIBRATION}
 
 
-def has_effect(key: str, recipe: dict[str, Any]) -> bool:
+def filled(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the keys that an object in it leaves out."""
+    nested = {name: key.keys for name, key in KEYS.items() if key.keys is not None and recipe.get(name) is not None}
+    return recipe | {name: {k: key.default for k, key in keys.items()} | recipe[name] for name, keys in nested.items()}
+
+
+def reads(recipe: Mapping[str, Any]) -> set[str]:
+    """What the functions of a recipe read: of channels, moment, random."""
+    return {name for choice in chosen(recipe) for name in choice.reads} | ({CHANNELS} if recipe["clip"] else set())
+
+
+def draws(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's seed draws anything of its own, a calibration set's sequences aside."""
+    if "algorithm" in recipe:
+        return False
+    return bool(recipe["noise_std"] or recipe["noise_injection"]) or RANDOM in reads(recipe)
+
+
+def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's value of `key` reaches its weights, given its other keys."""
-    if key == "n_noise_samples":
-        return bool(recipe.get("noise_std"))
-    other, values = NEEDS.get(key, ("", ()))
-    return not other or recipe.get(other) in values
+    if key in OF_CALIBRATION:
+        complete = "algorithm" not in recipe and all(name in recipe for name in KEYS)
+        return not complete or bool(statistics_files(recipe)) or (key == "seed" and draws(recipe))
+    if key not in KEYS or KEYS[key].when is None:
+        return True
+    other, values = KEYS[key].when
+    value = recipe.get(other, KEYS[other].default)
+    fits = value != KEYS[other].default if values is None else value in values
+    return fits and has_effect(other, recipe)
+
+
+def needed(key: str) -> tuple[str, tuple[Any, ...] | None]:
+    """The key that gives this one its effect, and with which values; None for any number but its default."""
+    other, values = KEYS[key].when
+    known = KEYS[other].values
+    return other, tuple(v for v in known if v != KEYS[other].default) if values is None and known else values
 
 
 def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing.
 
-    n_calib is None where no statistics are read.
+    n_calib is None where no statistics are read; the seed stays, since each result names it.
     """
     if "algorithm" in recipe:
         return recipe
-    settled = {key: value if has_effect(key, recipe) else RECIPE_DEFAULTS[key] for key, value in recipe.items()}
-    return settled if statistics_files(recipe) else settled | {"n_calib": None}
+    known = defaults()
+    settled = {k: value if k not in known or has_effect(k, recipe) else known[k] for k, value in recipe.items()}
+    return settled if statistics_files(settled) else settled | {"n_calib": None}
 
 
-def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
+def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     """The statistics that a recipe reads, by name, as files of its calibration set; none where it rounds only.
 
     A library takes the tokens themselves.
@@ -75,11 +135,10 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
     folder = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}"
     if "algorithm" in recipe:
         return {"tokens": f"{folder}/tokens.safetensors"}
-    searches = recipe["salience"] != "none"
-    files = {}
-    if searches or recipe["clip"] or recipe["rounding"] == "greedy_flip" or recipe["keep"] != "none":
+    read, files = reads(recipe), {}
+    if CHANNELS in read:
         files["channels"] = "channels.safetensors"
-    if searches or recipe["rounding"] == "gptq":
+    if MOMENT in read:
         files["moments"] = "second_moments.safetensors"
     if recipe["noise_std"]:
         files["noisy"] = "noisy-{noise_std:g}x{n_noise_samples}.safetensors".format(**recipe)
@@ -89,7 +148,7 @@ def statistics_files(recipe: dict[str, Any]) -> dict[str, str]:
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 
-def calibration_files(recipe: dict[str, Any]) -> dict[str, str]:
+def calibration_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Its statistics, and the tokens that they must be of."""
     files = statistics_files(recipe)
     tokens = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}/tokens.safetensors"

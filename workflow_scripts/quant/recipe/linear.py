@@ -1,7 +1,6 @@
 """A recipe applied to linears that share a scale: salience → scale search → grid → rounding → protection."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,53 +8,13 @@ from torch import Tensor
 from quant.calibration.channels import Channels
 from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
+from quant.recipe.context import Context, Rounded
+from quant.recipe.functions import function_of
 from quant.recipe.fused import fit_range
-from quant.recipe.grids import Grid
-from quant.recipe.protection import SCORES, top
+from quant.recipe.protection import top
+from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
-from quant.recipe.rounding import ROUNDINGS, Context
-from quant.recipe.salience import SALIENCES
 from quant.recipe.search import Search, Target, search_scale
-
-
-@dataclass(frozen=True)
-class QuantizedLinear:
-    """Ŵ = (codes + noise - zero)·step·diag(1/scale), rows in `kept` aside, which are as they were.
-
-    codes [out, n_groups, g] whole numbers; noise like them, in steps, or None; step, zero [out, n_groups, 1];
-    scale [in] or None; kept: mask [out] or None, and original [out, in] with it; n_in cuts the last group's padding.
-    alpha and objective (the search's minimum) are None where nothing was searched, damp (that it took) where nothing
-    was damped.
-    """
-
-    codes: Tensor
-    step: Tensor
-    zero: Tensor
-    grid: Grid
-    n_in: int
-    scale: Tensor | None = None
-    noise: Tensor | None = None
-    kept: Tensor | None = None
-    original: Tensor | None = None
-    alpha: float | None = None
-    objective: float | None = None
-    damp: float | None = None
-
-    def dequantize(self) -> Tensor:
-        """[out, in] in the dtype of step."""
-        codes = self.codes if self.noise is None else self.codes + self.noise
-        w = grids.from_groups(grids.decode(codes, self.step, self.zero), self.n_in)
-        w = w if self.scale is None else w / self.scale
-        return w if self.kept is None else torch.where(self.kept[:, None], self.original, w)
-
-    def storage_bits(self, scale_folded: bool) -> int:
-        """Codes, steps and zeros of the quantised rows; 16 bits a weight of the kept ones and one for each row to say
-        which they are; 16 bits for each entry of an input scale that is not folded away."""
-        n_out = self.codes.shape[0]
-        n_kept = 0 if self.kept is None else int(self.kept.sum())
-        bits = grids.storage_bits(n_out - n_kept, self.n_in, self.grid) + 16 * n_kept * self.n_in
-        bits += 0 if self.kept is None else n_out
-        return bits + (0 if self.scale is None or scale_folded else 16 * self.n_in)
 
 
 def row_weight(statistics: LinearStatistics, objective: str) -> Tensor | None:
@@ -80,7 +39,7 @@ def find_scale(
     heads: tuple[int, int, int] | None = None,
 ) -> Search | None:
     """One scale for linears [out_i, in] that read the same input, by their mean salience and summed error."""
-    salience = SALIENCES[recipe.salience]
+    salience = function_of("saliences", recipe.salience, recipe.parameters)
     if salience is None:
         return None
     total = torch.stack([salience(w, s.channels) for w, s in zip(weights, statistics, strict=True)]).mean(0)
@@ -111,13 +70,10 @@ def round_linear(
         importance = (channels.x_sq if moment is None else moment.diagonal()) * inverse**2
     step, zero = fit_range(groups, recipe.grid, importance)
     step = step if stored is None else stored(step)
-    context = Context(
-        None if moment is None or recipe.rounding != "gptq" else inverse[:, None] * moment * inverse,
-        None if channels is None else channels.x_mean * inverse,
-        recipe.outlier_percent,
-        recipe.damp,
-    )
-    codes, damp = ROUNDINGS[recipe.rounding](groups, step, zero, recipe.grid, context)
+    context = Context(moment, None if channels is None else channels.x_mean, inverse, generator)
+    rounding = function_of("roundings", recipe.rounding, recipe.parameters)
+    rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
+    codes = rounded.codes
     noise = None
     if recipe.noise_injection:  # drawn on the CPU, so that a GPU gives the same
         drawn = torch.randn(codes.shape, generator=generator, dtype=codes.dtype)
@@ -135,18 +91,14 @@ def round_linear(
         None if kept is None else w,
         None if found is None else found.alpha,
         None if found is None else found.objective,
-        damp,
+        rounded.damp,
     )
 
 
 def protect(w: Tensor, channels: Channels | None, recipe: Recipe) -> Tensor | None:
     """Mask [out] of the rows to keep in 16 bit, or None."""
-    score = SCORES[recipe.keep]
-    if score is None:
-        return None
-    return top(
-        score(w, channels, beta=recipe.beta, tau=recipe.tau, noise_factor=recipe.noise_factor), recipe.keep_ratio
-    )
+    score = function_of("scores", recipe.keep, recipe.parameters)
+    return None if score is None else top(score(w, channels), recipe.keep_ratio)
 
 
 def quantize_group(
@@ -164,29 +116,3 @@ def quantize_group(
     found = find_scale(weights, statistics, recipe, heads)
     known = zip(weights, statistics, stored or [None] * len(weights), strict=True)
     return [round_linear(w, found, s, recipe, generator, keeps) for w, s, keeps in known]
-
-
-def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, float]:
-    """Shares of weights rounded up, down and not at all; quantiles of the distance moved, in steps, to 1/1000; share of
-    flips, weights that did not go to their nearest point. Rows kept in 16 bit are left out. w [out, in]."""
-    groups = grids.to_groups(w if quantized.scale is None else w * quantized.scale, quantized.grid.group_size)
-    moved = (grids.decode(quantized.codes, quantized.step, quantized.zero) - groups) / quantized.step
-    flips = quantized.codes != grids.encode(groups, quantized.step, quantized.zero, quantized.grid)
-    rows = slice(None) if quantized.kept is None else ~quantized.kept
-    moved, flips = (grids.from_groups(t, quantized.n_in)[rows] for t in (moved, flips))
-    if not moved.numel():
-        return {}
-    tie = 1e-6  # steps; a weight this near its point was on it
-    distance = moved.abs()
-    masks = {
-        "rounded_up": moved > tie,
-        "rounded_down": moved < -tie,
-        "unchanged": distance <= tie,
-        "flipped": flips,
-    }
-    # counted, not sorted: sorting a million distances takes longer than quantising them
-    counts = torch.bincount((distance * 1000).round_().int().flatten()).cumsum(0)
-    wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], device=counts.device, dtype=torch.float64) * counts[-1]
-    shares = [mask.count_nonzero() / moved.numel() for mask in masks.values()]
-    found = torch.stack([*shares, *(torch.searchsorted(counts.double(), wanted) / 1000)]).tolist()
-    return dict(zip((*masks, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))

@@ -1,6 +1,7 @@
 """A method's choices, as the functions that carry them out take them."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quant.recipe.grids import Grid
@@ -8,7 +9,8 @@ from quant.recipe.grids import Grid
 
 @dataclass(frozen=True)
 class Recipe:
-    """One method's choices; config.yaml explains each."""
+    """One method's choices; quant/recipe/keys.py explains each. parameters: by key, those of its salience, its rounding
+    and its score, and whatever else the entry holds."""
 
     salience: str
     bits: int
@@ -20,21 +22,18 @@ class Recipe:
     plain_share: float
     scope: str
     rounding: str
-    outlier_percent: float
-    damp: float
     keep: str
     keep_ratio: float
-    beta: float
-    tau: float
-    noise_factor: float
     noise_injection: float
     noise_std: float
     seed: int
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> "Recipe":
         """From a validated entry of `methods:`, which also says what to calibrate with."""
-        return cls(**{field.name: entry[field.name] for field in fields(cls)})
+        own = {each.name for each in fields(cls)} - {"parameters"}
+        return cls(**{key: entry[key] for key in own}, parameters={k: v for k, v in entry.items() if k not in own})
 
     @property
     def grid(self) -> Grid:

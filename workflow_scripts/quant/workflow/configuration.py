@@ -7,23 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import InputError
-from quant.recipe.keys import AUTOAWQ_DEFAULTS, NEEDS, RECIPE_DEFAULTS, has_effect, without_idle
+from quant.recipe import keys
+from quant.recipe.choices import MOMENT, ROUNDINGS
+from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
 from quant.workflow.shared_text import split_shared
 
-RESERVED = {
-    *(
-        "original",
-        "figures",
-        "logs",
-        "benchmarks",
-        "sources",
-        "calibration",
-        "datasets",
-        "best",
-        "check_mse",
-        "analysis",
-    ),
+# folders of results/, and of a model's in it
+RESERVED = {"environments", "figures", "logs", "benchmarks", "sources", "best"} | {
+    *("original", "calibration", "datasets", "check_mse", "analysis")
 }
 
 
@@ -75,9 +67,9 @@ def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A method's recipe with every key, sorted: its own values, then `defaults`, then the built-in ones."""
     common = {key: config["calibration"][key] for key in ("n_calib", "seed")}
     if "algorithm" in entry:
-        known = AUTOAWQ_DEFAULTS | common
+        known = keys.AUTOAWQ_DEFAULTS | common
         return dict(sorted((known | {k: v for k, v in config["defaults"].items() if k in known} | entry).items()))
-    return dict(sorted((RECIPE_DEFAULTS | common | config["defaults"] | entry).items()))
+    return dict(sorted(keys.filled(keys.defaults() | common | config["defaults"] | entry).items()))
 
 
 def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,8 +96,10 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             recipe = methods[name] = complete(own, config)
             if "algorithm" not in recipe:
                 check_recipe(name, own, recipe)
-                methods[name] = without_idle(recipe)
+                methods[name] = keys.without_idle(recipe)
             families[family].append(name)
+    for family, names in families.items():
+        check_sweep(family, {name: methods[name] for name in names}, config["calibration"]["shuffle"])
     return methods, families
 
 
@@ -114,7 +108,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
     Raises InputError with one line: what was found, where, what to write instead.
     """
-    config = copy.deepcopy(config)
+    config, schema = copy.deepcopy(config), with_recipes(schema)
     problem = first_error(config, schema)
     if problem:
         raise InputError(problem)
@@ -158,28 +152,43 @@ def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) ->
 
 def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Refuses what a method's own entry sets to no effect; recipe: the same entry completed."""
-    for key in entry.keys() & NEEDS.keys():
-        other, values = NEEDS[key]
-        if not has_effect(key, recipe) and entry[key] != RECIPE_DEFAULTS[key]:
-            choices = " or ".join(map(str, values))
+    known = keys.defaults()
+    for key in sorted(entry.keys() & known.keys()):
+        if not keys.has_effect(key, recipe) and entry[key] != known[key]:
+            other, values = keys.needed(key)
+            choices = "" if values is None else f" to {' or '.join(map(str, values))}"
+            value = f"{recipe[other]:g}" if isinstance(recipe[other], float) else recipe[other]
             raise InputError(
-                f"methods.{name}: {key} has no effect with {other}: {recipe[other]}; set {other} to {choices}, "
-                f"or leave {key} out"
+                f"methods.{name}: {key} has no effect with {other}: {value}; set {other}{choices}, or leave {key} out"
             )
-    if recipe["n_noise_samples"] != RECIPE_DEFAULTS["n_noise_samples"] and not has_effect("n_noise_samples", recipe):
-        raise InputError(
-            f"methods.{name}: n_noise_samples has no effect with noise_std: 0; set noise_std, or leave it out"
-        )
-    if recipe["moment"] == "jacobian" and recipe["noise_std"]:
+    if recipe["moment"] != "jacobian":
+        return
+    if recipe["noise_std"] and keys.has_effect("noise_std", recipe):
         raise InputError(
             f"methods.{name}: noise_std and moment: jacobian do not go together, since noisy means are not weighted; "
             "leave one of them out"
         )
-    reads_moment = recipe["salience"] != "none" or recipe["rounding"] == "gptq" or recipe["clip"]
-    if recipe["moment"] == "jacobian" and not reads_moment:
+    if MOMENT not in keys.reads(recipe) and not recipe["clip"]:
+        readers = " or ".join(reader for reader, choice in ROUNDINGS.items() if MOMENT in choice.reads)
         raise InputError(
-            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, clip: true, or rounding: gptq"
+            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, clip: true, or rounding: "
+            f"{readers}"
         )
+
+
+def check_sweep(family: str, methods: dict[str, dict[str, Any]], shuffle: bool) -> None:
+    """Refuses a sweep in which a value changes no weight: its methods would be one, measured twice. shuffle:
+    calibration's, without which the seed draws no sequences."""
+    seen: dict[str, str] = {}
+    for name, recipe in methods.items():
+        drawn = keys.draws(recipe) or (shuffle and keys.statistics_files(recipe))
+        weights = {key: value for key, value in recipe.items() if key != "seed" or drawn}
+        twin = seen.setdefault(repr(weights), name)
+        if twin != name:
+            raise InputError(
+                f"methods.{family}: {twin} and {name} have the same weights, since what differs has no effect on "
+                "them; take it out of the list" + ("" if drawn else " (a seed draws nothing here)")
+            )
 
 
 def check_library(name: str, recipe: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from quant.files.artifacts import digest
 
 PACKAGE = __name__.partition(".")[0]
 SCRIPTS = Path(__file__).resolve().parents[2]
+BY_NAME = "quant/recipe/functions.py"  # finds the functions of a recipe by their names
 RENAMED = {"yaml": "PyYAML", "awq": "autoawq"}  # distributions that are not called what is imported
 
 
@@ -38,10 +39,11 @@ def module_file(name: str, root: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def closure(script: Path) -> tuple[set[Path], set[str]]:
-    """Our own files that a script runs, itself included, and the other packages they import. A name of our package
-    that is no module's, nor within one, is refused: its code would go unseen."""
+def closure(script: Path, root: Path | None = None) -> tuple[set[Path], set[str]]:
+    """Our own files that a script, or a module of root's, runs, itself included, and the other packages they import. A
+    name of our package that is no module's, nor within one, is refused: its code would go unseen."""
     files, others, todo = set(), set(), [script]
+    root = root or script.parent
     while todo:
         path = todo.pop()
         if path in files:
@@ -51,9 +53,9 @@ def closure(script: Path) -> tuple[set[Path], set[str]]:
             if names[0].partition(".")[0] != PACKAGE:
                 others.add(names[0].partition(".")[0])
                 continue
-            own = next(filter(None, (module_file(name, script.parent) for name in names)), None)
+            own = next(filter(None, (module_file(name, root) for name in names)), None)
             if own is None:
-                raise ImportError(f"{path}: imports {names[0]}, which is no module of {script.parent / PACKAGE}")
+                raise ImportError(f"{path}: imports {names[0]}, which is no module of {root / PACKAGE}")
             todo.append(own)
     return files, others - set(sys.stdlib_module_names)
 
@@ -69,9 +71,16 @@ def version(package: str) -> str | None:
 
 
 @functools.cache
-def code_of(script: str, *data: str, root: Path = SCRIPTS) -> str:
-    """Hash of a script by name, e.g. "quantize.py", and of files that it reads besides, e.g. a template."""
+def code_of(script: str, *data: str, modules: tuple[str, ...] | None = None, root: Path = SCRIPTS) -> str:
+    """Hash of a script by name, e.g. "quantize.py", of files that it reads besides, e.g. a template, and of the modules
+    that it imports by a name of its recipe, which no import statement shows; a script that may import so is refused
+    where none are given."""
     files, packages = closure(root / script)
+    if modules is None and root / BY_NAME in files:
+        raise ValueError(f"{script} imports by name: give the modules of its recipe")
+    for module in modules or ():
+        more, others = closure(root.joinpath(*module.split(".")).with_suffix(".py"), root)
+        files, packages = files | more, packages | others
     files |= {root / name for name in data}
     parts = [file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() for file in sorted(files)]
     parts += [f"{package}=={version(package)}".encode() for package in sorted(packages) if version(package)]

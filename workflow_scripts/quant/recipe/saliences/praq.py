@@ -1,9 +1,4 @@
-"""What makes an input channel important: one pure function per salience, and the table that names them.
-
-Each takes the weight [out, in] and the linear's per-channel statistics and returns [in], ≥ 0.
-"""
-
-from collections.abc import Callable
+"""PRAQ's salience: what is heard after the activation."""
 
 import torch
 from torch import Tensor
@@ -11,16 +6,6 @@ from torch import Tensor
 from quant.calibration.channels import Channels
 
 PRAQ_RANGE = (0.1, 10.0)  # where the research maps PRAQ's salience before the search
-
-
-def l1(w: Tensor, channels: Channels) -> Tensor:
-    """E|x_j| (AWQ)."""
-    return channels.x_abs
-
-
-def l2(w: Tensor, channels: Channels) -> Tensor:
-    """E[x_j²]."""
-    return channels.x_sq
 
 
 def praq(w: Tensor, channels: Channels) -> Tensor:
@@ -31,6 +16,3 @@ def praq(w: Tensor, channels: Channels) -> Tensor:
         return torch.ones_like(raw)
     smallest, largest = PRAQ_RANGE
     return smallest + (raw - low) / (high - low) * (largest - smallest)
-
-
-SALIENCES: dict[str, Callable[[Tensor, Channels], Tensor] | None] = {"none": None, "l1": l1, "l2": l2, "praq": praq}

@@ -1,0 +1,44 @@
+"""What a rounding is given besides the weight on its grid, and what it returns."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """Of the linear's inputs x: second_moment [in, in] and x_mean [in], where the recipe reads them; inverse [in] is
+    1/s of the scale s in the weight, and generator what to draw from, on the CPU."""
+
+    second_moment: Tensor | None = None
+    x_mean: Tensor | None = None
+    inverse: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def moment(self) -> Tensor:
+        """H of the scaled inputs x/s [in, in]."""
+        h = asked(self.second_moment, "moment")
+        return h if self.inverse is None else self.inverse[:, None] * h * self.inverse
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x/s] [in]."""
+        mean = asked(self.x_mean, "channels")
+        return mean if self.inverse is None else mean * self.inverse
+
+
+def asked(value: Tensor | None, name: str) -> Tensor:
+    """The value, where the recipe's files held it."""
+    if value is None:
+        raise ValueError(f"it reads {name}, which its entry of quant/recipe/choices.py does not name")
+    return value
+
+
+class Rounded(NamedTuple):
+    """codes [out, n_groups, g], whole numbers in the weight's dtype; damp: what it took, where H was damped."""
+
+    codes: Tensor
+    damp: float | None = None
