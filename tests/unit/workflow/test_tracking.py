@@ -121,6 +121,7 @@ USERS: dict[str, set[str]] = {
     "report/sections/synthetic": {"report"},
     "report/sections/words": {"report"},
     "report/study": {"report"},
+    "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
     "models/architectures": QUANTIZERS | ANALYSES | FROM_FILES | {"collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
