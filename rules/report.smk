@@ -13,6 +13,8 @@ DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
     *("sensitivity", "layer-error"),
 ]
+# what to deploy of each model, by its first data set
+CHOOSE = [CONFIG["choose"] | {"model": model, "dataset": FIRST_DATASET} for model in STUDY["models"]]
 FIGURES = [
     *expand(
         "{model}/{dataset}/{figure}",
@@ -53,6 +55,7 @@ rule plot:
         figures=FIGURES,
         methods=COLOURED,
         sweeps=SWEEPS,
+        choose=CHOOSE,
         code=code("plot.py"),
     script:
         "../workflow_scripts/plot.py"
@@ -97,6 +100,7 @@ rule report:
         written=in_order(WRITTEN),
         figures=FIGURES,
         missing=MISSING,
+        choose=CHOOSE,
         command=" ".join(
             [
                 "snakemake results/report.html",

@@ -19,5 +19,10 @@ with job(snakemake.log[0]):
     shutil.rmtree(target, ignore_errors=True)
     for file in (target.parents[1] / choice.model / choice.method / "checkpoint").iterdir():
         copy(file, target / file.name)
-    found = choice._asdict() | {"difference": choice.difference and choice.difference._asdict(), "shown": choice.shown}
+    found = choice._asdict() | {
+        "difference": choice.difference and choice.difference._asdict(),
+        "shown": choice.shown,
+        "path": choice.path,
+        "copy": str(target),
+    }
     write_json(snakemake.output.choice, {"options": options, **found, "versions": versions()})

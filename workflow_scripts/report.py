@@ -56,8 +56,7 @@ with job(snakemake.log[0]):
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
     comparisons = read_table(snakemake.input.comparisons)
-    first = {"dataset": config["study"]["datasets"][0]} | config["choose"]
-    choices = [choose(summary, comparisons, first | {"model": model}) for model in config["study"]["models"]]
+    choices = [choose(summary, comparisons, options) for options in snakemake.params.choose]
     study = Study(
         summary,
         comparisons,

@@ -42,7 +42,8 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
         quantised = method != "original"
         rows.append(
             {"model": model, "method": method, "dataset": dataset, "bits_per_weight": 4.25 if quantised else 16.0,
-             "size_mb": 269.05, "ppl": math.exp(3 + delta), "nll": 3 + delta, "delta_nll": delta,
+             "size_mb": 269.05, "ppl": math.exp(3 + delta), "nll": 3 + delta, "nll_low": 2.9 + delta,
+             "nll_high": 3.1 + delta, "delta_nll": delta,
              "delta_nll_low": delta - half * quantised, "delta_nll_high": delta + half * quantised, "kl": delta,
              "top1_agreement": 0.9, "tokens_per_s": 350.0, "quantize_s": 3.0, "storage": "simulated",
              "storage_reason": "keep: awq" if method != "original" else math.nan,
@@ -95,7 +96,7 @@ def page(frame: pd.DataFrame, compared: pd.DataFrame, **more) -> str:
     methods = [name for name in dict.fromkeys(frame.method) if name != "original"]
     colours = style.method_colours(methods)
     table = more.pop("layers", layers(methods[0], frame.model[0]))
-    drawn = draw(frame, compared, table, more.get("checks"), colours)
+    drawn = draw(frame, compared, table, more.get("checks", {}), colours)
     recipes = {name: recipe for name, recipe in recipes_of(frame).items() if name != "original"}
     answers = {
         model: [asdict(one) for one in questions.ask(evidence(frame, compared, table, recipes, model))]

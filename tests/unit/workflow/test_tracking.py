@@ -128,6 +128,7 @@ USERS: dict[str, set[str]] = {
     "report/sections/synthetic": {"report"},
     "report/sections/words": {"report"},
     "report/study": {"report"},
+    "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
     "models/architectures": {"quantize"}
     | ANALYSES

@@ -35,6 +35,11 @@ class Choice(NamedTuple):
     lines: list[str]
 
     @property
+    def path(self) -> str | None:
+        """Of the checkpoint, from where the workflow runs."""
+        return None if self.method is None else f"results/{self.model}/{self.method}/checkpoint"
+
+    @property
     def shown(self) -> bool:
         """Whether the two differ, by the verdict that the report gives on them."""
         return self.difference is not None and self.difference.outcome in ("better", "worse")

@@ -47,7 +47,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         """\
 study:
-  methods: [full_awq, full_praq, gw_awq, gw_praq, gw_awq_asym_l2, gwh_praq, mixed_awq, mixed_praq, praq_jacobian]
+  add: {methods: [full_awq, full_praq, gw_awq, gw_praq, gw_awq_asym_l2, gwh_praq, mixed_awq, mixed_praq, praq_jacobian]}
 """,
         (
             "Full and group-wise: salience praq against l1. Hybrid objective: the scale search weighs outputs by their "
@@ -58,7 +58,7 @@ study:
         "cost",
         "How much does uniform INT4 cost?",
         cost,
-        "study:\n  methods: [simple_int4, rtn_g]\n",
+        "study:\n  add: {methods: [simple_int4, rtn_g]}\n",
         ("Uniform: every weight to its nearest grid point, no scale search, nothing in 16 bit.",),
     ),
     Question(
@@ -87,7 +87,7 @@ methods:
   short_praq: {salience: praq, symmetric: true, n_calib: [2, 8, 64]}
   short_robust: {salience: praq, symmetric: true, noise_std: 0.01, n_calib: [2, 8, 64]}
 study:
-  methods: [short_praq, short_robust]
+  add: {methods: [short_praq, short_robust]}
 """,
         ("Robust-PRAQ takes its statistics under noise on the inputs.",),
     ),
@@ -99,7 +99,7 @@ study:
 methods:
   awq_l1: {salience: l1}
 study:
-  methods: [awq_l1, gw_awq_asym_l2]
+  add: {methods: [awq_l1, gw_awq_asym_l2]}
 """,
         ("l2 is the mean square of an input channel, l1 its mean magnitude (AWQ's).",),
     ),
@@ -107,14 +107,14 @@ study:
         "symmetry",
         "Asymmetric or symmetric?",
         of_pairs({"grid": alike("symmetric", False, True)}, ("an asymmetric grid", "a symmetric one")),
-        "study:\n  methods: [rtn_g, rtn_g_sym]\n",
+        "study:\n  add: {methods: [rtn_g, rtn_g_sym]}\n",
         ("A zero point for each range costs storage: compare bits/weight too.",),
     ),
     Question(
         "flips",
         "Greedy flips or nearest?",
         of_pairs({"rounding": alike("rounding", "greedy_flip", "nearest")}, ("greedy flips", "nearest")),
-        "study:\n  methods: [gw_awq_asym_l2, gw_awq_flip]\n",
+        "study:\n  add: {methods: [gw_awq_asym_l2, gw_awq_flip]}\n",
         ("Greedy flips move single weights to their second nearest point so that a row's mean error cancels.",),
     ),
     Question(
@@ -125,7 +125,7 @@ study:
 methods:
   size: {group_size: [32, 64, 96, 192]}
 study:
-  methods: [size]
+  add: {methods: [size]}
 """,
         ("Smaller groups store more ranges: compare bits/weight too.",),
     ),
@@ -133,14 +133,14 @@ study:
         "per-channel",
         "Group-wise or per channel?",
         of_pairs({"group size": alike("group_size", is_group, -1)}, ("group-wise", "per channel")),
-        "study:\n  methods: [full_awq, gw_awq, full_praq, gw_praq]\n",
+        "study:\n  add: {methods: [full_awq, gw_awq, full_praq, gw_praq]}\n",
         ("Groups store more ranges: compare bits/weight too.",),
     ),
     Question(
         "directions",
         "How do rounding directions differ?",
         directions,
-        "study:\n  methods: [rtn_g, gw_awq_asym_l2, gw_awq_flip]\n",
+        "study:\n  add: {methods: [rtn_g, gw_awq_asym_l2, gw_awq_flip]}\n",
         ("Of methods that round to the nearest point or flip from it; means over linears. No test is made.",),
     ),
     Question(
@@ -151,7 +151,7 @@ study:
 methods:
   awq_clip_l1: {salience: l1, clip: true}
 study:
-  methods: [autoawq, gw_awq_asym_l2, awq_clip, awq_clip_l1]
+  add: {methods: [autoawq, gw_awq_asym_l2, awq_clip, awq_clip_l1]}
 """,
         (
             "AutoAWQ's packed file is read back to 16 bit here, and so are recipes of scope linear, so sizes on disk "
@@ -168,7 +168,7 @@ texts:
 datasets:
   docstrings: {text: docstrings, seq_len: 256, n_samples: 32}
 study:
-  datasets: [python_reference, docstrings]
+  add: {datasets: [docstrings]}
 """,
         ("Only pairs told apart on both texts say whether the order holds.",),
     ),

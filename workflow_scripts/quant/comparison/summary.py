@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quant.comparison.paired import compare_pair, corrected
+from quant.comparison.paired import compare_pair, corrected, paired_difference
 
 
 @dataclass(frozen=True)
 class SummaryRow:
     """A model's method on a data set, in the order of the columns; p_holm and detectable follow in place of error.
 
-    nll, delta_nll and its 95 % interval, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
+    nll and delta_nll with their 95 % intervals, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
     quantize_s in seconds; compression: how many times smaller than the original; recipe, versions: JSON; p: of no
     difference from the original, NaN for itself; error: delta_nll's standard error.
     """
@@ -27,6 +27,8 @@ class SummaryRow:
     size_mb: float
     ppl: float
     nll: float
+    nll_low: float
+    nll_high: float
     delta_nll: float
     delta_nll_low: float
     delta_nll_high: float
@@ -68,10 +70,15 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
     rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
     difference, made = compare_pair(rows, reference, resamples, seed), evaluation["provenance"]
     nll = rows["nll"].sum() / rows["tokens"].sum()
+    own = paired_difference(
+        rows["nll"].to_numpy(float), np.zeros(len(rows)), rows["tokens"].to_numpy(float), resamples, seed
+    )
     return SummaryRow(
         **{key: evaluation[key] for key in MEASURED},
         ppl=float(np.exp(nll)),
         nll=nll,
+        nll_low=own.low,
+        nll_high=own.high,
         delta_nll=difference.mean,
         delta_nll_low=difference.low,
         delta_nll_high=difference.high,

@@ -1,6 +1,7 @@
 """The report's page: a study in, one HTML text out."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import jinja2
 import pandas as pd
 import yaml
 
-from quant.comparison.numbers import duration, number
+from quant.comparison.numbers import duration, number, percent
+from quant.comparison.verdicts import ORIGINAL, increase, quality
 from quant.report.page import csv_uri, data_uri, json_uri
 from quant.report.sections.models import model_section
 from quant.report.sections.questions import answer_sections
@@ -21,17 +23,19 @@ TEMPLATES = Path(__file__).parents[2] / "templates"
 def build(study: Study) -> str:
     """The report as one HTML text."""
     recipes, shared = recipes_table(study.recipes, study.colours)
+    questions = answer_sections(study.answers, study.figures, study.colours)
     steps = None if study.steps is None or study.steps.empty else study.steps
     tables = {"summary.csv": study.summary, "comparisons.csv": study.comparisons, "linears.csv": study.linears}
     page = {
         "models": [model_section(study, model, i) for i, model in enumerate(study.models)],
-        "questions": answer_sections(study.answers, study.figures, study.colours),
+        "questions": [section for section in questions if not section.code],
+        "unasked": [section for section in questions if section.code],
         "sections": study.sections,
         "missing": study.missing,
         "n_pairs": len(study.comparisons),
         "summary": summary_table(study.summary, study.colours),
         "definitions": DEFINITIONS,
-        "measured": _measured(study.summary),
+        "measured": [*_measured(study.summary), *_bands(study)],
         "recipes": recipes,
         "shared": shared,
         "config": yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True, width=110),
@@ -80,6 +84,24 @@ def _measured(summary: pd.DataFrame) -> list[str]:
         for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False)
         for row in [next(rows.itertuples())]
     ]
+
+
+def _bands(study: Study) -> list[str]:
+    """How far the original's own perplexity is known, beside bands of its rise; and where a band tells none apart."""
+    lines = []
+    for (model, dataset), rows in study.summary.groupby(["model", "dataset"], sort=False):
+        for row in rows[rows.method == ORIGINAL].itertuples():
+            low, high = math.exp(row.nll_low), math.exp(min(row.nll_high, 700))
+            known = f"{number(row.ppl, 2)} [{number(low, 2)}, {number(high, 2)}] (95 %, over its sequences)"
+            lines.append(
+                f"{model} on {dataset}: the original's own perplexity is {known}, known to "
+                f"{percent(high / row.ppl - 1)}; a rise is paired by sequence and far surer than that, but which band "
+                "it falls in is a matter of this text too"
+            )
+        found = {quality(increase(row)) for row in rows[rows.method != ORIGINAL].itertuples()}
+        if len(found) == 1 and len(rows) > 2:
+            lines.append(f"{model} on {dataset}: every method is {found.pop()}, so the bands tell none apart")
+    return lines
 
 
 def _plain(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -9,9 +11,18 @@ import pandas as pd
 from quant.comparison.numbers import number
 
 
+class Span(NamedTuple):
+    """An interval as it is drawn: where it begins, how wide it is, its value and 0, in percent of the cell's width."""
+
+    left: float
+    width: float
+    value: float
+    zero: float
+
+
 class Cell(NamedTuple):
     """What a table shows and what it sorts by; swatch is a method's colour, band a quality, css a class; title is said
-    where one points at it."""
+    where one points at it; span: the interval under the text."""
 
     text: str
     order: float | str
@@ -19,14 +30,16 @@ class Cell(NamedTuple):
     css: str = ""
     band: str = ""
     title: str = ""
+    span: Span | None = None
 
 
 class Table(NamedTuple):
-    """columns: (heading, its definition); rows of cells."""
+    """columns: (heading, its definition); rows of cells; note: what a reader needs beside it."""
 
     name: str
     columns: list[tuple[str, str]]
     rows: list[list[Cell]]
+    note: str = ""
 
 
 class Picture(NamedTuple):
@@ -66,6 +79,23 @@ def sortable(value: float | None) -> float:
     if value is None or pd.isna(value):
         return -1e300
     return max(min(float(value), 1e300), -1e300)
+
+
+def spans(found: Sequence[tuple[float, float, float]], farthest: float = math.inf) -> list[Span | None]:
+    """(low, value, high) of every row on one scale that holds them and 0; what lies beyond `farthest` is cut off; None
+    where a row has no interval."""
+    drawn = [row for row in found if all(map(math.isfinite, row))]
+    low = max(min([0.0, *(row[0] for row in drawn)]), -farthest)
+    high = min(max([0.0, *(row[2] for row in drawn)]), farthest)
+    reach = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (min(max(value, low), high) - low) / reach, 1)
+
+    def span(first: float, value: float, last: float) -> Span:
+        return Span(place(first), round(place(last) - place(first), 1), place(value), place(0.0))
+
+    return [span(*row) if all(map(math.isfinite, row)) else None for row in found]
 
 
 def number_cell(value: float, digits: int, unit: str = "") -> Cell:

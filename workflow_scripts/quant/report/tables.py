@@ -1,6 +1,6 @@
 """The report's tables: every method, every pair, the checked layer, the recipes, the cost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from quant.comparison.verdicts import (
     quality,
 )
 from quant.models.names import linear_kind
-from quant.report.page import Cell, Table, number_cell, sortable
+from quant.report.page import Cell, Span, Table, number_cell, sortable, spans
 
 BANDS = ", ".join(f"{name} under {100 * limit:g} %" for name, limit in QUALITY_BANDS[:-1]) + ", else poor"
 DEFINITIONS = {
@@ -37,31 +37,36 @@ DEFINITIONS = {
 def summary_table(summary: pd.DataFrame, colours: dict[str, str]) -> Table:
     """Every method of every model and data set, each block with the best first and the original on top."""
     several = [key for key in ("model", "dataset") if summary[key].nunique() > 1]
-    names = ["method", *several, "bits/weight", "size, MB", "perplexity", "rise", "delta_nll", "KL",
-             "top-1", "tokens/s", "quantise", "storage"]  # fmt: skip
-    rows = summary.assign(last=summary.method != ORIGINAL).groupby(["model", "dataset"], sort=False)
-    ordered = [row for _, block in rows for row in block.sort_values(["last", "nll"], kind="stable").itertuples()]
-    return Table("summary", _headings(names), [_summary_row(row, several, colours) for row in ordered])
+    names = ["method", "perplexity", *several, "rise", "delta_nll", "bits/weight", "size, MB", "storage", "KL", "top-1",
+             "tokens/s", "quantise"]  # fmt: skip
+    blocks = summary.assign(last=summary.method != ORIGINAL).groupby(["model", "dataset"], sort=False)
+    ordered = [row for _, block in blocks for row in block.sort_values(["last", "nll"], kind="stable").itertuples()]
+    ends = [(row.delta_nll_low, row.delta_nll, row.delta_nll_high) for row in ordered]
+    # one method gone wild does not press the others together
+    drawn = spans(ends, 6 * max(summary.delta_nll[summary.method != ORIGINAL].abs().median(), 0.01))
+    rows = [_summary_row(row, several, colours, span) for row, span in zip(ordered, drawn, strict=True)]
+    return Table("summary", _headings(names), rows)
 
 
-def _summary_row(row: Any, several: list[str], colours: dict[str, str]) -> list[Cell]:
+def _summary_row(row: Any, several: list[str], colours: dict[str, str], span: Span | None) -> list[Cell]:
     own = difference_of(row)
     original = row.method == ORIGINAL
     rise, band = increase(row), "" if original else quality(increase(row))
     return [
         Cell(row.method, row.method, colours.get(row.method, "")),
+        number_cell(row.ppl, 2),
         *(Cell(str(getattr(row, key)), str(getattr(row, key))) for key in several),
+        Cell("–" if original else percent(rise), sortable(rise), css="num", band=band),
+        Cell("–" if original else own.text(4 if abs(own.delta) < 0.01 else 3), sortable(row.delta_nll), css="num",
+             span=None if original else span),
         number_cell(row.bits_per_weight, 2),
         number_cell(row.size_mb, 1),
-        number_cell(row.ppl, 2),
-        Cell("–" if original else percent(rise), sortable(rise), css="num", band=band),
-        Cell("–" if original else own.text(), sortable(row.delta_nll), css="num"),
+        Cell(str(row.storage), str(row.storage), title="" if pd.isna(row.storage_reason) else str(row.storage_reason)),
         number_cell(row.kl, 4),
         Cell("–" if pd.isna(row.top1_agreement) else f"{100 * row.top1_agreement:.1f} %", sortable(row.top1_agreement),
              css="num"),
         number_cell(row.tokens_per_s, 0),
         Cell("–", -1, css="num") if original else number_cell(row.quantize_s, 1, " s"),
-        Cell(str(row.storage), str(row.storage), title="" if pd.isna(row.storage_reason) else str(row.storage_reason)),
     ]  # fmt: skip
 
 
@@ -69,47 +74,54 @@ VERDICTS = {"better": "first is better", "worse": "second is better", "none": "n
             "identical": "identical", "unknown": "no interval"}  # fmt: skip
 PAIR_HEADINGS = [
     ("delta_nll", "first minus second, nats per token, with its 95 % interval"),
-    ("p", "of no difference, corrected for the number of comparisons (Holm)"),
-    ("could be seen", "the half width of an interval corrected for that number: a true difference of this size would "
-     "be shown half of the time"),
+    ("p", "the chance of so large a difference if there were none, corrected for the number of comparisons (Holm)"),
+    ("could be seen", "a true difference of this size would be shown half of the time"),
     ("verdict", "by the corrected p, at 5 %"),
-]  # fmt: skip
+]
+PAIR_NOTE = ". ".join(f"{name[0].upper() + name[1:]}: {words}" for name, words in PAIR_HEADINGS) + "."
 
 
-def difference_cells(found: Difference, digits: int = 4) -> list[Cell]:
+def difference_cells(found: Difference, span: Span | None = None, digits: int = 4) -> list[Cell]:
     """Under PAIR_HEADINGS."""
     p = Cell(p_words(found.p).removeprefix("p ") or "–", sortable(found.p), css="num")
     verdict = VERDICTS[found.outcome]
     return [
-        Cell(found.text(digits), sortable(found.delta), css="num"),
+        Cell(found.text(digits), sortable(found.delta), css="num", span=span),
         p,
         number_cell(found.detectable, digits),
         Cell(verdict, verdict),
     ]
 
 
+def difference_spans(found: Sequence[Difference]) -> list[Span | None]:
+    return spans([(one.low, one.delta, one.high) for one in found])
+
+
 def pairs_table(comparisons: pd.DataFrame, colours: dict[str, str]) -> Table:
     """Every pair of methods of one model and data set, the better one first."""
-    rows = []
+    ordered = []
     for row in comparisons.itertuples():
-        found, first, second = difference_of(row), row.method_a, row.method_b
-        if found.delta > 0:
-            found, first, second = found.reversed(), second, first
-        cells = [Cell(name, name, colours.get(name, "")) for name in (first, second)]
-        rows.append([*cells, *difference_cells(found)])
-    return Table("pairs", [("first", "the method with the lower NLL"), ("second", ""), *PAIR_HEADINGS], rows)
+        found, names = difference_of(row), (row.method_a, row.method_b)
+        ordered.append((found.reversed(), names[::-1]) if found.delta > 0 else (found, names))
+    drawn = difference_spans([found for found, _ in ordered])
+    rows = [
+        [*(Cell(name, name, colours.get(name, "")) for name in names), *difference_cells(found, span)]
+        for (found, names), span in zip(ordered, drawn, strict=True)
+    ]
+    columns = [("first", "the method with the lower NLL"), ("second", ""), *PAIR_HEADINGS]
+    return Table("pairs", columns, rows, PAIR_NOTE)
 
 
 def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> Table:
     """The paired differences that an answer rests on."""
     several = len({row["dataset"] for row in pairs}) > 1
-    rows = []
-    for row in pairs:
+    differences, rows = list(map(difference_in, pairs)), []
+    for row, found, span in zip(pairs, differences, difference_spans(differences), strict=True):
         names = [Cell(row[key], row[key], colours.get(row[key], "")) for key in ("first", "second")]
         where = [Cell(row["dataset"], row["dataset"])] if several else []
-        rows.append([Cell(row["group"], row["group"]), *names, *where, *difference_cells(difference_in(row))])
+        rows.append([Cell(row["group"], row["group"]), *names, *where, *difference_cells(found, span)])
     where = [("data set", "")] if several else []
-    return Table("answer", [("what", ""), ("first", ""), ("second", ""), *where, *PAIR_HEADINGS], rows)
+    return Table("answer", [("what", ""), ("first", ""), ("second", ""), *where, *PAIR_HEADINGS], rows, PAIR_NOTE)
 
 
 def values_table(values: list[dict[str, Any]], colours: dict[str, str]) -> Table:

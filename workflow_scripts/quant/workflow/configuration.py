@@ -19,16 +19,14 @@ RESERVED = {"environments", "figures", "logs", "benchmarks", "sources", "best"} 
 }
 
 
-def select(config: dict[str, Any], table: str) -> list[str]:
-    """The names of a table that the study runs."""
-    wanted = config["study"][table]
-    names = list(config[table])
-    if wanted == "all":
-        return names
-    for name in wanted:
-        if name not in names:
-            raise InputError(f"study.{table}: no entry {name!r} in {table}; {nearest_of(name, names)}")
-    return list(wanted)
+def select(config: dict[str, Any], table: str, added: list[str]) -> list[str]:
+    """The names of a table that the study runs, those of its list before those that are added."""
+    wanted, names = config["study"][table], list(config[table])
+    for where, chosen in (("", [] if wanted == "all" else wanted), ("add.", added)):
+        for name in chosen:
+            if name not in names:
+                raise InputError(f"study.{where}{table}: no entry {name!r} in {table}; {nearest_of(name, names)}")
+    return names if wanted == "all" else list(dict.fromkeys([*wanted, *added]))
 
 
 def name_texts(config: dict[str, Any]) -> None:
@@ -117,7 +115,9 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["methods"], families = recipes(config)
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
-    config["study"] |= {table: select(config, table) for table in ("models", "datasets", "methods")}
+    added = config["study"].pop("add")
+    added["methods"] = spread(added["methods"], families)
+    config["study"] |= {table: select(config, table, added[table]) for table in ("models", "datasets", "methods")}
     split_shared(config)
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])

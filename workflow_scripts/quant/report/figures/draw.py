@@ -15,25 +15,29 @@ def draw(
     summary: pd.DataFrame,
     comparisons: pd.DataFrame,
     layers: pd.DataFrame,
-    checks: dict[str, Any] | None,
+    checks: dict[str, Any],
     colours: dict[str, str],
     families: dict[str, list[str]] | None = None,
+    chosen: dict[tuple[str, str], str | None] | None = None,
 ) -> dict[str, Figure]:
-    """Every figure of the report by key: model/name or model/dataset/name; families: the methods of each sweep."""
+    """Every figure of the report by key: model/name or model/dataset/name.
+
+    families: the methods of each sweep; chosen: what to deploy, by model and data set.
+    """
     drawn: dict[str, Figure] = {}
     for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False):
         order = rows[rows.method != "original"].sort_values("nll", kind="stable").method.tolist()
         compared = comparisons[(comparisons.model == model) & (comparisons.dataset == dataset)]
         drawn[f"{model}/{dataset}/perplexity_bits"] = perplexity_bits(rows, colours)
-        drawn[f"{model}/{dataset}/size_delta_nll"] = size_delta_nll(rows, colours)
+        drawn[f"{model}/{dataset}/size_delta_nll"] = size_delta_nll(rows, colours, (chosen or {}).get((model, dataset)))
         drawn[f"{model}/{dataset}/delta_nll"] = delta_nll(rows, colours)
         drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order)
         for family, members in (families or {}).items():
-            drawn[f"{model}/{dataset}/sweep-{family}"] = sweep(rows, members)
+            drawn[f"{model}/{dataset}/sweep-{family}"] = sweep(rows, members, colours)
     for model, rows in layers.groupby("model", sort=False):
         drawn[f"{model}/error_by_layer"] = error_by_layer(rows, colours)
         drawn[f"{model}/error_by_kind"] = error_by_kind(rows)
         drawn[f"{model}/alpha_by_layer"] = alpha_by_layer(rows, colours)
-    for model, check in (checks or {}).items():
+    for model, check in checks.items():
         drawn[f"{model}/check_mse"] = check_mse(check)
     return drawn

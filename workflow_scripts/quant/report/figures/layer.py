@@ -5,6 +5,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -83,7 +84,8 @@ def negative_channels(
 
 def _single(ax: Axes, row: Any, sample: np.ndarray, dead: float) -> None:
     low, high = min(row.z_min, dead, row.z_mean) - 0.2, max(row.z_max, dead, row.upper_bound) + 0.2
-    ax.hist(sample, bins=np.linspace(low, high, 61), color=PALETTE[0], lw=0)
+    sns.histplot(x=sample, bins=np.linspace(low, high, 61), color=PALETTE[0], alpha=1, lw=0, ax=ax)
+    ax.set(xlabel="", ylabel="")
     ax.axvline(row.z_mean, color=AWQ_BETTER, lw=1.6)
     ax.axvline(row.upper_bound, color=AWQ_BETTER, lw=1.6, ls=":")
     ax.axvline(dead, color=INK, lw=1, ls=(0, (4, 2)))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quant.comparison.numbers import LEVEL, signed
-from quant.report.figures.style import INK, canvas, cell_ticks, message, short, styled, title_of, write_cells
+from quant.report.figures.style import INK, heat_map, message, short, styled, title_of
 
 
 @styled
@@ -19,19 +19,17 @@ def pairs(comparisons: pd.DataFrame, order: Sequence[str]) -> Figure:
         return message(title, "There is only one method, so there is nothing to compare.")
     n = len(order)
     value, shown = pair_tables(comparisons, order)
-    fig, ax = canvas(0.4 * n, 0.33 * n)
     # square root: differences of 0.01 and of 1 nat both keep a visible shade
     shade = np.where(shown, np.sign(value) * np.sqrt(np.abs(value)), 0)
     limit = max(np.nanmax(np.abs(shade)), 1e-6) * 1.35
-    ax.imshow(np.where(np.eye(n), np.nan, shade), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     dark = np.abs(shade) > 0.62 * limit
     cells = [
         [_pair_cell(value[i, j], bool(shown[i, j]), bool(dark[i, j])) if i != j else ("", INK) for j in range(n)]
         for i in range(n)
     ]
-    write_cells(ax, cells, 8.5)
     names = [short(method) for method in order]
-    cell_ticks(ax, names, names, rotation=45)
+    shades = pd.DataFrame(np.where(np.eye(n), np.nan, shade), names, names)
+    fig, ax = heat_map(shades, cells, (0.4, 0.33), 8.5, 45, cmap="RdBu_r", vmin=-limit, vmax=limit)
     note = "thousandths of a nat, row minus column; blue: the row is better;\nno colour: no difference shown"
     title_of(ax, title, note)
     return fig

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -66,10 +67,9 @@ def _distribution(
     to, back = (np.log, np.exp) if logarithmic else (np.arcsinh, np.sinh)
     low, high = to(values.min()), to(values.max())
     edges = back(np.linspace(low, high + 1e-9 * (1 + abs(high)), 41))
-    for name, colour in colours.items():
-        mine = values[(channels.linear == name).to_numpy()]
-        counts, _ = np.histogram(mine, edges)
-        ax.stairs(100 * counts / len(mine), edges, color=colour, lw=1.3)
+    table = pd.DataFrame({"value": values, "linear": channels.linear.to_numpy()})
+    sns.histplot(table, x="value", hue="linear", palette=colours, bins=edges, stat="percent", common_norm=False,
+                 element="step", fill=False, lw=1.3, legend=False, ax=ax)  # fmt: skip
     (log_axis if logarithmic else asinh_axis)(ax.xaxis, values)
     ax.set_ylim(bottom=0)
 
@@ -156,9 +156,11 @@ def classes_by_layer(table: pd.DataFrame) -> Figure:
     for ax, column in zip(panels, ("dead", "risky", "critical"), strict=True):
         for name, rows in names.groupby("name", sort=False):
             read = (rows.activated > 0).any()
-            ax.plot(rows.layer, 100 * rows[column], color=colours[name], lw=3 if read else 1.4,
-                    zorder=3 if read else 2, label=name + (" (activation follows)" if read else ""))  # fmt: skip
+            label = name + (" (activation follows)" if read else "")
+            sns.lineplot(x=rows.layer, y=100 * rows[column], color=colours[name], lw=3 if read else 1.4,
+                         zorder=3 if read else 2, label=label, legend=False, errorbar=None, ax=ax)  # fmt: skip
         ax.set_title(f"{column}, % of the linear's channels", x=0, fontsize=9.5, pad=4)
+        ax.set(xlabel="", ylabel="")
         ax.set_ylim(bottom=0)
         ax.margins(x=0.02)
     panels[-1].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

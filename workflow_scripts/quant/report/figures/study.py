@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETRIGHT, CARETUP
@@ -15,6 +16,8 @@ from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
     FAINT,
     INK,
+    RING,
+    SOFT,
     Label,
     canvas,
     label_right,
@@ -64,37 +67,49 @@ def perplexity_bits(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
 
 
 @styled
-def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Rise of the NLL against the checkpoint's size with the Pareto front; rows of one model and data set."""
+def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str], chosen: str | None = None) -> Figure:
+    """Rise of the NLL, with its interval, against the checkpoint's size, the Pareto front, and a ring around the method
+    to deploy; rows of one model and data set."""
     original, quantised = _split(summary)
     shown = quantised[np.isfinite(quantised.delta_nll)].reset_index(drop=True)
     if shown.empty:
-        return message("Rise of the NLL against size", "No method with a finite NLL.")
+        return message("Damage against size", "No method with a finite NLL.")
     top, hollow = max(WILD * shown.delta_nll.median(), 0.06), shown.storage != "packed"
-    fig, ax, height, front = _tradeoff(shown.size_mb, shown.delta_nll, top, shown, colours, hollow)
+    fig, ax, height, front = _tradeoff(shown.size_mb, shown.delta_nll, top, shown, colours, hollow, chosen)
+    ends = (shown[end].fillna(shown.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
+    ax.vlines(shown.size_mb, *ends, colors=shown.method.map(colours), lw=2, zorder=1.9)
+    for i in shown.index[shown.method == chosen]:
+        ax.plot(shown.size_mb[i], height[i], "o", ms=17, zorder=3, **RING)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
     log_ticks(ax, ax.xaxis, [*shown.size_mb, *original.size_mb])
     texts = [f"{short(row.method)}  {row.size_mb:,.0f} MB" for row in shown.itertuples()]
-    _label_points(ax, shown.size_mb, height, front, texts, shown, colours)
+    _label_points(ax, shown.size_mb, height, front, texts, shown, colours, chosen)
     for size in original.size_mb:
         ax.axvline(size, color=INK, lw=1.2, ls=(0, (4, 2)))
     ax.set(xlabel="size, MB (log scale)" + _left_out(quantised, shown), ylabel="delta_nll, nats per token")
-    title_of(ax, "Rise of the NLL against size", "dashed: the original; filled: packed, hollow: simulated\n"
-           "bold, on the grey line: no other is both smaller and better")  # fmt: skip
+    ringed = "; ringed: what to take" if chosen in set(shown.method) else ""
+    title_of(ax, "Damage against size, 95 % interval", "filled: packed, hollow: simulated; dashed: the original\n"
+             f"bold: no other is both smaller and better{ringed}")  # fmt: skip
     return fig
 
 
 def _tradeoff(
-    x: pd.Series, y: pd.Series, top: float, rows: pd.DataFrame, colours: dict[str, str], hollow: pd.Series | None = None
+    x: pd.Series,
+    y: pd.Series,
+    top: float,
+    rows: pd.DataFrame,
+    colours: dict[str, str],
+    hollow: pd.Series | None = None,
+    chosen: str | None = None,
 ) -> tuple[Figure, Axes, pd.Series, list[int]]:
     """A point per row and the Pareto front of low x and y; what is above `top`, gone wild, is an arrow there.
 
     Returns the heights that were drawn and the rows on the front.
     """
-    fig, ax = canvas(3.2, max(3.2, 0.24 * len(rows) + 0.6))
+    fig, ax = canvas(2.7, max(3.0, 0.24 * len(rows) + 0.6))
     height, markers, front = y.clip(upper=top), method_markers(colours), pareto_front(x.tolist(), y.tolist())
     ax.plot(x[front], height[front], drawstyle="steps-post", color=FAINT, lw=1.2, zorder=2)
-    for i, method in enumerate(rows.method):
+    for i, method in sorted(enumerate(rows.method), key=lambda each: each[1] == chosen):  # the chosen one on top
         fill, edge = (colours[method], "white") if hollow is None or not hollow[i] else ("white", colours[method])
         ax.plot(x[i], height[i], marker=markers[method] if y[i] <= top else CARETUP, ms=8, color=fill, mec=edge)
     return fig, ax, height, front
@@ -108,26 +123,30 @@ def _label_points(
     texts: list[str],
     rows: pd.DataFrame,
     colours: dict[str, str],
+    chosen: str | None = None,
 ) -> None:
-    """Names at the right, tied to their points; bold on the front."""
-    labels = [Label(x[i], height[i], texts[i], method, i in front) for i, method in enumerate(rows.method)]
+    """Names at the right, tied to their points; bold on the front, a ring around the chosen one."""
+    labels = [
+        Label(x[i], height[i], texts[i], method, i in front, method == chosen) for i, method in enumerate(rows.method)
+    ]
     label_right(ax, labels, colours, leaders=True)
 
 
 @styled
 def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """Rise of the NLL over the original with its interval, best first; rows of one model and data set."""
-    _, quantised = _split(summary)
+    original, quantised = _split(summary)
     rows = quantised[np.isfinite(quantised.delta_nll)].sort_values("delta_nll", ascending=False, kind="stable")
     if rows.empty:
         return message("Rise of the NLL over the original", "No method with a finite NLL.")
-    fig, ax = canvas(2.7, 0.3 * len(rows) + 0.5)
+    fig, ax = canvas(2.7, 0.3 * len(rows) + 0.8)
     markers, y = method_markers(colours), np.arange(len(rows))
     low, high = rows.delta_nll_low.fillna(rows.delta_nll), rows.delta_nll_high.fillna(rows.delta_nll)
     # a method gone wild leaves the axis, as an arrow, rather than pressing the others together
     right = max(min(high.max(), WILD * high.median()) * 1.06, 0.06)
     left = min(low.min() * 1.3, -0.015 * right)
     _shade_bands(ax, left, right)
+    rows_above = _own_interval(ax, original, len(rows), right)
     for i, row in zip(y, rows.itertuples(), strict=True):
         ax.hlines(i, low[row.Index], high[row.Index], color=colours[row.method], lw=2.4)
         marker, x = (markers[row.method], row.delta_nll) if row.delta_nll < right else (CARETRIGHT, right)
@@ -136,7 +155,11 @@ def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
         ax.text(1.03, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.axvline(0, color=INK, lw=1.2)
     ax.set_yticks(y, [short(method) for method in rows.method])
-    ax.set(xlim=(left, right), ylim=(-0.7, len(rows) - 0.3), xlabel="delta_nll, nats per token (0: the original)")
+    ax.set(
+        xlim=(left, right),
+        ylim=(-0.7, len(rows) - 0.3 + rows_above),
+        xlabel="delta_nll, nats per token (0: the original)",
+    )
     ax.set_xlabel(ax.get_xlabel() + _left_out(quantised, rows))
     ax.grid(axis="y", visible=False)
     title_of(ax, "Rise of the NLL over the original, 95 % interval", "")
@@ -155,7 +178,7 @@ def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.
 
 
 @styled
-def sweep(summary: pd.DataFrame, members: Sequence[str]) -> Figure:
+def sweep(summary: pd.DataFrame, members: Sequence[str], colours: dict[str, str] | None = None) -> Figure:
     """delta_nll with its interval over the value that a family of methods varies; rows of one model and data set."""
     key, rows = sweep_table(summary, members)
     rows = rows[np.isfinite(rows.delta_nll)]
@@ -164,14 +187,14 @@ def sweep(summary: pd.DataFrame, members: Sequence[str]) -> Figure:
     fig, ax = canvas(4.2, 2.6)
     numbers = pd.api.types.is_numeric_dtype(rows.x) and not pd.api.types.is_bool_dtype(rows.x)
     values = sorted(rows.x.unique()) if numbers else list(rows.x.unique())  # words as they were written
-    place = rows.x.map(values.index)
-    colours = method_colours(rows.line.unique())
-    for name, line in rows.assign(place=place).sort_values("place").groupby("line"):
+    rows = rows.assign(place=rows.x.map(values.index)).sort_values("place")
+    for i, (name, line) in enumerate(rows.groupby("line")):
         span = [line.delta_nll - line.delta_nll_low, line.delta_nll_high - line.delta_nll]
-        between = "-" if numbers else ""
-        ax.errorbar(
-            line.place, line.delta_nll, yerr=span, color=colours[name], marker="o", ls=between, capsize=3, label=name
-        )
+        ax.errorbar(line.place, line.delta_nll, yerr=span, color=(SOFT, FAINT)[i % 2], ls="-" if numbers else "",
+                    capsize=3, marker="osD^v"[i % 5], ms=4, label=name)  # fmt: skip
+    colours = colours or method_colours(members)
+    sns.scatterplot(rows, x="place", y="delta_nll", hue="method", style="method", palette=colours, s=70, zorder=3,
+                    markers=method_markers(colours), legend=False, ax=ax)  # fmt: skip
     ax.set_xticks(range(len(values)), [f"{value:g}" if numbers else str(value) for value in values])
     ax.set_xlim(-0.5, len(values) - 0.5)
     ax.set(xlabel=key, ylabel="delta_nll, nats per token")
@@ -205,6 +228,18 @@ def _shade_bands(ax: Axes, left: float, right: float) -> None:
             ax.text((begin + end) / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=8.5,
                     color="#5a626b")  # fmt: skip
         begin = end
+
+
+def _own_interval(ax: Axes, original: pd.DataFrame, place: int, right: float) -> int:
+    """Above the methods, how far the original's own NLL is known from these sequences; the rows that it takes."""
+    if "nll_high" not in original or original.empty or not np.isfinite(original.nll_high - original.nll_low).all():
+        return 0
+    half = float((original.nll_high - original.nll_low).iloc[0] / 2)
+    ax.hlines(place, 0, min(half, right), color=SOFT, lw=2.4)
+    ax.plot([half] if half < right else [right], [place], "|" if half < right else CARETRIGHT, color=SOFT, ms=9)
+    ax.text(1.03, place, f"±{half:.3f}  the original's own", transform=ax.get_yaxis_transform(), va="center",
+            fontsize=9, color=SOFT)  # fmt: skip
+    return 1
 
 
 def _plain(ppl: float) -> str:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
@@ -48,6 +50,7 @@ STYLE = {
 }
 styled = matplotlib.rc_context(STYLE)
 SOFT = "#5a626b"
+RING = {"mfc": "none", "mec": INK, "mew": 1.6}
 
 
 class Label(NamedTuple):
@@ -58,6 +61,7 @@ class Label(NamedTuple):
     text: str
     method: str
     bold: bool = False
+    ringed: bool = False
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -143,6 +147,8 @@ def label_right(ax: Axes, labels: list[Label], colours: dict[str, str], leaders:
     for label, y in zip(labels, spread(wanted, 0.22 / height, 0.02, 0.98), strict=True):
         at = {"transform": ax.transAxes, "clip_on": False}
         ax.plot(1.08, y, markers[label.method], ms=7, color=colours[label.method], mec="white", **at)
+        if label.ringed:
+            ax.plot(1.08, y, "o", ms=11, **RING, **at)
         weight = "bold" if label.bold else "normal"
         ax.text(1.12, y, label.text, va="center", fontsize=9, weight=weight, transform=ax.transAxes)
         if leaders:
@@ -150,19 +156,26 @@ def label_right(ax: Axes, labels: list[Label], colours: dict[str, str], leaders:
             ax.annotate("", (1.08, y), (label.x, label.y), "axes fraction", "data", arrowprops=tie, zorder=1)
 
 
-def write_cells(ax: Axes, cells: list[list[tuple[str, str]]], size: float) -> None:
-    for i, row in enumerate(cells):
-        for j, (text, colour) in enumerate(row):
-            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
-
-
-def cell_ticks(ax: Axes, rows: list[str], columns: list[str], rotation: int) -> None:
-    """Names at the left and, turned, below; white lines between the cells."""
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(columns)), columns, rotation=rotation, ha="right", rotation_mode="anchor")
+def heat_map(
+    table: pd.DataFrame,
+    cells: list[list[tuple[str, str]]],
+    cell: tuple[float, float],
+    size: float,
+    rotation: int,
+    **colours: Any,
+) -> tuple[Figure, Axes]:
+    """A matrix of shades with a text and its colour in each cell of that width and height in inches; NaN: no shade."""
+    fig, ax = canvas(cell[0] * table.shape[1], cell[1] * table.shape[0])
+    texts = pd.DataFrame([[text for text, _ in row] for row in cells], table.index, table.columns)
+    sns.heatmap(table, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": size}, cbar=False, linewidths=1.5,
+                linecolor="white", xticklabels=True, yticklabels=True, **colours)  # fmt: skip
+    inks = [ink for row, shades in zip(cells, table.to_numpy(), strict=True)
+            for (_, ink), shade in zip(row, shades, strict=True) if not np.isnan(shade)]  # fmt: skip
+    for text, ink in zip(ax.texts, inks, strict=True):
+        text.set_color(ink)
+    ax.set_xticks(ax.get_xticks(), table.columns, rotation=rotation, ha="right", rotation_mode="anchor")
+    ax.set_yticks(ax.get_yticks(), table.index, rotation=0)
+    ax.set(xlabel="", ylabel="")
     ax.grid(visible=False)
-    ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color="white", lw=1.5)
     ax.tick_params(length=0, which="both")
-    ax.spines[:].set_visible(False)
+    return fig, ax

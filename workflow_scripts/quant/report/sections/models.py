@@ -7,6 +7,8 @@ import pandas as pd
 from quant.comparison.answers import NO_ANSWER
 from quant.comparison.numbers import number, percent
 from quant.comparison.pairs import full_words
+from quant.comparison.pick import Choice
+from quant.comparison.untried import idea
 from quant.comparison.verdicts import (
     ORIGINAL,
     best_answer,
@@ -41,7 +43,8 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "elsewhere": [_elsewhere(study, model, dataset) for dataset in others],
         "plain": plain_words(best, rows),
         "praq": praq_words(study.answers.get(model, []), best),
-        "pick": choice,
+        "overview": _overview(study, model, first),
+        "deploy": None if choice is None else deploy(study, choice),
         "sections": [_dataset(study, model, dataset, f"model-{place}-data-{i}")
                      for i, dataset in enumerate([first, *others])],
         "pictures": pictures(study.figures, f"{model}/", MODEL_PICTURES, model),
@@ -105,6 +108,43 @@ def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
     )
 
 
+def _overview(study: Study, model: str, dataset: str) -> Picture | None:
+    """Size against damage, with what to take."""
+    choice = study.choices.get(model)
+    take = f"; to deploy: {choice.headline}" if choice is not None else ""
+    found = pictures(study.figures, f"{model}/{dataset}/", OVERVIEW, f"{model} on {dataset}{take}")
+    return found[0] if found else None
+
+
+def deploy(study: Study, choice: Choice) -> dict[str, Any]:
+    """What to take, the lines that load it, and, where it is poor or nothing fits, a recipe that was not tried."""
+    rows = study.rows(choice.model, choice.dataset)
+    chosen = rows[rows.method == choice.method]
+    poor = chosen.empty or quality(increase(next(chosen.itertuples()))) == "poor"
+    options, configured = study.config.get("choose", {}), study.config.get("methods", {})
+    return {
+        "choice": choice,
+        "colour": study.colours.get(choice.method or "", ""),
+        "transformers": TRANSFORMERS.format(path=repr(choice.path)),
+        "vllm": VLLM.format(path=repr(choice.path)),
+        "why": "Nothing packed fits." if chosen.empty else "A poor one, by the research's bands.",
+        "idea": idea(study.recipes, configured, options) if poor else None,
+    }
+
+
+TRANSFORMERS = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = {path}
+model = AutoModelForCausalLM.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path)"""
+VLLM = """\
+from vllm import LLM
+
+llm = LLM({path})
+print(llm.generate("Once upon a time"))"""
+
+
 def _elsewhere(study: Study, model: str, dataset: str) -> str:
     """The best method on another data set in one line."""
     answer = best_answer(study.summary, study.comparisons, model, dataset)
@@ -116,22 +156,27 @@ def _dataset(study: Study, model: str, dataset: str, anchor: str) -> dict[str, A
     compared, prefix = study.compared(model, dataset), f"{model}/{dataset}/"
     best = best_answer(study.summary, study.comparisons, model, dataset).headline
     where = f"{model} on {dataset}; lowest NLL: {best}"
+    # the first data set's stands on the first screen
+    shown = DATASET_PICTURES | ({} if dataset == study.datasets(model)[0] else OVERVIEW)
     return {
         "name": dataset,
         "anchor": anchor,
-        "pictures": pictures(study.figures, prefix, DATASET_PICTURES | _sweeps(study.figures), where),
+        "pictures": pictures(study.figures, prefix, shown | _sweeps(study.figures), where),
         "matrix": pictures(study.figures, prefix, PAIR_PICTURES, where),
         "pairs": pairs_table(compared, study.colours) if len(compared) else None,
     }
 
 
+OVERVIEW = {
+    "size_delta_nll": "Lower and further left is better. The size is the checkpoint's on disk, embeddings and head "
+    "included. An arrow: off the scale."
+}
 DATASET_PICTURES = {
     "perplexity_bits": "Lower and further left is better. For every method off the grey line, one on it has a lower "
     "perplexity with no more bits. An arrow: off the scale.",
-    "size_delta_nll": "Lower and further left is better. The size is the checkpoint's on disk, embeddings and head "
-    "included. An arrow: off the scale.",
     "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
-    f"perplexity, from green to red: {BANDS}.",
+    f"perplexity, from green to red: {BANDS}. "
+    "Grey, on top: how far the original's own NLL is known from as many sequences.",
 }
 
 

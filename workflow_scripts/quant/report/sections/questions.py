@@ -44,7 +44,9 @@ def answer_section(
 def answer_sections(
     answers: dict[str, Sequence[dict[str, Any]]], figures: dict[str, str], colours: dict[str, str]
 ) -> list[Section]:
-    """A section a question and model, question by question; the title names the model where there are several."""
+    """A section a question and model, question by question; the title names the model where there are several. One
+    that was not asked has code: YAML that would ask it.
+    """
     several = len(answers) > 1
     found = []
     for place, one in enumerate(next(iter(answers.values()), [])):
