@@ -15,6 +15,7 @@ rule summarize:
             for dataset in STUDY["datasets"]
         ],
         linears=[f"results/{model}/{method}/linears.csv" for model, method in PRESENT],
+        texts=expand(rules.check_texts.output, model=STUDY["models"]),
     output:
         summary=report("results/summary.csv", category="Summary", caption="../docs/captions/summary.rst"),
         comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
@@ -42,7 +43,7 @@ CHECKS = [] if CONFIG["check_mse"]["layer"] is None else STUDY["models"]
 
 
 rule check_mse:
-    """One layer with half of its channels kept: AWQ's choice of them against PRAQ's, on held-out text."""
+    """One layer with half of its channels kept: AWQ's choice of them against PRAQ's, on the first data set."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,

@@ -46,6 +46,8 @@ GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 # memory or time of a job: as much, and on a retry twice, then three times as much
 more = lambda amount: lambda wildcards, attempt: amount * attempt
 
+DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
+
 # what the token ids of a calibration set are made by
 CALIBRATION = {key: value for key, value in CONFIG["calibration"].items() if key != "allow_overlap"}
 calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration))))

@@ -75,6 +75,8 @@ rule tokenize_calibration:
         runtime=more(20),
     params:
         spec=calibration_spec,
+        # only a word in the log: what depends on `input` is no reason to run again
+        by_default=lambda w, input: calibration_spec(w)["n_calib"] in DEFAULT_COUNTS["n_calib"],
         code=code("tokenize_calibration.py"),
     script:
         "../workflow_scripts/tokenize_calibration.py"
@@ -101,6 +103,7 @@ rule tokenize_dataset:
         runtime=more(20),
     params:
         spec=lambda w: {key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")},
+        by_default=lambda w, input: CONFIG["datasets"][w.dataset]["n_samples"] in DEFAULT_COUNTS["n_samples"],
         code=code("tokenize_dataset.py"),
     script:
         "../workflow_scripts/tokenize_dataset.py"

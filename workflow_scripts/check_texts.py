@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from quant.data import tokens
 from quant.data.overlap import check_overlap, counted, fingerprints, seen_share
 from quant.files.artifacts import versions, write_json
+from quant.models import tokenizers
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
-    tokenizer = AutoTokenizer.from_pretrained(Path(snakemake.input.config).parent)
+    tokenizer = tokenizers.load(Path(snakemake.input.config).parent)
     read = {
         kind: {Path(path).parent.name: tokens.load(path, **made_from) for path in snakemake.input[kind]}
         for kind in ("calibrations", "datasets")

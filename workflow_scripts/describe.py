@@ -14,4 +14,7 @@ with job(snakemake.log[0]):
         folder = path.parent.parent
         model, method = folder.parent.name, folder.name
         about = snakemake.params.models[model]
-        write_text(path, card(model, method, summary, records[folder], about, snakemake.params.calibration))
+        text = card(
+            model, method, summary, records[folder], about, snakemake.params.calibration, path.parent.as_posix()
+        )
+        write_text(path, text)

@@ -52,8 +52,9 @@ with job(snakemake.log[0]):
         groups[model, dataset][method] = evaluation
         checkpoint = checkpoints.setdefault((model, method), evaluation["checkpoint"])
         require(path, evaluation, checkpoint=checkpoint)
+    texts = {facts["model"]: facts for facts in map(read_json, snakemake.input.texts)}
     summary = [
-        summary_row(evaluation, original, *options)
+        summary_row(evaluation, original, texts[key[0]], *options)
         for key, original in originals.items()
         for evaluation in [original, *groups[key].values()]
     ]

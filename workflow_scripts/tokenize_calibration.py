@@ -18,4 +18,5 @@ with job(snakemake.log[0]):
         seed,
         "calibration",
         snakemake.output[0],
+        f"n_calib: {spec['n_calib']}{' (the default)' * snakemake.params.by_default}",
     )

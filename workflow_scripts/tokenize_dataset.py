@@ -18,4 +18,5 @@ with job(snakemake.log[0]):
         None,
         what,
         snakemake.output[0],
+        f"n_samples: {spec['n_samples']}{' (the default)' * snakemake.params.by_default}",
     )

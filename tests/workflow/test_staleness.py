@@ -27,6 +27,7 @@ GRAPH = {
     "convert": [],
     "tokenize_calibration": ["convert"],
     "tokenize_dataset": ["convert"],
+    "check_texts": ["convert", "tokenize_calibration", "tokenize_dataset"],
     "collect_statistics": ["convert", "tokenize_calibration"],
     "quantize:gw_awq": ["convert", "collect_statistics"],
     "quantize:gw_praq": ["convert", "collect_statistics"],
@@ -51,7 +52,7 @@ GRAPH = {
     "plot_deep_dive": ["deep_dive"],
     "synthetic_benchmark": [],
     "plot_synthetic": ["synthetic_benchmark"],
-    "summarize": ["evaluate_original", "evaluate:*", "measure_error:*"],
+    "summarize": ["evaluate_original", "evaluate:*", "measure_error:*", "check_texts"],
     "answer_questions": ["summarize", "summarize_sensitivity", "check_mse", "measure_heldout"],
     "describe": ["summarize", "quantize:*"],
     "plot": ["summarize", "check_mse", "answer_questions"],
@@ -101,6 +102,7 @@ def chosen(*methods: str) -> dict[str, Any]:
     return {"methods": list(methods)}
 
 
+THIRD = {"third": {"docstrings": ["textwrap"]}}
 DATASET, CALIBRATION = {"tokenize_dataset"}, {"tokenize_calibration"}
 EVALUATIONS = {"evaluate_original", *each("evaluate")}
 # of the whole-study steps: what only shows the configuration, and what also colours by it
@@ -134,14 +136,17 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "defaults that all read": ({"defaults": {"group_size": 8}}, each("quantize", [*METHODS, "rtn_g_sym"])),
     "defaults that none reads": ({"defaults": {"damp": 0.1, "beta": 2.0}}, SHOWN),
-    "calibration text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION),
+    "calibration text": ({"calibration": {"text": "third"}, "texts": THIRD}, CALIBRATION),
+    # one text for both is split, each reads its part
+    "one text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION | DATASET),
+    "overlap asked for": ({"calibration": {"allow_overlap": True}}, {"check_texts"}),
     "calibration protocol": ({"calibration": {"protocol": "samples"}}, CALIBRATION),
     "calibration seq_len": ({"calibration": {"seq_len": 24}}, CALIBRATION),
     "calibration shuffle": ({"calibration": {"shuffle": True}}, CALIBRATION),
     "n_calib": ({"calibration": {"n_calib": 8}}, CALIBRATION),
     # each result names the seed that made it
     "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, *each("quantize", PARTED)}),
-    "evaluation text": (heldout(text="tiny_calibration"), DATASET),
+    "evaluation text": (heldout(text="third") | {"texts": THIRD}, DATASET),
     "evaluation protocol": (heldout(protocol="windows"), DATASET),
     "evaluation seq_len": (heldout(seq_len=24), DATASET),
     "n_samples": (heldout(n_samples=8), DATASET),
@@ -220,11 +225,11 @@ class TestConfiguration:
 
     def test_a_new_data_set_is_only_evaluated(self, study: Path, tmp_path: Path) -> None:
         overlay = tmp_path / "changed.yaml"
-        second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "tiny_calibration"}
+        second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "third"}
         names = {"datasets": ["heldout", "second"]}
-        overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names})))
+        overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names, "texts": THIRD})))
         only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
-        assert tiny.pending(study, overlay) == only | following({"summarize"})
+        assert tiny.pending(study, overlay) == only | following({"check_texts"})
 
     def test_key_order_means_nothing(self, copy: Path) -> None:
         for name in ("config.yaml", "tiny.yaml"):

@@ -34,7 +34,8 @@ def row(method: str, delta: float, bits: float, storage: str = "packed", **more:
             "embeddings_mb": 5.0,
             "head_mb": 0.0,
         },
-        **{"other_mb": 0.1, "linears_compression": 3.7},
+        **{"other_mb": 0.1, "linears_compression": 3.7, "seen_share": 0.0},
+        **{"calibration_sequences": 9.0, "calibration_tokens": 288.0},
     } | more
 
 
@@ -119,9 +120,10 @@ CALIBRATION = {"seq_len": 32, "text": {"hub": {"path": "Salesforce/wikitext", "n
 ABOUT: dict[str, Any] = {"license": "apache-2.0", "base_model": None, "caveat": None, "source": {"hub": {"id": "o/n"}}}
 
 
-def of(method: str, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A card's metadata and text."""
-    text = card("m", method, pd.DataFrame(ROWS), RECORD, about, CALIBRATION)
+def of(method: str, about: dict[str, Any], record: dict[str, Any] = RECORD, **more: Any) -> tuple[dict[str, Any], str]:
+    """A card's metadata and text; more: of the summary's rows."""
+    rows = pd.DataFrame([row | more for row in ROWS])
+    text = card("m", method, rows, record, about, CALIBRATION, "results/m/good/checkpoint")
     _, header, body = text.split("---\n", 2)
     return yaml.safe_load(header), body
 
@@ -131,9 +133,49 @@ def test_a_card_has_the_hubs_header_and_the_figures() -> None:
     assert header["license"] == "apache-2.0" and header["base_model"] == "o/n"
     assert header["base_model_relation"] == "quantized" and "compressed-tensors" in header["tags"]
     assert "| d | 22.10 | 20.00 | 0.1000 [0.0900, 0.1100] |" in body
-    assert "12 sequences of at most 32 tokens of Salesforce/wikitext raw train (seed 3" in body
+    assert "9 sequences of at most 32 tokens, 288 tokens together, of Salesforce/wikitext raw train (seed 3" in body
     for words in ("AutoModelForCausalLM", "from vllm import LLM", "| group_size |", "torch 2.13.0", "apache-2.0"):
         assert words in body
+    assert 'from_pretrained("results/m/good/checkpoint")' in body and 'LLM("results/m/good/checkpoint")' in body
+    assert "4-bit" in header["tags"] and "3.76 times smaller than the original" in body
+    assert "PATH" not in body and "None" not in body and "short" not in body and "seen" not in body
+
+
+UNREAD = {
+    **RECORD,
+    "provenance": {key: value for key, value in RECORD["provenance"].items() if key != "token_fingerprint"}
+    | {"recipe": PLAIN | {"n_calib": None, "seed": 3}},
+}
+
+
+def test_a_card_shows_the_keys_that_have_an_effect() -> None:
+    """PLAIN only rounds: no search, no protection, no damping; and no calibration where none was read."""
+    _, body = of("good", ABOUT)
+    shown = {line.split(" | ")[0].removeprefix("| ") for line in body.splitlines() if line.startswith("| ")}
+    assert {"bits", "group_size", "symmetric", "salience", "seed"} <= shown
+    assert not {"n_grid", "scope", "keep_ratio", "beta", "damp", "outlier_percent", "n_calib", "noise_std"} & shown
+    _, body = of("good", ABOUT, UNREAD, calibration_sequences=math.nan, calibration_tokens=math.nan)
+    assert "Calibration: none: the recipe reads no statistics." in body and "seed" not in body and "None" not in body
+
+
+def test_a_dense_checkpoint_is_called_neither_small_nor_4_bit() -> None:
+    header, body = of("best", ABOUT)
+    assert header["tags"] == ["quantized"] and "times smaller" not in body
+    assert "rounded to a grid of 4 bits and stored dense" in body and "No smaller than the original" in body
+
+
+def test_a_card_says_what_is_short_and_what_was_seen() -> None:
+    _, body = of("good", ABOUT, sequences=3, calibration_sequences=2.0, seen_share=0.43)
+    assert "99 tokens in 3 sequences of at most 32 (windows), a short text (under 8 sequences" in body
+    assert "2 sequences of at most 32 tokens, a short text" in body
+    assert "Calibration has seen 43 % of this text, so it proves nothing of this method." in body
+    _, body = of("good", ABOUT, UNREAD, seen_share=0.43, calibration_sequences=math.nan)
+    assert "seen" not in body, "a method that reads no statistics has seen nothing"
+
+
+def test_a_tiny_file_is_not_0_mb() -> None:
+    rows = [row("original", 0.0, 16.0, "original"), row("good", 0.1, 4.25, size_mb=0.0527, compression=4.0)]
+    assert "the file takes 0.053 MB instead of 0.21" in " ".join(chosen(rows).lines)
 
 
 def test_a_card_guesses_nothing() -> None:

@@ -7,6 +7,12 @@ import pytest
 
 from quant.comparison.summary import SummaryRow, recipes_of, summary_row, summary_table
 
+TEXTS = {
+    "calibrations": {"n8-s1": {"sequences": 5, "tokens": 55}},
+    "datasets": {"d": {"sequences": 8, "tokens": 88, "seen_share": 0.25}},
+}
+DRAWN = {"n_calib": 8, "seed": 1}
+
 
 def evaluation(method: str, nll: float, recipe: dict | None) -> dict:
     """8 sequences of 10 tokens, the nth of nll + n/100 a token."""
@@ -21,17 +27,19 @@ def evaluation(method: str, nll: float, recipe: dict | None) -> dict:
 
 
 def test_a_row_has_every_column_and_the_recipe_comes_back() -> None:
-    original, rtn = evaluation("original", 3.0, None), evaluation("rtn", 3.2, {"bits": 4, "clip": False})
-    table = summary_table([summary_row(one, original, 99, 0) for one in (original, rtn)])
+    original, rtn = evaluation("original", 3.0, None), evaluation("rtn", 3.2, {"bits": 4, "clip": False} | DRAWN)
+    table = summary_table([summary_row(one, original, TEXTS, 99, 0) for one in (original, rtn)])
     names = [one.name for one in fields(SummaryRow) if one.name != "error"]
     assert list(table) == [*names, "p_holm", "detectable"]
-    assert recipes_of(table) == {"original": {}, "rtn": {"bits": 4, "clip": False}}
+    assert recipes_of(table) == {"original": {}, "rtn": {"bits": 4, "clip": False} | DRAWN}
     assert pd.isna(table.p_holm[0]) and table.p_holm[1] < 0.05
     assert table.delta_nll[1] == pytest.approx(0.2 * (1 + 3.5 / 100)) and table.compression[1] == 2
+    assert list(table.seen_share) == [0.25, 0.25]
+    assert pd.isna(table.calibration_sequences[0]) and table.calibration_sequences[1] == 5
     assert table.linears_compression[1] == 3.5 and table.tokens[1] == 80
 
 
 def test_a_table_from_a_file_has_its_recipes_too(tmp_path) -> None:
     original = evaluation("original", 3.0, None)
-    summary_table([summary_row(original, original, 99, 0)]).to_csv(tmp_path / "summary.csv", index=False)
+    summary_table([summary_row(original, original, TEXTS, 99, 0)]).to_csv(tmp_path / "summary.csv", index=False)
     assert recipes_of(pd.read_csv(tmp_path / "summary.csv")) == {"original": {}}

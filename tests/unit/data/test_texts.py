@@ -202,6 +202,20 @@ def test_tokenize_writes_what_sequences_found(
     assert found.provenance["spec"] == spec and found.provenance["model_fingerprint"] == "model"
 
 
+def test_a_short_text_is_said_and_a_default_called_one(tiny_checkpoint: Path, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO", "quant")
+    (tmp_path / "text.txt").write_text("x" * 16 * 7)
+    spec = {"text": {"files": [str(tmp_path / "text.txt")]}, "protocol": "windows", "seq_len": 16}
+    out = str(tmp_path / "out.safetensors")
+    tokenize(tiny_checkpoint, "m", spec, 32, None, "datasets.d", out, "n_samples: 32 (the default)")
+    assert "datasets.d: the text gives 7 sequences, fewer than n_samples: 32 (the default)" in caplog.text
+    assert "datasets.d: 7 sequences, a short text (under 8 sequences" in caplog.text
+    caplog.clear()
+    (tmp_path / "text.txt").write_text("x" * 16 * 8)
+    tokenize(tiny_checkpoint, "m", spec, 8, None, "datasets.d", out)
+    assert "short" not in caplog.text and "fewer" not in caplog.text
+
+
 def test_docstrings_are_a_modules_own_in_the_order_of_its_source() -> None:
     """Against what Python itself says of the module, imported."""
     import textwrap

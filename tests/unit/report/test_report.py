@@ -49,7 +49,8 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
              "storage_reason": "keep: awq" if method != "original" else math.nan,
              "tokens": 5120, "sequences": 10, "protocol": "windows", "seq_len": 512, "kl_tokens": 2044,
              "recipe": json.dumps(RECIPES.get(method, RECIPE)) if quantised else "{}", "seed": 42, "versions": "{}",
-             "token_fingerprint": "ab"}
+             "token_fingerprint": "ab", "seen_share": 0.0, "calibration_sequences": 64.0 if quantised else math.nan,
+             "calibration_tokens": 32768.0 if quantised else math.nan}
         )  # fmt: skip
     return pd.DataFrame(rows)
 

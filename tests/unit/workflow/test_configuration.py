@@ -11,6 +11,7 @@ import yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.workflow import configuration
+from quant.workflow.defaults import default_counts
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
@@ -121,3 +122,9 @@ def test_methods_that_only_round_read_no_statistics() -> None:
         "channels": "calibration/n64-s42/channels.safetensors",
         "moments": "calibration/n64-s42/second_moments.safetensors",
     }
+
+
+def test_defaults_of_counts_are_the_schemas_and_the_embedded_studys() -> None:
+    counts = default_counts(SCHEMA, ROOT / "config.yaml")
+    assert counts["n_calib"] >= {128, DEFAULT["calibration"]["n_calib"]} and 2000 in counts["n_samples"]
+    assert all(entry["n_samples"] in counts["n_samples"] for entry in DEFAULT["datasets"].values())

@@ -102,6 +102,7 @@ ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
 TOKENS = {"tokenize_calibration", "tokenize_dataset"}
+TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 LIBRARY = tracking.SCRIPTS / "quant"
 CHOSEN = {
@@ -176,8 +177,8 @@ USERS: dict[str, set[str]] = {
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": {"quantize"},
-    "recipe/key": {"answer_questions", "report", "summarize_sensitivity"},
-    "recipe/keys": {"answer_questions", "report", "summarize_sensitivity"},
+    "recipe/key": {"answer_questions", "describe", "report", "summarize_sensitivity"},
+    "recipe/keys": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": {"quantize"},
     "models/names": {"quantize"}
@@ -209,7 +210,7 @@ USERS: dict[str, set[str]] = {
     "comparison/questions": {"answer_questions"},
     "calibration/reader": {"quantize"},
     "recipe/recipe": {"quantize"},
-    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TOKENS | {"convert", "measure_error"},
+    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/roundings/gptq": {"quantize"},
@@ -222,29 +223,41 @@ USERS: dict[str, set[str]] = {
     "recipe/scores/awq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
     "recipe/scores/praq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
     "workflow/recipe_schema": set(),
+    "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": {"quantize"},
     "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
-    "models/sources": TOKENS | {"convert"},
+    "models/gguf_pretokenizers": TEXTS | {"convert"},
+    "models/gguf_tokenizer": TEXTS | {"convert"},
+    "models/sentencepiece_model": TEXTS | {"convert"},
+    "models/tokenizers": TEXTS | {"convert"},
+    "data/text_files": TOKENS,
+    "models/sources": TEXTS | {"convert"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
     "checkpoints/stored": READERS,
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
+    "report/texts": {"report"},
+    "files/units": {"describe", "pick", "plot", "report"},
     "files/tensorfile": PASSES
     | QUANTIZERS
     | READERS
     | MEASURES
     | ANALYSES
     | FROM_FILES
-    | TOKENS
+    | TEXTS
     | {"convert", "synthetic_benchmark"},
+    "data/overlap": TEXTS | {"describe", "plot", "report", "summarize"},
+    "data/split": TOKENS,
     "data/texts": TOKENS,
-    "data/tokens": PASSES | QUANTIZERS | MEASURES | TOKENS | {"measure_error"},
+    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"measure_error"},
+    "data/wording": TOKENS | {"describe"},
+    "workflow/shared_text": set(),
     "workflow/tracking": set(),  # what it says is what counts
     "comparison/verdicts": {"answer_questions", "pick", "plot", "report"},
 }

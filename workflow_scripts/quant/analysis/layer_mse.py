@@ -1,6 +1,6 @@
 """The research's direct comparison on one layer: keep half the output channels by AWQ's or PRAQ's score, the rest INT4.
 
-Importance comes from the calibration text, the error from held-out text run through the original model.
+Importance comes from the calibration text, the error from a data set run through the original model.
 """
 
 from pathlib import Path
@@ -92,7 +92,7 @@ def check(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
     """Rows per channel, rows per linear, and H = XᵀX/N [in, in] of each linear's held-out inputs; mse is per output
     value (squared error over tokens and channels)."""
-    run = Run(checkpoint, heldout.sequences, device, dtype, batch_tokens, last=layer, progress="held-out text")
+    run = Run(checkpoint, heldout.sequences, device, dtype, batch_tokens, last=layer, progress="data set")
     lengths = np.array([len(sequence) for sequence in heldout.sequences], dtype=float)
     channel_rows: list[dict[str, Any]] = []
     linear_rows: list[dict[str, Any]] = []

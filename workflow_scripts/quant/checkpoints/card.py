@@ -7,6 +7,11 @@ import jinja2
 import pandas as pd
 import yaml
 
+from quant.data.overlap import SHARE, percent, short_words
+from quant.data.wording import source_words
+from quant.files.units import megabytes
+from quant.recipe.keys import has_effect
+
 TEMPLATES = Path(__file__).parents[2] / "templates"
 ORIGINAL = "original"
 
@@ -19,7 +24,7 @@ def metadata(storage: str, bits: int, about: dict[str, Any]) -> dict[str, Any]:
         "base_model_relation": "quantized",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quantized", f"{bits}-bit", *(["compressed-tensors"] if storage == "packed" else [])],
+        "tags": ["quantized", *([f"{bits}-bit", "compressed-tensors"] if storage == "packed" else [])],
     }
     if found["base_model"] is None:
         del found["base_model_relation"]
@@ -31,23 +36,38 @@ def base_model(about: dict[str, Any]) -> str | None:
     return about.get("base_model") or about["source"].get("hub", {}).get("id")
 
 
-def text_words(text: dict[str, Any]) -> str:
-    """A text's source in a few words."""
-    if "hub" in text:
-        return "{path} {name} {split}".format(**{"name": ""} | text["hub"])
-    if "files" in text:
-        return ", ".join(Path(path).name for path in text["files"])
-    return f"the Python language reference ({text.get('pydoc_topics', 'unknown')} part)"
-
-
-def calibration_words(recipe: dict[str, Any], record: dict[str, Any], calibration: dict[str, Any]) -> str:
+def calibration_words(recipe: dict[str, Any], row: Any, record: dict[str, Any], calibration: dict[str, Any]) -> str:
+    """What the method learnt from, as many sequences as there were; row: of summary.csv."""
     fingerprint = record["provenance"].get("token_fingerprint")
     if fingerprint is None:
         return "none: the recipe reads no statistics"
+    sequences = int(row.calibration_sequences)
     return (
-        f"{recipe['n_calib']} sequences of at most {calibration['seq_len']} tokens of "
-        f"{text_words(calibration['text'])} (seed {recipe['seed']}, token fingerprint {fingerprint})"
+        f"{sequences} sequences of at most {calibration['seq_len']} tokens{short_words(sequences)}, "
+        f"{int(row.calibration_tokens)} tokens together, of {source_words(calibration['text'])} "
+        f"(seed {recipe['seed']}, token fingerprint {fingerprint})"
     )
+
+
+def measured_words(row: Any) -> str:
+    """What a row of summary.csv was measured on."""
+    words = (
+        f"{row.dataset}: {row.tokens} tokens in {row.sequences} sequences of at most {row.seq_len} ({row.protocol})"
+        f"{short_words(row.sequences)}."
+    )
+    if row.seen_share > SHARE and not pd.isna(row.calibration_sequences):
+        words += f" Calibration has seen {percent(row.seen_share)} of this text, so it proves nothing of this method."
+    return words
+
+
+def settings(recipe: dict[str, Any], calibrated: bool) -> dict[str, Any]:
+    """The keys that have an effect on the weights; how many sequences there were is said with the calibration."""
+    drawn = calibrated or recipe.get("noise_injection")
+    return {
+        key: value
+        for key, value in recipe.items()
+        if has_effect(key, recipe) and key != "n_calib" and (key != "seed" or drawn)
+    }
 
 
 def card(
@@ -57,9 +77,10 @@ def card(
     record: dict[str, Any],
     about: dict[str, Any],
     calibration: dict[str, Any],
+    path: str,
 ) -> str:
     """Markdown. summary: summary.csv; record: the method's quantize.json; about: the model's license, base_model,
-    caveat and source; calibration: the configuration's."""
+    caveat and source; calibration: the configuration's; path: of the checkpoint."""
     rows = summary[(summary.model == model) & (summary.method.isin([method, ORIGINAL]))]
     mine = rows[rows.method == method]
     recipe, first = record["provenance"]["recipe"], next(mine.itertuples())
@@ -76,9 +97,13 @@ def card(
         model=model,
         method=method,
         base=base_model(about) or model,
-        recipe=recipe,
-        calibration=calibration_words(recipe, record, calibration),
+        bits=recipe["bits"],
+        recipe=settings(recipe, record["provenance"].get("token_fingerprint") is not None),
+        calibration=calibration_words(recipe, first, record, calibration),
+        path=path,
+        megabytes=megabytes,
         rows=list(mine.itertuples()),
+        measured=[measured_words(row) for row in mine.itertuples()],
         original={row.dataset: row for row in rows[rows.method == ORIGINAL].itertuples()},
         size=first,
         packed=first.storage == "packed",

@@ -298,7 +298,7 @@ def second_text(evidence: Evidence, answered: Answered) -> None:
 AGGREGATES = {
     "mean log relative error": "log of each linear's E‖(W−Ŵ)x‖²/E‖Wx‖² on the calibration text, averaged over linears",
     "log total MSE": "log of E‖(W−Ŵ)x‖² on the calibration text, summed over linears",
-    "log held-out MSE of the checked layer": "the same sum over one layer's linears on the held-out text",
+    "log MSE of the checked layer on the data set": "the same sum over one layer's linears on the first data set",
 }
 
 
@@ -309,7 +309,7 @@ def layer_errors(linears: pd.DataFrame, heldout: pd.DataFrame | None) -> pd.Data
         columns = {"mean log relative error": logs.log.mean(), "log total MSE": np.log(logs.mse.sum())}
         if heldout is not None and len(heldout):
             sums = heldout.groupby("method", sort=False).mse.sum()
-            columns["log held-out MSE of the checked layer"] = np.log(sums)
+            columns["log MSE of the checked layer on the data set"] = np.log(sums)
     return pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from quant.comparison.numbers import number, percent
 from quant.comparison.verdicts import Difference, difference_words, increase, pair_difference, quality, ranked
+from quant.files.units import megabytes
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
 LIMITS = {
@@ -63,8 +64,8 @@ def facts_words(row: Any) -> str:
     """What one gets, in one sentence."""
     return (
         f"Perplexity {number(row.ppl, 2)} ({percent(increase(row))} against the original, {quality(increase(row))}), "
-        f"{row.bits_per_weight:.2f} bits per weight; the file takes {row.size_mb:,.0f} MB instead of "
-        f"{row.size_mb * row.compression:,.0f}, embeddings included: {row.compression:.2f} times smaller."
+        f"{row.bits_per_weight:.2f} bits per weight; the file takes {megabytes(row.size_mb)} MB instead of "
+        f"{megabytes(row.size_mb * row.compression)}, embeddings included: {row.compression:.2f} times smaller."
     )
 
 
@@ -84,7 +85,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
             least = packed.sort_values("bits_per_weight").iloc[0]
             lines = [
                 f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
-                f"{least.bits_per_weight:.2f} bits per weight, {least.size_mb:,.0f} MB and a delta_nll of "
+                f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB and a delta_nll of "
                 f"{least.delta_nll:.4f}."
             ]
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quant.comparison.paired import compare_pair, corrected, paired_difference
+from quant.data.overlap import text_columns
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class SummaryRow:
 
     nll and delta_nll with their 95 % intervals, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
     quantize_s in seconds; compression: how many times smaller than the original; recipe, versions: JSON; p: of no
-    difference from the original, NaN for itself; error: delta_nll's standard error.
+    difference from the original, NaN for itself; error: delta_nll's standard error. seen_share: of the data set's text,
+    how much has been seen in calibration; calibration_sequences and _tokens: that the method learnt from, if from any.
     """
 
     model: str
@@ -49,6 +51,9 @@ class SummaryRow:
     protocol: str
     seq_len: int
     kl_tokens: int
+    seen_share: float
+    calibration_sequences: int | None
+    calibration_tokens: int | None
     p: float
     error: float
     recipe: str
@@ -65,8 +70,11 @@ MEASURED = (
 )
 
 
-def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples: int, seed: int) -> SummaryRow:
-    """From a method's evaluation and the original's on the same sequences; the original is compared with nothing."""
+def summary_row(
+    evaluation: dict[str, Any], original: dict[str, Any], texts: dict[str, Any], resamples: int, seed: int
+) -> SummaryRow:
+    """From a method's evaluation and the original's on the same sequences; the original is compared with nothing.
+    texts: of the model, as check_texts writes them."""
     rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
     difference, made = compare_pair(rows, reference, resamples, seed), evaluation["provenance"]
     nll = rows["nll"].sum() / rows["tokens"].sum()
@@ -86,6 +94,7 @@ def summary_row(evaluation: dict[str, Any], original: dict[str, Any], resamples:
         linears_compression=original["linears_mb"] / evaluation["linears_mb"],
         tokens=int(rows["tokens"].sum()),
         sequences=len(rows),
+        **text_columns(texts, evaluation["dataset"], made.get("recipe")),
         p=np.nan if evaluation["method"] == original["method"] else difference.p,
         error=difference.error,
         recipe=json.dumps(made.get("recipe")),

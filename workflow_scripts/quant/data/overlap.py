@@ -63,3 +63,24 @@ def check_overlap(shares: dict[str, float], allowed: bool) -> None:
 def percent(share: float) -> str:
     """0.5 %, 12 %."""
     return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
+
+
+def seen_words(share: float) -> str:
+    """What kind of text that is."""
+    return "unseen text" if share <= SHARE else f"text of which calibration has seen {percent(share)}"
+
+
+def short_words(sequences: int) -> str:
+    """What to say of a text that gave so few sequences; nothing where they are enough."""
+    return f", a short text (under {SHORT} sequences: little is known)" if sequences < SHORT else ""
+
+
+def text_columns(facts: dict[str, Any], dataset: str, recipe: dict[str, Any] | None) -> dict[str, float | int | None]:
+    """A row's columns of summary.csv: how much of the data set has been seen in calibration, and on how many sequences
+    and tokens the method was calibrated, if it was. facts: as check_texts writes them."""
+    name = None if recipe is None else f"n{recipe['n_calib']}-s{recipe['seed']}"
+    calibrated = facts["calibrations"].get(name, {})
+    return {
+        "seen_share": facts["datasets"][dataset]["seen_share"],
+        **{f"calibration_{key}": calibrated.get(key) for key in ("sequences", "tokens")},
+    }

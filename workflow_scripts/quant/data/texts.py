@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quant.data import tokens
+from quant.data.overlap import short_words
 from quant.data.split import halves, split_topics
 from quant.data.text_files import JSON_LINES, read_file
 from quant.data.wording import source_words
@@ -215,8 +216,6 @@ def sequences(
         if not found:
             raise InputError(f"{what}: no text has two tokens or more; use more text")
     chosen = tokens.choose(found, n, seed)
-    if len(chosen) < n:
-        logger.info("%s: %d sequences asked for, the text has %d", what, n, len(chosen))
     if frame.before:
         names = " ".join(map(str, tokenizer.convert_ids_to_tokens(frame.before)))
         every = frame.always or protocol == "samples"
@@ -244,9 +243,17 @@ def check_fit(checkpoint: Path, found: list[Tensor], what: str) -> None:
 
 
 def tokenize(
-    checkpoint: Path, model_fingerprint: str, spec: dict[str, Any], n: int, seed: int | None, what: str, path: str
+    checkpoint: Path,
+    model_fingerprint: str,
+    spec: dict[str, Any],
+    n: int,
+    seed: int | None,
+    what: str,
+    path: str,
+    asked: str = "",
 ) -> None:
-    """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer."""
+    """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer; asked: how n is said
+    where the text has fewer."""
     texts = read_texts(spec["text"], spec["protocol"])
     tokenizer = tokenizers.load(checkpoint)
     kind = read_json(checkpoint / "config.json").get("model_type", "")
@@ -256,4 +263,8 @@ def tokenize(
     characters = sum(map(len, tokenizer.batch_decode(found, skip_special_tokens=True)))
     record = {"spec": spec, "model_fingerprint": model_fingerprint, "characters": characters, "versions": versions()}
     mark = tokens.save(path, found, record)
+    if len(found) < n:
+        logger.info("%s: the text gives %d sequences, fewer than %s", what, len(found), asked or f"the {n} it may")
+    if short_words(len(found)):
+        logger.warning("%s: %d sequences%s", what, len(found), short_words(len(found)))
     logger.info("%s: %d sequences, %d tokens, fingerprint %s", what, len(found), sum(map(len, found)), mark)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 import yaml
 
 from quant.comparison.numbers import duration, number, percent
@@ -16,6 +15,7 @@ from quant.report.sections.models import model_section
 from quant.report.sections.questions import answer_sections
 from quant.report.study import Study
 from quant.report.tables import DEFINITIONS, recipes_table, steps_tables, summary_table
+from quant.report.texts import text_lines
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 
@@ -35,7 +35,7 @@ def build(study: Study) -> str:
         "n_pairs": len(study.comparisons),
         "summary": summary_table(study.summary, study.colours),
         "definitions": DEFINITIONS,
-        "measured": [*_measured(study.summary), *_bands(study)],
+        "measured": [*text_lines(study.summary), *_bands(study)],
         "recipes": recipes,
         "shared": shared,
         "config": yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True, width=110),
@@ -73,17 +73,6 @@ def citation(models: list[str], provenance: dict[str, Any]) -> str:
 def _yaml_uri(written: dict[str, Any]) -> str:
     plain = json.loads(json.dumps(written))
     return data_uri("application/yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
-
-
-def _measured(summary: pd.DataFrame) -> list[str]:
-    """What each data set's numbers were measured on, a line each."""
-    return [
-        f"{model} on {dataset}: {int(row.tokens):,} tokens in {int(row.sequences):,} sequences (protocol "
-        f"{row.protocol}, at most {int(row.seq_len):,} tokens each); KL and top-1 over "
-        f"{number(row.kl_tokens, 0)} tokens"
-        for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False)
-        for row in [next(rows.itertuples())]
-    ]
 
 
 def _bands(study: Study) -> list[str]:

@@ -157,7 +157,7 @@ def check_table(check: dict[str, Any], channels: pd.DataFrame | None) -> Table:
                 Cell(verdict, verdict),
             ]
         )
-    headings = [("linear", ""), ("MSE, AWQ's choice", "output error on held-out text"), ("MSE, PRAQ's choice", ""),
+    headings = [("linear", ""), ("MSE, AWQ's choice", "output error on the first data set"), ("MSE, PRAQ's choice", ""),
                 ("PRAQ − AWQ", "with its 95 % interval, paired by sequence"),
                 ("chosen by both", "share of the kept channels that both choose"),
                 ("verdict", "by p corrected for the number of linears")]  # fmt: skip

@@ -12,6 +12,7 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 
 from quant.comparison.numbers import QUALITY_BANDS, interval, signed
 from quant.comparison.summary import recipes_of
+from quant.files.units import megabytes
 from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
     FAINT,
@@ -82,7 +83,7 @@ def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str], chosen: str |
         ax.plot(shown.size_mb[i], height[i], "o", ms=17, zorder=3, **RING)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
     log_ticks(ax, ax.xaxis, [*shown.size_mb, *original.size_mb])
-    texts = [f"{short(row.method)}  {row.size_mb:,.0f} MB" for row in shown.itertuples()]
+    texts = [f"{short(row.method)}  {megabytes(row.size_mb)} MB" for row in shown.itertuples()]
     _label_points(ax, shown.size_mb, height, front, texts, shown, colours, chosen)
     for size in original.size_mb:
         ax.axvline(size, color=INK, lw=1.2, ls=(0, (4, 2)))

@@ -19,6 +19,7 @@ from quant.comparison.verdicts import (
     quality,
     ranked,
 )
+from quant.data.overlap import seen_words
 from quant.report.page import Picture, data_uri
 from quant.report.study import Study
 from quant.report.tables import BANDS, check_table, pairs_table
@@ -102,8 +103,8 @@ def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
     worse = "worse" if row.ppl > before.ppl else "no worse"
     return (
         f"It {stores} a weight in {number(row.bits_per_weight, 2)} bits instead of {number(before.bits_per_weight, 0)} "
-        f"({number(smaller, 1)} times smaller) and predicts the next word of unseen text {worse}: perplexity, "
-        f"where lower is better, goes from {number(before.ppl, 2)} to {number(row.ppl, 2)} "
+        f"({number(smaller, 1)} times smaller) and predicts the next word of {seen_words(row.seen_share)} {worse}: "
+        f"perplexity, where lower is better, goes from {number(before.ppl, 2)} to {number(row.ppl, 2)} "
         f"({percent(increase(row))}, {quality(increase(row))})."
     )
 

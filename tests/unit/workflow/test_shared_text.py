@@ -1,0 +1,53 @@
+"""One text for calibration and evaluation is split; every other is left alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant.workflow import configuration
+from tests.unit.workflow.test_configuration import SCHEMA, changed
+
+
+def texts(calibration: Any, evaluation: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the calibration and the data set of the study read."""
+    config = changed("texts", {"a": calibration, "b": evaluation})
+    config["calibration"] |= {"text": "a"} | options
+    config["datasets"]["python_reference"]["text"] = "b"
+    found = configuration.load(config, SCHEMA)
+    return found["calibration"]["text"], found["datasets"]["python_reference"]["text"]
+
+
+HUB = {"hub": {"path": "o/n", "split": "train", "revision": "main"}}
+
+
+@pytest.mark.parametrize(
+    "source", [{"files": ["x.txt"]}, HUB, {"docstrings": ["argparse"]}, {"pydoc_topics": "heldout"}]
+)
+def test_one_source_is_split_however_it_is_named(source: dict[str, Any]) -> None:
+    calibration, evaluation = texts(source, source)
+    assert calibration.pop("part") == "calibration" and evaluation.pop("part") == "heldout"
+    assert calibration == evaluation and calibration.keys() == source.keys()
+    for one, other in zip(texts(source, source, allow_overlap=True), (source, source), strict=True):
+        assert "part" not in one and one.keys() == other.keys()
+
+
+def test_one_name_is_split() -> None:
+    config = changed("datasets.python_reference.text", "python_reference")
+    found = configuration.load(config, SCHEMA)
+    assert found["calibration"]["text"] == {"pydoc_topics": "calibration", "part": "calibration"}
+    assert found["datasets"]["python_reference"]["text"] == {"pydoc_topics": "calibration", "part": "heldout"}
+
+
+def test_one_file_by_two_paths_is_split(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    for other in (f"{tmp_path}/./a.txt", str(tmp_path / "link.txt")):
+        assert "part" in texts({"files": [str(tmp_path / "a.txt")]}, {"files": [other]})[0]
+
+
+def test_other_texts_and_data_sets_that_do_not_run_split_nothing() -> None:
+    assert "part" not in texts({"files": ["x.txt"]}, {"files": ["y.txt"]})[0]
+    config = changed("datasets.unused", {"text": "python_reference"})
+    config["study"]["datasets"] = ["python_reference"]
+    assert "part" not in configuration.load(config, SCHEMA)["calibration"]["text"]
