@@ -126,7 +126,8 @@ def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
     assert found["study"] == {"datasets": ["notes"]} and found["calibration"] == {"text": text}
     assert found["datasets"]["notes"] == DEFAULT["datasets"]["python_reference"] | {"text": text}
     config = loaded(found)
-    assert config["calibration"]["text"] == config["datasets"]["notes"]["text"] == text
+    assert config["calibration"]["text"] == text | {"part": "calibration"}
+    assert config["datasets"]["notes"]["text"] == text | {"part": "heldout"}
     with pytest.raises(InputError, match=r"TEXT=none\.txt: no such file"):
         study(TEXT="none.txt")
 
