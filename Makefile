@@ -3,7 +3,7 @@
 #               MODEL  a model's directory, a GGUF file, OWNER/NAME[@REVISION] of a hub, or a name in config.yaml
 #               TEXT   a UTF-8 file of the kind of text that the model is for
 #               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
-#               IN     a folder for this study alone, in place of the one of the project
+#               IN     a folder for this study and its results alone; given again by itself, the study goes on
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
 # make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, and a dry run of every experiment

@@ -126,7 +126,8 @@ def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
     assert found["study"] == {"datasets": ["notes"]} and found["calibration"] == {"text": text}
     assert found["datasets"]["notes"] == DEFAULT["datasets"]["python_reference"] | {"text": text}
     config = loaded(found)
-    assert config["calibration"]["text"] == config["datasets"]["notes"]["text"] == text
+    assert config["calibration"]["text"] == text | {"part": "calibration"}
+    assert config["datasets"]["notes"]["text"] == text | {"part": "heldout"}
     with pytest.raises(InputError, match=r"TEXT=none\.txt: no such file"):
         study(TEXT="none.txt")
 
@@ -180,10 +181,17 @@ class TestFile:
         assert own.write({"MODEL": ""}, here, apart=False) is None and not (here / "results").exists()
         assert own.write({}, here, apart=True) == here / "config.yaml"
 
+    def test_a_folders_study_goes_on(self, here: Path) -> None:
+        for given in ({"MODEL": "My Model", "TEXT": "notes.txt"}, {"BITS": "4"}, {}):
+            path = own.write(given, here, apart=True)
+        config = yaml.safe_load(path.read_text())
+        assert config == own.study_of({"MODEL": "My Model", "TEXT": "notes.txt", "BITS": "4"}, DEFAULT, {})
+
     def test_anothers_file_is_left_alone(self, here: Path) -> None:
         (here / "config.yaml").write_text("study: {}\n")
         with pytest.raises(InputError, match=r"config\.yaml: is no file that make wrote"):
             own.write({"BITS": "4"}, here, apart=True)
+        assert own.write({}, here, apart=True) == here / "config.yaml"
         assert (here / "config.yaml").read_text() == "study: {}\n"
 
     def test_what_a_study_of_other_models_loses_is_said(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
 def name_of(path: str) -> str:
     """The last part of a path or hub id, as a name that configurations and folders take."""
-    last = re.sub(r"\.(gguf|txt|md)$", "", path.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
+    last = re.sub(r"\.(gguf|txt|md|jsonl)$", "", path.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-._")[:60] or "mine"
     return f"{name}-own" if name.lower() in RESERVED else name
 
@@ -145,19 +145,20 @@ def replaced(summary: Path, models: list[str]) -> str:
 
 
 def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
-    """The experiment's file, written: in an experiment's own folder its config.yaml, else under results/ if anything is
-    given. A file that was not written here stays as it is."""
+    """The experiment's file, written: under results/, or, in an experiment's own folder, its config.yaml, which keeps
+    what is not given anew. None where nothing is given; a file that was not written here stays as it is."""
     built_in = yaml.safe_load(BUILT_IN.read_text(encoding="utf-8"))
     names = [name_of(given[key].partition("@")[0]) for key in ("MODEL", "TEXT") if given.get(key)]
     path = folder / ("config.yaml" if apart else f"results/{'-'.join(names) or 'default'}.yaml")
+    if not any(given.values()) and (path.is_file() or not apart):
+        return path if apart else None
     there = path.read_text(encoding="utf-8") if path.is_file() else WRITTEN
     if not there.startswith(WRITTEN):
-        raise InputError(
-            f"{path}: is no file that make wrote; give another folder, or run snakemake --directory {folder}"
-        )
-    study = study_of(given, built_in, yaml.safe_load(there) or {})
-    if not study and not apart:
-        return None
+        raise InputError(f"{path}: is no file that make wrote; change it yourself, or give another folder")
+    before = yaml.safe_load(there) or {}
+    study = study_of(given, built_in, before)
+    if apart:
+        study = before | study | {"study": before.get("study", {}) | study.get("study", {})}
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)

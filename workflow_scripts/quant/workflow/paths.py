@@ -9,6 +9,8 @@ from typing import Any
 from quant.errors import InputError
 from quant.workflow.values import at
 
+TEXTS = (".txt", ".md", ".jsonl")  # a text of such a name is no entry of the table
+
 
 def short(path: Path) -> str:
     """Relative to the working directory where it is below it, else absolute, so that a moved folder is not stale."""
@@ -74,7 +76,7 @@ def anchored(config: dict[str, Any], files: Sequence[Path], read: Callable[[Path
             holder[place[-1]] = path
         elif Path(path).is_file():
             holder["text"] = {"files": [path]}
-        elif "/" in value or value.endswith(".txt"):
+        elif "/" in value or Path(value).suffix in TEXTS:
             raise InputError(f"{'.'.join(place)}: {path}: no such file, and no entry of texts; name one of them")
     return config
 
