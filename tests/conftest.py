@@ -1,8 +1,12 @@
 """A tiny random model with a tokenizer, made once a test session; nothing is downloaded."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+# threads that share cores with other tests wait longer than they work: 15 times as long in products of [2999, 110]
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 
 from tests import tiny
 
-torch.set_num_threads(1)  # on tiny tensors, threads that share cores with other tests wait longer than they work
+torch.set_num_threads(1)
 
 
 def perturb(model: torch.nn.Module, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The formulas of METHODS.md in float64 with plain loops: slow, obvious, and independent of the library."""
+"""The formulas of docs/methods.md in float64 with plain loops: slow, obvious, and independent of the library."""
 
 import math
 from collections.abc import Callable

@@ -107,7 +107,7 @@ def test_percentile_intervals_cover_95_percent() -> None:
 def slow_classes(
     mean: list[float], std: list[float], rows: list[list[float]], thresholds: dict[str, float]
 ) -> list[set]:
-    """METHODS, Thresholds, one channel at a time."""
+    """docs/methods.md, Analyses, one channel at a time."""
     magnitude = [sum(abs(w) for w in row) / len(row) for row in rows]
     ordered, place = sorted(magnitude), thresholds["high_weight"] * (len(rows) - 1)
     below, above = ordered[math.floor(place)], ordered[math.ceil(place)]

@@ -1,4 +1,4 @@
-"""Protection scores against METHODS.md, blocks of 32 rows, and which rows are kept."""
+"""Protection scores against docs/methods.md, blocks of 32 rows, and which rows are kept."""
 
 import pytest
 import torch

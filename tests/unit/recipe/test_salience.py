@@ -1,4 +1,4 @@
-"""Saliences against the formulas of METHODS.md."""
+"""Saliences against the formulas of docs/methods.md."""
 
 import pytest
 import torch

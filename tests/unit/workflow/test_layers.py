@@ -23,8 +23,6 @@ LIBRARY = tracking.SCRIPTS / "quant"
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
 # what a package's code, however deep, must not need
 WITHOUT = {"recipe": "transformers", "comparison": "torch"}
-# (module, package that it imports from above or beside), to be mended
-KNOWN = {("comparison/answers.py", "report"), ("comparison/pick.py", "report"), ("comparison/verdicts.py", "report")}
 
 
 def package_of(path: Path) -> str:
@@ -50,14 +48,14 @@ def test_no_import_runs_up() -> None:
         for package in imported(path)
         if FLOOR[package] <= FLOOR[package_of(path)]
     }
-    assert up - KNOWN == set()
+    assert up == set()
 
 
 def test_only_scripts_and_benchmarks_use_methods_and_the_report() -> None:
     users = {
         (path.relative_to(LIBRARY).as_posix(), p) for path in MODULES for p in imported(path) & {"methods", "report"}
     }
-    assert users - KNOWN == set()
+    assert users == set()
 
 
 def libraries(path: Path, seen: set[Path]) -> set[str]:

@@ -34,7 +34,7 @@ class Percentile(NamedTuple):
 
 
 def classify(z_mean: Tensor, z_std: Tensor, weight_abs: Tensor, thresholds: dict[str, float]) -> dict[str, Tensor]:
-    """Masks [out] of the channels that are dead, risky, high_weight and critical (METHODS: Thresholds).
+    """Masks [out] of the channels that are dead, risky, high_weight and critical (docs/methods.md, Analyses).
 
     weight_abs [out]: each row's mean |W|. thresholds: dead (E z below it), sigmas (risky: dead, and E z + sigmas·std z
     above it), high_weight (quantile of this linear's weight_abs that a row must exceed).

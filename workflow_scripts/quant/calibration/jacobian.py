@@ -1,4 +1,4 @@
-"""Second moments weighted by what an error before the activation does after it (METHODS: made exact).
+"""Second moments weighted by what an error before the activation does after it (docs/methods.md, PRAQ made exact).
 
 In a gated MLP, down(act(z)·u) with z = gate(x), u = up(x): an error δz_k changes the output by act'(z_k)·u_k·δz_k along
 column k of W_down, an error δu_k by act(z_k)·δu_k. In a plain one, down(act(z)), by act'(z_k)·δz_k.

@@ -30,7 +30,8 @@ logger = logging.getLogger("quant")
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed; apart from those of grids, which no statistics rest on."""
+    """Fused kernels for GPUs, where Triton is installed. The grids' kernels are in another module, so that an edit of
+    those collects no statistics anew."""
     try:
         from quant.calibration import sum_kernels
     except ImportError:

@@ -52,7 +52,7 @@ MINICPM_OTHER = ("num_experts", "sparse_config", "q_lora_rank")  # variants that
 
 
 def granite_config(minicpm: dict[str, Any], where: str) -> dict[str, Any]:
-    """MiniCPM-1/2B's config as Granite's: the same equations, four multipliers by other names (DESIGN, contracts)."""
+    """MiniCPM-1/2B's config as Granite's: the same equations, four multipliers renamed (docs/methods.md, MiniCPM)."""
     other = [key for key in MINICPM_OTHER if minicpm.get(key)]
     if other:
         raise InputError(

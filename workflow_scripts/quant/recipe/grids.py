@@ -54,7 +54,7 @@ def extent(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def span(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Step and zero point of a range low ≤ 0 ≤ high (METHODS: Grids).
+    """Step and zero point of a range low ≤ 0 ≤ high (docs/methods.md, Grids).
 
     Symmetric: step = max|w| / (2^(b-1)-1), zero = 0. Asymmetric: step = (max-min)/(2^b-1), zero = round(-min/step).
     A range of nothing gets step 1.

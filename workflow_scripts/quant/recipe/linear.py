@@ -45,7 +45,7 @@ def find_scale(
     total = torch.stack([salience(w, s.channels) for w, s in zip(weights, statistics, strict=True)]).mean(0)
     total = total if heads is None else tie_heads(total, heads)
     targets = [
-        # the search allows for half the noise that the saliences were taken under (METHODS: noise)
+        # the search allows for half the noise that the saliences were taken under (docs/methods.md, Noise)
         Target(w, s.moment, row_weight(s, recipe.objective), recipe.noise_std / 2 * s.x_std)
         for w, s in zip(weights, statistics, strict=True)
     ]
