@@ -9,7 +9,7 @@ BLOCK_ROWS = 32
 
 
 def praq_score(w: Tensor, channels: Channels, beta: float, tau: float, noise_factor: float) -> Tensor:
-    """Fast-R-PRAQ v3 (METHODS: Protection): P·(E|z|+std z), P = sigmoid(beta·(E z + 3·std z + noise - tau))."""
+    """Fast-R-PRAQ v3 (docs/methods.md, Protection): P·(E|z|+std z), P = sigmoid(beta·(E z + 3·std z + noise - tau))."""
     noise = channels.x_abs.mean() * w.abs().mean(1) * noise_factor
     risk = torch.sigmoid(beta * (channels.z_mean + 3 * channels.z_std + noise - tau))
     return risk * (channels.z_abs + channels.z_std)
