@@ -57,6 +57,8 @@ rule all:
 onsuccess:
     if all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
         print(outcome.success(Path("results")), file=sys.stderr)
+    if "results/best/choice.json" in workflow.dag_settings.targets:
+        print(outcome.chosen(Path("results")), file=sys.stderr)
 
 
 onerror:

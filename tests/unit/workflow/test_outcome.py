@@ -71,3 +71,11 @@ def test_the_three_numbers_are_the_first_data_sets(tmp_path: Path) -> None:
         f"Report: {tmp_path / 'report.html'}",
         "m on a: perplexity 2.72; best is better with 3.00, delta_nll 0.1000 [0.0500, 0.1500]",
     ]
+
+
+def test_what_was_chosen_and_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip, at most 4.5 bits per weight"}'
+    (tmp_path / "best/choice.json").write_text(words)
+    said = outcome.chosen(tmp_path)
+    assert said == f"Best: gptq_clip, at most 4.5 bits per weight\nTake {tmp_path}/best/checkpoint, gptq_clip of m"

@@ -1,6 +1,7 @@
 """How a run ended, from what it left: the numbers that matter, or which jobs failed and why."""
 
 import csv
+import json
 import math
 import re
 from pathlib import Path
@@ -62,6 +63,12 @@ def success(results: Path) -> str:
                 f"{float(best['ppl']):.2f}, delta_nll {float(best['delta_nll']):.4f} [{low:.4f}, {high:.4f}]"
             )
     return "\n".join(lines)
+
+
+def chosen(results: Path) -> str:
+    """Which checkpoint was taken, and where it is."""
+    choice = json.loads((results / "best/choice.json").read_text(encoding="utf-8"))
+    return f"Best: {choice['headline']}\nTake {results / 'best/checkpoint'}, {choice['method']} of {choice['model']}"
 
 
 def missing(study: dict[str, Any], results: Path) -> list[dict[str, str]]:
