@@ -84,13 +84,13 @@ def limit_mistakes(
             least = sizes[key][name]
             amount = f"{megabytes(least)} MB" if key == "max_size_mb" else f"{least:.2f} bits per weight"
             yield (
-                f"choose.{key}: no packed method of the study has at most {LIMITS[key][1].format(limit)} on this model; "
-                f"the smallest, {name}, has {amount}: allow more, or add a method"
+                f"choose.{key}: no packed method of the study has at most {LIMITS[key][1].format(limit)} on this "
+                f"model; the smallest, {name}, has {amount}: allow more, or add a method"
             )
 
 
 def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) -> list[str]:
-    """A line for each demand (quant.workflow.demands) that the model does not meet; linears: as convert recorded them."""
+    """A line for each demand (quant.workflow.demands) that the model does not meet; linears: of convert's record."""
     config = read_json(checkpoint / "config.json")
     by_block = {i: list(names) for i, names in groupby(linears, key=linears.__getitem__)}
     blocks = {names[0].partition(f".{i}.")[0] + f".{i}": names for i, names in by_block.items()}
