@@ -28,8 +28,7 @@ rule quantize_autoawq:
     input:
         unpack(
             lambda w: {
-                name: f"results/{w.model}/{file}"
-                for name, file in keys.statistics_files(METHODS[w.method]).items()
+                name: f"results/{w.model}/{file}" for name, file in keys.statistics_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,

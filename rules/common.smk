@@ -46,6 +46,8 @@ GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 # memory or time of a job: as much, and on a retry twice, then three times as much
 more = lambda amount: lambda wildcards, attempt: amount * attempt
 
+CHOOSE = SCHEMA["properties"]["choose"]["properties"]
+DEMANDS = demands.demands(CONFIG, {key: CHOOSE[key]["default"] for key in demands.LIMITS})
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
 # what the token ids of a calibration set are made by
@@ -55,11 +57,7 @@ calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int
 CALIBRATIONS = sorted(
     {
         COMMON_CALIBRATION,
-        *(
-            calibration_name(**METHODS[method])
-            for method in STUDY["methods"]
-            if keys.statistics_files(METHODS[method])
-        ),
+        *(calibration_name(**METHODS[method]) for method in STUDY["methods"] if keys.statistics_files(METHODS[method])),
     }
 )
 

@@ -54,6 +54,32 @@ rule convert:
         "../workflow_scripts/convert.py"
 
 
+# first of all that wait for the model
+rule check_study:
+    """A refusal of what the study asks and the model has not: layers, lengths, recipes and limits, all at once."""
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        "results/{model}/original/checked.json",
+    log:
+        "results/logs/check_study/{model}.log",
+    benchmark:
+        "results/benchmarks/check_study/{model}.tsv"
+    priority: 10
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(1000),
+        runtime=more(10),
+    params:
+        demands=lambda w: DEMANDS | ({} if w.model == FIRST_MODEL else {"limits": {}, "recipes": {}}),
+        code=code("check_study.py"),
+    script:
+        "../workflow_scripts/check_study.py"
+
+
 rule tokenize_calibration:
     """The calibration text as token ids."""
     input:

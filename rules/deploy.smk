@@ -31,6 +31,7 @@ rule pick:
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
+        checked=expand(rules.check_study.output, model=FIRST_MODEL),
         cards=[f"results/{FIRST_MODEL}/{method}/checkpoint/README.md" for method in present(FIRST_MODEL)],
         weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
     output:

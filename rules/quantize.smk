@@ -6,8 +6,7 @@ rule quantize:
     input:
         unpack(
             lambda w: {
-                name: f"results/{w.model}/{file}"
-                for name, file in keys.calibration_files(METHODS[w.method]).items()
+                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
             }
         ),
         weights=rules.convert.output.weights,

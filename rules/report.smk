@@ -81,6 +81,7 @@ rule report:
         dive_figures=expand(rules.plot_deep_dive.output, model=STUDY["models"], layer=DEEP_DIVES),
         synthetic=rules.synthetic_benchmark.output.summary,
         synthetic_figure=rules.plot_synthetic.output,
+        checked=expand(rules.check_study.output, model=STUDY["models"]),
         # not read: whoever takes a checkpoint finds its card in it
         cards=rules.describe.output,
     output:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,24 @@ def test_a_layer_that_the_model_lacks(failed: tuple[Path, str]) -> None:
     assert len(lines) == 1 and "0 to 1" in lines.pop()
     assert not list((project / "results/tiny/check_mse").glob("*"))
     assert (project / "results/tiny/original/convert.json").exists()
+
+
+def test_what_the_model_has_not_is_refused_at_once(project: Path) -> None:
+    """Before anything is tokenised, quantised or measured; all mistakes in one line with their keys."""
+    config = overlay(
+        project,
+        "study.yaml",
+        check_mse={"layer": 5},
+        deep_dive={"layers": [2, "auto"]},
+        calibration={"seq_len": 1024},
+        choose={"max_size_mb": 0.001},
+        compute={"threads": 8},
+    )
+    shutil.rmtree(project / "results", ignore_errors=True)
+    seen = terminal(tiny.snakemake(project, "results/report.html", config=config))
+    (line,) = {line for line in seen.splitlines() if line.startswith("ERROR")}
+    for key in ("check_mse.layer: 5:", "deep_dive.layers: 2:", "calibration.seq_len: 1024:", "choose.max_size_mb:"):
+        assert key in line, line
+    assert "tiny for 4 things" in line
+    made = {path.name for path in (project / "results/tiny").rglob("*.safetensors")}
+    assert made <= {"model.safetensors", "tokens.safetensors"} and not (project / "results/tiny/rtn_g").exists()

@@ -25,6 +25,7 @@ PARTED = ["rtn_g", "rtn_g_sym"]  # the methods of `sensitivity`, the second of w
 # what each job reads; {m} is one job a method
 GRAPH = {
     "convert": [],
+    "check_study": ["convert"],
     "tokenize_calibration": ["convert"],
     "tokenize_dataset": ["convert"],
     "check_texts": ["convert", "tokenize_calibration", "tokenize_dataset"],
@@ -56,7 +57,7 @@ GRAPH = {
     "answer_questions": ["summarize", "summarize_sensitivity", "check_mse", "measure_heldout"],
     "describe": ["summarize", "quantize:*"],
     "plot": ["summarize", "check_mse", "answer_questions"],
-    "report": ["plot", "describe", "plot_preactivations", "plot_deep_dive", "plot_synthetic"],
+    "report": ["check_study", "plot", "describe", "plot_preactivations", "plot_deep_dive", "plot_synthetic"],
 }
 PLOTS = ["plot_preactivations", "plot_deep_dive", "plot_synthetic"]
 
@@ -123,7 +124,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "channels drawn": ({"deep_dive": {"channels": 2}}, {"plot_deep_dive"}),
     "synthetic": ({"synthetic": {"noise": 0.3}}, {"synthetic_benchmark"}),
     "sensitivity's sequences": ({"sensitivity": {"n_samples": 5}}, each("measure_sensitivity", PARTED)),
-    "what to choose": ({"choose": {"max_bits_per_weight": 5}}, SHOWN),
+    "what to choose": ({"choose": {"max_bits_per_weight": 5}}, SHOWN | {"check_study"}),
     # the page shows the configuration as it was written
     "a value that changes to its default": ({"methods": {"gw_awq": {"n_grid": 5, "bits": 4}}}, SHOWN),
     "a method that is not run": ({"methods": {"unused": {"bits": 2}}}, DRAWN),
@@ -141,14 +142,14 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "one text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION | DATASET),
     "overlap asked for": ({"calibration": {"allow_overlap": True}}, {"check_texts"}),
     "calibration protocol": ({"calibration": {"protocol": "samples"}}, CALIBRATION),
-    "calibration seq_len": ({"calibration": {"seq_len": 24}}, CALIBRATION),
+    "calibration seq_len": ({"calibration": {"seq_len": 24}}, CALIBRATION | {"check_study"}),
     "calibration shuffle": ({"calibration": {"shuffle": True}}, CALIBRATION),
     "n_calib": ({"calibration": {"n_calib": 8}}, CALIBRATION),
     # each result names the seed that made it
     "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, *each("quantize", PARTED)}),
     "evaluation text": (heldout(text="third") | {"texts": THIRD}, DATASET),
     "evaluation protocol": (heldout(protocol="windows"), DATASET),
-    "evaluation seq_len": (heldout(seq_len=24), DATASET),
+    "evaluation seq_len": (heldout(seq_len=24), DATASET | {"check_study"}),
     "n_samples": (heldout(n_samples=8), DATASET),
     "kl_tokens": (heldout(kl_tokens=32), EVALUATIONS),
     "a text that nothing reads": ({"texts": {"other": {"pydoc_topics": "heldout"}}}, SHOWN),

@@ -134,28 +134,30 @@ USERS: dict[str, set[str]] = {
     "models/architectures": {"quantize"}
     | ANALYSES
     | FROM_FILES
-    | {"collect_jacobian", "export", "measure_sensitivity"},
+    | {"collect_jacobian", "export", "measure_sensitivity"}
+    | {"check_study"},
     "files/artifacts": OURS,
-    "methods/autoawq": {"quantize_autoawq"},
-    "methods/autoawq_environment": {"quantize_autoawq"},
-    "methods/block": {"quantize"},
+    "methods/autoawq": {"quantize_autoawq"} | {"check_study"},
+    "methods/autoawq_environment": {"quantize_autoawq"} | {"check_study"},
+    "methods/block": {"quantize"} | {"check_study"},
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": {"answer_questions", "describe", "report", "summarize_sensitivity"},
-    "recipe/context": {"quantize"},
-    "recipe/functions": {"quantize"},
-    "recipe/quantized": QUANTIZERS,
+    "recipe/choices": {"answer_questions", "report", "summarize_sensitivity"} | {"describe"},
+    "recipe/context": {"quantize"} | {"check_study"},
+    "recipe/functions": {"quantize"} | {"check_study"},
+    "recipe/quantized": QUANTIZERS | {"check_study"},
     "calibration/channels": PASSES
     | {"quantize"}
     | ANALYSES
     | FROM_FILES
-    | {"measure_sensitivity", "synthetic_benchmark"},
+    | {"measure_sensitivity", "synthetic_benchmark"}
+    | {"check_study"},
     "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
-    "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"},
+    "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "models/depth": {"check_mse", "deep_dive"},
+    "models/depth": {"check_mse", "deep_dive"} | {"check_study"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
@@ -168,49 +170,52 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
-    "recipe/fused": {"quantize"},
-    "checkpoints/gemm": {"quantize_autoawq", "export"},
+    "recipe/fused": {"quantize"} | {"check_study"},
+    "checkpoints/gemm": {"quantize_autoawq", "export"} | {"check_study"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": QUANTIZERS | READERS | {"check_mse"},
+    "recipe/grids": QUANTIZERS | READERS | {"check_mse"} | {"check_study"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": {"quantize"},
+    "recipe/grid_kernels": {"quantize"} | {"check_study"},
     "recipe/key": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "recipe/keys": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
-    "recipe/linear": {"quantize"},
+    "recipe/linear": {"quantize"} | {"check_study"},
     "models/names": {"quantize"}
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity"}
-    | {"answer_questions", "check_mse", "plot", "report"},
+    | {"answer_questions", "check_mse", "plot", "report"}
+    | {"check_study"},
     "models/linears": PASSES | {"convert"},
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
-    "comparison/numbers": TABLES | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
+    "comparison/numbers": TABLES
+    | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"}
+    | {"check_study"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | {"quantize"},
+    "checkpoints/packed": READERS | {"quantize"} | {"check_study"},
     "report/page": {"report"},
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
-    "comparison/pick": {"pick", "plot", "report"},
+    "comparison/pick": {"pick", "report"} | {"check_study", "plot"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
-    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"},
-    "methods/quantize": {"quantize"},
+    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"} | {"check_study"},
+    "methods/quantize": {"quantize"} | {"check_study"},
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
-    "calibration/reader": {"quantize"},
-    "recipe/recipe": {"quantize"},
-    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"},
+    "calibration/reader": {"quantize"} | {"check_study"},
+    "recipe/recipe": {"quantize"} | {"check_study"},
+    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"} | {"check_study"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/roundings/gptq": {"quantize"},
@@ -225,8 +230,8 @@ USERS: dict[str, set[str]] = {
     "workflow/recipe_schema": set(),
     "workflow/defaults": set(),
     "workflow/schema": set(),
-    "recipe/search": {"quantize"},
-    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"},
+    "recipe/search": {"quantize"} | {"check_study"},
+    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"} | {"check_study"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
@@ -243,7 +248,7 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": {"describe", "pick", "plot", "report"},
+    "files/units": {"describe", "pick", "plot", "report"} | {"check_study"},
     "files/tensorfile": PASSES
     | QUANTIZERS
     | READERS
@@ -251,15 +256,18 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | TEXTS
-    | {"convert", "synthetic_benchmark"},
+    | {"convert", "synthetic_benchmark"}
+    | {"check_study"},
     "data/overlap": TEXTS | {"describe", "plot", "report", "summarize"},
     "data/split": TOKENS,
     "data/texts": TOKENS,
-    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"measure_error"},
+    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"measure_error"} | {"check_study"},
     "data/wording": TOKENS | {"describe"},
     "workflow/shared_text": set(),
     "workflow/tracking": set(),  # what it says is what counts
-    "comparison/verdicts": {"answer_questions", "pick", "plot", "report"},
+    "comparison/verdicts": {"answer_questions", "pick", "plot", "report"} | {"check_study"},
+    "workflow/demands": set(),
+    "methods/refusals": {"check_study"},
 }
 
 

@@ -1,0 +1,153 @@
+"""What a study asks of a model that cannot be: each mistake by its key, all of them at once."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant.errors import InputError
+from quant.files.tensorfile import opened
+from quant.methods.refusals import limit_mistakes, mistakes, refuse
+from quant.models.linears import all_linears, skeleton
+from quant.workflow import configuration
+from quant.workflow.demands import demands
+from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+
+NOTHING: dict[str, Any] = {
+    "layers": {},
+    "seq_len": {},
+    "jacobian": [],
+    "shared": [],
+    "library": {},
+    "limits": {},
+    "recipes": {},
+}
+DEFAULTS = {"max_bits_per_weight": 4.5, "max_size_mb": None}
+
+
+@pytest.fixture(scope="module")
+def linears(tiny_checkpoint: Path) -> dict[str, int]:
+    return all_linears(skeleton(tiny_checkpoint))
+
+
+def found(checkpoint: Path, linears: dict[str, int], **wanted: Any) -> list[str]:
+    return mistakes(checkpoint, linears, NOTHING | wanted)
+
+
+def of_kind(checkpoint: Path, tmp_path: Path, kind: str) -> Path:
+    """The same checkpoint under another model_type."""
+    target = Path(shutil.copytree(checkpoint, tmp_path / kind))
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    return target
+
+
+def test_what_the_model_has_is_no_mistake(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    layers = {"check_mse.layer": ["auto"], "deep_dive.layers": ["auto", 0]}
+    wanted = {"seq_len": {"calibration.seq_len": 128}, "jacobian": ["a"], "shared": ["b"]}
+    assert found(tiny_checkpoint, linears, layers=layers, **wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"layers": {"check_mse.layer": [2]}}, "check_mse.layer: 2: the model has layers 0 to 1"),
+        ({"layers": {"deep_dive.layers": [0, 5, 28]}}, "deep_dive.layers: 5, 28: the model has layers 0 to 1"),
+        ({"layers": {"deep_dive.layers": ["auto", 1]}}, "deep_dive.layers: auto is layer 1 here"),
+        ({"seq_len": {"datasets.d.seq_len": 129}}, "datasets.d.seq_len: 129: the model was made for 128 tokens"),
+        ({"library": {"lib": {"group_size": 32, "clip": False}}}, "methods.lib: .* no multiple of group_size 32"),
+    ],
+)
+def test_each_mistake_is_named_by_its_key(
+    tiny_checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], expected: str
+) -> None:
+    (line,) = found(tiny_checkpoint, linears, **wanted)
+    assert re.match(expected, line) and "\n" not in line
+
+
+def test_an_architecture_without_facts(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:
+    """All in one message."""
+    unknown = of_kind(tiny_checkpoint, tmp_path, "unheard_of")
+    lines = found(
+        unknown, linears, jacobian=["a", "b"], shared=["c"], library={"d": {"group_size": 16, "clip": False}},
+        layers={"check_mse.layer": [9]},
+    )  # fmt: skip
+    assert [line.split(":")[0] for line in lines] == ["check_mse.layer", "methods a, b", "methods c", "methods.d"]
+    assert all("unheard_of" in line for line in lines[1:])
+    with pytest.raises(InputError) as caught:
+        refuse("m", lines)
+    text = str(caught.value)
+    assert text.startswith("the study asks m for 4 things that cannot be: (1) check_mse.layer: 9") and "(4) " in text
+    refuse("m", [])
+
+
+def test_linears_that_the_facts_do_not_name(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:
+    phi = of_kind(tiny_checkpoint, tmp_path, "phi")
+    (jacobian,) = found(phi, linears, jacobian=["a"])
+    assert "no linear mlp.fc1" in jacobian
+    assert len(found(phi, linears, shared=["a"])) == 1
+
+
+# ---- limits
+
+
+def recipes(**methods: Any) -> dict[str, Any]:
+    entries = {"defaults": {"group_size": 16}, "methods": methods, "study": {**DEFAULT["study"], "methods": [*methods]}}
+    config = {**DEFAULT, **entries, "choose": {"max_bits_per_weight": 1}, "sensitivity": {}}
+    return demands(configuration.load(config, SCHEMA), DEFAULTS)["recipes"]
+
+
+def limited(checkpoint: Path, linears: dict[str, int], limits: dict[str, float], **methods: Any) -> list[str]:
+    with opened(checkpoint / "model.safetensors") as file:
+        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout()))
+
+
+def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    """4 bits in groups of 16 with a float32 step and a zero point of 4 bits: 4 + 36/16 = 6.25, and a shape of 128."""
+    methods: dict[str, Any] = {"low": {}, "high": {"bits": 8}, "dense": {"salience": "l1"}, "two": {"bits": 2}}
+    (line,) = limited(tiny_checkpoint, linears, {"max_bits_per_weight": 6.2}, **methods)
+    assert line.startswith("choose.max_bits_per_weight: no packed method of the study has at most 6.2 bits per weight")
+    assert "the smallest, low, has 6.30" in line
+    assert limited(tiny_checkpoint, linears, {"max_bits_per_weight": 6.5}, **methods) == []
+    (line,) = limited(tiny_checkpoint, linears, {"max_size_mb": 0.001}, **methods)
+    assert (
+        line.startswith("choose.max_size_mb: no packed method of the study has at most 0.001 MB") and "0 MB" not in line
+    )
+    assert limited(tiny_checkpoint, linears, {"max_size_mb": 1, "max_bits_per_weight": 8}, **methods) == []
+
+
+def test_a_study_without_packed_methods_has_nothing_to_limit(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    assert limited(tiny_checkpoint, linears, {"max_bits_per_weight": 1}, dense={"salience": "l1"}) == []
+
+
+# ---- what a configuration demands
+
+
+def wanted(**changes: Any) -> dict[str, Any]:
+    return demands(configuration.load({**DEFAULT, **changes}, SCHEMA), DEFAULTS)
+
+
+def test_the_default_study_demands_what_it_says() -> None:
+    plain = wanted()
+    assert plain["layers"] == {"check_mse.layer": ["auto"], "deep_dive.layers": ["auto"]}
+    assert plain["seq_len"] == {"calibration.seq_len": 512, "datasets.python_reference.seq_len": 256}
+    assert plain["limits"] == plain["recipes"] == {}, "nobody wrote a limit"
+    assert wanted(check_mse={"layer": None}, deep_dive={"layers": []})["layers"] == {
+        **{"check_mse.layer": [], "deep_dive.layers": []}
+    }
+
+
+def test_another_value_of_a_parameter_demands_nothing_new() -> None:
+    methods = DEFAULT["methods"]
+    assert wanted(methods={**methods, "gw_awq": {"salience": "l1", "n_grid": 7, "bits": 3}}) == wanted()
+
+
+def test_methods_that_need_facts_of_the_model() -> None:
+    names = ["praq_jacobian", "awq_clip_gptq_shared", "autoawq"]
+    found = wanted(study={**DEFAULT["study"], "methods": names}, choose={"max_size_mb": 100})
+    assert found["jacobian"] == ["praq_jacobian"] and found["shared"] == ["awq_clip_gptq_shared"]
+    assert found["library"] == {"autoawq": {"group_size": 64, "clip": True}}
+    assert found["limits"] == {"max_size_mb": 100} and found["recipes"].keys() == set(names) - {"autoawq"}

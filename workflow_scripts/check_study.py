@@ -1,0 +1,13 @@
+"""What the study asks of a model that cannot be: all of it in one message, as soon as the model is there."""
+
+from pathlib import Path
+
+from quant.files.artifacts import write_json
+from quant.methods.refusals import mistakes, refuse
+from quant.models.record import model_record
+from quant.workflow.job import job
+
+with job(snakemake.log[0]):
+    record, wanted = model_record(snakemake.input.model), snakemake.params.demands
+    refuse(snakemake.wildcards.model, mistakes(Path(snakemake.input.config).parent, record["linears"], wanted))
+    write_json(snakemake.output[0], {"model": snakemake.wildcards.model, "demands": wanted})

@@ -1,0 +1,123 @@
+"""What of a study cannot run on a model: every such mistake at once, before anything long begins."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from quant.checkpoints import packed
+from quant.comparison.pick import LIMITS
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.files.artifacts import read_json
+from quant.files.units import megabytes
+from quant.methods.autoawq import check_model
+from quant.methods.block import shared_groups
+from quant.methods.quantize import why_not_packed
+from quant.models.architectures import ARCHITECTURES
+from quant.models.depth import layer_at
+from quant.recipe.recipe import Recipe
+
+
+def layer_mistakes(wanted: dict[str, list[int | str]], layers: int) -> Iterator[str]:
+    """wanted: layers by key."""
+    for key, chosen in wanted.items():
+        found = [layer_at(layer, layers) for layer in chosen]
+        beyond = [str(layer) for layer in found if layer >= layers]
+        if beyond:
+            yield f"{key}: {', '.join(beyond)}: the model has layers 0 to {layers - 1}; name one of them, or auto"
+        if "auto" in chosen and found.count(layer_at("auto", layers)) > 1:
+            yield f"{key}: auto is layer {layer_at('auto', layers)} here, which is named too; leave out one of them"
+
+
+def length_mistakes(wanted: dict[str, int], config: dict[str, Any]) -> Iterator[str]:
+    """wanted: seq_len by key; config: of the model."""
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    for key, length in wanted.items():
+        if positions is not None and length > positions:
+            yield f"{key}: {length}: the model was made for {positions} tokens at most; write a smaller one"
+
+
+def why_no_jacobian(config: dict[str, Any], block: list[str]) -> str | None:
+    """block: names of a block's linears within it."""
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        return (
+            f"model_type {kind!r} has no row in workflow_scripts/quant/models/architectures.py, which says what its "
+            "MLP is; leave it out for this model, or add one"
+        )
+    mlp = ARCHITECTURES[kind].mlp
+    missing = [name for name in (mlp.gate, mlp.up, mlp.down) if name is not None and name not in block]
+    return f"the model has no linear {missing[0]} in each block; leave it out for this model" if missing else None
+
+
+def why_not_shared(config: dict[str, Any], blocks: dict[str, list[str]]) -> str | None:
+    """blocks: full names of linears by their block's name."""
+    try:
+        for prefix, names in blocks.items():
+            shared_groups(names, prefix, "shared", config)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def limit_mistakes(
+    limits: dict[str, float], recipes: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout
+) -> Iterator[str]:
+    """limits of a packed checkpoint by key; layout: of the unquantised one. A study without packed methods has none."""
+    shapes = {name: layout[f"{name}.weight"][1] for name in linears}
+    weights = sum(n_out * n_in for n_out, n_in in shapes.values())
+    sizes: dict[str, dict[str, float]] = {key: {} for key in limits}
+    for name, recipe in ((name, Recipe.of(entry)) for name, entry in recipes.items()):
+        if why_not_packed(recipe, shapes) is not None:
+            continue
+        whole = packed.bits_of(packed.layout(layout, linears, recipe.grid))
+        rest = packed.bits_of(
+            {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
+        )
+        found = {"max_bits_per_weight": (whole - rest) / weights, "max_size_mb": whole / 8e6}
+        for key in limits:
+            sizes[key][name] = found[key]
+    for key, limit in limits.items():
+        if sizes[key] and min(sizes[key].values()) > limit:
+            name = min(sizes[key], key=lambda name: sizes[key][name])
+            least = sizes[key][name]
+            amount = f"{megabytes(least)} MB" if key == "max_size_mb" else f"{least:.2f} bits per weight"
+            yield (
+                f"choose.{key}: no packed method of the study has at most {LIMITS[key][1].format(limit)} on this "
+                f"model; the smallest, {name}, has {amount}: allow more, or add a method"
+            )
+
+
+def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) -> list[str]:
+    """A line for each demand (quant.workflow.demands) that the model does not meet; linears: of convert's record."""
+    config = read_json(checkpoint / "config.json")
+    by_block = {i: list(names) for i, names in groupby(linears, key=linears.__getitem__)}
+    blocks = {names[0].partition(f".{i}.")[0] + f".{i}": names for i, names in by_block.items()}
+    inside = [{name.removeprefix(f"{prefix}.") for name in names} for prefix, names in blocks.items()]
+    found = [
+        *layer_mistakes(wanted["layers"], 1 + max(linears.values())),
+        *length_mistakes(wanted["seq_len"], config),
+    ]
+    if wanted["jacobian"] and (reason := why_no_jacobian(config, sorted(set.intersection(*inside)))):
+        found.append(f"methods {', '.join(wanted['jacobian'])}: jacobian: {reason}")
+    if wanted["shared"] and (reason := why_not_shared(config, blocks)):
+        found.append(f"methods {', '.join(wanted['shared'])}: {reason}")
+    for name, recipe in wanted["library"].items():
+        try:
+            check_model(checkpoint, linears, recipe)
+        except InputError as error:
+            found.append(f"methods.{name}: {error}")
+    with tensorfile.opened(checkpoint / "model.safetensors") as file:
+        found += limit_mistakes(wanted["limits"], wanted["recipes"], list(linears), file.layout())
+    return found
+
+
+def refuse(model: str, found: list[str]) -> None:
+    """All mistakes in one message."""
+    if found:
+        count = f"{len(found)} things" if len(found) > 1 else "one thing"
+        raise InputError(
+            f"the study asks {model} for {count} that cannot be: "
+            + "; ".join(f"({i}) {line}" for i, line in enumerate(found, 1))
+        )

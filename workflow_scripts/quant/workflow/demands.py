@@ -1,0 +1,33 @@
+"""What a study demands of a model, by the keys that say so; quant.methods.refusals holds it against the model."""
+
+from typing import Any
+
+LIMITS = ("max_bits_per_weight", "max_size_mb")
+
+
+def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str, Any]:
+    """Of a loaded configuration; limits as nobody wrote them (default_limits) demand nothing.
+
+    No more than what counts, so that another value of a method's parameter is no reason to check again.
+    """
+    names = dict.fromkeys([*config["study"]["methods"], *config["sensitivity"]["methods"]])
+    recipes = {name: config["methods"][name] for name in sorted(names)}
+    own = {name: recipe for name, recipe in recipes.items() if "algorithm" not in recipe}
+    layer = config["check_mse"]["layer"]
+    limits = {key: config["choose"][key] for key in LIMITS if config["choose"][key] not in (None, default_limits[key])}
+    return {
+        "layers": {"check_mse.layer": [layer] * (layer is not None), "deep_dive.layers": config["deep_dive"]["layers"]},
+        "seq_len": {
+            "calibration.seq_len": config["calibration"]["seq_len"],
+            **{f"datasets.{name}.seq_len": config["datasets"][name]["seq_len"] for name in config["study"]["datasets"]},
+        },
+        "jacobian": [name for name, recipe in own.items() if "jacobian" in (recipe["moment"], recipe["objective"])],
+        "shared": [name for name, recipe in own.items() if recipe["scope"] == "shared"],
+        "library": {
+            name: {key: recipe[key] for key in ("group_size", "clip")}
+            for name, recipe in recipes.items()
+            if "algorithm" in recipe
+        },
+        "limits": limits,
+        "recipes": {name: own[name] for name in config["study"]["methods"] if name in own} if limits else {},
+    }
