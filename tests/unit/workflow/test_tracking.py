@@ -201,7 +201,7 @@ USERS: dict[str, set[str]] = {
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
-    "comparison/pick": {"pick", "report"},
+    "comparison/pick": {"pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
     "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"},
