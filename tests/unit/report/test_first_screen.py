@@ -108,7 +108,7 @@ def test_what_was_not_asked_is_one_folded_list_with_the_command_that_adds() -> N
 
 def test_p_and_what_could_be_seen_are_explained_under_every_table_of_pairs() -> None:
     text = page(summary(DELTAS), PAIRS)
-    assert text.count("Could be seen: " + dict(PAIR_HEADINGS)["could be seen"]) == text.count(
+    assert text.count("could be seen: " + dict(PAIR_HEADINGS)["could be seen"]) == text.count(
         '<table class="data pairs"'
     ) + text.count('<table class="data answer"')
 
