@@ -13,6 +13,17 @@ DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
     *("sensitivity", "layer-error"),
 ]
+# what makes this report, and with more files; all after one --configfile, since a second one would replace the first
+command = lambda *more: " ".join(
+    [
+        "snakemake results/report.html",
+        *([] if ROOT.samefile(Path()) else [f"--snakefile {paths.short(ROOT / 'Snakefile')}"]),
+        *(["--configfile"] if workflow.overwrite_configfiles or more else []),
+        *map(os.path.relpath, workflow.overwrite_configfiles),
+        *more,
+        "--cores 1 --resources gpu=1",
+    ]
+)
 # what to deploy of each model, by its first data set
 CHOOSE = [CONFIG["choose"] | {"model": model, "dataset": FIRST_DATASET} for model in STUDY["models"]]
 FIGURES = [
@@ -102,14 +113,8 @@ rule report:
         figures=FIGURES,
         missing=MISSING,
         choose=CHOOSE,
-        command=" ".join(
-            [
-                "snakemake results/report.html",
-                *([] if ROOT.samefile(Path()) else [f"--snakefile {paths.short(ROOT / 'Snakefile')}"]),
-                *(f"--configfile {os.path.relpath(path)}" for path in workflow.overwrite_configfiles),
-                "--cores 1 --resources gpu=1",
-            ]
-        ),
+        command=command(),
+        adding=command("more.yaml"),
         code=code("report.py", *(f"templates/{name}" for name in ("report.html.j2", "macros.html.j2", "report.css"))),
     script:
         "../workflow_scripts/report.py"

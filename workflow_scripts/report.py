@@ -66,6 +66,7 @@ with job(snakemake.log[0]):
         config=config,
         provenance=provenance,
         command=snakemake.params.command,
+        adding=snakemake.params.adding,
         written=snakemake.params.written,
         checks=checks,
         channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,

@@ -145,6 +145,7 @@ def test_the_best_packed_checkpoint_and_an_export_are_targets(copy: Path) -> Non
     assert done.returncode == 0, done.stderr
     choice = tiny.read(copy / target)
     assert (choice["method"], choice["runner_up"]) == ("rtn_g", None)
+    assert choice["path"] == "results/tiny/rtn_g/checkpoint" and choice["copy"] == "results/best/checkpoint"
     checkpoint = copy / "results/tiny/rtn_g/checkpoint"
     for name in ("model.safetensors", "config.json", "README.md", "tokenizer.json"):
         assert (copy / "results/best/checkpoint" / name).read_bytes() == (checkpoint / name).read_bytes()

@@ -81,6 +81,15 @@ def test_the_yaml_that_a_question_shows_asks_it(anchor: str) -> None:
     assert answered.outcome != NO_ANSWER and not answered.verdict.startswith("Not asked")
 
 
+@pytest.mark.parametrize("anchor", BY_ANCHOR)
+def test_that_yaml_adds_to_a_study_and_takes_nothing_from_it(anchor: str) -> None:
+    config: dict[str, Any] = {"study": {"methods": ["rtn_clip"]}, "sensitivity": {"methods": []}}
+    update_config(config, yaml.safe_load(BY_ANCHOR[anchor].yaml))
+    study = configured(yaml.safe_dump(config))["study"]
+    assert "rtn_clip" in study["methods"] and "python_reference" in study["datasets"]
+    assert len(study["methods"]) + len(study["datasets"]) > 2 or anchor in ("risk", "sensitivity")
+
+
 def test_the_experiment_asks_every_question() -> None:
     found = answers(evidence(configured((ROOT / "experiments/questions.yaml").read_text())))
     assert [anchor for anchor, one in found.items() if one.outcome == NO_ANSWER] == []

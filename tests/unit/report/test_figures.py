@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from quant.comparison.numbers import signed
@@ -125,6 +126,37 @@ def test_draw_makes_every_figure_of_a_model():
     per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "size_delta_nll", "delta_nll", "pairs")}
     per_model = {f"m/{name}" for name in ("error_by_layer", "error_by_kind", "alpha_by_layer", "check_mse")}
     assert drawn.keys() == per_dataset | per_model
+
+
+def test_what_to_take_is_ringed_and_every_interval_drawn():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1, "gw_praq": 0.11})
+    for chosen, rings in (("gw_praq", 2), (None, 0), ("elsewhere", 0)):
+        ax = study.size_delta_nll(frame, COLOURS, chosen).axes[0]
+        found = [line for line in ax.lines if line.get_markerfacecolor() == "none" and line.get_markersize() > 10]
+        assert len(found) == rings, "at its point and at its name"
+        (bars,) = ax.collections
+        assert [path.vertices[:, 1].tolist() for path in bars.get_paths()] == [
+            pytest.approx([row.delta_nll_low, row.delta_nll_high]) for row in frame.iloc[1:].itertuples()
+        ]
+
+
+def test_the_originals_own_interval_stands_beside_the_bands():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1}).assign(nll_low=2.9, nll_high=3.14)
+    assert "±0.120  the original's own" in texts(study.delta_nll(frame, COLOURS))
+
+
+def test_a_sweeps_points_have_their_methods_colours():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1})
+    rows = frame.iloc[1:].assign(recipe=['{"bits": 4}', '{"bits": 3}'])
+    ax = study.sweep(rows, ["rtn", "gw_awq"], COLOURS).axes[0]
+    faces = [to_hex(colour).upper() for points in ax.collections for colour in points.get_facecolor()]
+    assert {COLOURS["rtn"], COLOURS["gw_awq"]} <= set(faces)
+
+
+def test_a_matrix_says_what_was_not_measured():
+    table = layers().assign(relative_error=[math.nan, 0.0, *[0.02] * 6])
+    drawn = texts(linears.error_by_kind(table))
+    assert "2.00" in drawn and "0.00" not in drawn
 
 
 def test_an_infinite_perplexity_is_left_out_and_the_rest_drawn():

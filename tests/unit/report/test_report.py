@@ -107,7 +107,8 @@ def page(frame: pd.DataFrame, compared: pd.DataFrame, **more) -> str:
     svgs = {key: style.to_svg(fig, {}) for key, fig in drawn.items()}
     config = {"study": {"datasets": "all"}, "models": {frame.model[0]: {"caveat": more.pop("caveat", "")}}}
     provenance = {"versions": {"torch": "2.13.0"}, "fingerprint": {"summary": "ab"}}
-    return build(Study(frame, compared, table, svgs, colours, config, provenance, "snakemake report", answers=answers,
+    return build(Study(frame, compared, table, svgs, colours, config, provenance, "snakemake report",
+                       "snakemake --configfile more.yaml", answers=answers,
                        written={"study": {"models": [HOSTILE]}}, **more))  # fmt: skip
 
 

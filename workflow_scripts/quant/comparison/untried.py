@@ -24,7 +24,6 @@ RECIPES: tuple[tuple[str, dict[str, Any], str], ...] = (
         {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared"},
         "as small as plain rounding, with scales that fold away and errors fed back",
     ),
-    ("gptq_clip", {"clip": True, "rounding": "gptq"}, "as small as plain rounding, with errors fed back"),
     ("rtn_8bit", {"bits": 8}, "about twice the size of 4 bits, and hardly worse than the original"),
 )
 MAX_BITS_OF_8 = 8.5  # with its scales and zero points, in groups of 64 or more

@@ -43,6 +43,7 @@ def build(study: Study) -> str:
         "versions": study.provenance.get("versions", {}),
         "facts": {key: _plain(value) for key, value in study.provenance.items() if key != "versions"},
         "command": study.command,
+        "adding": study.adding,
         "citation": citation(study.models, study.provenance),
         "steps": None if steps is None else steps_tables(steps),
         "total": "" if steps is None else duration(steps.seconds.sum()),

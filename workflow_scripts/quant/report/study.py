@@ -16,6 +16,7 @@ from quant.report.page import Section
 class Study:
     """What the report's script reads and its sections say.
 
+    command: what makes it; adding: the same with the file more.yaml, which adds to the study.
     summary, comparisons, linears: the study's tables; figures: SVG text by the key that figures.draw and
     figures.questions give it; colours: by method; written: the configuration as the user wrote it, to run it again.
     checks (of one layer), answers (of the research questions) and choices (what to deploy) by model; channels: those
@@ -31,6 +32,7 @@ class Study:
     config: dict[str, Any]
     provenance: dict[str, Any]
     command: str
+    adding: str
     written: dict[str, Any] | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     channels: pd.DataFrame | None = None

@@ -78,7 +78,7 @@ PAIR_HEADINGS = [
     ("could be seen", "a true difference of this size would be shown half of the time"),
     ("verdict", "by the corrected p, at 5 %"),
 ]
-PAIR_NOTE = ". ".join(f"{name[0].upper() + name[1:]}: {words}" for name, words in PAIR_HEADINGS) + "."
+PAIR_NOTE = "; ".join(f"{name}: {words}" for name, words in PAIR_HEADINGS[1:3]) + "."
 
 
 def difference_cells(found: Difference, span: Span | None = None, digits: int = 4) -> list[Cell]:

@@ -121,14 +121,14 @@ def deploy(study: Study, choice: Choice) -> dict[str, Any]:
     """What to take, the lines that load it, and, where it is poor or nothing fits, a recipe that was not tried."""
     rows = study.rows(choice.model, choice.dataset)
     chosen = rows[rows.method == choice.method]
-    poor = chosen.empty or quality(increase(next(chosen.itertuples()))) == "poor"
+    poor = quality(increase(next(chosen.itertuples()))) == "poor" if len(chosen) else "packed" not in set(rows.storage)
     options, configured = study.config.get("choose", {}), study.config.get("methods", {})
     return {
         "choice": choice,
         "colour": study.colours.get(choice.method or "", ""),
         "transformers": TRANSFORMERS.format(path=repr(choice.path)),
         "vllm": VLLM.format(path=repr(choice.path)),
-        "why": "Nothing packed fits." if chosen.empty else "A poor one, by the research's bands.",
+        "why": "Nothing here is packed." if chosen.empty else "A poor one, by the research's bands.",
         "idea": idea(study.recipes, configured, options) if poor else None,
     }
 
