@@ -58,20 +58,7 @@ def test_only_scripts_and_benchmarks_use_methods_and_the_report() -> None:
     assert users == set()
 
 
-def libraries(path: Path, seen: set[Path]) -> set[str]:
-    """What a module imports from outside, however deep."""
-    seen.add(path)
-    found: set[str] = set()
-    for names in tracking.imports(path):
-        own = next(filter(None, (tracking.module_file(name, tracking.SCRIPTS) for name in names)), None)
-        if own is None:
-            found.add(names[0].partition(".")[0])
-        elif own not in seen:
-            found |= libraries(own, seen)
-    return found
-
-
 @pytest.mark.parametrize(("package", "library"), WITHOUT.items())
 def test_a_package_does_without(package: str, library: str) -> None:
-    users = [path.name for path in MODULES if package_of(path) == package and library in libraries(path, set())]
-    assert users == []
+    modules = [path for path in MODULES if package_of(path) == package]
+    assert [path.name for path in modules if library in tracking.closure(path, tracking.SCRIPTS)[1]] == []

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from quant.comparison.pairs import Recipes, has
-from quant.recipe.keys import RECIPE_DEFAULTS
+from quant.recipe import keys
 
 
 class Idea(NamedTuple):
@@ -35,7 +35,7 @@ def idea(tried: Recipes, configured: Recipes, options: dict[str, Any]) -> Idea |
     Its YAML takes the configured method of that name where it is the same recipe, and lifts a limit that it breaks.
     """
     for name, recipe, why in RECIPES:
-        common = {key: RECIPE_DEFAULTS[key] for key in ("bits", "symmetric", "keep", "noise_injection")}
+        common = {key: keys.defaults()[key] for key in ("bits", "symmetric", "keep", "noise_injection")}
         if any(has(other, common | recipe) for other in tried.values()):
             continue
         known = name in configured and has(configured[name], recipe)
