@@ -147,13 +147,19 @@ def test_singular_moments(kind: str) -> None:
     assert torch.isfinite(codes).all() and codes.min() >= 0 and codes.max() <= 15
 
 
-@pytest.mark.parametrize("bad", [float("nan"), -5.0, None])
-def test_impossible_moments_are_refused(bad: float | None) -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_moments_of_no_input_at_all_and_of_tiny_and_huge_ones(scale: float) -> None:
+    """Where nothing was active any rounding is right, and the nearest is taken; GPTQ itself knows no unit."""
     w, moment = case(4, 12)
-    if bad is None:  # no input at all
-        moment[:] = 0
-    else:
-        moment[3, 3] = bad * moment.diagonal().mean()
+    codes, _ = by_gptq(w, moment * scale, Grid(4, -1, False))
+    expected, _ = by_gptq(w, moment if scale else torch.eye(12), Grid(4, -1, False))
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -5.0])
+def test_impossible_moments_are_refused(bad: float) -> None:
+    w, moment = case(4, 12)
+    moment[3, 3] = bad * moment.diagonal().mean()
     with pytest.raises(InputError, match="not positive definite") as caught:
         by_gptq(w, moment, Grid(4, -1, False))
     assert "\n" not in str(caught.value)

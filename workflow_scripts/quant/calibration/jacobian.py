@@ -60,8 +60,9 @@ class WeightedSums:
 
     def means(self) -> dict[str, Tensor]:
         """moment [in, in] by its triangle, and x_abs, x_sq, x_mean [in]; float32."""
-        channels = (self.sums / self.weight).float().cpu()
-        moment = to_triangle(mirror(self.outer).div_(self.weight.float()))
+        total = torch.where(self.weight > 0, self.weight, 1.0)  # where no error passes the activation, all are nothing
+        channels = (self.sums / total).float().cpu()
+        moment = to_triangle(mirror(self.outer).div_(total.float()))
         return {"moment": moment, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
@@ -96,7 +97,10 @@ class MlpWatch:
 
     def after(self, hidden: Tensor) -> None:
         """hidden: the block's output, the residual that its linears' errors end in."""
-        inverse = 1 / real_rows(hidden, self._batch).square().mean(1) if self._residual else 1.0
+        inverse = 1.0
+        if self._residual:
+            square = real_rows(hidden, self._batch).square().mean(1)
+            inverse = 1 / square.clamp_(min=torch.finfo(square.dtype).smallest_normal)
         mlp = self._mlp
         x, up = self._seen[mlp.up]
         if mlp.gate is None:

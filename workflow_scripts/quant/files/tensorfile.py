@@ -328,8 +328,18 @@ def check_finite(name: str, tensor: Tensor, where: str) -> None:
 
 
 def put_finite(out: Writer, tensors: dict[str, Tensor], where: Path) -> None:
-    """Writes tensors in the dtypes of the file's layout; refuses what overflows one."""
+    """Writes tensors in the dtypes of the file's layout; a number just beyond a dtype's end, as rounding may leave it,
+    becomes its last one, and what is far beyond is refused."""
     for name, value in tensors.items():
-        stored = value.to(out.layout[name][0])
+        dtype = out.layout[name][0]
+        if dtype.is_floating_point:
+            limit, largest = torch.finfo(dtype).max, value.abs().max()
+            if 2 * limit < largest < torch.inf:
+                raise InputError(
+                    f"{where}: {name} after quantisation holds {largest.item():g}, and "
+                    f"{str(dtype).removeprefix('torch.')} ends at {limit:g}; give the model in bfloat16 or float32"
+                )
+            value = value.clamp(-limit, limit) if limit < largest < torch.inf else value
+        stored = value.to(dtype)
         check_finite(f"{name} after quantisation", stored, str(where))
         out.put(name, stored)

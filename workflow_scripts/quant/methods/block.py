@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.linear import quantize_group
 from quant.recipe.quantized import QuantizedLinear
+from quant.recipe.ranges import foldable, held
 from quant.recipe.recipe import Recipe
 
 
@@ -69,14 +70,43 @@ class Block:
         heads = value_heads(self._config) if self._repeats_values(group) else None
         steps = [partial(grids.stored_step, dtype=self._layout[f"{name}.weight"][0], rows=self.row_scale.get(name))
                  for name in group.linears]  # fmt: skip
-        results = quantize_group([self.weights[name] for name in group.linears], known, recipe, generator, heads, steps)
+        bound = None if group.fold is None else partial(self._foldable, group=group, heads=heads)
+        weights = [self.weights[name] for name in group.linears]
+        results = quantize_group(weights, known, recipe, generator, heads, steps, bound)
         if group.fold is not None and results[0].scale is not None:
             self._fold(group, results[0].scale, heads)
         if self._device == "cuda":
             torch.cuda.synchronize()
         share = 1e3 * (time.perf_counter() - started) / len(group.linears)
         for name, result in zip(group.linears, results, strict=True):
-            self.done[name], self.milliseconds[name] = result, share
+            self.done[name], self.milliseconds[name] = self._held(name, result), share
+
+    def _held(self, name: str, result: QuantizedLinear) -> QuantizedLinear:
+        """A linear whose readers, multiplying codes by steps, do not leave the checkpoint's type where its original's
+        weights are near the end of it. One with an input scale of its own is stored dense, cut where the type ends."""
+        limit = torch.finfo(self._layout[f"{name}.weight"][0]).max
+        rows = self.row_scale.get(name, torch.ones(1, device=self._device))
+        alone = result.scale is not None and name not in self.folded
+        if alone or result.noise is not None or self.weights[name].abs().max() * rows.max() <= limit / 4:
+            return result
+        codes = held(result.codes, result.step, result.zero, result.grid, rows[:, None, None], limit)
+        return replace(result, codes=codes)
+
+    def _foldable(self, scale: Tensor, group: Shared, heads: tuple[int, int, int] | None) -> Tensor:
+        """A scale whose inverse the norm, or the producer's rows, can take over in the type that they are stored in."""
+        dtype = self._layout[f"{group.source}.weight"][0]
+        values = self._model.get(f"{group.source}.weight", self._device, torch.float32)
+        columns = torch.stack([self.weights[name].abs().amax(0) for name in group.linears]).amax(0)
+        if group.fold.kind == "norm":
+            return foldable(scale, (values + group.fold.offset).abs(), columns, dtype)
+        rows = rows_of(group.fold, len(values), self._config)
+        largest = values[rows.start : rows.stop].abs().amax(1)
+        if heads is not None:
+            n_query, n_value, size = heads
+            largest = largest.view(n_value, 1, size).expand(-1, n_query // n_value, -1).reshape(-1)
+            most = columns.view(n_value, n_query // n_value, size).amax(1, keepdim=True)
+            columns = most.expand(-1, n_query // n_value, -1).reshape(-1)
+        return foldable(scale, largest, columns, dtype)
 
     def _repeats_values(self, group: Shared) -> bool:
         """Whether several inputs of the group's linear are one row of its producer (grouped-query attention)."""

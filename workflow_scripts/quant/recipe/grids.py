@@ -73,13 +73,14 @@ def fit(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def stored_step(step: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
     """The step [out, n_groups, 1] that a file with steps in `dtype` gives back, so that codes are chosen for it.
 
-    rows [out]: what the stored rows are multiplied with. A step too small for dtype becomes its smallest number.
+    rows [out]: what the stored rows are multiplied with. A step too small for dtype becomes its smallest number, one
+    too large (that of a row of nothing, multiplied) its largest.
     """
     kind = torch.finfo(dtype)
     least = max(kind.smallest_normal * kind.eps, torch.finfo(torch.float32).smallest_normal)
     factor = torch.ones_like(step[:, :1]) if rows is None else rows[:, None, None]
     kept = (step * factor).to(dtype)
-    return kept.clamp_(min=least).to(step.dtype) / factor
+    return kept.clamp_(min=least, max=kind.max).to(step.dtype) / factor
 
 
 CLIP_FACTORS = tuple(1 - 0.05 * i for i in range(13))  # 1 to 0.4 of the full range

@@ -20,7 +20,8 @@ from quant.recipe.search import Search, Target, search_scale
 def row_weight(statistics: LinearStatistics, objective: str) -> Tensor | None:
     """[out]: E|act(z_k)| over its mean on MLP linears (praq), the squared Jacobian (jacobian), or None for uniform."""
     if objective == "praq" and statistics.channels.is_mlp:
-        return statistics.channels.act_abs / statistics.channels.act_abs.mean()
+        mean = statistics.channels.act_abs.mean()
+        return statistics.channels.act_abs / mean if mean > 0 else torch.ones_like(statistics.channels.act_abs)
     return statistics.row_weight if objective == "jacobian" else None
 
 
@@ -108,11 +109,15 @@ def quantize_group(
     generator: torch.Generator,
     heads: tuple[int, int, int] | None = None,
     stored: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    foldable: Callable[[Tensor], Tensor] | None = None,
 ) -> list[QuantizedLinear]:
     """Linears [out_i, in] that share one scale (a group of one in scope linear), to codes on the recipe's grid.
 
-    stored: for each linear, what its file makes of a step.
+    stored: for each linear, what its file makes of a step. foldable: a scale as whatever takes over its inverse can
+    hold it.
     """
     found = find_scale(weights, statistics, recipe, heads)
+    if foldable is not None and found is not None and found.alpha:
+        found = found._replace(scale=foldable(found.scale))
     known = zip(weights, statistics, stored or [None] * len(weights), strict=True)
     return [round_linear(w, found, s, recipe, generator, keeps) for w, s, keeps in known]

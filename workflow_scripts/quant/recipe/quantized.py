@@ -8,6 +8,8 @@ from torch import Tensor
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 
+FARTHEST = 1000.0  # steps; a distance beyond, of a range that its steps cannot reach, counts as this
+
 
 @dataclass(frozen=True)
 class QuantizedLinear:
@@ -60,7 +62,7 @@ def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, floa
     if not moved.numel():
         return {}
     tie = 1e-6  # steps; a weight this near its point was on it
-    distance = moved.abs()
+    distance = moved.abs().clamp_(max=FARTHEST)
     masks = {
         "rounded_up": moved > tie,
         "rounded_down": moved < -tie,

@@ -18,6 +18,12 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
     H is flipped, factored and flipped back, so that one Cholesky factorisation and one triangular inverse do. A matrix
     that is not positive definite is damped ten times more and tried again, up to 1; then it is refused.
     """
+    mean = moment.diagonal().mean()
+    if mean == 0:
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device), damp
+    # near 1 by a power of four, which changes no digit: H of a tiny input has no inverse in float32
+    root = torch.exp2(torch.floor(torch.log2(mean) / 2))
+    moment = moment / root / root
     diagonal = moment.diagonal().mean()
     while damp <= LARGEST_DAMP:
         damped = moment.clone()
@@ -27,7 +33,7 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
             identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
             inverse = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
             if torch.isfinite(inverse).all():
-                return inverse, damp
+                return inverse / root, damp
         damp *= 10
     raise InputError(
         f"a second moment is not positive definite even with damp {damp / 10:g}; use more calibration text"
