@@ -214,6 +214,7 @@ USERS: dict[str, set[str]] = {
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
     "calibration/reader": {"quantize"} | {"check_study"},
+    "recipe/ranges": {"quantize", "check_study"},
     "recipe/recipe": {"quantize"} | {"check_study"},
     "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"} | {"check_study"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
