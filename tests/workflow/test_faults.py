@@ -24,7 +24,7 @@ RULES = [
     *("evaluate_original", "evaluate", "check_mse", "measure_heldout", "summarize", "plot", "report"),
     *("measure_sensitivity", "summarize_sensitivity", "answer_questions", "describe"),
     *("analyse_preactivations", "plot_preactivations", "deep_dive", "plot_deep_dive"),
-    *("synthetic_benchmark", "plot_synthetic"),
+    *("synthetic_benchmark", "plot_synthetic", "check_study", "check_texts"),
 ]
 # rules that the tiny study does not run, and what asks for them
 ASKED = {
@@ -250,6 +250,7 @@ READERS = {
     "calibration/n12-s42/channels.safetensors": ["check_mse"],
     "calibration/n12-s42/second_moments.safetensors": ["measure_error"],
     "datasets/heldout/tokens.safetensors": ["evaluate_original"],
+    "calibration/texts.json": ["summarize"],
     "original/evaluation/heldout.reference.safetensors": ["evaluate"],
     "rtn_g/checkpoint/model.safetensors": ["evaluate"],
     "rtn_g/quantize.json": ["measure_error"],

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from quant.checkpoints import packed, stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
-from quant.methods.quantize import why_not_packed
+from quant.methods.packing import why_not_packed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe

@@ -139,19 +139,18 @@ USERS: dict[str, set[str]] = {
     "files/artifacts": OURS,
     "methods/autoawq": {"quantize_autoawq"} | {"check_study"},
     "methods/autoawq_environment": {"quantize_autoawq"} | {"check_study"},
-    "methods/block": {"quantize"} | {"check_study"},
+    "methods/block": {"quantize"},
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
     "recipe/choices": {"answer_questions", "report", "summarize_sensitivity"} | {"describe"},
-    "recipe/context": {"quantize"} | {"check_study"},
-    "recipe/functions": {"quantize"} | {"check_study"},
+    "recipe/context": {"quantize"},
+    "recipe/functions": {"quantize"},
     "recipe/quantized": QUANTIZERS | {"check_study"},
     "calibration/channels": PASSES
     | {"quantize"}
     | ANALYSES
     | FROM_FILES
-    | {"measure_sensitivity", "synthetic_benchmark"}
-    | {"check_study"},
+    | {"measure_sensitivity", "synthetic_benchmark"},
     "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
@@ -170,7 +169,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
-    "recipe/fused": {"quantize"} | {"check_study"},
+    "recipe/fused": {"quantize"},
     "checkpoints/gemm": {"quantize_autoawq", "export"} | {"check_study"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
@@ -178,17 +177,16 @@ USERS: dict[str, set[str]] = {
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": {"quantize"} | {"check_study"},
+    "recipe/grid_kernels": {"quantize"},
     "recipe/key": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "recipe/keys": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
-    "recipe/linear": {"quantize"} | {"check_study"},
+    "recipe/linear": {"quantize"},
     "models/names": {"quantize"}
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity"}
-    | {"answer_questions", "check_mse", "plot", "report"}
-    | {"check_study"},
+    | {"answer_questions", "check_mse", "plot", "report"},
     "models/linears": PASSES | {"convert"},
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
@@ -209,12 +207,12 @@ USERS: dict[str, set[str]] = {
     "comparison/pick": {"pick", "report"} | {"check_study", "plot"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
-    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"} | {"check_study"},
-    "methods/quantize": {"quantize"} | {"check_study"},
+    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"},
+    "methods/quantize": {"quantize"},
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
-    "calibration/reader": {"quantize"} | {"check_study"},
-    "recipe/ranges": {"quantize", "check_study"},
+    "calibration/reader": {"quantize"},
+    "recipe/ranges": {"quantize"},
     "recipe/recipe": {"quantize"} | {"check_study"},
     "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"} | {"check_study"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
@@ -231,8 +229,8 @@ USERS: dict[str, set[str]] = {
     "workflow/recipe_schema": set(),
     "workflow/defaults": set(),
     "workflow/schema": set(),
-    "recipe/search": {"quantize"} | {"check_study"},
-    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"} | {"check_study"},
+    "recipe/search": {"quantize"},
+    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
@@ -269,6 +267,8 @@ USERS: dict[str, set[str]] = {
     "comparison/verdicts": {"answer_questions", "pick", "plot", "report"} | {"check_study"},
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
+    "methods/shared": {"check_study", "quantize"},
+    "methods/packing": {"check_study", "quantize"},
 }
 
 

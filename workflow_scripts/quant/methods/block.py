@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,42 +10,16 @@ import torch
 from torch import Tensor
 
 from quant.calibration.reader import Statistics
-from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.tensorfile import check_finite
-from quant.models.architectures import Fold, architecture_of, rows_of, value_heads
+from quant.methods.shared import Shared
+from quant.models.architectures import rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.linear import quantize_group
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.ranges import foldable, held
 from quant.recipe.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Linears of one block that share a scale, by full name, and the full name of what takes over its inverse."""
-
-    linears: tuple[str, ...]
-    fold: Fold | None = None
-    source: str | None = None
-
-
-def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
-    """A block's linears, grouped by scope; what reads a linear's output comes before it, so that a scale folded into
-    its rows is known when its steps are chosen."""
-    if scope == "linear":
-        return [Shared((name,)) for name in names]
-    groups = [
-        Shared(tuple(f"{prefix}.{name}" for name in group.linears), group.fold, f"{prefix}.{group.fold.module}")
-        for group in architecture_of(config, "scope: shared").groups
-    ]
-    if not groups:
-        raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
-    differing = {name for group in groups for name in group.linears} ^ set(names)
-    if differing:
-        raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
-    return groups[::-1]
 
 
 class Block:

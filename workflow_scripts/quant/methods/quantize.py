@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from quant.checkpoints import packed
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
-from quant.methods.block import Block, shared_groups
+from quant.methods.block import Block
+from quant.methods.packing import why_not_packed
+from quant.methods.shared import shared_groups
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 
@@ -95,22 +96,3 @@ def quantize_checkpoint(
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
     summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
     return {"linears": rows, "summary": summary, "provenance": provenance}
-
-
-def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Why a recipe's result has to be stored dense, in one line; None where the format holds it.
-
-    shapes: [out, in] of each linear by name.
-    """
-    if recipe.bits not in packed.BITS:
-        return f"the format's readers have products for {' and '.join(map(str, packed.BITS))} bits, not {recipe.bits}"
-    if recipe.keep != "none":
-        return f"keep: {recipe.keep} leaves rows in 16 bit, and the format has one width for a linear"
-    if recipe.noise_injection:
-        return "noise_injection moves weights off their grid"
-    if recipe.salience != "none" and recipe.scope == "linear":
-        return "scope: linear gives each linear an input scale of its own, which no operation takes over"
-    for name, (_, n_in) in shapes.items():
-        if recipe.group_size > 0 and n_in % recipe.group_size:
-            return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
-    return None

@@ -12,8 +12,8 @@ from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.methods.autoawq import check_model
-from quant.methods.block import shared_groups
-from quant.methods.quantize import why_not_packed
+from quant.methods.packing import why_not_packed
+from quant.methods.shared import shared_groups
 from quant.models.architectures import ARCHITECTURES
 from quant.models.depth import layer_at
 from quant.recipe.recipe import Recipe
