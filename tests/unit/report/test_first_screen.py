@@ -15,7 +15,7 @@ from snakemake.utils import update_config
 
 from quant.comparison.pick import Choice, choose
 from quant.comparison.untried import RECIPES, idea
-from quant.recipe.keys import RECIPE_DEFAULTS
+from quant.recipe.keys import defaults
 from quant.report.page import spans
 from quant.report.sections.models import deploy
 from quant.report.tables import PAIR_HEADINGS, summary_table
@@ -66,16 +66,16 @@ def test_what_was_tried_is_not_named_again() -> None:
     for name, recipe, _ in RECIPES:
         found = idea(tried, configured_methods, {})
         assert found is not None and found.name == name
-        tried[f"mine_{name}"] = RECIPE_DEFAULTS | recipe | {"group_size": 32}
+        tried[f"mine_{name}"] = defaults() | recipe | {"group_size": 32}
     assert idea(tried, configured_methods, {}) is None
-    other = {"awq_clip_gptq_shared": RECIPE_DEFAULTS}
+    other = {"awq_clip_gptq_shared": defaults()}
     assert idea({}, other, {}).name == "awq_clip_gptq_shared_2"
 
 
 @pytest.mark.parametrize("tried", range(len(RECIPES)))
 def test_its_yaml_adds_it_to_any_study(tried: int) -> None:
     for known in (configured("{}")["methods"], {}):
-        done = {name: RECIPE_DEFAULTS | recipe for name, recipe, _ in RECIPES[:tried]}
+        done = {name: defaults() | recipe for name, recipe, _ in RECIPES[:tried]}
         found = idea(done, known, {"max_bits_per_weight": 4.5})
         both = {"study": {"methods": ["rtn_g"]}}
         update_config(both, yaml.safe_load(found.yaml))
