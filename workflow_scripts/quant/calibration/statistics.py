@@ -5,7 +5,6 @@ E z, std z, E|z|, E|act(z)|, its range, and z itself at sampled tokens. Linears 
 gate/up) share one input, found by watching the model run. H is summed in float32, everything else in float64.
 """
 
-import functools
 import json
 import logging
 from collections.abc import Callable
@@ -23,19 +22,17 @@ from quant.calibration.second_moments import add_outer, dots, mirror, to_triangl
 from quant.data.tokens import Batch, Tokens
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import where_installed
 from quant.models.linears import linear_names
 
 logger = logging.getLogger("quant")
 
 
-@functools.cache
-def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed. The grids' kernels are in another module, so that an edit of
-    those collects no statistics anew."""
-    try:
-        from quant.calibration import sum_kernels
-    except ImportError:
-        return None
+@where_installed
+def kernels() -> ModuleType:
+    """Fused kernels for GPUs, by Triton; apart from those of grids, which no statistics rest on."""
+    from quant.calibration import sum_kernels
+
     return sum_kernels
 
 

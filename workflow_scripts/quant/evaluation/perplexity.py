@@ -4,7 +4,6 @@ NLL is in nats per predicted token; a sequence of n tokens predicts n-1.
 """
 
 import contextlib
-import functools
 import logging
 import math
 import time
@@ -22,20 +21,18 @@ from quant.data.tokens import Batch, Tokens, batches
 from quant.errors import InputError
 from quant.evaluation.divergence import CHUNK, Reference
 from quant.files.artifacts import rebuild
-from quant.models.compute import halved
+from quant.models.compute import halved, where_installed
 
 logger = logging.getLogger("quant")
 
 CHUNK_BYTES = 2**29  # of logits at a time, in float32, on a GPU
 
 
-@functools.cache
-def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed."""
-    try:
-        from quant.evaluation import loss_kernels
-    except ImportError:
-        return None
+@where_installed
+def kernels() -> ModuleType:
+    """Fused kernels for GPUs, by Triton."""
+    from quant.evaluation import loss_kernels
+
     return loss_kernels
 
 

@@ -1,10 +1,12 @@
 """Where, in what precision and in what batches forward passes run."""
 
 import contextlib
+import functools
 import gc
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,19 @@ from quant.files.artifacts import read_json
 
 logger = logging.getLogger("quant")
 Result = TypeVar("Result")
+
+
+def where_installed(load: Callable[[], ModuleType]) -> Callable[[], ModuleType | None]:
+    """The module that `load` imports and returns, once asked for; None where a library of its is not installed."""
+
+    @functools.cache
+    def found() -> ModuleType | None:
+        try:
+            return load()
+        except ImportError:
+            return None
+
+    return found
 
 
 def device(wanted: str) -> str:

@@ -1,24 +1,22 @@
 """What a GPU does by kernels of its own where Triton is installed, and torch does everywhere else."""
 
-import functools
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from quant.models.compute import where_installed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 
 COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
 
 
-@functools.cache
-def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed."""
-    try:
-        from quant.recipe import grid_kernels
-    except ImportError:
-        return None
+@where_installed
+def kernels() -> ModuleType:
+    """Fused kernels for GPUs, by Triton."""
+    from quant.recipe import grid_kernels
+
     return grid_kernels
 
 
