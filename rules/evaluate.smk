@@ -27,6 +27,7 @@ rule evaluate_original:
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
+        implausible=CONFIG["original"]["implausible"],
         code=code("evaluate_original.py"),
     script:
         "../workflow_scripts/evaluate_original.py"

@@ -104,6 +104,7 @@ OVERLAY = {
     "deep_dive": {"channels": 3},
     "synthetic": {"tokens": 64, "inputs": 16, "outputs": 8, "seeds": 4, "weight_scales": [3, 5]},
     "comparison": {"resamples": 999},
+    "original": {"implausible": "continue"},  # random weights predict nothing
     "analysis": {"dead": -0.05},  # random weights have no mean below -3
     "sensitivity": {"n_samples": 4, "draws": 1},
     "compute": {"threads": 1},

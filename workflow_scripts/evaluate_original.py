@@ -13,4 +13,5 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.output.evaluation,
         reference_out=snakemake.output.reference,
         model_record=snakemake.input.model,
+        implausible=snakemake.params.implausible,
     )

@@ -152,7 +152,7 @@ def test_moments_of_no_input_at_all_and_of_tiny_and_huge_ones(scale: float) -> N
     """Where nothing was active any rounding is right, and the nearest is taken; GPTQ itself knows no unit."""
     w, moment = case(4, 12)
     codes, _ = by_gptq(w, moment * scale, Grid(4, -1, False))
-    expected, _ = by_gptq(w, moment if scale else torch.eye(12), Grid(4, -1, False))
+    expected, _ = by_gptq(w, moment if scale else np.eye(12), Grid(4, -1, False))
     assert torch.equal(codes, expected)
 
 

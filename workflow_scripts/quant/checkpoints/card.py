@@ -84,6 +84,11 @@ def card(
     rows = summary[(summary.model == model) & (summary.method.isin([method, ORIGINAL]))]
     mine = rows[rows.method == method]
     recipe, first = record["provenance"]["recipe"], next(mine.itertuples())
+    doubts = [
+        f"On {row.dataset} the original itself makes no sense: {row.storage_reason}."
+        for row in rows[rows.method == ORIGINAL].itertuples()
+        if isinstance(row.storage_reason, str) and row.storage_reason
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=False,  # Markdown
@@ -109,7 +114,7 @@ def card(
         packed=first.storage == "packed",
         reason=record["summary"]["storage_reason"],
         license=about.get("license"),
-        caveat=about.get("caveat"),
+        caveat=" ".join(filter(None, [about.get("caveat"), *doubts])) or None,
         versions=record["provenance"]["versions"],
         fingerprint=record["provenance"]["model_fingerprint"],
     )

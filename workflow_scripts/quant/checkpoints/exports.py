@@ -71,6 +71,18 @@ def half_steps(name: str, step: Tensor, what: str) -> Tensor:
     return half
 
 
+def in_float16(linear: Codes) -> Codes:
+    """A linear whose steps below float16's normal numbers are the next larger of those it has, with codes for them: its
+    weights are next to nothing, and stay within half such a step (3e-8) of what they were."""
+    kind = torch.finfo(torch.float16)
+    unit = kind.smallest_normal * kind.eps
+    step = torch.where(linear.step < kind.smallest_normal, (linear.step / unit).ceil() * unit, linear.step)
+    if torch.equal(step, linear.step):
+        return linear
+    codes = grids.encode(grids.decode(linear.codes, linear.step, linear.zero), step, linear.zero, linear.grid)
+    return linear._replace(codes=codes, step=step)
+
+
 # ---- the formats; each writes into `target` and returns what the record says of it
 
 
@@ -99,9 +111,10 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
 
 
 def deviation(w: Tensor, linear: Codes) -> float:
-    """Largest |w - ŵ| in steps; w [out, in]."""
+    """Largest |w - ŵ| in steps, or in float16's smallest normal number where a step is less; w [out, in]."""
     difference = grids.to_groups(w - linear.dequantize(), linear.grid.group_size)
-    return float((difference / linear.step).abs().max())
+    step = linear.step.clamp(min=torch.finfo(torch.float16).smallest_normal)
+    return float((difference / step).abs().max())
 
 
 def awq_linear(name: str, linear: Codes) -> gemm.Packed:
@@ -125,7 +138,7 @@ def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, 
     size = fitting_size(held, AWQ_SIZES, "AutoAWQ")
     tensors: dict[str, Tensor] = {}
     for name in held.packed:
-        parts = awq_linear(name, regrouped(held.linear(name), size))._asdict()
+        parts = awq_linear(name, in_float16(regrouped(held.linear(name), size)))._asdict()
         tensors |= {f"{name}.{part}": value for part, value in parts.items()}
     for key in held.file.names:
         if key.rpartition(".")[0] not in held.packed or key.endswith(".bias"):
@@ -194,7 +207,7 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
 
     def tensors() -> Iterator[tuple[str, np.ndarray, str]]:
         for name in sorted(held.packed):
-            linear = regrouped(held.linear(name), size)
+            linear = in_float16(regrouped(held.linear(name), size))
             order = names.rows(name, len(linear.codes))
             linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
             yield names.of(f"{name}.weight"), blocks(name, linear), kind

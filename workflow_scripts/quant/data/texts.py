@@ -260,8 +260,11 @@ def tokenize(
     parsed = spec["text"].get("special_tokens", False)
     found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what, parsed, kind)
     check_fit(checkpoint, found, what)
-    characters = sum(map(len, tokenizer.batch_decode(found, skip_special_tokens=True)))
-    record = {"spec": spec, "model_fingerprint": model_fingerprint, "characters": characters, "versions": versions()}
+    text = "".join(tokenizer.batch_decode(found, skip_special_tokens=True))
+    letters = [character for character in text if character.isalpha()]
+    latin = 2 * sum(character < "\u0250" for character in letters) >= len(letters)
+    read = {"characters": len(text), "latin": latin}
+    record = {"spec": spec, "model_fingerprint": model_fingerprint, "versions": versions()} | read
     mark = tokens.save(path, found, record)
     if len(found) < n:
         logger.info("%s: the text gives %d sequences, fewer than %s", what, len(found), asked or f"the {n} it may")

@@ -10,8 +10,10 @@ import torch
 
 from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import load as load_tokens
+from quant.errors import InputError
 from quant.evaluation.divergence import Reference, read_reference
 from quant.evaluation.perplexity import evaluate, load_model
+from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
@@ -39,8 +41,12 @@ def run(
     record: str | None = None,
     model_record: str | None = None,
     recipe: dict[str, Any] | None = None,
+    implausible: str = "continue",
 ) -> None:
     """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out.
+
+    implausible: whether to `stop` at an original that makes no sense (quant.evaluation.sanity), or to `continue` and
+    say so in its storage_reason.
 
     record: of the quantised checkpoint; model_record: of the original. What was not made from them and from this
     recipe, data set and model is refused.
@@ -67,12 +73,19 @@ def run(
     model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
     rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
     divergence = reference.divergence()
+    nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
+    logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
+    sense = {}
+    if record is None:
+        text = tokens.provenance.get("characters"), tokens.provenance.get("latin", True)
+        found = judge(nll, tokens.sequences, model.config.get_text_config().vocab_size, *text)
+        sense = {key: value for key, value in found._asdict().items() if key != "doubt"}
+        doubted(found.doubt, f"{names['model']} on {names['dataset']}", implausible)
+        made["summary"]["storage_reason"] = found.doubt
     if reference_out is not None:
         made_from = {"token_fingerprint": tokens.fingerprint} | of_model
         metadata = {key: json.dumps(value) for key, value in made_from.items()}
         tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, metadata)
-    nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
-    logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
     write_json(
         out,
         {
@@ -85,11 +98,23 @@ def run(
             "size_mb": checkpoint_bytes(checkpoint) / 1e6,
             **parts_mb(checkpoint / "model.safetensors", model),
             **made["summary"],
+            **sense,
             "checkpoint": mark(made["provenance"]),
             "sequences": rows,
             "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
         },
     )
+
+
+def doubted(doubt: str, what: str, implausible: str) -> None:
+    """Stops at an original that makes no sense, or says so."""
+    if doubt and implausible == "stop":
+        raise InputError(
+            f"{what}: the original model makes no sense: {doubt}; look at its tokenizer, its BOS, its conversion and "
+            "the text, or write original: {implausible: continue} to go on under that caveat"
+        )
+    if doubt:
+        logger.warning("%s: the original model makes no sense: %s; goes on, as it was told to", what, doubt)
 
 
 def original_summary(checkpoint: Path) -> dict[str, Any]:

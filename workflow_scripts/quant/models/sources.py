@@ -32,6 +32,7 @@ WEIGHT_FILES = (  # in the order in which transformers looks for them
     "pytorch_model.bin.index.json",
 )
 GGUF_DTYPES = {frozenset({"F32"}): torch.float32, frozenset({"BF16"}): torch.bfloat16}
+AS_SAFETENSORS = "give this model as safetensors (source: {directory: PATH})"
 AGAIN = "copy or download it again"
 
 
@@ -184,6 +185,31 @@ def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, dict[st
     return model, report
 
 
+def check_taken(path: Path, reader: Any, model: Any) -> None:
+    """Refuses a file that holds what the model, as transformers' reader builds it, lacks."""
+    stored = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    taken = sum(parameter.numel() for parameter in model.parameters())
+    if taken != stored:
+        from transformers import modeling_gguf_pytorch_utils as theirs
+
+        kind = reader.fields["general.architecture"].contents()
+        processor = theirs.TENSOR_PROCESSORS.get(kind, theirs.TensorProcessor)(config=model.config.to_dict())
+        known = theirs.get_gguf_hf_weights_map(model, processor)
+        left = sorted(tensor.name for tensor in reader.tensors if tensor.name not in known)
+        raise InputError(
+            f"{path}: holds {stored} numbers, of which {type(model).__name__} as transformers reads it takes {taken}, "
+            f"without {', '.join(left[:5]) or 'a name for the rest'}{' and more' if left[5:] else ''}; {AS_SAFETENSORS}"
+        )
+    context = getattr(model.config, "max_position_embeddings", 0)
+    for key, field in reader.fields.items():
+        if key.endswith(".attention.sliding_window"):
+            window, read = int(field.contents()), getattr(model.config, "sliding_window", None)
+            if 0 < window < context and window != read:
+                raise InputError(
+                    f"{path}: {key} is {window}, and transformers' reader gives the model {read}; {AS_SAFETENSORS}"
+                )
+
+
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]]]:
     """A GGUF file, dequantised by transformers' reader, and its tokenizer with llama.cpp's ids (gguf_tokenizer)."""
     reader, dtype = open_gguf(path)
@@ -200,10 +226,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any,
         raise InputError(
             f"{path}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; {AGAIN}"
         )
-    stored = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    taken = sum(parameter.numel() for parameter in model.parameters())
-    if taken != stored:
-        logger.info("%s: holds %d numbers, %s takes %d of them", path, stored, type(model).__name__, taken)
+    check_taken(path, reader, model)
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):  # how the GGUF was stored, and where: neither holds any more
         config.pop(key, None)

@@ -25,6 +25,19 @@ from quant.report.study import Study
 from quant.report.tables import BANDS, check_table, pairs_table
 
 
+def caveat(study: Study, model: str) -> str:
+    """What the configuration says of a model, and why its original makes no sense where it does not."""
+    said = study.config.get("models", {}).get(model, {}).get("caveat", "")
+    rows = study.summary[(study.summary.model == model) & (study.summary.method == ORIGINAL)]
+    doubts = [
+        f"On {row.dataset} the original makes no sense: {row.storage_reason}. No verdict below says anything of a "
+        "working model."
+        for row in rows.itertuples()
+        if isinstance(row.storage_reason, str) and row.storage_reason
+    ]
+    return " ".join([said, *doubts]).strip()
+
+
 def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     """All that the page says about one model, the one at that place."""
     first, *others = study.datasets(model)
@@ -34,7 +47,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     return {
         "name": model,
         "anchor": f"model-{place}",
-        "caveat": study.config.get("models", {}).get(model, {}).get("caveat", ""),
+        "caveat": caveat(study, model),
         "dataset": first,
         "n_methods": len(best),
         "best": best_answer(study.summary, study.comparisons, model, first),
