@@ -1,5 +1,6 @@
 """One decoder block on its way through a recipe: its linears in groups that share a scale, and where scales fold."""
 
+import fnmatch
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from quant.calibration.reader import Statistics
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.tensorfile import check_finite
-from quant.models.architectures import Fold, architecture_of, rows_of, value_heads
+from quant.models.architectures import Fold, Group, architecture_of, rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.linear import quantize_group
@@ -29,6 +30,7 @@ class Shared:
     linears: tuple[str, ...]
     fold: Fold | None = None
     source: str | None = None
+    also: tuple[str, ...] = ()  # full names of what else reads the input, in 16 bit
 
 
 def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
@@ -36,16 +38,30 @@ def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, A
     its rows is known when its steps are chosen."""
     if scope == "linear":
         return [Shared((name,)) for name in names]
-    groups = [
-        Shared(tuple(f"{prefix}.{name}" for name in group.linears), group.fold, f"{prefix}.{group.fold.module}")
-        for group in architecture_of(config, "scope: shared").groups
-    ]
-    if not groups:
+    known = architecture_of(config, "scope: shared").groups
+    groups = [each for group in known for each in found_in(group, names, prefix)]
+    if not known:
         raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
     differing = {name for group in groups for name in group.linears} ^ set(names)
     if differing:
         raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
     return groups[::-1]
+
+
+def found_in(group: Group, names: list[str], prefix: str) -> list[Shared]:
+    """A group's linears of those in a block: all together where they read a norm, each expert's by itself where it
+    reads rows of that expert; a block of another kind (dense among mixtures) has none."""
+    if group.fold.kind == "norm":
+        present = tuple(name for pattern in group.linears for name in fnmatch.filter(names, f"{prefix}.{pattern}"))
+        also = tuple(f"{prefix}.{name}" for name in group.also)
+        return [Shared(present, group.fold, f"{prefix}.{group.fold.module}", also)] if present else []
+    (pattern,) = group.linears
+    before, _, after = f"{prefix}.{pattern}".partition("*")
+    found = []
+    for name in fnmatch.filter(names, f"{prefix}.{pattern}"):
+        expert = name.removeprefix(before).removesuffix(after)
+        found.append(Shared((name,), group.fold, f"{prefix}.{group.fold.module.replace('*', expert)}"))
+    return found
 
 
 class Block:
@@ -121,6 +137,8 @@ class Block:
     def _fold(self, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
         """Gives 1/scale to the norm or to the producer's rows."""
         self.folded |= set(group.linears)
+        for name in group.also:
+            self.others[f"{name}.weight"] = self._model.get(f"{name}.weight", self._device, torch.float32) * scale
         if group.fold.kind == "norm":
             name, offset = f"{group.source}.weight", group.fold.offset
             norm = self._model.get(name, self._device, torch.float32)
