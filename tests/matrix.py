@@ -1,8 +1,16 @@
-"""A tiny random model of every causal type that transformers knows, from its configuration's own words made small."""
+"""A tiny random model of every causal type that transformers knows, from its configuration's own words made small, and
+its way through the whole chain.
+
+    python -m tests.matrix docs/models.md    tries every type and writes what became of it
+"""
 
 import shutil
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from quant.errors import InputError
 
@@ -113,7 +121,6 @@ def kinds() -> list[str]:
 
 
 def build(kind: str) -> Any:
-    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -138,7 +145,6 @@ PATTERNS = {
 
 
 def sequences(n: int = 8, seed: int = 0) -> list[Any]:
-    import torch
 
     generator = torch.Generator().manual_seed(seed)
     lengths = [24, 24, 17, 24, 9, 24, 24, 13][:n]
@@ -147,7 +153,6 @@ def sequences(n: int = 8, seed: int = 0) -> list[Any]:
 
 def logits(checkpoint: Path) -> Any:
     """What plain transformers says of a checkpoint, sequence by sequence."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -156,7 +161,6 @@ def logits(checkpoint: Path) -> Any:
 
 
 def close(a: Any, b: Any, what: str, tolerance: float = 2e-4) -> None:
-    import torch
 
     for mine, theirs in zip(a, b, strict=True):
         scale = theirs.abs().max().item()
@@ -168,7 +172,6 @@ def close(a: Any, b: Any, what: str, tolerance: float = 2e-4) -> None:
 
 def walk(kind: str, folder: Path) -> dict[str, Any]:
     """A tiny model of a type through the whole chain; what it found, or the InputError that refuses it."""
-    import torch
 
     from quant.calibration.statistics import collect
     from quant.data.tokens import Tokens, fingerprint
@@ -214,7 +217,6 @@ def walk(kind: str, folder: Path) -> dict[str, Any]:
 
 def check_moments(checkpoint: Path, ids: list[Any], path: str, linears: dict[str, int]) -> None:
     """Every linear's second moment is that of what it reads in the whole model, one sequence at a time."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     from quant.calibration.second_moments import from_triangle
@@ -281,4 +283,88 @@ def quantized(
             tensors[f"{linear}.weight"] = w
     tensorfile.save(dense / "model.safetensors", tensors, {"format": "pt"})
     close(logits(target), logits(dense), f"{method} packed")
+    if method == "rtn_g":
+        from quant.data.tokens import Tokens, fingerprint
+        from quant.evaluation.divergence import Reference
+        from quant.evaluation.perplexity import evaluate, load_model
+
+        tokens = Tokens(sequences(2), fingerprint(sequences(2)), {})
+        found, _ = evaluate(load_model(target, "cpu", torch.float32), tokens, "cpu", 60, Reference(0, None))
+        expected = [-x[:-1].log_softmax(-1).gather(1, ids[1:, None]).sum().item()
+                    for x, ids in zip(logits(target), tokens.sequences, strict=True)]  # fmt: skip
+        assert all(abs(row["nll"] - nll) <= 1e-3 * nll for row, nll in zip(found, expected, strict=True))
     return {"summary": result["summary"], "rows": rows}
+
+
+class Outcome(NamedTuple):
+    """What became of a type: right, refused (by one line of ours) or not built (transformers cannot, from words made
+    small); in words, and the linears that were quantised, of experts too."""
+
+    verdict: str
+    words: str
+    linears: int = 0
+    experts: int = 0
+
+
+def tried(kind: str, folder: Path) -> Outcome:
+    """A type's outcome; what is wrong raises."""
+    try:
+        build(kind)
+    except Exception as error:
+        return Outcome("not built", f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+    try:
+        found = walk(kind, folder)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return Outcome("refused", str(error).replace(f"{folder}/source: ", "").replace(str(folder), ""))
+    linears = found["record"]["linears"]
+    summary, shared = found["rtn_g"]["summary"], found["awq_shared"]
+    words = summary["storage"] + (f" ({summary['storage_reason']})" if summary["storage_reason"] else "")
+    words += "; scales folded" if "summary" in shared else ""
+    unreached = sum("no token" in reason for reason in found["record"]["left"].values())
+    words += f"; {unreached} linears that no forward call reaches stay in 16 bit" if unreached else ""
+    return Outcome("right", words, len(linears), sum(".experts." in name for name in linears))
+
+
+def page(outcomes: dict[str, Outcome]) -> str:
+    """docs/models.md."""
+    import transformers
+
+    count = {verdict: sum(each.verdict == verdict for each in outcomes.values()) for verdict in VERDICTS}
+    lines = [
+        "# Which models",
+        "",
+        f"Every type that `AutoModelForCausalLM` of transformers {transformers.__version__} knows, as a tiny random "
+        "model through convert, statistics, round to nearest, GPTQ, AWQ with folded scales where folds are known, "
+        "packing, loading by plain transformers and evaluation, by `python -m tests.matrix docs/models.md`. Right: the "
+        "packed weights say what the simulated ones say, and each second moment is that of the linear's inputs in "
+        "the whole model. This file is made by that command.",
+        "",
+        ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + ".",
+        "",
+        "| type | | linears | of experts | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind, each in sorted(outcomes.items(), key=lambda item: (VERDICTS.index(item[1].verdict), item[0])):
+        words = each.words.replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| {kind} | {each.verdict} | {each.linears or ''} | {each.experts or ''} | {words} |")
+    return "\n".join(lines) + "\n"
+
+
+VERDICTS = ["right", "wrong", "refused", "not built"]
+
+
+def main(path: Path) -> None:
+    outcomes = {}
+    for kind in kinds():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                outcomes[kind] = tried(kind, Path(folder))
+            except Exception as error:
+                outcomes[kind] = Outcome("wrong", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        print(kind, *outcomes[kind], flush=True)
+    path.write_text(page(outcomes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

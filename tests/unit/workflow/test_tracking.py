@@ -157,7 +157,7 @@ USERS: dict[str, set[str]] = {
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"evaluate", "evaluate_original"},
+    "checkpoints/coverage": QUANTIZERS | {"evaluate", "evaluate_original"} | {"check_study"},
     "models/depth": {"check_mse", "deep_dive"} | {"check_study"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
