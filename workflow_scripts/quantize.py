@@ -32,5 +32,7 @@ with job(snakemake.log[0], snakemake.threads):
         recipe,
         device(snakemake.params.device),
         provenance,
+        model["left"],
+        model["unpacked"],
     )
     write_json(snakemake.output.record, result)

@@ -36,6 +36,7 @@ def row(method: str, delta: float, bits: float, storage: str = "packed", **more:
         },
         **{"other_mb": 0.1, "linears_compression": 3.7, "seen_share": 0.0},
         **{"calibration_sequences": 9.0, "calibration_tokens": 288.0},
+        **{"quantized_share": 0.95, "file_bits_per_weight": bits + 1},
     } | more
 
 
@@ -108,7 +109,7 @@ def test_a_tie_goes_to_the_smaller() -> None:
 
 
 RECORD = {
-    "summary": {"storage_reason": ""},
+    "summary": {"storage_reason": "", "no_kernels": "", "left": {"lm_head": "output head"}},
     "provenance": {
         "recipe": PLAIN | {"bits": 4, "n_calib": 12, "seed": 3},
         "versions": {"torch": "2.13.0"},
@@ -176,6 +177,20 @@ def test_a_card_says_what_is_short_and_what_was_seen() -> None:
 def test_a_tiny_file_is_not_0_mb() -> None:
     rows = [row("original", 0.0, 16.0, "original"), row("good", 0.1, 4.25, size_mb=0.0527, compression=4.0)]
     assert "the file takes 0.053 MB instead of 0.21" in " ".join(chosen(rows).lines)
+
+
+def test_a_card_says_what_share_is_quantised_and_what_stays_in_16_bit() -> None:
+    left = {"left": {"lm_head": "output head", "a.gate": "router", "b.gate": "router"}}
+    _, body = of("good", ABOUT, RECORD | {"summary": RECORD["summary"] | left})
+    assert "95.0 % of the model's weights are quantised" in body and "5.25 bits a weight" in body
+    assert "router: a.gate and 1 more." in body and "Less than 90 %" not in body
+    assert "Less than 90 %" in of("good", ABOUT, quantized_share=0.4)[1]
+
+
+def test_a_card_recommends_only_what_has_kernels() -> None:
+    none = {"no_kernels": "has no product for groups of 16 inputs"}
+    _, body = of("good", ABOUT, RECORD | {"summary": RECORD["summary"] | none})
+    assert "import LLM" not in body and "groups of 16 inputs" in body
 
 
 def test_a_card_guesses_nothing() -> None:

@@ -15,6 +15,7 @@ from quant.evaluation.perplexity import load_model
 from tests.unit import reference as slow
 
 SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
+SUMMARY |= {"quantized_share": 0.5, "parameters": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,8 @@ def test_run_writes_original_and_method(
     assert (original["kl"], original["top1_agreement"], original["kl_tokens"]) == (0, 1, 10)
     assert same["kl"] == pytest.approx(0, abs=1e-5) and same["top1_agreement"] == 1
     assert (original["bits_per_weight"], same["bits_per_weight"]) == (32, 4)
+    assert (original["quantized_share"], same["quantized_share"]) == (0, 0.5)
+    assert same["file_bits_per_weight"] == 8 * same["size_mb"] * 1e3
     assert original["size_mb"] == (tiny_checkpoint / "model.safetensors").stat().st_size / 1e6
     row = summary_row(same, original, {"calibrations": {}, "datasets": {"d": {"seen_share": 0.0}}}, 99, 0)
     nlls: list[float] = []

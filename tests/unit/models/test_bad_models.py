@@ -242,7 +242,6 @@ def configure(**changes: Any) -> Change:
         (configure(num_hidden_layers=3), "lacks 9 tensors"),
         (configure(vocab_size=300), "is [256, 48] where config.json asks for [300, 48]"),
         (configure(dtype="float17"), "float17"),
-        (configure(cls="x"), "cannot build a model"),
         (configure(quantization_config={"quant_method": "awq", "bits": 4}), "quantised already (awq)"),
         (configure(quantization_config="fp8"), "quantised already (fp8)"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "is empty"),
@@ -256,6 +255,37 @@ def configure(**changes: Any) -> Change:
     ],
 )
 def test_bad_directories(model: Path, tmp_path: Path, change: Change, expected: str) -> None:
+    change(model)
+    assert expected in refusal(model, tmp_path / "results")
+
+
+def beside(name: str, **entries: Any) -> Change:
+    return lambda folder: (folder / name).write_text(json.dumps(entries))
+
+
+def named(ending: str) -> Change:
+    name = "model.layers.0.mlp.up_proj" + ending
+    return lambda folder: edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (beside("quantize_config.json", bits=4, group_size=128), "quantised already (GPTQ)"),
+        (beside("quant_config.json", w_bit=4, q_group_size=128), "quantised already (AWQ)"),
+        (beside("hf_quant_config.json", quantization={"quant_algo": "FP8"}), "quantised already (FP8)"),
+        (
+            configure(compression_config={"quant_method": "compressed-tensors"}),
+            "quantised already (compressed-tensors)",
+        ),
+        (named(".qweight"), "quantised already (GPTQ or AWQ"),
+        (named(".weight_scale_inv"), "quantised already (FP8"),
+        (named(".weight_packed"), "quantised already (compressed-tensors"),
+        (named(".absmax"), "quantised already (bitsandbytes"),
+    ],
+)
+def test_weights_quantised_already(model: Path, tmp_path: Path, change: Change, expected: str) -> None:
+    """In config.json, in a file of their own, or said by the tensors alone."""
     change(model)
     assert expected in refusal(model, tmp_path / "results")
 

@@ -156,6 +156,7 @@ USERS: dict[str, set[str]] = {
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
+    "checkpoints/coverage": QUANTIZERS | {"evaluate", "evaluate_original"} | {"check_study"},
     "models/depth": {"check_mse", "deep_dive"} | {"check_study"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -188,6 +189,11 @@ USERS: dict[str, set[str]] = {
     | {"measure_error", "measure_heldout", "measure_sensitivity"}
     | {"answer_questions", "check_mse", "plot", "report"},
     "models/linears": PASSES | {"convert"},
+    "models/experts": PASSES | MEASURES | {"convert"},
+    "models/minicpm": {"convert"},
+    "models/native": {"convert"},
+    "models/notes": PASSES | {"convert"},
+    "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": TABLES

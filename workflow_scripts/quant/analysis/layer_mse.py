@@ -16,9 +16,8 @@ from quant.calibration.second_moments import add_outer, mirror, to_triangle
 from quant.calibration.statistics import real_rows
 from quant.comparison.paired import holm, paired_difference
 from quant.data.tokens import Batch, Tokens
-from quant.errors import InputError
 from quant.files import tensorfile
-from quant.files.artifacts import rebuild
+from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.names import kind_of
 from quant.recipe.grids import Grid, nearest
@@ -104,11 +103,11 @@ def check(
                 advance(lambda batch: None)
                 continue
             chosen, candidates = {}, {}
-            for name in linear_names(block):
+            names = linear_names(block)
+            within = tuple(f"{name}." for name in routing(block))  # an expert sees some tokens of a sequence only
+            for name in (name for name in names if f"{prefix}.{name}" in reads and not name.startswith(within)):
                 w = block.get_submodule(name).weight.float()
                 full = f"{prefix}.{name}"
-                if full not in reads:
-                    raise InputError(f"{file.path}: has no statistics of {full}; {rebuild(file.path)}")
                 chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, device)
                 candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))
             current: list[Batch] = []

@@ -22,6 +22,7 @@ from quant.errors import InputError
 from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
+from quant.models.experts import unroll
 
 logger = logging.getLogger("quant")
 
@@ -120,7 +121,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
     checkpoint directories of the same model."""
-    model = load_model(original, device, dtype)
+    model = unroll(load_model(original, device, dtype))
     found = []
     with stored.opened(quantized, model_fingerprint) as weights:
         for place, part in enumerate(parts, 1):

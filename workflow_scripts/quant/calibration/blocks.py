@@ -1,13 +1,15 @@
 """A causal LM run one decoder block at a time, with one block's weights in memory.
 
 The model is built by transformers without weights; its own forward pass, over blocks that only take notes, gives every
-block's keyword arguments (masks, rotary embeddings), so no architecture is named here. Sequences are padded on the
+block's other arguments (masks, rotary embeddings), so no architecture is named here. Sequences are padded on the
 right: under causal attention the padding reaches no real token.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,35 +21,31 @@ from quant.data import tokens
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.linears import all_linears, decoder_blocks, skeleton
+from quant.models.notes import Note, noting, run_noted
 
 logger = logging.getLogger("quant")
 
 Before = Callable[[tokens.Batch], None]
 After = Callable[[Tensor], None]
 
-
-class _Notes(nn.Module):
-    """Stands in a block's place: notes its keyword arguments and what the first block was given."""
-
-    def __init__(self, block: nn.Module, first: list[Tensor]) -> None:
-        super().__init__()
-        self.kwargs: dict[str, Any] = {}
-        self._first = first
-        for name, value in vars(block).items():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)  # the model's loop may read attention_type and the like
-
-    def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
-        self.kwargs = kwargs
-        if not self._first:
-            self._first.append(hidden)
-        return self._first[0]  # whole again where the model's loop takes [0] of it, as of a tuple
+ALIKE = 8  # tensors of one shape that a later batch's arguments are compared with
 
 
-def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device: str, dtype: torch.dtype) -> None:
-    """Loads a module's parameters and persistent buffers; refuses missing, misshapen or non-finite ones."""
+def fill(
+    module: nn.Module,
+    prefix: str,
+    weights: tensorfile.TensorFile,
+    device: str,
+    dtype: torch.dtype,
+    tied: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Loads a module's parameters and persistent buffers; refuses missing, misshapen or non-finite ones.
+
+    tied: names that a file may lack, by what the model shares them from.
+    """
     for name, empty in module.state_dict(keep_vars=True).items():
         full = f"{prefix}.{name}"
+        full = full if full in weights.names else tied.get(full, full)
         value = weights.get(full, device, dtype)
         if value.shape != empty.shape:
             raise InputError(
@@ -58,7 +56,9 @@ def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device:
                 f"{weights.path}: {full} holds NaN or infinite values; use a model whose weights are finite"
             )
         owner = module.get_submodule(name.rpartition(".")[0])
-        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        if isinstance(empty, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        setattr(owner, name.rpartition(".")[2], value)
     for name, buffer in module.named_buffers():
         if not buffer.is_meta:
             owner = module.get_submodule(name.rpartition(".")[0])
@@ -68,6 +68,47 @@ def fill(module: nn.Module, prefix: str, weights: tensorfile.TensorFile, device:
 def empty(module: nn.Module) -> None:
     """Frees what `fill` loaded."""
     module.to("meta")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a block is called with beside hidden states; place: the keyword that these come under, None where they come
+    first."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: str | None
+
+    @classmethod
+    def of(cls, note: Note, known: dict[tuple[Any, ...], list[Tensor]], seen: dict[int, Any]) -> "Arguments":
+        """Of a note; a tensor that an earlier batch had too is kept once."""
+        return cls(*(once(value, known, seen) for value in (note.args, note.kwargs)), note.place)
+
+    def call(self, block: nn.Module, hidden: Tensor) -> Any:
+        if self.place is not None:
+            return block(*self.args, **{self.place: hidden}, **self.kwargs)
+        return block(hidden, *self.args, **self.kwargs)
+
+
+def once(value: Any, known: dict[tuple[Any, ...], list[Tensor]], seen: dict[int, Any]) -> Any:
+    """A value whose tensors, where one of `known` equals them, are that one. Containers stay their own: blocks of one
+    pass may hand something on in them. seen: what this batch's blocks share, by address."""
+    if isinstance(value, Tensor):
+        if id(value) not in seen:
+            alike = known.setdefault((tuple(value.shape), value.dtype), [])
+            equal = next((each for each in alike if torch.equal(each, value)), None)
+            if equal is None and len(alike) < ALIKE:
+                alike.append(value)
+            seen[id(value)] = value, value if equal is None else equal
+        return seen[id(value)][1]
+    if type(value) is tuple:
+        return tuple(once(each, known, seen) for each in value)
+    if type(value) in (dict, list) and id(value) not in seen:
+        if isinstance(value, dict):
+            seen[id(value)] = value, {key: once(each, known, seen) for key, each in value.items()}
+        else:
+            seen[id(value)] = value, [once(each, known, seen) for each in value]
+    return seen[id(value)][1] if id(value) in seen else value
 
 
 class Run:
@@ -90,48 +131,46 @@ class Run:
         self.model = skeleton(checkpoint)
         self.prefix, self.blocks = decoder_blocks(self.model)
         self.n_linears = len(all_linears(self.model))
+        self._tied = self.model.get_expanded_tied_weights_keys(all_submodels=True)
         self.depth = len(self.blocks) if last is None else last + 1
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
         self._batches = list(tokens.batches(sequences, batch_tokens))
 
-    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[dict[str, Any]]]]:
-        """Each batch's embeddings, and each batch's keyword arguments for every block."""
-        body, real = self.model.base_model, list(self.blocks)
-        captured: list[Tensor] = []
-        notes = [_Notes(block, captured) for block in real]
-        for i, note in enumerate(notes):
-            self.blocks[i] = note
+    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[Arguments]]]:
+        """Each batch's embeddings, and each batch's other arguments for every block."""
+        body = self.model.base_model
         base = "" if body is self.model else self.model.base_model_prefix + "."
-        filled = []
-        for name, module in body.named_children():
-            if any(True for _ in module.parameters()) and module is not self.blocks:
-                fill(module, base + name, weights, self._device, self._dtype)
-                filled.append(module)
-            elif module is not self.blocks:
-                module.to(self._device)
         width = self.model.config.get_text_config().hidden_size * self._dtype.itemsize
         hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in self._batches))
-        kwargs, by_shape = [], {}
-        for i, batch in enumerate(self._batches):
-            body(input_ids=batch.ids.to(self._device), use_cache=False)
-            hidden.put(i, captured.pop().to(self._dtype))
-            shape = tuple(batch.ids.shape)
-            kwargs.append(by_shape.setdefault(shape, [note.kwargs for note in notes]))
-        for module in filled:
-            empty(module)
-        for i, block in enumerate(real):
-            self.blocks[i] = block
-        return hidden, kwargs
+        arguments: list[list[Arguments]] = []
+        known: dict[tuple[Any, ...], list[Tensor]] = {}
+        with noting(self.blocks) as notes:
+            filled = []
+            for name, module in body.named_children():
+                if any(True for _ in module.parameters()) and module is not self.blocks:
+                    fill(module, base + name, weights, self._device, self._dtype, self._tied)
+                    filled.append(module)
+                elif module is not self.blocks:
+                    module.to(self._device)
+            for i, batch in enumerate(self._batches):
+                run_noted(body, notes, batch.ids.to(self._device))
+                assert notes[0].hidden is not None
+                hidden.put(i, notes[0].hidden.to(self._dtype))
+                seen: dict[int, Any] = {}
+                arguments.append([Arguments.of(note, known, seen) for note in notes])
+            for module in filled:
+                empty(module)
+        return hidden, arguments
 
     @torch.inference_mode()
     def each(self) -> Iterator[tuple[int, str, nn.Module, Callable[..., None]]]:
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
-            hidden, kwargs = self._first_hidden(weights)
+            hidden, arguments = self._first_hidden(weights)
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
-                fill(block, name, weights, self._device, self._dtype)
+                fill(block, name, weights, self._device, self._dtype, self._tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
 
@@ -145,7 +184,7 @@ class Run:
                     finite = torch.ones((), dtype=torch.bool, device=self._device)
                     for i, batch in enumerate(self._batches):
                         before(batch)
-                        out = block(hidden.get(i), **kwargs[i][index])
+                        out = arguments[i][index].call(block, hidden.get(i))
                         out = out[0] if isinstance(out, tuple) else out
                         after(out)
                         hidden.put(i, out)

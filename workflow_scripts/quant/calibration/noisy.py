@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Run
 from quant.calibration.statistics import activation_of, real_rows
 from quant.data.tokens import Batch, Tokens
+from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.experts import routing
 from quant.models.linears import linear_names
 
 
@@ -72,7 +74,11 @@ def collect_noisy(
             sums: dict[str, NoisySums] = {}
             current: list[Batch] = []
             hooks = []
-            for name in linear_names(block):
+            if routing(block):
+                raise InputError(
+                    f"{prefix}: noise_std is not known for mixtures of experts; leave it out for this model"
+                )
+            for name in (name for name in linear_names(block) if f"{prefix}.{name}" in reads):
                 full, source = f"{prefix}.{name}", reads[f"{prefix}.{name}"]
                 linear = block.get_submodule(name)
                 std = input_std(channels, source)

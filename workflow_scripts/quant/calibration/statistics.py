@@ -23,9 +23,13 @@ from quant.data.tokens import Batch, Tokens
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.compute import where_installed
+from quant.models.experts import routing
 from quant.models.linears import linear_names
 
 logger = logging.getLogger("quant")
+
+POOL = 2048  # tokens of a layer that its experts of few tokens lean on
+PRESAMPLE = 16  # pre-activations of an expert that are kept
 
 
 @where_installed
@@ -58,18 +62,18 @@ def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor
 
 
 class InputSums:
-    """Running sums over the rows of x [n, in]."""
+    """Running sums over the rows of x [n, in]; weight: what each of them counts."""
 
     def __init__(self, n_in: int, device: torch.device, with_moment: bool = True) -> None:
-        self.count = 0
+        self.count = 0.0
         self.sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
         self.outer = torch.zeros(n_in, n_in, device=device) if with_moment else None
 
-    def add(self, x: Tensor) -> None:
-        self.count += len(x)
-        self.sums += column_sums(x)
+    def add(self, x: Tensor, weight: float = 1.0) -> None:
+        self.count += weight * len(x)
+        self.sums += weight * column_sums(x)
         if self.outer is not None:
-            add_outer(self.outer, x)
+            add_outer(self.outer, x if weight == 1 else x.float() * weight**0.5)
 
     def means(self) -> dict[str, Tensor]:
         return dict(zip(OF_INPUT, (self.sums / self.count).float().cpu(), strict=True))
@@ -84,15 +88,15 @@ class OutputSums:
     """Running sums over the rows of z [n, out]; about the first batch's mean, so that std loses no digits."""
 
     def __init__(self, n_out: int, device: torch.device, activation: Callable[[Tensor], Tensor]) -> None:
-        self.count, self.activation = 0, activation
+        self.count, self.activation = 0.0, activation
         self.center: Tensor | None = None
         self.sums = torch.zeros(4, n_out, dtype=torch.float64, device=device)
 
-    def add(self, z: Tensor) -> None:
-        self.count += len(z)
+    def add(self, z: Tensor, weight: float = 1.0) -> None:
+        self.count += weight * len(z)
         if self.center is None:
             self.center = z.mean(0, dtype=torch.float32)
-        self.sums += output_sums(z, self.center, self.activation)
+        self.sums += weight * output_sums(z, self.center, self.activation)
 
     def means(self) -> dict[str, Tensor]:
         z_abs, square, shift, act_abs = self.sums / self.count
@@ -104,54 +108,113 @@ class OutputSums:
         }
 
 
-def token_rows(t: Tensor, batch: Batch) -> Tensor:
-    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels]."""
+def token_rows(t: Tensor, batch: Batch, routed: Tensor | None = None) -> Tensor:
+    """[n, width, channels], or [n·width, channels] as some MLPs see it → the real tokens' rows [tokens, channels].
+
+    routed: where an expert sees some rows only, which of the n·width they are.
+    """
     rows, mask = t.reshape(-1, t.shape[-1]), batch.mask
-    return rows if mask is None else rows[mask.flatten().to(t.device)]
+    if routed is None and len(rows) != batch.ids.numel():
+        raise InputError(
+            f"a linear sees {len(rows)} rows where the batch has {batch.ids.numel()} tokens: mixture of experts, or "
+            "another layout that is not known here"
+        )
+    if mask is None:
+        return rows
+    kept = mask.flatten().to(t.device)
+    return rows[kept if routed is None else kept[routed]]
 
 
-def real_rows(t: Tensor, batch: Batch) -> Tensor:
+def real_rows(t: Tensor, batch: Batch, routed: Tensor | None = None) -> Tensor:
     """`token_rows` in float32."""
-    return token_rows(t, batch).float()
+    return token_rows(t, batch, routed).float()
 
 
 class Watch:
-    """Hooks on a block's linears that feed the sums with real tokens only."""
+    """Hooks on a block's linears that feed the sums with real tokens only, an expert's with those routed to it."""
 
-    def __init__(self, block: nn.Module, activation: Callable[[Tensor], Tensor], sample: TokenSample | None) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        activation: Callable[[Tensor], Tensor],
+        sample: TokenSample | None,
+        pool: TokenSample | None = None,
+    ) -> None:
         self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
         self.outputs: dict[str, OutputSums] = {}
         self.preactivations: dict[str, Preactivations] = {}
         self.reads: dict[str, str] = {}
+        self.tokens: dict[str, int] = {}  # by linear: how many it saw
         self._batch: Batch | None = None
         self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
         self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
+        self._experts, self._pool, self._drawn = routing(block), pool, torch.empty(0)
+        self._pooled: dict[str, list[Tensor]] = {name: [] for name in self._experts}
+        self._leaning = False
         self._hooks = [
             block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
         ]
+        for name, module in self._experts.items():
+            self._hooks.append(module.register_forward_pre_hook(self._keep(name)))
 
     def observe(self, batch: Batch) -> None:
         self._batch, self._seen = batch, {}
         if self._sample is not None:
             self._rows = self._sample.rows(batch)
+        if self._pool is not None:
+            self._drawn = self._pool.rows(batch)
+
+    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._pooled[name].append(token_rows(args[0], self._batch)[self._drawn.to(args[0].device)])
+
+        return keep
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
             x = args[0]
+            routed = getattr(module, "rows", None)
             # the tensor is kept until the batch ends, so its address is its own
             source, _ = self._seen.setdefault((x.data_ptr(), x.shape), (name, x))
             if self.reads.setdefault(name, source) != source:
                 raise InputError(
                     f"{name} reads a different input from one batch to the next; its statistics have no meaning"
                 )
-            if source == name:
-                self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(token_rows(x, self._batch))
-            rows = token_rows(z, self._batch)
-            self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(rows)
-            if self._sample is not None:
-                self.preactivations.setdefault(name, Preactivations()).add(rows.float(), self._rows)
+            if self._leaning:
+                missing = x.shape[-1] - self.tokens.setdefault(name, 0)
+                if missing > 0:
+                    self._add(name, source, x, z, missing / len(x), torch.arange(min(len(z), PRESAMPLE)))
+                return
+            known, rows = token_rows(x, self._batch, routed), token_rows(z, self._batch, routed)
+            before = self.tokens.get(name, 0)
+            self.tokens[name] = before + len(rows)
+            if not len(rows):  # of padding alone
+                return
+            kept = self._rows if routed is None else torch.arange(min(len(rows), max(0, PRESAMPLE - before)))
+            self._add(name, source, known, rows, 1.0, kept)
 
         return record
+
+    def _add(self, name: str, source: str, x: Tensor, z: Tensor, weight: float, kept: Tensor) -> None:
+        if source == name:
+            self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(x, weight)
+        self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(z, weight)
+        if self._sample is not None:
+            self.preactivations.setdefault(name, Preactivations()).add(z.float(), kept)
+
+    def lean(self) -> None:
+        """Gives each linear of an expert that saw n tokens, fewer than its d inputs, what the layer's pooled tokens
+        would say there, at the weight of d - n of them: H = (n·H_expert + (d - n)·H_pooled)/d."""
+        self._leaning = True
+        for name, module in self._experts.items():
+            if not self._pooled[name]:
+                continue
+            pooled = torch.cat(self._pooled[name])
+            for index in range(module.num_experts):
+                linears = module.get_submodule(str(index)).named_children()
+                if any(self.tokens.get(f"{name}.{index}.{leaf}", 0) < each.in_features for leaf, each in linears):
+                    self._seen = {}
+                    module.one(index, pooled)
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -184,18 +247,19 @@ def collect(
     run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
     activation = activation_of(run.model)
     sample = None if preactivations_path is None else TokenSample([len(ids) for ids in calibration.sequences])
+    pool = TokenSample([len(ids) for ids in calibration.sequences], POOL)
     reads: dict[str, str] = {}
+    seen: dict[str, int] = {}
     small: dict[str, Tensor] = {}
     preactivations: dict[str, Tensor] = {}
     made = provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
     with tensorfile.appending(moments_path, run.n_linears) as moments:
         for _, prefix, block, advance in run.each():
-            watch = Watch(block, activation, sample)
+            watch = Watch(block, activation, sample, pool)
             advance(watch.observe)
+            watch.lean()
             watch.close()
-            unused = [f"{prefix}.{name}" for name in linear_names(block) if name not in watch.reads]
-            if unused:
-                raise InputError(f"{unused[0]}: no calibration token reached it; use more calibration text")
+            seen |= {f"{prefix}.{name}": n for name, n in watch.tokens.items()}
             found: dict[str, Tensor] = {}
             for name, sums in watch.inputs.items():
                 moment = sums.moment()
@@ -214,7 +278,7 @@ def collect(
             small |= found
             preactivations |= kept
             reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
-        metadata = {"reads": json.dumps(reads), "provenance": json.dumps(made)}
+        metadata = {"reads": json.dumps(reads), "seen": json.dumps(seen), "provenance": json.dumps(made)}
         moments.metadata = metadata
         tensorfile.save(channels_path, small, metadata)
     if preactivations_path is not None:

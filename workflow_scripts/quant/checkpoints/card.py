@@ -70,6 +70,17 @@ def settings(recipe: dict[str, Any], calibrated: bool) -> dict[str, Any]:
     }
 
 
+def left_words(left: dict[str, str]) -> list[str]:
+    """What stays in 16 bit: a line for each reason, with the first linear and how many more."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{reason}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for reason, names in by_reason.items()
+    ]
+
+
 def card(
     model: str,
     method: str,
@@ -113,6 +124,8 @@ def card(
         size=first,
         packed=first.storage == "packed",
         reason=record["summary"]["storage_reason"],
+        no_kernels=record["summary"]["no_kernels"],
+        left=left_words(record["summary"]["left"]),
         license=about.get("license"),
         caveat=" ".join(filter(None, [about.get("caveat"), *doubts])) or None,
         versions=record["provenance"]["versions"],

@@ -110,8 +110,9 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
     return Codes(grids.to_groups(codes, grid.group_size), step, zero, grid, n_in)
 
 
-def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str]) -> dict[str, Any]:
-    """config.json's entry; every matrix that is none of the linears is named as left alone."""
+def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str], left: Iterable[str] = ()) -> dict[str, Any]:
+    """config.json's entry; every matrix that is none of the linears, and every linear of `left`, is named as left
+    alone."""
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
     weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
     size = None if grid.group_size == -1 else grid.group_size
@@ -121,7 +122,7 @@ def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str]) -> di
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": sorted({HEAD} | matrices - set(linears)),
+        "ignore": sorted({HEAD, *left} | matrices - set(linears)),
     }
 
 

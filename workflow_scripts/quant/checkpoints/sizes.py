@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from quant.files import tensorfile
+from quant.models.experts import held
 
 PARTS = ("linears", "embeddings", "head", "other")
 
@@ -15,10 +16,11 @@ def part_of(tensor: str, model: nn.Module) -> str:
 
     A head tied to the embeddings has no tensor of its own.
     """
+    name = tensor.rpartition(".")[0]
     try:
-        module = model.get_submodule(tensor.rpartition(".")[0])
+        module = model.get_submodule(name)
     except AttributeError:  # stored under a name that the model turns into another
-        return "other"
+        return "linears" if any(name.startswith(f"{path}.") for path in held(model)) else "other"
     if module is model.get_output_embeddings():
         return "head"
     return "linears" if isinstance(module, nn.Linear) else "embeddings" if isinstance(module, nn.Embedding) else "other"

@@ -16,6 +16,8 @@ from quant.data.overlap import text_columns
 class SummaryRow:
     """A model's method on a data set, in the order of the columns; p_holm and detectable follow in place of error.
 
+    bits_per_weight: of the quantised linears, which hold quantized_share of the model's numbers; file_bits_per_weight:
+    of the whole file, by all of them.
     nll and delta_nll with their 95 % intervals, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
     quantize_s in seconds; compression: how many times smaller than the original; recipe, versions: JSON; p: of no
     difference from the original, NaN for itself; error: delta_nll's standard error. seen_share: of the data set's text,
@@ -60,13 +62,15 @@ class SummaryRow:
     seed: int | None
     versions: str
     token_fingerprint: str
+    quantized_share: float
+    file_bits_per_weight: float
 
 
 # taken from the evaluation's record as they are
 MEASURED = (
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "kl", "top1_agreement", "tokens_per_s", "quantize_s"),
     *("storage", "storage_reason", "linears_mb", "embeddings_mb", "head_mb", "other_mb"),
-    *("protocol", "seq_len", "kl_tokens"),
+    *("protocol", "seq_len", "kl_tokens", "quantized_share", "file_bits_per_weight"),
 )
 
 

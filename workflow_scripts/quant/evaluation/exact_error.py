@@ -28,7 +28,7 @@ def measure(
     patterns: dict[str, list[str]],
     device: str,
 ) -> list[dict[str, Any]]:
-    """The record's row of each linear with its kind and its errors.
+    """The record's row of each linear with its kind, the calibration tokens that reached it, and its errors.
 
     checkpoint: the method's directory. folds: scales that a recipe moved into other operations, so that its weights act
     on other inputs and outputs.
@@ -40,7 +40,7 @@ def measure(
         tensorfile.opened(folds) as moved,
         tensorfile.opened(moments) as second,
     ):
-        reads = second.info("reads")
+        reads, seen = second.info("reads"), second.info("seen") if "seen" in second.metadata else None
         for row in tqdm(record["linears"], desc="measure", unit="linear"):
             w = before.get(f"{row['linear']}.weight", device, torch.float32)
             quantized = after.weight(row["linear"], device)
@@ -48,5 +48,6 @@ def measure(
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
             found = errors(w, quantized, from_triangle(second.get(reads[row["linear"]], device)))
-            rows.append(row | {"kind": kind_of(row["linear"], patterns)} | found)
+            counted = {} if seen is None else {"tokens": seen.get(row["linear"], 0)}
+            rows.append(row | {"kind": kind_of(row["linear"], patterns)} | counted | found)
     return rows

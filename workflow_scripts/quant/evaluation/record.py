@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from quant.checkpoints.coverage import quantized_share
 from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
@@ -99,6 +100,7 @@ def run(
             **parts_mb(checkpoint / "model.safetensors", model),
             **made["summary"],
             **sense,
+            "file_bits_per_weight": 8 * checkpoint_bytes(checkpoint) / made["summary"]["parameters"],
             "checkpoint": mark(made["provenance"]),
             "sequences": rows,
             "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
@@ -120,5 +122,7 @@ def doubted(doubt: str, what: str, implausible: str) -> None:
 def original_summary(checkpoint: Path) -> dict[str, Any]:
     """What quantize.json says of a method, for the unquantised model as it is stored."""
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
-        dtype = next(dtype for dtype, shape in file.layout().values() if len(shape) == 2)
-    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0, "storage": "original", "storage_reason": ""}
+        layout = file.layout()
+    dtype = next(dtype for dtype, shape in layout.values() if len(shape) == 2)
+    storage = {"storage": "original", "storage_reason": ""} | quantized_share(layout, ())
+    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0} | storage

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.checkpoints.coverage import quantized_share
 from quant.checkpoints.gemm import read_packed
 from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
@@ -168,6 +169,8 @@ def quantize_autoawq(
     logger.info("AutoAWQ's packed checkpoint: %.1f MB, %.3f bits a weight", packed_mb, bits)
     summary = {"bits_per_weight": bits, "quantize_s": result["seconds"], "storage": "simulated", "packed_mb": packed_mb}
     summary["storage_reason"] = "AutoAWQ's own layout needs a GPU to run, so its codes are decoded here"
+    with tensorfile.opened(source / "model.safetensors") as file:
+        summary |= quantized_share(file.layout(), model["linears"]) | {"left": model["left"], "no_kernels": ""}
     return {"linears": rows, "summary": summary, "provenance": provenance}
 
 

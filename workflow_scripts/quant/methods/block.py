@@ -95,6 +95,8 @@ class Block:
     def _fold(self, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
         """Gives 1/scale to the norm or to the producer's rows."""
         self.folded |= set(group.linears)
+        for name in group.also:
+            self.others[f"{name}.weight"] = self._model.get(f"{name}.weight", self._device, torch.float32) * scale
         if group.fold.kind == "norm":
             name, offset = f"{group.source}.weight", group.fold.offset
             norm = self._model.get(name, self._device, torch.float32)

@@ -5,6 +5,7 @@ import logging
 import time
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
+from quant.checkpoints.coverage import quantized_share, without_kernels
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
@@ -34,12 +36,15 @@ def quantize_checkpoint(
     recipe: Recipe,
     device: str,
     provenance: dict[str, Any],
+    left: Mapping[str, str] = MappingProxyType({}),
+    unpacked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Writes target/model.safetensors beside copies of the source's other files, and the folds.
 
-    linears: names and blocks, as convert recorded them. Returns a row per linear and the summary. Where the format
-    holds what the recipe makes, linears are packed (checkpoints.packed); otherwise they are dense in the source's
-    dtype, and the summary's storage_reason says why.
+    linears: names and blocks, as convert recorded them; left: other linears of the model, and why they stay in 16 bit;
+    unpacked: on which grids no reader of packed weights reads this model's (`asymmetric`, `any`), and why. Returns a
+    row per linear and the summary. Where the format holds what the recipe makes, linears are packed
+    (checkpoints.packed); otherwise they are dense in the source's dtype, and the summary's storage_reason says why.
     """
     config = read_json(source / "config.json")
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -49,10 +54,11 @@ def quantize_checkpoint(
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
         provenance = provenance | {"token_fingerprint": statistics.token_fingerprint}
         dense = layout = model.layout()
-        reason = why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
+        reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
+        reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         if reason is None:
             layout = packed.layout(dense, linears, recipe.grid)
-            config |= {"quantization_config": packed.quantization_config(recipe.grid, dense, linears)}
+            config |= {"quantization_config": packed.quantization_config(recipe.grid, dense, linears, left)}
         begun = time.perf_counter()
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         untouched = set(model.names)
@@ -94,5 +100,7 @@ def quantize_checkpoint(
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
+    storage["no_kernels"] = (without_kernels(dense, linears, recipe.group_size) if reason is None else None) or ""
     summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
+    summary |= quantized_share(dense, linears) | {"left": dict(left)}
     return {"linears": rows, "summary": summary, "provenance": provenance}

@@ -1,10 +1,11 @@
 """Which linears of a block share a scale, and what takes over its inverse."""
 
+import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.architectures import Fold, architecture_of
+from quant.models.architectures import Fold, Group, architecture_of
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Shared:
     linears: tuple[str, ...]
     fold: Fold | None = None
     source: str | None = None
+    also: tuple[str, ...] = ()  # full names of what else reads the input, in 16 bit
 
 
 def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, Any]) -> list[Shared]:
@@ -21,13 +23,27 @@ def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, A
     its rows is known when its steps are chosen."""
     if scope == "linear":
         return [Shared((name,)) for name in names]
-    groups = [
-        Shared(tuple(f"{prefix}.{name}" for name in group.linears), group.fold, f"{prefix}.{group.fold.module}")
-        for group in architecture_of(config, "scope: shared").groups
-    ]
-    if not groups:
+    known = architecture_of(config, "scope: shared").groups
+    groups = [each for group in known for each in found_in(group, names, prefix)]
+    if not known:
         raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
     differing = {name for group in groups for name in group.linears} ^ set(names)
     if differing:
         raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
     return groups[::-1]
+
+
+def found_in(group: Group, names: list[str], prefix: str) -> list[Shared]:
+    """A group's linears of those in a block: all together where they read a norm, each expert's by itself where it
+    reads rows of that expert; a block of another kind (dense among mixtures) has none."""
+    if group.fold.kind == "norm":
+        present = tuple(name for pattern in group.linears for name in fnmatch.filter(names, f"{prefix}.{pattern}"))
+        also = tuple(f"{prefix}.{name}" for name in group.also)
+        return [Shared(present, group.fold, f"{prefix}.{group.fold.module}", also)] if present else []
+    (pattern,) = group.linears
+    before, _, after = f"{prefix}.{pattern}".partition("*")
+    found = []
+    for name in fnmatch.filter(names, f"{prefix}.{pattern}"):
+        expert = name.removeprefix(before).removesuffix(after)
+        found.append(Shared((name,), group.fold, f"{prefix}.{group.fold.module.replace('*', expert)}"))
+    return found

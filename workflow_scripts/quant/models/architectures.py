@@ -25,10 +25,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class Group:
-    """Linears that read one input, and the fold that lets them share a scale."""
+    """Linears that read one input, and the fold that lets them share a scale. A * stands for each expert.
+
+    also: what else reads that input and stays in 16 bit, routers, whose columns take the scale.
+    """
 
     linears: tuple[str, ...]
     fold: Fold
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ def _gated(norm: str, offset: float) -> tuple[Group, ...]:
     return Group((gate, up), Fold(norm, "norm", offset)), Group((down,), Fold(up, "rows"))
 
 
+def _experts(gate: str, up: str, down: str, *also: str, norm: str = "post_attention_layernorm") -> Architecture:
+    """Llama's attention, and in a block the MLP, or experts under mlp.experts with what else reads the norm."""
+    shared = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
+    leaves = tuple(f"mlp.experts.*.{name}" for name in (gate, up))
+    experts = (
+        Group(shared + leaves, Fold(norm, "norm"), also),
+        Group(("mlp.shared_expert.down_proj",), Fold("mlp.shared_expert.up_proj", "rows")),
+        Group((f"mlp.experts.*.{down}",), Fold(leaves[1], "rows")),
+    )
+    return Architecture(_attention("input_layernorm", 0.0) + _gated(norm, 0.0) + experts, GATED)
+
+
 GATED = Mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -107,6 +123,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": _llama(offset=1.0),
     "gemma2": _llama("pre_feedforward_layernorm", 1.0),
     "gemma3_text": _llama("pre_feedforward_layernorm", 1.0),
+    "mixtral": _experts("w1", "w3", "w2", "mlp.gate"),
+    "qwen2_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate", "mlp.shared_expert_gate"),
+    "qwen3_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate"),
+    "olmoe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate"),
     # no fold is known: only the MLP's linears
     "opt": Architecture((), Mlp(None, "fc1", "fc2"), "self_attn.out_proj"),
     "phi": Architecture((), Mlp(None, "mlp.fc1", "mlp.fc2"), "self_attn.dense"),

@@ -6,10 +6,8 @@ publish their own code are mapped to native ones where the equations are the sam
 
 import json
 import logging
-import math
 import shutil
 import tempfile
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,12 @@ from torch import Tensor, nn
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
-from quant.models import sources, tokenizers
-from quant.models.linears import all_linears, decoder_blocks
+from quant.models import quantised, sources, tokenizers
+from quant.models.experts import held
+from quant.models.linears import all_linears, decoder_blocks, left_alone
+from quant.models.minicpm import granite_config
+from quant.models.native import as_native, empty_model, native_object, text_part, text_tensors
+from quant.models.notes import called, packs
 from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
 
@@ -46,51 +48,12 @@ CODE_KEYS = frozenset(  # of config.json: each names code that transformers woul
     {"auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
      "_experts_implementation", "kernel_config", "use_kernels"}
 )  # fmt: skip
-# encoders with a causal head that only is_decoder makes causal; others mark their attention with is_causal
-BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
-MINICPM_OTHER = ("num_experts", "sparse_config", "q_lora_rank")  # variants that compute something else
-
-
-def granite_config(minicpm: dict[str, Any], where: str) -> dict[str, Any]:
-    """MiniCPM-1/2B's config as Granite's: the same equations, four multipliers renamed (docs/methods.md, MiniCPM)."""
-    other = [key for key in MINICPM_OTHER if minicpm.get(key)]
-    if other:
-        raise InputError(
-            f"{where}: this MiniCPM has {other[0]}, which has no native form; give a dense MiniCPM-1B or -2B"
-        )
-    kept = (
-        "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act",
-        "hidden_size", "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads",
-        "num_hidden_layers", "num_key_value_heads", "quantization_config", "rms_norm_eps", "rope_scaling", "rope_theta",
-        "dtype", "torch_dtype", "use_cache", "vocab_size",
-    )  # fmt: skip
-    try:
-        heads, width, depth = (minicpm[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
-        return {key: minicpm[key] for key in kept if key in minicpm} | {
-            "architectures": ["GraniteForCausalLM"],
-            "model_type": "granite",
-            "embedding_multiplier": float(minicpm["scale_emb"]),
-            "residual_multiplier": minicpm["scale_depth"] / math.sqrt(depth),
-            "logits_scaling": width / minicpm["dim_model_base"],
-            "attention_multiplier": 1 / math.sqrt(width // heads),
-            "tie_word_embeddings": minicpm.get("tie_word_embeddings", True),
-        }
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{where}: its config.json does not describe a MiniCPM ({type(error).__name__}: {one_line(error)}); "
-            f"{sources.AGAIN}"
-        ) from None
-
-
 NATIVE_CONFIGS = {"minicpm": granite_config}  # model_type whose published code we replace by a native architecture
 
 
 def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """config.json as a native architecture's, without the names of its remote code; refuses quantised weights."""
-    stored = config.get("quantization_config") or config.get("compression_config")
-    if stored:
-        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
-        raise InputError(f"{where}: its weights are quantised already ({method}); give the unquantised model")
+    quantised.check_config(config, where)
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         raise InputError(f'{where}: its config.json has no model_type; add it, e.g. "model_type": "llama"')
@@ -114,45 +77,6 @@ def without_code(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     return {key: without_code(value) for key, value in config.items() if key not in CODE_KEYS}
-
-
-def empty_model(config: dict[str, Any], n_tensors: int, where: str) -> nn.Module:
-    """The native causal language model that a config describes, without weights."""
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
-
-    kind = config["model_type"]
-    if kind not in CONFIG_MAPPING:
-        raise InputError(
-            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to a "
-            "native architecture first"
-        )
-    try:
-        native = AutoConfig.for_model(**config)
-        depth = getattr(native.get_text_config(), "num_hidden_layers", 0)
-        if not 0 <= depth <= n_tensors:  # before any time goes into building them
-            raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
-        if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
-            with init_empty_weights():
-                model = AutoModelForCausalLM.from_config(native, trust_remote_code=False)
-    except InputError:
-        raise
-    except Exception as error:  # a wrong value fails wherever the architecture first uses it
-        raise InputError(
-            f"{where}: transformers cannot build a model from its config.json ({type(error).__name__}: "
-            f"{one_line(error)}); {sources.AGAIN}"
-        ) from None
-    if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
-        raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
-    return model
-
-
-def looks_ahead(model: nn.Module) -> bool:
-    """Whether an attention within the decoder blocks is not causal (BERT under its causal head, a cross-attention)."""
-    if model.config.model_type in BOTH_WAYS and not getattr(model.config, "is_decoder", False):
-        return True
-    _, blocks = decoder_blocks(model)
-    return any(getattr(module, "is_causal", True) is False for module in blocks.modules())
 
 
 def settle_ties(
@@ -196,17 +120,23 @@ def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> Non
 
 def check_model(
     config: dict[str, Any], tensors: dict[str, Tensor], where: str
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, int]]:
-    """Holds the tensors against the architecture that config.json names; returns config, tensors and linears."""
-    model = empty_model(config, len(tensors), where)
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Holds the tensors against the architecture that config.json names; returns the configuration as transformers
+    reads it, the model's tensors, and what the record says of its linears."""
+    native = native_object(config, where)
     try:
+        model, tensors = native_model(native, tensors, where)
         linears = all_linears(model)
+        reached = called(model, decoder_blocks(model)[1])
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        text = str(error)
+        raise InputError(text if text.startswith(where) else f"{where}: {text}") from None
+    left = left_alone(model, linears, reached)
+    linears = {name: layer for name, layer in linears.items() if name not in left}
     wanted = model.state_dict()
-    tensors = with_prefix(tensors, wanted, f"{model.base_model_prefix}.", where)
     for name in sorted(set(wanted) & set(tensors)):
         check_tensor(name, tensors[name], wanted[name].shape, where)
+    config = normalised(model, config)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     config, tensors = settle_ties(config, tensors, tied, where)
     missing = sorted(set(wanted) - set(tensors) - set(tied))
@@ -220,15 +150,56 @@ def check_model(
         logger.info(
             "%s: left out %d tensors that %s does not have: %s", where, len(extra), type(model).__name__, some(extra)
         )
-    return config, {name: tensors[name] for name in sorted(wanted) if name in tensors}, linears
+    if not linears:
+        raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
+    tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
+    return config, tensors, {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
 
 
-def with_prefix(tensors: dict[str, Tensor], wanted: Container[str], prefix: str, where: str) -> dict[str, Tensor]:
-    """Tensors saved from the model without its head (BLOOM's) under the names they have within it."""
-    bare = {name for name in tensors if name not in wanted and prefix + name in wanted and prefix + name not in tensors}
-    if bare:
-        logger.info("%s: %d tensors lack the prefix %s, which is put before them", where, len(bare), prefix)
-    return {prefix + name if name in bare else name: value for name, value in tensors.items()}
+def why_unpacked(model: nn.Module, linears: dict[str, int]) -> dict[str, str]:
+    """Why a packed checkpoint of this model is read by nobody: on any grid, or on an asymmetric one; {} where it is.
+
+    The model is of no use afterwards.
+    """
+    other = next((name for name in linears if type(model.get_submodule(name)).__name__ != "Linear"), None)
+    if other is not None:
+        kind = type(model.get_submodule(other)).__name__
+        return {"any": f"{other} is a {kind}, which readers of packed weights do not take for a Linear"}
+    if held(model):
+        return {"asymmetric": "transformers reads no zero points of experts; symmetric: true packs them"}
+    if not packs(model, linears):
+        return {"any": f"transformers cannot load packed linears in {type(model).__name__}"}
+    return {}
+
+
+def native_model(native: Any, tensors: dict[str, Tensor], where: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The empty model and the tensors as its own; of a multimodal checkpoint, those of its text model."""
+    model = empty_model(native, len(tensors), where)
+    found = as_native(tensors, model, where)
+    text = text_part(native)
+    if text is None:
+        return model, found
+    alone = empty_model(text, len(tensors), where)
+    short = as_native(text_tensors(found, alone.state_dict()), alone, where)
+    missing = set(alone.state_dict()) - set(short) - set(alone.get_expanded_tied_weights_keys(all_submodels=True))
+    if missing:
+        raise InputError(
+            f"{where}: is multimodal ({native.model_type}), and its text model cannot be taken out of it; give a text "
+            "model"
+        )
+    logger.info("%s: is multimodal (%s); its text model (%s) is converted", where, native.model_type, text.model_type)
+    return alone, short
+
+
+def normalised(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a model as transformers reads it, every value in it."""
+    native = model.config
+    entries = json.loads(native.to_json_string(use_diff=False))
+    own = config.get("dtype") or config.get("torch_dtype")
+    entries = without_code(
+        {key: value for key, value in entries.items() if key not in ("dtype", "torch_dtype", "_name_or_path")}
+    )
+    return entries | ({"dtype": own} if own is not None else {}) | {"architectures": [type(model).__name__]}
 
 
 def some(names: list[str]) -> str:
@@ -345,9 +316,12 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
                 folder, record["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
             config, tensors = sources.read_directory(folder)
             where = str(folder)
+            quantised.check_files(folder)
+            quantised.check_names(tensors, where)
             config = native_config(config, where)
             copy_side_files(folder, stage)
-        config, tensors, record["linears"] = check_model(config, tensors, where)
+        config, tensors, found = check_model(config, tensors, where)
+        record |= found
         config = with_older_keys(settle_dtype(config, tensors, where))
         tensorfile.save(
             stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}

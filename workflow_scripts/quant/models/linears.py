@@ -1,4 +1,5 @@
-"""Which linears of a model are quantised: every nn.Linear of its decoder blocks."""
+"""Which linears of a model are quantised: every nn.Linear of its decoder blocks, experts' among them, but for those
+that choose experts."""
 
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from quant.errors import InputError
+from quant.models.experts import routing, unroll
 
 
 def skeleton(checkpoint: Path) -> nn.Module:
@@ -15,24 +17,40 @@ def skeleton(checkpoint: Path) -> nn.Module:
 
     config = AutoConfig.from_pretrained(checkpoint)
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return unroll(model)
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder blocks: the one ModuleList as long as the configuration says there are layers."""
-    depth = model.config.get_text_config().num_hidden_layers
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
         raise InputError(
-            f"{type(model).__name__}: no list of {depth} decoder blocks was found; use a decoder-only model whose "
-            "blocks are a ModuleList"
+            f"{type(model).__name__}: no list of {depth or 'its'} decoder blocks was found; use a decoder-only model "
+            "whose blocks are a ModuleList"
         )
     return min(found, key=lambda item: item[0].count("."))
 
 
+def routers(block: nn.Module) -> set[str]:
+    """Names of a block's linears that choose experts or weigh them: as many outputs as experts, or one."""
+    sizes = {1} | {module.num_experts for module in routing(block).values()}
+    if len(sizes) == 1:
+        return set()
+    within = tuple(f"{name}." for name in routing(block))
+    return {
+        name
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features in sizes and not name.startswith(within)
+        and not name.rpartition(".")[2].endswith("_proj")
+    }  # fmt: skip
+
+
 def linear_names(block: nn.Module) -> list[str]:
-    """Names of the linears within a block."""
-    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+    """Names of the linears within a block that are quantised, where tokens reach them."""
+    left = routers(block)
+    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear) and name not in left]
 
 
 def all_linears(model: nn.Module) -> dict[str, int]:
@@ -45,3 +63,23 @@ def all_linears(model: nn.Module) -> dict[str, int]:
             "built from nn.Linear"
         )
     return found
+
+
+def left_alone(model: nn.Module, linears: dict[str, int], called: set[str] | None) -> dict[str, str]:
+    """Every other nn.Linear of the model and why it stays in 16 bit; called: names of those that a pass calls."""
+    prefix, blocks = decoder_blocks(model)
+    chosen = {f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in routers(block)}
+    head = model.get_output_embeddings()
+    reasons = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if module is head:
+            reasons[name] = "output head"
+        elif name in chosen:
+            reasons[name] = "router"
+        elif called is not None and name not in called:
+            reasons[name] = "no token reaches it through a forward call"
+        elif name not in linears:
+            reasons[name] = "outside the decoder blocks"
+    return reasons

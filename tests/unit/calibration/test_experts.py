@@ -1,0 +1,224 @@
+"""Experts are linears: the same hidden states, moments of the tokens routed to them, and a packed file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from quant.calibration.second_moments import from_triangle
+from quant.calibration.statistics import collect
+from quant.data.tokens import Tokens, fingerprint
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.models.convert import convert
+from quant.models.experts import unroll
+from quant.models.linears import skeleton
+from tests import tiny
+
+UNSEEN = (6, 7)  # experts that no token is routed to
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-MoE of 8 experts; channel 0 of what its routers read is positive, and two of them fear it."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=256, hidden_size=WIDTH, intermediate_size=48, moe_intermediate_size=16, num_experts=8,
+        num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=128, initializer_range=0.2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = Qwen3MoeForCausalLM(config).float()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 0.3
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = 0
+            layer.mlp.experts.down_proj[:, 0] = 0
+            layer.post_attention_layernorm.weight[1:4] = 8  # channels that a scale helps
+            layer.mlp.gate.weight[:, 1:4] /= 8
+            layer.mlp.gate.weight[list(UNSEEN)] = 0
+            layer.mlp.gate.weight[list(UNSEEN), 0] = -100
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    model.save_pretrained(folder)
+    tiny.save_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("results") / "original"
+    convert({"directory": str(source)}, folder / "checkpoint", folder / "convert.json")
+    return folder / "checkpoint", tiny.read(folder / "convert.json")
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (length,), generator=generator) for length in (20, 33, 20, 7)]
+
+
+@pytest.fixture(scope="module")
+def files(
+    converted: tuple[Path, dict[str, Any]], ids: list[Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("statistics")
+    paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments", "preactivations")}
+    made = {"model_fingerprint": converted[1]["fingerprint"]}
+    tokens = Tokens(ids, fingerprint(ids), {})
+    collect(
+        converted[0],
+        tokens,
+        paths["channels"],
+        paths["moments"],
+        "cpu",
+        torch.float32,
+        80,
+        made,
+        paths["preactivations"],
+    )
+    return paths
+
+
+def test_every_expert_is_a_linear_and_the_router_is_none(converted: tuple[Path, dict[str, Any]]) -> None:
+    checkpoint, record = converted
+    experts = [name for name in record["linears"] if ".experts." in name]
+    assert len(experts) == 2 * 8 * 3 and "model.layers.1.mlp.experts.7.down_proj" in experts
+    assert not any(name.endswith("mlp.gate") for name in record["linears"])
+    assert load_file(checkpoint / "model.safetensors")["model.layers.0.mlp.experts.3.up_proj.weight"].shape == (
+        16,
+        WIDTH,
+    )
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_both_formats_of_a_file_become_the_same_checkpoint(source: Path, tmp_path: Path, original: bool) -> None:
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "model", save_original_format=original)
+    tiny.save_byte_tokenizer(tmp_path / "model")
+    folder = tmp_path / "results/original"
+    convert({"directory": str(tmp_path / "model")}, folder / "checkpoint", folder / "convert.json")
+    found = load_file(folder / "checkpoint/model.safetensors")
+    fused = model.model.layers[1].mlp.experts
+    for index in range(8):
+        name = f"model.layers.1.mlp.experts.{index}"
+        gate, up = fused.gate_up_proj[index].chunk(2)
+        assert torch.equal(found[f"{name}.gate_proj.weight"], gate)
+        assert torch.equal(found[f"{name}.up_proj.weight"], up)
+        assert torch.equal(found[f"{name}.down_proj.weight"], fused.down_proj[index])
+
+
+def test_unrolled_experts_compute_the_same(source: Path, ids: list[Tensor]) -> None:
+    plain, unrolled = (AutoModelForCausalLM.from_pretrained(source).eval() for _ in range(2))
+    unroll(unrolled)
+    with torch.inference_mode():
+        torch.testing.assert_close(unrolled(ids[0][None]).logits, plain(ids[0][None]).logits, rtol=1e-5, atol=1e-5)
+
+
+def inputs(checkpoint: Path, ids: list[Tensor], layer: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A layer's experts in float64, what reaches them [tokens, hidden], and the experts chosen [tokens, 2]."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64, experts_implementation="eager")
+    experts, seen = model.eval().model.layers[layer].mlp.experts, []
+    experts.register_forward_pre_hook(lambda module, args: seen.append(args))
+    with torch.inference_mode():
+        for sequence in ids:
+            model(sequence[None], use_cache=False)
+    return experts, torch.cat([args[0] for args in seen]), torch.cat([args[1] for args in seen])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_moments_are_of_the_routed_tokens_and_lean_on_the_layers(
+    converted: tuple[Path, dict[str, Any]], ids: list[Tensor], files: dict[str, str], layer: int
+) -> None:
+    """H = (n·H_expert + (d - n)·H_pooled)/d where the n tokens of an expert are fewer than a linear's d inputs; here
+    the pool is every token of the layer, since these are few."""
+    experts, x, chosen = inputs(converted[0], ids, layer)
+    counts = set()
+    with tensorfile.opened(files["moments"]) as file:
+        seen, reads = file.info("seen"), file.info("reads")
+        for index in range(8):
+            name = f"model.layers.{layer}.mlp.experts.{index}"
+            rows = (chosen == index).any(1)
+            n = int(rows.sum())
+            counts.add(n)
+            with torch.inference_mode():
+                gate, up = (x @ experts.gate_up_proj[index].T).chunk(2, dim=1)
+                inner = nn.functional.silu(gate) * up
+            for leaf, h in (("gate_proj", x), ("up_proj", x), ("down_proj", inner)):
+                own, all_of_them, d = h[rows].T @ h[rows], h.T @ h / len(h), h.shape[1]
+                expected = own / n if n >= d else (own + (d - n) * all_of_them) / d
+                found = from_triangle(file.get(reads[f"{name}.{leaf}"])).double()
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+                assert seen.get(f"{name}.{leaf}", 0) == n
+    assert 0 in counts and max(counts) >= WIDTH and any(0 < n < WIDTH for n in counts)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_packed_experts_load_in_plain_transformers(
+    converted: tuple[Path, dict[str, Any]], files: dict[str, str], tmp_path: Path, rounding: str
+) -> None:
+    from tests import matrix
+
+    original, record = converted
+    (tmp_path / "results/original").mkdir(parents=True)
+    (tmp_path / "results/original/checkpoint").symlink_to(original)
+    found = matrix.quantized(tmp_path, "method", matrix.RECIPE | {"rounding": rounding}, record, files)
+    assert found["summary"]["storage"] == "packed" and found["summary"]["quantized_share"] > 0.5
+    tokens = {row["linear"]: row["tokens"] for row in found["rows"]}
+    assert tokens["model.layers.0.mlp.experts.6.gate_proj"] == 0 < tokens["model.layers.0.self_attn.q_proj"]
+    config = json.loads((tmp_path / "results/method/checkpoint/config.json").read_text())
+    assert "model.layers.0.mlp.gate" in config["quantization_config"]["ignore"]
+
+
+def test_zero_points_of_experts_are_not_packed(
+    converted: tuple[Path, dict[str, Any]], files: dict[str, str], tmp_path: Path
+) -> None:
+    """transformers would read the codes without them."""
+    from tests import matrix
+
+    (tmp_path / "results/original").mkdir(parents=True)
+    (tmp_path / "results/original/checkpoint").symlink_to(converted[0])
+    found = matrix.quantized(tmp_path, "method", matrix.RECIPE | {"symmetric": False}, converted[1], files)
+    assert found["summary"]["storage"] == "simulated" and "symmetric: true" in found["summary"]["storage_reason"]
+
+
+def test_a_shared_scale_takes_the_router_along(
+    converted: tuple[Path, dict[str, Any]], files: dict[str, str], tmp_path: Path
+) -> None:
+    """matrix.quantized holds it against the original with nothing but its linears changed: norm, every expert's gate
+    and up, and the router's columns move as one, up's rows against down's columns."""
+    from tests import matrix
+
+    original = converted[0]
+    (tmp_path / "results/original").mkdir(parents=True)
+    (tmp_path / "results/original/checkpoint").symlink_to(original)
+    entry = matrix.RECIPE | {"salience": "l2", "scope": "shared"}
+    found = matrix.quantized(tmp_path, "method", entry, converted[1], files)
+    assert found["summary"]["storage"] == "packed"
+    routers = [load_file(f / "model.safetensors")["model.layers.0.mlp.gate.weight"]
+               for f in (original, tmp_path / "results/method/checkpoint")]  # fmt: skip
+    assert not torch.equal(*routers)
+
+
+def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    config = GptOssConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    GptOssForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny.save_byte_tokenizer(tmp_path / "model")
+    with pytest.raises(InputError, match=r"mixture of experts of a layout not known here \(GptOssExperts\)"):
+        convert({"directory": str(tmp_path / "model")}, tmp_path / "r/checkpoint", tmp_path / "r/convert.json")
+
+
+def test_a_skeleton_of_a_mixture_has_its_files_names(converted: tuple[Path, dict[str, Any]]) -> None:
+    names = set(skeleton(converted[0]).state_dict())
+    assert names - {"lm_head.weight"} == set(load_file(converted[0] / "model.safetensors")) - {"lm_head.weight"}

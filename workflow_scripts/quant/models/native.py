@@ -1,0 +1,157 @@
+"""The model that a config.json describes, as transformers builds it, and a checkpoint's tensors under the names, and in
+the pieces, that it gives them."""
+
+import json
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from quant.errors import InputError
+from quant.models import experts, sources
+from quant.models.experts import unroll
+from quant.models.linears import decoder_blocks
+from quant.models.sources import one_line
+
+# encoders with a causal head that only is_decoder makes causal; others mark their attention with is_causal
+BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
+
+
+def native_object(config: dict[str, Any], where: str) -> Any:
+    """The configuration as AutoConfig reads it: old and new words, and infinities, are one."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    kind = config["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"{where}: model_type {kind!r} is not one that transformers knows without remote code; convert it to a "
+            "native architecture first"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # a wrong value fails wherever the architecture first uses it
+            raise cannot_build(error, where) from None
+
+
+def cannot_build(error: Exception, where: str) -> InputError:
+    return InputError(
+        f"{where}: transformers cannot build a model from its config.json ({type(error).__name__}: {one_line(error)}); "
+        f"{sources.AGAIN}"
+    )
+
+
+def text_part(native: Any) -> Any | None:
+    """The configuration of a multimodal model's text model, where transformers has that as a model of its own."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    towers = ("vision_config", "audio_config", "vq_config", "speech_config")
+    text = getattr(native, "text_config", None)
+    if text is None or not any(getattr(native, name, None) is not None for name in towers):
+        return None
+    return text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and type(text) is not type(native) else None
+
+
+def empty_model(native: Any, n_tensors: int, where: str) -> nn.Module:
+    """The native causal language model that a configuration describes, without weights, its experts unrolled."""
+    from accelerate import init_empty_weights
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    kind = native.model_type
+    depth = getattr(native.get_text_config(decoder=True), "num_hidden_layers", None) or 0
+    if not 0 <= depth <= n_tensors:  # before any time goes into building them
+        raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
+    try:
+        if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            with init_empty_weights():
+                model = AutoModelForCausalLM.from_config(native, trust_remote_code=False).eval()
+    except Exception as error:  # a wrong value fails wherever the architecture first uses it
+        raise cannot_build(error, where) from None
+    if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
+        raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
+    return unroll(model)
+
+
+def looks_ahead(model: nn.Module) -> bool:
+    """Whether an attention within the decoder blocks is not causal (BERT under its causal head, a cross-attention)."""
+    if model.config.model_type in BOTH_WAYS and not getattr(model.config, "is_decoder", False):
+        return True
+    try:
+        _, blocks = decoder_blocks(model)
+    except InputError:  # said where the linears are looked for
+        return False
+    return any(getattr(module, "is_causal", True) is False for module in blocks.modules())
+
+
+def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[str, Tensor]:
+    """A file's tensors as those of an unrolled model: renamed, fused and split by transformers' own conversion, in
+    the type that they have; those of no place in the model keep their names."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    wanted = model.state_dict()
+    if tensors.keys() == wanted.keys():
+        return tensors
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    whole = wanted | dict.fromkeys(_fused(model))  # what a conversion may lead to
+    prefix = model.base_model_prefix
+    found: dict[str, Tensor] = {}
+    pending: dict[str, WeightConverter] = {}
+    for name in sorted(tensors, key=_natural):
+        plain, _ = rename_source_key(name, renamings, [], prefix, wanted)
+        if plain not in wanted and name in wanted:
+            plain = name
+        if plain in wanted:
+            _put(found, plain, tensors[name], where)
+            continue
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, whole)
+        if pattern is not None and (renamed in whole):
+            entry = pending.setdefault(renamed, deepcopy(by_pattern[pattern]))
+            entry.add_tensor(renamed, name, pattern, tensors[name])
+        else:
+            _put(found, plain if plain in whole else name, tensors[name], where)
+    for first, entry in pending.items():
+        try:
+            made = entry.convert(first, model=model, config=model.config)
+        except Exception as error:  # an operation raises whatever a wrong shape or a missing piece led to
+            raise InputError(
+                f"{where}: {first} cannot be made of the checkpoint's tensors ({one_line(error)}); {sources.AGAIN}"
+            ) from None
+        for name, value in made.items():
+            _put(found, name, value[0] if isinstance(value, list) else value, where)
+    return experts.split(found, model)
+
+
+def _natural(name: str) -> list[tuple[int, Any]]:
+    """Order in which layer 10 comes after layer 9, as transformers stacks experts."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
+
+
+def _fused(model: nn.Module) -> list[str]:
+    """Names of the 3-D parameters that an unrolled model's experts had."""
+    return [
+        f"{path}.{name}"
+        for path, module in experts.held(model).items()
+        for name in (experts.GATED if module.layout.gate else experts.PLAIN, experts.DOWN)
+    ]
+
+
+def _put(found: dict[str, Tensor], name: str, value: Tensor, where: str) -> None:
+    if name in found:
+        raise InputError(f"{where}: two of its tensors are {name} to transformers; keep one")
+    found[name] = value
+
+
+def text_tensors(tensors: dict[str, Tensor], wanted: dict[str, Any]) -> dict[str, Tensor]:
+    """A multimodal checkpoint's tensors under the names of its text model; those of its other towers stay."""
+    named = {}
+    for name, value in tensors.items():
+        short = name.replace("language_model.", "", 1)
+        named[name if name in wanted else short if short in wanted else name] = value
+    return named
