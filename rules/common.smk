@@ -26,10 +26,11 @@ CARD_KEYS = ("base_model", "license", "caveat", "source")
 code = tracking.code_of
 model_files = configuration.model_files
 
-# wildcard constraints: methods that are recipes, and those of a library of its own; (?!) matches nothing
-RECIPES, LIBRARY_METHODS = (
-    "|".join(re.escape(name) for name, recipe in METHODS.items() if ("algorithm" in recipe) == of_library) or "(?!)"
-    for of_library in (False, True)
+# wildcard constraints: methods that are recipes, those that run the model, and those of a library of its own; (?!)
+# matches nothing
+RECIPES, MODEL_RECIPES, LIBRARY_METHODS = (
+    "|".join(re.escape(name) for name, recipe in METHODS.items() if keys.way_of(recipe) == way) or "(?!)"
+    for way in ("weights", "model", "library")
 )
 
 # the common calibration set, and the one of a method: results/{model}/calibration/n64-s42/
@@ -57,7 +58,11 @@ calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int
 CALIBRATIONS = sorted(
     {
         COMMON_CALIBRATION,
-        *(calibration_name(**METHODS[method]) for method in STUDY["methods"] if keys.statistics_files(METHODS[method])),
+        *(
+            calibration_name(**METHODS[method])
+            for method in STUDY["methods"]
+            if keys.calibration_files(METHODS[method])
+        ),
     }
 )
 

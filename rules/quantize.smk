@@ -42,6 +42,46 @@ rule quantize:
         "../workflow_scripts/quantize.py"
 
 
+rule quantize_with_model:
+    """A model quantised by a recipe that runs it: sequential inputs, or tuning."""
+    input:
+        unpack(
+            lambda w: {
+                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
+            }
+        ),
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        record="results/{model}/{method}/quantize.json",
+        folds="results/{model}/{method}/folds.safetensors",
+    log:
+        "results/logs/quantize_with_model/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/quantize_with_model/{model}/{method}.tsv"
+    wildcard_constraints:
+        method=MODEL_RECIPES,
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # SmolLM2-135M: two streams of hidden states and two copies of a block; tuning: the model, its codes, two models' logits
+    resources:
+        gpu=GPU,
+        mem_mb=more(8000),
+        runtime=more(240),
+    params:
+        recipe=lambda w: METHODS[w.method],
+        linears=CONFIG["linears"],
+        spec=lambda w: CALIBRATION | {key: METHODS[w.method][key] for key in ("n_calib", "seed")},
+        compute=COMPUTE,
+        code=lambda w: code("quantize_with_model.py", modules=choices.modules(METHODS[w.method])),
+    script:
+        "../workflow_scripts/quantize_with_model.py"
+
+
 rule measure_error:
     """The exact error of each of a method's linears on the calibration text."""
     input:

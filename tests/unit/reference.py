@@ -319,3 +319,37 @@ def kl(p_logits: Matrix, q_logits: Matrix) -> list[float]:
 
 def perplexity(nlls: list[float]) -> float:
     return math.exp(sum(nlls) / len(nlls))
+
+
+def refined(
+    w: Matrix, codes: Matrix, steps: Matrix, zeros: Matrix, bits: int, group_size: int, symmetric: bool, moment: Matrix
+) -> tuple[Matrix, Matrix]:
+    """One round: each code in turn, by falling H_jj, to where its row's error is least with all others as they are, by
+    trying every code; then each row's steps [out, n_groups] by least squares. codes, steps and zeros [out, in]."""
+    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    h = moment + 1e-4 * moment.diagonal().mean() * np.eye(len(moment))
+    codes, bounds = codes.copy(), group_bounds(w.shape[1], group_size)
+    root = np.linalg.cholesky(h).T  # ‖root·d‖² = d H dᵀ
+    new = np.zeros((len(w), len(bounds)))
+    for k in range(len(w)):
+        for j in sorted(range(len(h)), key=lambda j: -h[j, j]):
+            errors = []
+            for code in range(lowest, highest + 1):
+                tried = codes[k].copy()
+                tried[j] = code
+                errors.append(float(((root @ (w[k] - (tried - zeros[k]) * steps[k])) ** 2).sum()))
+            codes[k, j] = lowest + errors.index(min(errors))
+        columns = np.zeros((len(h), len(bounds)))
+        for g, (start, stop) in enumerate(bounds):
+            columns[start:stop, g] = codes[k, start:stop] - zeros[k, start:stop]
+        new[k] = np.linalg.lstsq(root @ columns, root @ w[k], rcond=None)[0]
+    return codes, new
+
+
+def corrected(w: Matrix, x: Matrix, quantised: Matrix, share: float) -> Matrix:
+    """w plus a share of the change that makes up for its outputs on x [n, in] when it reads the quantised model's
+    inputs [n, in], by ridge regression."""
+    damp = 0.01 * second_moment(quantised).diagonal().mean() * len(x)
+    wide = np.concatenate([quantised, math.sqrt(damp) * np.eye(w.shape[1])])
+    missing = np.concatenate([(x - quantised) @ w.T, np.zeros((w.shape[1], len(w)))])
+    return w + share * np.linalg.lstsq(wide, missing, rcond=None)[0].T

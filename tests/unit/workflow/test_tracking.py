@@ -94,8 +94,15 @@ def test_every_imported_library_has_a_version_by_its_name() -> None:
 
 
 # groups of scripts, and by hand every module and whose jobs an edit of it makes again
-PASSES = {"collect_statistics", "collect_noisy", "collect_jacobian", "check_mse"}  # the model, block by block
-QUANTIZERS = {"quantize", "quantize_autoawq"}
+PASSES = {
+    "collect_statistics",
+    "collect_noisy",
+    "collect_jacobian",
+    "quantize_with_model",
+    "check_mse",
+}  # the model, block by block
+RECIPES = {"quantize", "quantize_with_model"}
+QUANTIZERS = {"quantize", "quantize_with_model", "quantize_autoawq"}
 READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
 MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
@@ -110,7 +117,7 @@ CHOSEN = {
     for key, (package, table) in choices.CHOICES.items()
 }
 # all that a script may import by a recipe's names
-BY_NAME = {"quantize": tuple(module for names in CHOSEN.values() for module in names.values())}
+BY_NAME = dict.fromkeys(RECIPES, tuple(module for names in CHOSEN.values() for module in names.values()))
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
 OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
 USERS: dict[str, set[str]] = {
@@ -131,7 +138,7 @@ USERS: dict[str, set[str]] = {
     "report/study": {"report"},
     "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
-    "models/architectures": {"quantize"}
+    "models/architectures": RECIPES
     | ANALYSES
     | FROM_FILES
     | {"collect_jacobian", "export", "measure_sensitivity"}
@@ -139,18 +146,14 @@ USERS: dict[str, set[str]] = {
     "files/artifacts": OURS,
     "methods/autoawq": {"quantize_autoawq"} | {"check_study"},
     "methods/autoawq_environment": {"quantize_autoawq"} | {"check_study"},
-    "methods/block": {"quantize"},
+    "methods/block": RECIPES,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
     "recipe/choices": {"answer_questions", "report", "summarize_sensitivity"} | {"describe"},
-    "recipe/context": {"quantize"},
-    "recipe/functions": {"quantize"},
+    "recipe/context": RECIPES,
+    "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
-    "calibration/channels": PASSES
-    | {"quantize"}
-    | ANALYSES
-    | FROM_FILES
-    | {"measure_sensitivity", "synthetic_benchmark"},
+    "calibration/channels": PASSES | RECIPES | ANALYSES | FROM_FILES | {"measure_sensitivity", "synthetic_benchmark"},
     "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
@@ -170,7 +173,8 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
-    "recipe/fused": {"quantize"},
+    "recipe/correction": {"quantize_with_model"},
+    "recipe/fused": RECIPES,
     "checkpoints/gemm": {"quantize_autoawq", "export"} | {"check_study"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
@@ -178,12 +182,12 @@ USERS: dict[str, set[str]] = {
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": {"quantize"},
+    "recipe/grid_kernels": RECIPES,
     "recipe/key": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "recipe/keys": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
-    "recipe/linear": {"quantize"},
-    "models/names": {"quantize"}
+    "recipe/linear": RECIPES,
+    "models/names": RECIPES
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity"}
@@ -205,7 +209,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | {"quantize"} | {"check_study"},
+    "checkpoints/packed": READERS | RECIPES | {"check_study"},
     "report/page": {"report"},
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -213,42 +217,46 @@ USERS: dict[str, set[str]] = {
     "comparison/pick": {"pick", "report"} | {"check_study", "plot"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
-    "recipe/protection": {"quantize", "check_mse", "synthetic_benchmark"},
-    "methods/quantize": {"quantize"},
+    "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
+    "methods/quantize": RECIPES,
     "report/figures/questions": {"plot"},
     "comparison/questions": {"answer_questions"},
-    "calibration/reader": {"quantize"},
-    "recipe/ranges": {"quantize"},
-    "recipe/recipe": {"quantize"} | {"check_study"},
+    "calibration/reader": RECIPES,
+    "recipe/ranges": RECIPES,
+    "recipe/recipe": RECIPES | {"check_study"},
     "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"} | {"check_study"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
-    "recipe/roundings/gptq": {"quantize"},
-    "recipe/roundings/greedy_flip": {"quantize"},
-    "recipe/roundings/nearest": {"quantize"},
+    "recipe/refine": RECIPES,
+    "recipe/refine_kernels": RECIPES,
+    "recipe/roundings/gptq": RECIPES,
+    "recipe/roundings/greedy_flip": RECIPES,
+    "recipe/roundings/nearest": RECIPES,
     # a new salience or rounding is tried without another pass over the text
-    "recipe/saliences/l1": {"quantize", "deep_dive"},
-    "recipe/saliences/l2": {"quantize"},
-    "recipe/saliences/praq": {"quantize", "deep_dive"},
-    "recipe/scores/awq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
-    "recipe/scores/praq": {"quantize", "check_mse", "deep_dive", "synthetic_benchmark"},
+    "recipe/saliences/l1": RECIPES | {"deep_dive"},
+    "recipe/saliences/l2": RECIPES,
+    "recipe/saliences/praq": RECIPES | {"deep_dive"},
+    "recipe/scores/awq": RECIPES | {"check_mse", "deep_dive", "synthetic_benchmark"},
+    "recipe/scores/praq": RECIPES | {"check_mse", "deep_dive", "synthetic_benchmark"},
     "workflow/recipe_schema": set(),
     "workflow/defaults": set(),
     "workflow/schema": set(),
-    "recipe/search": {"quantize"},
-    "calibration/second_moments": PASSES | {"quantize"} | {"measure_error", "measure_heldout"},
+    "recipe/search": RECIPES,
+    "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
-    "models/gguf_pretokenizers": TEXTS | {"convert"},
-    "models/gguf_tokenizer": TEXTS | {"convert"},
-    "models/sentencepiece_model": TEXTS | {"convert"},
-    "models/tokenizers": TEXTS | {"convert"},
+    "models/gguf_pretokenizers": TEXTS | {"convert", "export"},
+    "models/gguf_tokenizer": TEXTS | {"convert", "export"},
+    "models/sentencepiece_model": TEXTS | {"convert", "export"},
+    "models/tokenizers": TEXTS | {"convert", "export"},
     "data/text_files": TOKENS,
-    "models/sources": TEXTS | {"convert"},
+    "models/sources": TEXTS | {"convert", "export"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
     "checkpoints/stored": READERS,
+    "methods/sequential": {"quantize_with_model"},
+    "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
@@ -269,12 +277,16 @@ USERS: dict[str, set[str]] = {
     "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"measure_error"} | {"check_study"},
     "data/wording": TOKENS | {"describe"},
     "workflow/shared_text": set(),
+    "methods/tune": {"quantize_with_model"},
+    "methods/with_model": {"quantize_with_model"},
     "workflow/tracking": set(),  # what it says is what counts
     "comparison/verdicts": {"answer_questions", "pick", "plot", "report"} | {"check_study"},
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
-    "methods/shared": {"check_study", "quantize"},
-    "methods/packing": {"check_study", "quantize"},
+    "methods/shared": RECIPES | {"check_study"},
+    "methods/packing": RECIPES | {"check_study"},
+    "checkpoints/gguf_metadata": {"export"},
+    "evaluation/sanity": {"evaluate", "evaluate_original"},
 }
 
 

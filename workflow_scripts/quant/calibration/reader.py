@@ -65,7 +65,8 @@ class Statistics:
     @property
     def token_fingerprint(self) -> str | None:
         """Of the calibration tokens; None where the recipe uses none."""
-        return next((file.info("provenance")["token_fingerprint"] for file in self._files.values()), None)
+        expected = self._expected.get("token_fingerprint")
+        return next((file.info("provenance")["token_fingerprint"] for file in self._files.values()), expected)
 
     def _weighted(self, linear: str) -> bool:
         return "weighted" in self._files and f"{linear}.moment" in self._files["weighted"].names

@@ -1,7 +1,8 @@
 """One decoder block on its way through a recipe: its linears in groups that share a scale, and where scales fold."""
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.calibration.reader import Statistics
+from quant.calibration.reader import LinearStatistics, Statistics
 from quant.files import tensorfile
 from quant.files.tensorfile import check_finite
 from quant.methods.shared import Shared
 from quant.models.architectures import rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes
-from quant.recipe.linear import quantize_group
+from quant.recipe.linear import bounded_scale, round_linear
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.ranges import foldable, held
 from quant.recipe.recipe import Recipe
+from quant.recipe.search import Search
 
 
 class Block:
@@ -29,6 +31,8 @@ class Block:
         self._model, self._config, self._device = model, config, device
         self._layout = model.layout()
         self.weights: dict[str, Tensor] = {}
+        self.known: dict[str, LinearStatistics] = {}  # of those not yet rounded
+        self.found: dict[str, Search | None] = {}
         self.done: dict[str, QuantizedLinear] = {}
         self.milliseconds: dict[str, float] = {}
         self.folded: set[str] = set()
@@ -36,24 +40,46 @@ class Block:
         self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
 
     def quantize(self, group: Shared, statistics: Statistics, recipe: Recipe, generator: torch.Generator) -> None:
+        self.find(group, statistics, recipe)
+        self.round(group.linears, [self.weights[name] for name in group.linears], recipe, generator)
+
+    def find(self, group: Shared, statistics: Statistics, recipe: Recipe) -> None:
+        """A group's weights, what is known of them, and their scale, folded where it can be."""
+        with self._timed(group.linears):
+            for name in group.linears:
+                w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
+                check_finite(f"{name}.weight", w, str(self._model.path))
+                self.known[name] = statistics.of(name, self._device)
+            heads = value_heads(self._config) if self._repeats_values(group) else None
+            weights, known = ([table[name] for name in group.linears] for table in (self.weights, self.known))
+            bound = None if group.fold is None else partial(self._foldable, group=group, heads=heads)
+            found = bounded_scale(weights, known, recipe, heads, bound)
+            self.found |= dict.fromkeys(group.linears, found)
+            if group.fold is not None and found is not None and found.alpha:
+                self._fold(group, found.scale, heads)
+
+    def round(
+        self, names: Sequence[str], targets: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
+    ) -> None:
+        """Linears whose scales are found, each on the recipe's grid, for steps as its file will give them; targets: the
+        weights to come near to."""
+        with self._timed(names):
+            for name, w in zip(names, targets, strict=True):
+                dtype, rows = self._layout[f"{name}.weight"][0], self.row_scale.get(name)
+                stored = partial(grids.stored_step, dtype=dtype, rows=rows)
+                result = round_linear(w, self.found[name], self.known.pop(name), recipe, generator, stored)
+                self.done[name] = self._held(name, result)
+
+    @contextlib.contextmanager
+    def _timed(self, names: Sequence[str]) -> Iterator[None]:
+        """Adds to the milliseconds of each of these linears its share of what is done meanwhile."""
         started = time.perf_counter()
-        for name in group.linears:
-            w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
-            check_finite(f"{name}.weight", w, str(self._model.path))
-        known = [statistics.of(name, self._device) for name in group.linears]
-        heads = value_heads(self._config) if self._repeats_values(group) else None
-        steps = [partial(grids.stored_step, dtype=self._layout[f"{name}.weight"][0], rows=self.row_scale.get(name))
-                 for name in group.linears]  # fmt: skip
-        bound = None if group.fold is None else partial(self._foldable, group=group, heads=heads)
-        weights = [self.weights[name] for name in group.linears]
-        results = quantize_group(weights, known, recipe, generator, heads, steps, bound)
-        if group.fold is not None and results[0].scale is not None:
-            self._fold(group, results[0].scale, heads)
+        yield
         if self._device == "cuda":
             torch.cuda.synchronize()
-        share = 1e3 * (time.perf_counter() - started) / len(group.linears)
-        for name, result in zip(group.linears, results, strict=True):
-            self.done[name], self.milliseconds[name] = self._held(name, result), share
+        share = 1e3 * (time.perf_counter() - started) / len(names)
+        for name in names:
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + share
 
     def _held(self, name: str, result: QuantizedLinear) -> QuantizedLinear:
         """A linear whose readers, multiplying codes by steps, do not leave the checkpoint's type where its original's

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,16 @@ from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.methods.block import Block
 from quant.methods.packing import why_not_packed
-from quant.methods.shared import shared_groups
+from quant.methods.shared import Shared, shared_groups
+from quant.recipe.grids import Codes
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 
 logger = logging.getLogger("quant")
+
+
+# a block, its groups, the statistics, the recipe, and what random numbers are drawn by
+QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
 
 
 def quantize_checkpoint(
@@ -38,6 +44,8 @@ def quantize_checkpoint(
     provenance: dict[str, Any],
     left: Mapping[str, str] = MappingProxyType({}),
     unpacked: Mapping[str, str] = MappingProxyType({}),
+    quantize_block: QuantizeBlock | None = None,
+    keep: dict[str, Codes] | None = None,
 ) -> dict[str, Any]:
     """Writes target/model.safetensors beside copies of the source's other files, and the folds.
 
@@ -45,6 +53,8 @@ def quantize_checkpoint(
     unpacked: on which grids no reader of packed weights reads this model's (`asymmetric`, `any`), and why. Returns a
     row per linear and the summary. Where the format holds what the recipe makes, linears are packed
     (checkpoints.packed); otherwise they are dense in the source's dtype, and the summary's storage_reason says why.
+    quantize_block: in place of each group for itself, on its own statistics. keep: takes every linear's codes as
+    stored, in the host's memory.
     """
     config = read_json(source / "config.json")
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -70,10 +80,16 @@ def quantize_checkpoint(
                     statistics.prefetch(following, device)
                 block = Block(model, config, device)
                 prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
-                for group in shared_groups(names, prefix, recipe.scope, config):
-                    block.quantize(group, statistics, recipe, generator)
+                groups = shared_groups(names, prefix, recipe.scope, config)
+                if quantize_block is not None:
+                    quantize_block(block, groups, statistics, recipe, generator)
+                else:
+                    for group in groups:
+                        block.quantize(group, statistics, recipe, generator)
                 for name in names:
                     result = block.done[name]
+                    if keep is not None:
+                        keep[name] = in_host_memory(block.codes(name), dense[f"{name}.weight"][0])
                     folds |= {key: value.cpu() for key, value in block.folds(name)}
                     if reason is None:
                         written = packed.pack(name, block.codes(name))
@@ -104,3 +120,10 @@ def quantize_checkpoint(
     summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
     summary |= quantized_share(dense, linears) | {"left": dict(left)}
     return {"linears": rows, "summary": summary, "provenance": provenance}
+
+
+def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:
+    """Codes and zeros in a byte each, steps as a file of that dtype has them."""
+    byte = torch.int8 if codes.grid.symmetric else torch.uint8
+    parts = (codes.codes.to(byte), codes.step.to(dtype), codes.zero.to(byte))
+    return Codes(*(part.cpu() for part in parts), codes.grid, codes.n_in)

@@ -49,6 +49,36 @@ def table() -> dict[str, Key]:
         ),
         "rounding": Key("nearest", "how a weight finds its grid point", tuple(ROUNDINGS)),
         **own_keys("rounding"),
+        "refine": Key(
+            0,
+            "rounds of better codes (coordinate descent) and better steps (least squares) after rounding; 3 are enough",
+            minimum=0,
+            maximum=100,
+        ),
+        "inputs": Key(
+            "parallel",
+            "what a linear is quantised for: what it gets in the original, or in the model quantised so far, which is "
+            "run over the calibration tokens",
+            ("parallel", "sequential"),
+        ),
+        "correction": Key(
+            0.0,
+            "share of the earlier linears' damage that a linear takes back; 0.5 is best",
+            minimum=0,
+            maximum=1,
+            when=("inputs", ("sequential",)),
+        ),
+        "tune": Key(
+            None,
+            "{}: steps and norms tuned so that predictions come near to the original's on the calibration text; codes "
+            "stay, and what serves the part held out best is kept, the start included",
+            keys={
+                "epochs": Key(4, "passes over the text", minimum=1, maximum=1000),
+                "rate": Key(0.002, "AdamW's", above=0, maximum=1),
+                "batch": Key(8, "sequences a step", minimum=1),
+                "held_out": Key(0.125, "share of the sequences held out", above=0, maximum=0.5),
+            },
+        ),
         "keep": Key("none", "score by which output channels stay in 16 bit", tuple(SCORES)),
         "keep_ratio": Key(0.5, "share of them (the research: 0.2, 0.3, 0.5, 0.7)", above=0, below=1, when=kept),
         **own_keys("keep"),
@@ -85,7 +115,8 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def reads(recipe: Mapping[str, Any]) -> set[str]:
     """What the functions of a recipe read: of channels, moment, random."""
-    return {name for choice in chosen(recipe) for name in choice.reads} | ({CHANNELS} if recipe["clip"] else set())
+    read = {name for choice in chosen(recipe) for name in choice.reads}
+    return read | ({CHANNELS} if recipe["clip"] else set()) | ({MOMENT} if recipe["refine"] else set())
 
 
 def draws(recipe: Mapping[str, Any]) -> bool:
@@ -99,7 +130,7 @@ def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's value of `key` reaches its weights, given its other keys."""
     if key in OF_CALIBRATION:
         complete = "algorithm" not in recipe and all(name in recipe for name in KEYS)
-        return not complete or bool(statistics_files(recipe)) or (key == "seed" and draws(recipe))
+        return not complete or bool(calibration_files(recipe)) or (key == "seed" and draws(recipe))
     if key not in KEYS or KEYS[key].when is None:
         return True
     other, values = KEYS[key].when
@@ -118,13 +149,13 @@ def needed(key: str) -> tuple[str, tuple[Any, ...] | None]:
 def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing.
 
-    n_calib is None where no statistics are read; the seed stays, since each result names it.
+    n_calib is None where no calibration is read; the seed stays, since each result names it.
     """
     if "algorithm" in recipe:
         return recipe
     known = defaults()
     settled = {k: value if k not in known or has_effect(k, recipe) else known[k] for k, value in recipe.items()}
-    return settled if statistics_files(settled) else settled | {"n_calib": None}
+    return settled if calibration_files(settled) else settled | {"n_calib": None}
 
 
 def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -136,6 +167,8 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     if "algorithm" in recipe:
         return {"tokens": f"{folder}/tokens.safetensors"}
     read, files = reads(recipe), {}
+    if recipe["inputs"] == "sequential" and recipe["salience"] == "none":
+        read -= {MOMENT}  # of the quantised model's inputs, which no file holds
     if CHANNELS in read:
         files["channels"] = "channels.safetensors"
     if MOMENT in read:
@@ -148,8 +181,15 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 
+def way_of(recipe: Mapping[str, Any]) -> str:
+    """What quantising takes: weights (and statistics), the model, run over the calibration tokens, or a library."""
+    if "algorithm" in recipe:
+        return "library"
+    return "model" if recipe["inputs"] == "sequential" or recipe["tune"] is not None else "weights"
+
+
 def calibration_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Its statistics, and the tokens that they must be of."""
     files = statistics_files(recipe)
     tokens = f"calibration/n{recipe['n_calib']}-s{recipe['seed']}/tokens.safetensors"
-    return {"tokens": tokens} | files if files else {}
+    return {"tokens": tokens} | files if files or way_of(recipe) == "model" else {}

@@ -14,6 +14,7 @@ from quant.recipe.fused import fit_range
 from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
+from quant.recipe.refine import refine
 from quant.recipe.search import Search, Target, search_scale
 
 
@@ -53,6 +54,20 @@ def find_scale(
     return search_scale(targets, total, recipe.grid, recipe.n_grid, recipe.clip)
 
 
+def bounded_scale(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LinearStatistics],
+    recipe: Recipe,
+    heads: tuple[int, int, int] | None,
+    foldable: Callable[[Tensor], Tensor] | None,
+) -> Search | None:
+    """`find_scale`, as whatever takes over the inverse can hold it."""
+    found = find_scale(weights, statistics, recipe, heads)
+    if foldable is None or found is None or not found.alpha:
+        return found
+    return found._replace(scale=foldable(found.scale))
+
+
 def round_linear(
     w: Tensor,
     found: Search | None,
@@ -75,6 +90,8 @@ def round_linear(
     rounding = function_of("roundings", recipe.rounding, recipe.parameters)
     rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
+    if recipe.refine:
+        codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
     noise = None
     if recipe.noise_injection:  # drawn on the CPU, so that a GPU gives the same
         drawn = torch.randn(codes.shape, generator=generator, dtype=codes.dtype)
@@ -116,8 +133,6 @@ def quantize_group(
     stored: for each linear, what its file makes of a step. foldable: a scale as whatever takes over its inverse can
     hold it.
     """
-    found = find_scale(weights, statistics, recipe, heads)
-    if foldable is not None and found is not None and found.alpha:
-        found = found._replace(scale=foldable(found.scale))
+    found = bounded_scale(weights, statistics, recipe, heads, foldable)
     known = zip(weights, statistics, stored or [None] * len(weights), strict=True)
     return [round_linear(w, found, s, recipe, generator, keeps) for w, s, keeps in known]

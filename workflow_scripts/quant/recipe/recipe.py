@@ -22,6 +22,9 @@ class Recipe:
     plain_share: float
     scope: str
     rounding: str
+    refine: int
+    inputs: str
+    correction: float
     keep: str
     keep_ratio: float
     noise_injection: float

@@ -161,8 +161,15 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             raise InputError(
                 f"methods.{name}: {key} has no effect with {other}: {value}; set {other}{choices}, or leave {key} out"
             )
+    if recipe["tune"] is not None:
+        check_tune(name, recipe)
     if recipe["moment"] != "jacobian":
         return
+    if recipe["inputs"] == "sequential":
+        raise InputError(
+            f"methods.{name}: moment: jacobian and inputs: sequential do not go together, since it is the original's; "
+            "leave one of them out"
+        )
     if recipe["noise_std"] and keys.has_effect("noise_std", recipe):
         raise InputError(
             f"methods.{name}: noise_std and moment: jacobian do not go together, since noisy means are not weighted; "
@@ -174,6 +181,20 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             f"methods.{name}: moment: jacobian is read by no part of it; set a salience, clip: true, or rounding: "
             f"{readers}"
         )
+
+
+def check_tune(name: str, recipe: dict[str, Any]) -> None:
+    """Refuses steps to be tuned of weights that are more than codes and steps."""
+    for key, possible, wanted in (
+        ("scope", recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
+        ("keep", recipe["keep"] == "none", "keep: none"),
+        ("noise_injection", not recipe["noise_injection"], "noise_injection: 0"),
+    ):
+        if not possible:
+            raise InputError(
+                f"methods.{name}: tune needs weights that are codes and steps alone, not {key}: {recipe[key]}; write "
+                f"{wanted}, or leave tune out"
+            )
 
 
 def check_sweep(family: str, methods: dict[str, dict[str, Any]], shuffle: bool) -> None:

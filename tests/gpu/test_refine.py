@@ -1,0 +1,57 @@
+"""Refinement on a GPU against the CPU."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from quant.calibration.second_moments import layer_error
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+from quant.recipe.refine import refine, sweep
+from tests.gpu.test_gpu import GRIDS, case
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("width", [128, 37])
+def test_a_sweep_is_that_of_a_cpu(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    w, moment = case(300, width, width)
+    grid = Grid(3, -1, False)
+    steps = 0.02 + 0.05 * torch.rand(300, width, generator=generator)
+    codes = torch.randint(0, 8, (300, width), generator=generator).float()
+    given = ((w - (codes - 3) * steps) @ moment, moment, codes, steps)
+    expected = sweep(*given, grid)
+    found = [t.cpu() for t in sweep(*(t.cuda() for t in given), grid)]
+    rows = (found[0] == expected[0]).all(1)
+    assert rows.float().mean() > 0.98  # a tie within a row moves what comes after it
+    torch.testing.assert_close(found[1][rows], expected[1][rows], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
+def test_refinement_is_that_of_a_cpu(bits: int, group_size: int, symmetric: bool) -> None:
+    w, moment = case(37, 300, bits)
+    grid = Grid(bits, group_size, symmetric)
+    groups = grids.to_groups(w, group_size)
+    step, zero = grids.fit(groups, grid)
+    codes = grids.encode(groups, step, zero, grid)
+    stored = partial(grids.stored_step, dtype=torch.float16)
+    start = layer_error(w - grids.from_groups(grids.decode(codes, step, zero), 300), moment)
+    errors, found = {}, {}
+    for where in ("cpu", "cuda"):
+        given = [t.to(where) for t in (groups, codes, step, zero)]
+        new = [t.cpu() for t in refine(*given, grid, moment.to(where), 3, stored)]
+        found[where] = new
+        errors[where] = layer_error(w - grids.from_groups(grids.decode(*new, zero), 300), moment)
+    assert errors["cuda"] < 0.9 * start and errors["cuda"] == pytest.approx(errors["cpu"], rel=0.01)
+    assert (found["cpu"][0] == found["cuda"][0]).float().mean() > 0.97
+
+
+def test_twice_the_same() -> None:
+    w, moment = (t.cuda() for t in case(600, 1000))
+    grid = Grid(4, 64, False)
+    groups = grids.to_groups(w, 64)
+    step, zero = grids.fit(groups, grid)
+    given = (groups, grids.encode(groups, step, zero, grid), step, zero, grid, moment, 3)
+    assert all(torch.equal(a, b) for a, b in zip(refine(*given), refine(*given), strict=True))

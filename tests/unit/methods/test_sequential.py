@@ -1,0 +1,99 @@
+"""Sequential inputs: every linear's codes are those of its own inputs in the finished model, towards the corrected
+weight, by the slow reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from quant.calibration.reader import Statistics
+from quant.checkpoints import stored
+from quant.data.tokens import Tokens, fingerprint
+from quant.files import tensorfile
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.sequential import Sequential
+from quant.models.linears import all_linears, skeleton
+from quant.recipe.recipe import Recipe
+from tests.unit import reference
+from tests.unit.calibration.test_blocks import saved
+from tests.unit.calibration.test_streams import inputs_of
+from tests.unit.recipe import test_shared
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.recipe.test_shared import MADE, MODELS, Case
+
+models = test_shared.cases
+SEQUENCES = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(0)) for n in (12, 20, 30)]
+CALIBRATION = Tokens(SEQUENCES, fingerprint(SEQUENCES), {})
+SEQUENTIAL = PLAIN | {"inputs": "sequential", "rounding": "gptq"}
+
+
+def run(source: Path, paths: dict[str, str], target: Path, **changes: Any) -> dict[str, Any]:
+    linears, statistics = all_linears(skeleton(source)), Statistics(paths, "m", PATTERNS)
+    way = Sequential(source, CALIBRATION, "cpu", torch.float32, 64)
+    recipe, folds = Recipe.of(SEQUENTIAL | changes), target.with_suffix(".folds")
+    return quantize_checkpoint(source, target, folds, linears, statistics, recipe, "cpu", MADE, way)
+
+
+def loaded(path: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.5])
+def test_codes_are_those_of_the_finished_models_inputs(tmp_path: Path, correction: float) -> None:
+    """A few differ that lie half-way in float32."""
+    wide = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+    model = saved("LlamaConfig", {"vocab_size": 256, "num_hidden_layers": 2, "initializer_range": 0.2} | wide, tmp_path)
+    target = tmp_path / "target"
+    run(tmp_path, {}, target, bits=4, correction=correction)
+    names = list(all_linears(model))
+    x, quantised = (inputs_of(each, names, SEQUENCES) for each in (model, loaded(target)))
+    moved = 0
+    with stored.opened(target) as file:
+        for name in names:
+            w = model.get_submodule(name).weight.detach().double().numpy()
+            goal = reference.corrected(w, x[name], quantised[name], correction)
+            codes = reference.gptq(goal, reference.second_moment(quantised[name]), 4, -1, False, 0.01, True)
+            found = file.linear(name).codes[:, 0].double().numpy()
+            assert (found != codes).mean() < 0.02, name
+            plain = reference.gptq(w, reference.second_moment(x[name]), 4, -1, False, 0.01, True)
+            moved += (found != plain).mean() > 0.05
+    assert moved >= 8
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_models_fit_together(models: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    """With a grid so fine that rounding is next to nothing, folds and corrections leave the logits as they were."""
+    case = models(name)
+    changes = {"bits": 8, "group_size": 1, "symmetric": True, "n_grid": 4, "correction": 0.5}
+    run(case.path, case.paths, tmp_path, salience="l2", scope="shared", **changes)
+    before, after = case.logits(tmp_path)
+    torch.testing.assert_close(after, before, rtol=0.05, atol=0.05 * before.std().item())
+
+
+def test_later_linears_make_up_for_earlier_ones(models: Callable[[str], Case], tmp_path: Path) -> None:
+    case, errors = models("llama"), {}
+    common = {"salience": "l2", "scope": "shared", "n_grid": 4, "bits": 4, "group_size": 16, "clip": True}
+    for method, changes in {"sequential": {}, "corrected": {"correction": 0.5}, "refined": {"refine": 3}}.items():
+        run(case.path, case.paths, tmp_path / method, **common | changes)
+        errors[method] = self_error(*case.logits(tmp_path / method))
+    case.run(tmp_path / "parallel", rounding="gptq", **common)
+    errors["parallel"] = self_error(*case.logits(tmp_path / "parallel"))
+    assert len(set(errors.values())) == 4 and all(0 < value < 1 for value in errors.values()), errors
+
+
+def self_error(before: torch.Tensor, after: torch.Tensor) -> float:
+    return ((after - before).square().mean() / before.square().mean()).item()
+
+
+def test_the_same_to_the_bit(models: Callable[[str], Case], tmp_path: Path) -> None:
+    case, kept = models("llama"), []
+    for again in ("a", "b"):
+        run(case.path, case.paths, tmp_path / again, group_size=16, correction=0.5, refine=2)
+        with tensorfile.opened(tmp_path / again / "model.safetensors") as file:
+            kept.append({name: file.get(name) for name in file.names})
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())

@@ -1,0 +1,183 @@
+"""Tuning: gradients against finite differences in float64, what is kept, and the file that comes of it."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from quant.calibration.reader import Statistics
+from quant.data.tokens import batches
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.tune import Tuner, Tuning, divergence, load_original, rate_at
+from quant.methods.with_model import quantize_with_model
+from quant.models.linears import all_linears, skeleton
+from quant.recipe.grids import Codes
+from quant.recipe.recipe import Recipe
+from tests.unit import reference
+from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES, loaded
+from tests.unit.recipe import test_shared
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.recipe.test_shared import MADE, Case
+
+models = test_shared.cases
+TUNE = {"epochs": 2, "rate": 0.01, "batch": 2, "held_out": 0.3}
+
+
+def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
+    recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "tune": TUNE} | changes
+    names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
+    given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
+    return quantize_with_model(*given, "cpu", torch.float32, 64, MADE)
+
+
+def tuner_of(case: Case, target: Path, dtype: torch.dtype = torch.float64) -> Tuner:
+    """Of a checkpoint that was not tuned, in float64."""
+    held: dict[str, Codes] = {}
+    recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "bits": 3}
+    names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
+    folds = target.with_suffix(".folds")
+    quantize_checkpoint(case.path, target, folds, names, statistics, Recipe.of(recipe), "cpu", MADE, keep=held)
+    with tensorfile.opened(target / "model.safetensors") as file:
+        return Tuner(load_original(case.path, "cpu", dtype), file, held, "cpu")
+
+
+def slow_divergence(case: Case, quantised: Path) -> float:
+    """Mean KL over every token of the calibration text, two plain models run whole."""
+    after, total = loaded(quantised), 0.0
+    with torch.inference_mode():
+        for ids in SEQUENCES:
+            p, q = (each(ids[None], use_cache=False).logits[0].double().numpy() for each in (case.model, after))
+            total += sum(reference.kl(p, q))
+    return total / sum(map(len, SEQUENCES))
+
+
+def test_the_divergence_is_that_of_two_plain_models(models: Callable[[str], Case], tmp_path: Path) -> None:
+    case = models("llama_bias")
+    tuner = tuner_of(case, tmp_path, torch.float32)
+    assert tuner.measure(SEQUENCES) == pytest.approx(slow_divergence(case, tmp_path), rel=1e-3)
+    assert tuner.gradients(SEQUENCES) == pytest.approx(tuner.measure(SEQUENCES), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama_bias", "gemma2", "phi3"])
+def test_gradients_equal_finite_differences(models: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    """Along random directions of each kind of parameter; in float64, but for the norms, which are in float32."""
+    tuner = tuner_of(models(name), tmp_path)
+    assert len(tuner.norms) == 5
+    tuner.student.double()
+    for parameter in tuner.parameters:
+        parameter.grad = None
+    tuner.gradients(SEQUENCES)
+    generator = torch.Generator().manual_seed(0)
+    some = [tuner.parameters[i] for i in (0, 3, 6, len(tuner.linears), len(tuner.parameters) - 1)]
+    for parameter in some:
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        wanted = (parameter.grad * direction).sum().item()
+        losses = []
+        for sign in (1, -2, 1):
+            with torch.no_grad():
+                parameter += sign * 1e-3 * direction
+            if sign != 1 or not losses:
+                losses.append(sum(tuner._sum(batch).item() for batch in one_by_one()) / sum(map(len, SEQUENCES)))
+        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(wanted, rel=0.01)
+
+
+def one_by_one() -> list[Any]:
+    return list(batches(SEQUENCES, 1))
+
+
+@pytest.mark.parametrize(("bits", "storage"), [(4, "packed"), (3, "simulated"), (2, "simulated")])
+def test_the_file_is_what_was_measured(
+    models: Callable[[str], Case],
+    bits: int,
+    storage: str,
+    tmp_path: Path,
+) -> None:
+    case = models("llama")
+    record = run(case, tmp_path / "tuned", bits=bits)
+    plain = run(case, tmp_path / "plain", bits=bits, tune=None)
+    tuning = record["tuning"]
+    assert record["summary"]["storage"] == storage and "tuning" not in plain
+    assert tuning["epoch"] > 0 and tuning["kl_tuned"] < 0.95 * tuning["kl_start"]
+    assert slow_divergence(case, tmp_path / "tuned") < 0.95 * slow_divergence(case, tmp_path / "plain")
+    drawn = torch.randperm(3, generator=torch.Generator().manual_seed(42)).tolist()
+    (held,) = [SEQUENCES[i] for i in drawn[:1]]
+    with torch.inference_mode():
+        p, q = (m(held[None]).logits[0].double().numpy() for m in (case.model, loaded(tmp_path / "tuned")))
+    assert tuning["kl_tuned"] == pytest.approx(np.mean(reference.kl(p, q)), rel=1e-3)
+    with tensorfile.opened(tmp_path / "tuned/model.safetensors") as file:
+        assert file.info("provenance") == record["provenance"]
+        changed = {name for name in file.names if not torch.equal(file.get(name), other(tmp_path / "plain", name))}
+    ends = ("weight_scale", "norm.weight") if bits == 4 else ("proj.weight", "norm.weight")
+    assert len(changed) == 14 + 5 and all(name.endswith(ends) for name in changed)
+
+
+def other(folder: Path, name: str) -> Tensor:
+    with tensorfile.opened(folder / "model.safetensors") as file:
+        return file.get(name)
+
+
+def test_a_start_that_cannot_be_bettered_is_kept(
+    models: Callable[[str], Case],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = models("llama")
+    record = run(case, tmp_path / "tuned", tune=TUNE | {"rate": 1.0})
+    run(case, tmp_path / "plain", tune=None)
+    assert record["tuning"]["epoch"] == 0 and record["tuning"]["kl_tuned"] == record["tuning"]["kl_start"]
+    assert "the start is kept" in caplog.text
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("tuned", "plain")]
+    assert files[0] == files[1]
+
+
+def test_twice_the_same_to_the_bit(models: Callable[[str], Case], tmp_path: Path) -> None:
+    for name in "ab":
+        run(models("llama"), tmp_path / name, inputs="sequential", correction=0.5, rounding="gptq")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_folds_follow_the_norms(models: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    """What a norm now puts out, times what its linears hold, is what they were to give: once with a fold of an earlier
+    scale and once without one."""
+    case, ends = models(name), {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.up_proj"}
+    for salience in ("l2", "none"):
+        scope, target = ("shared" if salience == "l2" else "linear"), tmp_path / salience
+        record = run(case, target, bits=2, salience=salience, scope=scope)
+        assert record["tuning"]["epoch"] > 0
+        offset = 1.0 if name == "gemma" else 0.0
+        for end, linear in ends.items():
+            before, after = (other(path, f"model.layers.1.{end}.weight") for path in (case.path, target))
+            with tensorfile.opened(target.with_suffix(".folds")) as folds:
+                fold = folds.get(f"model.layers.1.{linear}.input")
+            assert not torch.equal(before, after)
+            torch.testing.assert_close((after + offset) * fold, before + offset, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_divergence_is_the_textbooks(n: int) -> None:
+    p, q = torch.randn(2, n, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = sum(reference.kl(p.numpy(), q.numpy()))
+    assert divergence(p, q).item() == pytest.approx(wanted, rel=1e-5)
+    p[:, 2] = -math.inf
+    assert math.isfinite(divergence(p, q).item())
+
+
+def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+    rates = [rate_at(step, 100) for step in range(101)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[5:] == sorted(rates[5:], reverse=True) and rate_at(0, 1) == 1
+
+
+def test_one_sequence_is_refused(models: Callable[[str], Case], tmp_path: Path) -> None:
+    tuner = tuner_of(models("llama"), tmp_path, torch.float32)
+    with pytest.raises(InputError, match="leaves none to hold out"):
+        tuner.tune(SEQUENCES[:1], Tuning.of(TUNE), 0)

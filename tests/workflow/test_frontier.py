@@ -1,0 +1,63 @@
+"""Recipes that run the model, through the real workflow on the tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quant.files.csv_tables import read_table
+from tests import tiny
+
+SHARED = {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared"}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": SHARED,
+    "refined": SHARED | {"refine": 2},
+    "sequential": SHARED | {"inputs": "sequential", "correction": 0.5, "refine": 1},
+    "tuned": SHARED | {"inputs": "sequential", "correction": 0.5, "bits": 2, "tune": {"epochs": 1}},
+    "bare": {"inputs": "sequential", "rounding": "gptq", "tune": {"rate": 0.01}},
+}
+
+
+def overlay(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    study = tiny.OVERLAY["study"] | {"methods": list(METHODS)}
+    return tiny.OVERLAY | {"study": study, "methods": methods, "sensitivity": {"methods": []}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of METHODS."""
+    folder = tiny.clone(tmp_path_factory.mktemp("frontier"))
+    tiny.write_overlay(folder, overlay(METHODS))
+    jobs = tiny.pending(folder)
+    assert jobs["quantize"] == 2 and jobs["quantize_with_model"] == 3 and jobs["collect_statistics"] == 1
+    done = tiny.snakemake(folder, "results/report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_they_are_measured_like_all_others(finished: Path) -> None:
+    summary = read_table(finished / "results/summary.csv").set_index("method")
+    assert list(summary.index) == ["original", *METHODS]
+    assert dict(summary["storage"].iloc[1:]) == dict.fromkeys(METHODS, "packed") | {"tuned": "simulated"}
+    assert summary["nll"].nunique() == 6 and (summary["kl"].iloc[1:] > 0).all()
+    record = tiny.read(finished / "results/tiny/bare/quantize.json")
+    assert record["tuning"]["kl_tuned"] <= record["tuning"]["kl_start"]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "job"),
+    [
+        ("sequential", {"correction": 0.4}, "quantize_with_model"),
+        ("tuned", {"tune": {"epochs": 2}}, "quantize_with_model"),
+        ("refined", {"refine": 3}, "quantize"),
+    ],
+)
+def test_a_changed_value_quantises_its_method_alone(
+    finished: Path, method: str, changes: dict[str, Any], job: str, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(overlay(METHODS | {method: METHODS[method] | changes})))
+    jobs = {rule: n for rule, n in tiny.pending(finished, changed).items() if n}
+    assert jobs[job] == jobs["evaluate"] == jobs["measure_error"] == 1
+    assert {rule for rule in jobs if rule.startswith(("quantize", "collect"))} == {job}

@@ -1,0 +1,161 @@
+"""The calibration tokens through two models at once, block by block: the original, and one whose linears take their
+quantised weights in turn, so that each is quantised for the inputs that it will get.
+
+Two streams of hidden states and two copies of one block are in memory, however deep the model is.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quant.calibration.blocks import Run, empty, fill
+from quant.calibration.hidden import HiddenStates, hidden_states
+from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
+from quant.calibration.statistics import check_statistic, token_rows
+from quant.data.tokens import Batch
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.models.linears import linear_names
+
+
+class _Reached(Exception):
+    """A block has come to the linear whose input was asked for."""
+
+
+def input_of(block: nn.Module, linear: str, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """What a linear of the block reads; nothing after it is run."""
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Reached
+
+    hook = block.get_submodule(linear).register_forward_pre_hook(stop)
+    try:
+        block(hidden, **kwargs)
+    except _Reached:
+        return found[0]
+    finally:
+        hook.remove()
+    raise InputError(f"{linear}: no calibration token reached it; use inputs: parallel for this model")
+
+
+def reading_order(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A block's linears in the order in which they run, those together that read one input."""
+    groups: dict[tuple[int, torch.Size], list[str]] = {}
+    seen: list[Tensor] = []  # kept until the end, so that an address is one tensor's
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if x.numel() // x.shape[-1] != hidden.numel() // hidden.shape[-1]:
+                raise InputError(
+                    f"{name}: reads some tokens and not others, so that its inputs in two models do not compare; use "
+                    "inputs: parallel for this model"
+                )
+            seen.append(x)
+            groups.setdefault((x.data_ptr(), x.shape), []).append(name)
+
+        return hook
+
+    names = linear_names(block)
+    hooks = [block.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
+    try:
+        block(hidden, **kwargs)
+    finally:
+        for each in hooks:
+            each.remove()
+    found = [name for group in groups.values() for name in group]
+    if sorted(found) != sorted(names):
+        odd = next(name for name in names if found.count(name) != 1)
+        raise InputError(f"{odd}: runs {found.count(odd)} times in its block; use inputs: parallel for this model")
+    return [tuple(group) for group in groups.values()]
+
+
+def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += leftᵀ·right of two [n, in], float32; 16-bit factors as in second_moments.add_outer."""
+    narrow = left.is_cuda and left.dtype.itemsize == 2
+    if not narrow:
+        total.addmm_(left.float().T, right.float())
+        return
+    for a, b in zip(left.split(NARROW_ROWS), right.split(NARROW_ROWS), strict=True):
+        torch.addmm(total, a.T, b, torch.float32, out=total)
+
+
+class Pair:
+    """One block of both models. groups: its linears by `reading_order`, named within the block."""
+
+    def __init__(
+        self,
+        name: str,
+        original: nn.Module,
+        batches: list[Batch],
+        kwargs: list[dict[str, Any]],
+        streams: tuple[HiddenStates, HiddenStates],
+    ) -> None:
+        self.name, self._batches, self._kwargs, self._streams = name, batches, kwargs, streams
+        self._blocks = original, copy.deepcopy(original)
+        self.groups = reading_order(original, streams[0].get(0), kwargs[0])
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Parameters of the quantised block by their full names, in any float type."""
+        block = self._blocks[1]
+        for full, value in weights.items():
+            path, _, name = full.removeprefix(f"{self.name}.").rpartition(".")
+            owner = block.get_submodule(path)
+            old = getattr(owner, name)
+            setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
+
+    def _rows(self, which: int, linear: str, i: int) -> Tensor:
+        x = input_of(self._blocks[which], linear, self._streams[which].get(i), self._kwargs[i])
+        return token_rows(x, self._batches[i])
+
+    def moments(self, linear: str, with_cross: bool) -> tuple[Tensor, Tensor | None]:
+        """H̃ = X̃ᵀX̃/N and, where it is wanted, C = XᵀX̃/N of a linear's inputs X̃ in the quantised model, X in the
+        original; [in, in], float32."""
+        weight = self._blocks[0].get_submodule(linear).weight
+        n_in, count = weight.shape[1], 0
+        total = torch.zeros(n_in, n_in, device=weight.device)
+        cross = torch.zeros_like(total) if with_cross else None
+        for i in range(len(self._batches)):
+            rows = self._rows(1, linear, i)
+            count += len(rows)
+            add_outer(total, rows)
+            if cross is not None:
+                add_cross(cross, self._rows(0, linear, i), rows)
+        mirror(total).div_(count)
+        check_statistic(f"{self.name}.{linear}", total)
+        if cross is not None:
+            check_statistic(f"{self.name}.{linear}", cross.div_(count))
+        return total, cross
+
+    def advance(self, with_original: bool) -> None:
+        """Both streams to the next block; the original's only where it is wanted."""
+        for block, states in list(zip(self._blocks, self._streams, strict=True))[not with_original :]:
+            for i in range(len(self._batches)):
+                out = block(states.get(i), **self._kwargs[i])
+                states.put(i, out[0] if isinstance(out, tuple) else out)
+
+
+class Streams(Run):
+    """Two models' hidden states on their way through the blocks."""
+
+    @torch.inference_mode()
+    def pairs(self) -> Iterator[Pair]:
+        with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
+            hidden, kwargs = self._first_hidden(weights)
+            n_bytes = sum(hidden.get(i).nbytes for i in range(len(self._batches)))
+            other = hidden_states(self._device, n_bytes)
+            for i in range(len(self._batches)):
+                other.put(i, hidden.get(i))
+            for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
+                block, name = self.blocks[index], f"{self.prefix}.{index}"
+                fill(block, name, weights, self._device, self._dtype)
+                if index + 1 < self.depth:
+                    weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
+                yield Pair(name, block, self._batches, [each[index] for each in kwargs], (hidden, other))
+                empty(block)

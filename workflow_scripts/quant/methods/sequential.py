@@ -1,0 +1,58 @@
+"""Linears quantised in the order in which they run, each for the inputs that the quantised model gives it.
+
+Scales are found beforehand, on the original's statistics, since those of o and down are folded into rows of v and up,
+which are rounded before them. Ranges, rounding and refinement go by the stream's moments, towards the corrected weight.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quant.calibration.reader import Statistics
+from quant.calibration.streams import Pair, Streams
+from quant.data.tokens import Tokens
+from quant.methods.block import Block
+from quant.methods.shared import Shared
+from quant.recipe.correction import corrected
+from quant.recipe.recipe import Recipe
+
+
+def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """H̃ and C of the inputs X̃·diag(scale), where X̃ was divided by a folded scale [in]."""
+    if scale is None:
+        return moment, cross
+    return scale[:, None] * moment * scale, None if cross is None else cross * scale
+
+
+class Sequential:
+    """`quantize_checkpoint`'s way with a block; its blocks must come in their order, from the first."""
+
+    def __init__(
+        self, checkpoint: Path, calibration: Tokens, device: str, dtype: torch.dtype, batch_tokens: int
+    ) -> None:
+        streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
+        self._pairs: Iterator[Pair] = streams.pairs()
+
+    def __call__(
+        self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator
+    ) -> None:
+        pair, corrects = next(self._pairs), recipe.correction > 0
+        for group in groups:
+            block.find(group, statistics, recipe)
+        pair.put(block.others)
+        for reading in pair.groups:
+            moment, cross = pair.moments(reading[0], corrects)
+            names = [f"{pair.name}.{name}" for name in reading]
+            for name in names:
+                scale = block.found[name].scale if name in block.folded else None
+                own, between = in_original_units(moment, cross, scale)
+                target = block.weights[name]
+                if between is not None:
+                    (target,) = corrected([target], between, own, recipe.correction)
+                block.known[name] = replace(block.known[name], moment=own)
+                block.round([name], [target], recipe, generator)
+            pair.put({f"{name}.weight": block.weight(name) for name in names})
+        pair.advance(corrects)

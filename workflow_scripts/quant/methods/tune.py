@@ -1,0 +1,246 @@
+"""Steps and norms of a quantised model tuned on KL(original ‖ quantised) over calibration text; codes and zeros stay.
+
+A step becomes step·exp(δ). AdamW without decay, a cosine after a warm-up. Blocks are run again for their gradients, so
+that of their inside one is in memory at a time. A part of the text is held out, and what serves it best is kept, the
+start included.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from quant.data.tokens import Batch, batches
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.models.architectures import ARCHITECTURES
+from quant.models.linears import decoder_blocks
+from quant.recipe import grids
+from quant.recipe.grids import Codes
+
+logger = logging.getLogger("quant")
+
+BETAS, WARM_UP = (0.9, 0.95), 0.05
+LOGIT_BYTES = 2**30  # of one model's logits at a time, in float32
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """epochs over the text; AdamW's rate; sequences a step; share of the sequences held out."""
+
+    epochs: int
+    rate: float
+    batch: int
+    held_out: float
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> "Tuning":
+        return cls(**{field.name: entry[field.name] for field in fields(cls)})
+
+
+class TunedLinear(nn.Module):
+    """(codes - zero)·step·exp(change); with `as_stored`, by the steps that a file of step's dtype would hold."""
+
+    def __init__(self, codes: Codes, bias: nn.Parameter | None, device: str) -> None:
+        super().__init__()
+        self._grid, self._n_in = codes.grid, codes.n_in
+        self.bias, self.as_stored, self._stored = bias, False, codes.step.dtype
+        self._codes, self._zero = codes.codes.to(device), codes.zero.to(device)
+        self._step = codes.step.to(device, torch.float32)
+        self.change = nn.Parameter(torch.zeros_like(self._step))
+
+    @property
+    def step(self) -> Tensor:
+        """[out, n_groups, 1]."""
+        step = self._step * self.change.exp()
+        return grids.stored_step(step, self._stored) if self.as_stored else step
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], float32."""
+        step = self.step
+        units = self._codes.to(step.dtype) - self._zero.to(step.dtype)
+        return grids.from_groups(units * step, self._n_in)
+
+    def tuned(self) -> Codes:
+        """On the host, step in float32."""
+        step = grids.stored_step(self._step * self.change.exp(), self._stored).detach().cpu()
+        return Codes(self._codes.cpu().float(), step, self._zero.cpu().float(), self._grid, self._n_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class InDtype(nn.Module):
+    """A norm's float32 weight as its model computes with it, or, with `as_stored`, as a file holds it."""
+
+    def __init__(self, dtype: torch.dtype, stored: torch.dtype) -> None:
+        super().__init__()
+        self.as_stored, self._dtype, self._stored = False, dtype, stored
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (weight.to(self._stored) if self.as_stored else weight).to(self._dtype)
+
+
+def norm_names(kind: str, prefix: str, depth: int, model: nn.Module) -> list[str]:
+    """Full names of the norms to tune: those that feed linears, as far as the architecture is known, and the last."""
+    known = ARCHITECTURES[kind].groups if kind in ARCHITECTURES else ()
+    within = dict.fromkeys(group.fold.module for group in known if group.fold.kind == "norm")
+    names = [f"{prefix}.{layer}.{name}" for layer in range(depth) for name in within]
+    last = prefix.rpartition(".")[0] + ".norm"
+    return names + [name for name, _ in model.named_modules() if known and name == last]
+
+
+def student_of(original: nn.Module, file: tensorfile.TensorFile, codes: dict[str, Codes], device: str) -> nn.Module:
+    """The quantised model, sharing with the original what quantisation left alone."""
+    student = copy.deepcopy(original, {id(each): each for each in original.parameters()})
+    for name, parameter in student.named_parameters():
+        if name in file.names and parameter.ndim == 1:  # norms and biases, some of which took over a scale
+            owner = student.get_submodule(name.rpartition(".")[0])
+            value = file.get(name, device, parameter.dtype)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    for name, own in codes.items():
+        parent, _, child = name.rpartition(".")
+        bias = student.get_submodule(name).bias
+        setattr(student.get_submodule(parent), child, TunedLinear(own, bias, device))
+    return student
+
+
+def divergence(original: Tensor, quantised: Tensor) -> Tensor:
+    """Σ KL(original ‖ quantised) over rows of logits [n, vocab], nats."""
+    wide = torch.promote_types(quantised.dtype, torch.float32)
+    log_p, log_q = (torch.log_softmax(logits, dim=-1, dtype=wide) for logits in (original, quantised))
+    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum()
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Of the rate: a linear warm-up over WARM_UP of the steps, then a cosine to nothing."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class Tuner:
+    """A quantised model beside its original."""
+
+    def __init__(self, original: nn.Module, file: tensorfile.TensorFile, codes: dict[str, Codes], device: str) -> None:
+        self._original, self._device = original.requires_grad_(False), device
+        self.student = student_of(original, file, codes, device)
+        prefix, blocks = decoder_blocks(self.student)
+        for block in blocks:
+            block.forward = _again(block.forward)
+        config = original.config.get_text_config()
+        self.linears = {name: self.student.get_submodule(name) for name in codes}
+        self.norms: dict[str, nn.Parameter] = {}
+        layout = file.layout()
+        for name in norm_names(config.model_type, prefix, len(blocks), self.student):
+            module = self.student.get_submodule(name)
+            way = InDtype(module.weight.dtype, layout[f"{name}.weight"][0])
+            module.weight = nn.Parameter(file.get(f"{name}.weight", device, torch.float32))
+            parametrize.register_parametrization(module, "weight", way, unsafe=True)
+            self.norms[name] = module.parametrizations.weight.original
+        self.parameters = [linear.change for linear in self.linears.values()] + list(self.norms.values())
+        self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
+
+    @contextlib.contextmanager
+    def _stored(self) -> Iterator[None]:
+        """The student as its file would have it."""
+        switched = [each for each in self.student.modules() if isinstance(each, TunedLinear | InDtype)]
+        for each in switched:
+            each.as_stored = True
+        try:
+            yield
+        finally:
+            for each in switched:
+                each.as_stored = False
+
+    def _sum(self, batch: Batch) -> Tensor:
+        ids, mask = batch.ids.to(self._device), batch.mask
+        with torch.no_grad():
+            wanted = self._original(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        found = self.student(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        if mask is not None:
+            rows = mask.flatten().to(self._device)
+            wanted, found = wanted[rows], found[rows]
+        return divergence(wanted, found)
+
+    def gradients(self, sequences: list[Tensor]) -> float:
+        """Adds the mean divergence's gradients to the parameters' and returns it."""
+        n, total = sum(map(len, sequences)), 0.0
+        for batch in batches(sequences, self._rows):
+            loss = self._sum(batch) / n
+            loss.backward()
+            total += loss.item()
+        return total
+
+    @torch.no_grad()
+    def measure(self, sequences: list[Tensor]) -> float:
+        """Mean divergence of what the file would hold, nats a token."""
+        with self._stored():
+            return sum(self._sum(batch).item() for batch in batches(sequences, self._rows)) / sum(map(len, sequences))
+
+    def tune(self, sequences: list[Tensor], tuning: Tuning, seed: int) -> dict[str, Any]:
+        """Leaves the parameters where the held-out part fares best; says what that part's divergence was at the start
+        and is, and after which epoch (0: the start)."""
+        held = max(1, round(tuning.held_out * len(sequences)))
+        if held == len(sequences):
+            raise InputError("tune: one sequence leaves none to hold out; use more calibration text")
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(sequences), generator=generator).tolist()
+        kept_out, text = [sequences[i] for i in sorted(drawn[:held])], [sequences[i] for i in drawn[held:]]
+        steps = tuning.epochs * -(-len(text) // tuning.batch)
+        optimizer = torch.optim.AdamW(self.parameters, lr=tuning.rate, betas=BETAS, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
+        with tqdm(total=steps, desc="tune", unit="step") as bar, sdpa_kernel(SDPBackend.MATH):  # the same every time
+            start = least = self.measure(kept_out)
+            best, best_epoch = [p.detach().clone() for p in self.parameters], 0
+            for epoch in range(1, tuning.epochs + 1):
+                order = torch.randperm(len(text), generator=generator).tolist()
+                for first in range(0, len(text), tuning.batch):
+                    optimizer.zero_grad()
+                    self.gradients([text[i] for i in order[first : first + tuning.batch]])
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+                found = self.measure(kept_out)
+                logger.info("epoch %d: divergence %.4f of the part held out (start %.4f)", epoch, found, start)
+                if found < least:
+                    least, best_epoch = found, epoch
+                    best = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, best, strict=True):
+                parameter.copy_(value)
+        if best_epoch == 0:
+            logger.warning("tuning made the part held out no better; the start is kept")
+        return {"kl_start": start, "kl_tuned": least, "epoch": best_epoch}
+
+
+def _again(forward: Any) -> Any:
+    """A forward pass whose inside is computed again for its gradients."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+def load_original(path: Path, device: str, dtype: torch.dtype) -> nn.Module:
+    """In float32 where the model's own type is float16, whose range gradients leave."""
+    from transformers import AutoModelForCausalLM
+
+    wide = torch.float32 if dtype == torch.float16 else dtype
+    return AutoModelForCausalLM.from_pretrained(path, dtype=wide).to(device).eval()

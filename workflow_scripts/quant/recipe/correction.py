@@ -1,0 +1,25 @@
+"""The weight that does best, on a quantised model's inputs, what the original's did on its own.
+
+GPTAQ (Li et al. 2025, arXiv 2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695): rounding an early linear
+moves the inputs of the later ones, and those can take part of that back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quant.recipe.roundings.gptq import inverse_factor
+
+DAMP = 0.01  # of the mean diagonal
+
+
+def corrected(weights: Sequence[Tensor], cross: Tensor, moment: Tensor, share: float) -> list[Tensor]:
+    """W* = W + a·D of each weight [out, in] that reads the same inputs, with D = W·(C - H̃)·(H̃ + λI)⁻¹.
+
+    D minimises E‖Wx - (W + D)x̃‖² + λ‖D‖², λ = DAMP·mean(diag): where x̃ is x, or says nothing, W stays. cross: C =
+    XᵀX̃/N [in, in], X the original's inputs, X̃ the quantised model's; moment: H̃ = X̃ᵀX̃/N; share: a, 0 to 1.
+    """
+    factor, _ = inverse_factor(moment, DAMP)
+    change = (cross - moment) @ factor.T @ factor
+    return [torch.addmm(w, w, change, alpha=share) for w in weights]

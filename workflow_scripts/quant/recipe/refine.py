@@ -1,0 +1,132 @@
+"""A rounded weight made better in place: codes by coordinate descent, steps by least squares.
+
+Both lower tr((W - Ŵ) H (W - Ŵ)ᵀ), of any rounding's result, H being the second moment with FLOOR of its mean diagonal
+added to it. Shapes as in grids: groups [out, n_groups, g], step and zero [out, n_groups, 1].
+"""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+
+FLOOR = 1e-4
+NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
+COLUMNS = 128  # that are swept before the later ones hear of it
+RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing of their step
+SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """Fused kernels for GPUs, where Triton is installed."""
+    try:
+        from quant.recipe import refine_kernels
+    except ImportError:
+        return None
+    return refine_kernels
+
+
+def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Moves the columns of codes [out, width] in turn to the nearest point of c_j + r_j/(H_jj·step_j), each hearing of
+    those before it. left: r = (W - Ŵ)H [out, width]; inner: H's block. Returns the codes and the change of Ŵ."""
+    if left.is_cuda and left.dtype == torch.float32 and kernels() is not None:
+        return kernels().sweep(left, inner, codes, steps, grid, COLUMNS)
+    left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
+    found, moved = torch.empty_like(codes), torch.empty_like(codes)
+    for j, rest in enumerate(left):
+        torch.div(rest, (steps[j] * inner[j, j]).clamp_(min=SMALLEST), out=found[j])
+        found[j].add_(codes[j]).round_().clamp_(grid.lowest, grid.highest)
+        torch.sub(found[j], codes[j], out=moved[j]).mul_(steps[j])
+        left[j + 1 :].addr_(inner[j, j + 1 :], moved[j], alpha=-1)
+    return found.T, moved.T
+
+
+def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, moment: Tensor) -> Tensor:
+    """One sweep over all columns by falling H_jj; everything [out, in] but moment [in, in]."""
+    order = moment.diagonal().argsort(descending=True, stable=True)
+    moment = moment[order][:, order]
+    w, codes, steps, zeros = (t[:, order] for t in (w, codes, steps, zeros))
+    left = grids.decode(codes, steps, zeros).neg_().add_(w) @ moment
+    found = torch.empty_like(codes)
+    for start in range(0, len(order), COLUMNS):
+        now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, len(order))
+        found[:, now], moved = sweep(left[:, now], moment[now, now], codes[:, now], steps[:, now], grid)
+        left[:, later].addmm_(moved, moment[now, later], alpha=-1)
+    return torch.empty_like(found).index_copy_(1, order, found)
+
+
+def step_system(units: Tensor, w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    """A [out, n_groups, n_groups] and b [out, n_groups] of each row's error s A sᵀ - 2 s·b + …, s its steps.
+
+    units: codes - zero, in groups, zeros where padded; w [out, in].
+    """
+    n_out, n_groups, size = units.shape
+    n_in = w.shape[1]
+    group_size = size if n_groups > 1 else -1
+    right = (units * grids.to_groups(w @ moment, group_size)).sum(-1)
+    matrix = units.new_zeros(n_out, n_groups, n_groups)
+    for g in range(n_groups):
+        own = slice(g * size, min((g + 1) * size, n_in))
+        product = units[:, g, : own.stop - own.start] @ moment[own, own.start :]
+        matrix[:, g, g:] = (units[:, g:] * grids.to_groups(product, group_size)).sum(-1)
+    return matrix + matrix.triu(1).mT, right
+
+
+def fit_steps(
+    w: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    moment: Tensor,
+    stored: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Each row's steps by least squares, as the file will give them (stored); a row that would be no better keeps its
+    own. w [out, in], codes in groups."""
+    n_in, group_size = w.shape[1], codes.shape[2] if codes.shape[1] > 1 else -1
+    units = grids.to_groups(grids.from_groups(codes - zero, n_in), group_size)
+    matrix, right = (t.double() for t in step_system(units, w, moment))
+    old = step[:, :, 0].double()
+    matrix = matrix * old[:, :, None] * old[:, None, :]  # of s/old, so that a ridge means the same to all
+    gradient = right * old - matrix.sum(2)
+    ridge = RIDGE * matrix.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(torch.float64).tiny
+    factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(ridge[:, None].expand_as(old)))
+    change = torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] + 1
+    inside = (change >= NARROWEST) & (change <= WIDEST) & (failed == 0)[:, None]
+    new = torch.where(inside, change * old, old).to(step.dtype)[:, :, None]
+    new = new if stored is None else stored(new)
+    relative = new[:, :, 0].double() / old - 1
+    gain = (relative[:, None, :] @ matrix @ relative[:, :, None])[:, 0, 0] - 2 * (relative * gradient).sum(1)
+    return torch.where((gain < 0)[:, None, None], new, step)
+
+
+def of_columns(t: Tensor, groups: Tensor, n_in: int) -> Tensor:
+    """A group's number [out, n_groups, 1] for each of its columns, [out, in]."""
+    return grids.from_groups(t.expand_as(groups), n_in)
+
+
+def refine(
+    groups: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    moment: Tensor,
+    rounds: int,
+    stored: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Codes and steps after so many rounds of `descend` and `fit_steps`, towards the weight in groups."""
+    n_in = len(moment)
+    moment = moment.clone()
+    moment.diagonal().add_((FLOOR * moment.diagonal().mean()).clamp_(min=SMALLEST))
+    w = grids.from_groups(groups, n_in)
+    zeros = of_columns(zero, groups, n_in)
+    for _ in range(rounds):
+        flat = descend(w, grids.from_groups(codes, n_in), of_columns(step, groups, n_in), zeros, grid, moment)
+        codes = grids.to_groups(flat, grid.group_size)
+        step = fit_steps(w, codes, step, zero, moment, stored)
+    return codes, step

@@ -1,0 +1,54 @@
+"""Triton kernel of `refine.sweep`: codes of 128 columns, one after another, in registers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quant.recipe.grids import Grid
+
+ROWS = 16  # output channels that a program holds, 128 columns of each
+
+
+@triton.jit
+def _sweep(
+    left, inner, codes, steps, found, moved,
+    n_out, left_row, left_column, codes_row, codes_column, steps_row, steps_column, lowest, highest, smallest,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = rows < n_out
+    columns = tl.arange(0, COLUMNS)
+    mask = there[:, None] & (columns < WIDTH)[None, :]
+    block = tl.load(left + rows[:, None] * left_row + columns[None, :] * left_column, mask=mask, other=0.0)
+    after = tl.zeros([ROWS, COLUMNS], tl.float32)
+    change = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for j in range(WIDTH):
+        pick = (columns == j)[None, :]
+        rest = tl.sum(tl.where(pick, block, 0.0), 1)
+        step = tl.load(steps + rows * steps_row + j * steps_column, mask=there, other=1.0)
+        old = tl.load(codes + rows * codes_row + j * codes_column, mask=there, other=0.0)
+        own = tl.load(inner + j * WIDTH + j)
+        code = tl.div_rn(rest, tl.maximum(step * own, smallest)) + old
+        code = (code + 12582912.0) - 12582912.0  # ties to even, where |code| < 2²²; beyond, it is out of range
+        code = tl.minimum(tl.maximum(code, lowest), highest)
+        difference = (code - old) * step
+        later = tl.load(inner + j * WIDTH + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
+        block -= difference[:, None] * later[None, :]
+        after = tl.where(pick, code[:, None], after)
+        change = tl.where(pick, difference[:, None], change)
+    place = rows[:, None] * WIDTH + columns[None, :]
+    tl.store(found + place, after, mask=mask)
+    tl.store(moved + place, change, mask=mask)
+
+
+def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
+    """refine.sweep on a block of at most `columns` (a power of two)."""
+    n_out, width = left.shape
+    found, moved = torch.empty(2, n_out, width, device=left.device)
+    _sweep[(triton.cdiv(n_out, ROWS),)](
+        left, inner.contiguous(), codes, steps, found, moved,
+        n_out, *left.stride(), *codes.stride(), *steps.stride(), float(grid.lowest), float(grid.highest), 1e-37,
+        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return found, moved
