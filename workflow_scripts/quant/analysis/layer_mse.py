@@ -105,7 +105,7 @@ def check(
                 continue
             chosen, candidates = {}, {}
             for name in linear_names(block):
-                w = block.get_submodule(name).weight.float()
+                w = block.get_parameter(f"{name}.weight").float()
                 full = f"{prefix}.{name}"
                 if full not in reads:
                     raise InputError(f"{file.path}: has no statistics of {full}; {rebuild(file.path)}")
