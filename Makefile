@@ -6,7 +6,7 @@
 #               IN     a folder for this study and its results alone; given again by itself, the study goes on
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
 # make test     every test but the slow ones; make test-slow: those
-# make check    format, lint, and a dry run of every experiment
+# make check    format, lint, types, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
@@ -51,6 +51,7 @@ check: .venv/complete
 	ruff format --check .
 	ruff check .
 	snakefmt --check Snakefile rules
+	mypy
 	snakemake --lint
 	for overlay in experiments/*.yaml; do \
 	    snakemake --configfile $$overlay --cores 1 --dry-run --quiet all --resources gpu=1 results/report.html || exit 1; \

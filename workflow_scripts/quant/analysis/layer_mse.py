@@ -106,7 +106,7 @@ def check(
             names = linear_names(block)
             within = tuple(f"{name}." for name in routing(block))  # an expert sees some tokens of a sequence only
             for name in (name for name in names if f"{prefix}.{name}" in reads and not name.startswith(within)):
-                w = block.get_submodule(name).weight.float()
+                w = block.get_parameter(f"{name}.weight").float()
                 full = f"{prefix}.{name}"
                 chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, device)
                 candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))

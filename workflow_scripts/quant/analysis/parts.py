@@ -76,7 +76,8 @@ def risk_masks(
     channels: Path, linears: dict[str, int], thresholds: dict[str, float]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
     """Mask of the risky rows of each linear, and by kind of linear how many rows there are, dead and risky ones."""
-    masks, counts = {}, {}
+    masks: dict[str, Tensor] = {}
+    counts: dict[str, dict[str, int]] = {}
     with tensorfile.opened(channels) as file:
         for name in linears:
             mean, std = (file.get(f"{name}.{key}") for key in ("z_mean", "z_std"))
@@ -93,9 +94,9 @@ def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[i
     before: dict[nn.Parameter, Tensor] = {}
     count = 0
     for name, rows in part.rows.items():
-        parameter = model.get_submodule(name).weight
+        parameter = model.get_parameter(f"{name}.weight")
         w = before[parameter] = parameter.data
-        new = weights.weight(name, w.device).to(w.dtype)
+        new = weights.weight(name, str(w.device)).to(w.dtype)
         if new.shape != w.shape:
             raise InputError(
                 f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}"
@@ -129,7 +130,7 @@ def measure(
             with replaced(model, part, weights) as count:
                 rows, _ = evaluate(model, tokens, device, batch, Reference(0, None))
             n_rows = sum(
-                model.get_submodule(name).weight.shape[0] if mask is None else int(mask.sum())
+                len(model.get_parameter(f"{name}.weight")) if mask is None else int(mask.sum())
                 for name, mask in part.rows.items()
             )
             found.append({"by": part.by, "part": part.name, "rows": n_rows, "weights": count,

@@ -48,8 +48,9 @@ def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> Grid:
 
 def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
     """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
+    group_size = held.grid.group_size if held.grid else -1
     widths = {name: int(held.file.get(f"{name}.weight_shape")[1]) for name in held.packed}
-    found = {name: n_in if held.grid.group_size == -1 else held.grid.group_size for name, n_in in widths.items()}
+    found = {name: n_in if group_size == -1 else group_size for name, n_in in widths.items()}
     for size in sizes:
         if all(group % size == 0 for group in found.values()):
             return size
@@ -93,7 +94,8 @@ def without_packing(config: dict[str, Any]) -> dict[str, Any]:
 def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
     """model.safetensors in the model's own 16-bit type: bfloat16 would round what float16 holds."""
     before = held.file.layout()
-    dtype = before[f"{next(iter(held.packed))}.weight_scale"][0] if held.packed else None
+    matrices = [dtype for dtype, shape in before.values() if len(shape) == 2]
+    dtype = before[f"{next(iter(held.packed))}.weight_scale"][0] if held.packed else matrices[0]
     shapes = {f"{name}.weight": tuple(held.file.get(f"{name}.weight_shape").tolist()) for name in held.packed}
     layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
     layout |= {key: value for key, value in before.items() if key.endswith(".bias")}
@@ -156,8 +158,8 @@ def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, 
     write_plain_json(target / "config.json", without_packing(config) | changed)
     worst = 0.0
     with tensorfile.opened(target / "model.safetensors") as file:
-        for name, parts in gemm.read_packed(file, dict.fromkeys(held.packed, 0)).items():
-            worst = max(worst, deviation(parts.unpack().dequantize(), held.linear(name)))
+        for name, read in gemm.read_packed(file, dict.fromkeys(held.packed, 0)).items():
+            worst = max(worst, deviation(read.unpack().dequantize(), held.linear(name)))
     return {"group_size": size, "largest_deviation": worst}
 
 

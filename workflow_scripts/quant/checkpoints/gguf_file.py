@@ -63,6 +63,7 @@ def write(
     import gguf
 
     facts = architecture_of(config, "a GGUF export").gguf
+    assert facts is not None  # the names of the tensors were refused before
     types = gguf.GGMLQuantizationType
     with whole(path) as temporary:
         writer = gguf.GGUFWriter(temporary, facts.name)

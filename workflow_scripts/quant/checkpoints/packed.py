@@ -67,8 +67,11 @@ def bits_of(parts: Layout) -> int:
 @functools.cache
 def library_packing() -> ModuleType:
     """The library's module of packing, which needs torch alone, without its package, whose import takes 4 s."""
-    package = Path(importlib.util.find_spec("compressed_tensors").origin).parent
-    spec = importlib.util.spec_from_file_location("packing", package / "compressors/pack_quantized/helpers.py")
+    package = importlib.util.find_spec("compressed_tensors")
+    assert package is not None and package.origin is not None  # it is in requirements.in
+    path = Path(package.origin).parent / "compressors/pack_quantized/helpers.py"
+    spec = importlib.util.spec_from_file_location("packing", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -147,10 +150,12 @@ def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
     held = file.layout()
     named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
     if bool(named) != (grid is not None):
-        found = "packed weights" if named else "no packed weights"
-        raise InputError(f"{file.path}: holds {found}, but {where} says otherwise; {rebuild(file.path)}")
+        holds = "packed weights" if named else "no packed weights"
+        raise InputError(f"{file.path}: holds {holds}, but {where} says otherwise; {rebuild(file.path)}")
+    if grid is None:
+        return set()
     for name in sorted(named):
-        shape = tuple(file.get(f"{name}.weight_shape").tolist())
+        shape: tuple[int, ...] = tuple(file.get(f"{name}.weight_shape").tolist())
         size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
         if grid.group_size != -1 and shape[1] % grid.group_size:
             raise InputError(

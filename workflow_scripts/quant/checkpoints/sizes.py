@@ -1,6 +1,7 @@
 """What a checkpoint's bytes are spent on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from quant.models.experts import held
 PARTS = ("linears", "embeddings", "head", "other")
 
 
-def part_of(tensor: str, model: nn.Module) -> str:
+def part_of(tensor: str, model: Any) -> str:
     """One of PARTS: of an nn.Linear (packed or not, its bias too), an nn.Embedding, the output head, or the rest.
 
     A head tied to the embeddings has no tensor of its own.

@@ -65,8 +65,8 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
             low, high = np.quantile(pivots, [LEVEL / 2, 1 - LEVEL / 2])
             tail = min((pivots >= observed).sum(), (pivots <= observed).sum())
             p = max(p, min(1.0, 2 * (tail + 1) / (len(pivots) + 1)))
-        ends = mean[i] - high * error[i], mean[i] - low * error[i]
-        found.append(Difference(float(mean[i]), *map(float, ends), float(p), float(error[i])))
+        ends = float(mean[i] - high * error[i]), float(mean[i] - low * error[i])
+        found.append(Difference(float(mean[i]), *ends, float(p), float(error[i])))
     return found
 
 
@@ -90,10 +90,10 @@ def paired_difference(a: np.ndarray, b: np.ndarray, weights: np.ndarray, resampl
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """p-values corrected for their number (Holm 1979), in the order given; NaN is no comparison and stays."""
-    p = np.asarray(p, dtype=float)
-    corrected = np.full(len(p), np.nan)
-    order = np.argsort(p, kind="stable")[: np.isfinite(p).sum()]
-    steps = np.arange(len(order), 0, -1) * p[order]
+    values = np.asarray(p, dtype=float)
+    corrected = np.full(len(values), np.nan)
+    order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
+    steps = np.arange(len(order), 0, -1) * values[order]
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected
 

@@ -50,7 +50,7 @@ def noisy(recipes: Recipes) -> list[tuple[str, str]]:
         recipes,
         lambda a, b: (
             a.get("salience") == "praq"
-            and a.get("noise_std")
+            and bool(a.get("noise_std"))
             and not b.get("noise_std")
             and differing_keys(a, b) <= {"noise_std", "n_noise_samples"}
         ),
@@ -107,7 +107,7 @@ def recipe_words(recipe: dict[str, Any]) -> str:
     parts = [
         f"{recipe['bits']} bit" if "bits" in recipe else "",
         "" if size is None else "per channel" if size == -1 else f"groups of {size}",
-        {True: "symmetric", False: "asymmetric"}.get(recipe.get("symmetric"), ""),
+        {True: "symmetric", False: "asymmetric", None: ""}[recipe.get("symmetric")],
         "clipped" if recipe.get("clip") else "",
         recipe.get("rounding", "") if recipe.get("rounding") != "nearest" else "",
         f"{100 * recipe['keep_ratio']:g} % kept by {recipe['keep']}" if recipe.get("keep", "none") != "none" else "",

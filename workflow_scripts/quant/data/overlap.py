@@ -75,7 +75,7 @@ def short_words(sequences: int) -> str:
     return f", a short text (under {SHORT} sequences: little is known)" if sequences < SHORT else ""
 
 
-def text_columns(facts: dict[str, Any], dataset: str, recipe: dict[str, Any] | None) -> dict[str, float | int | None]:
+def text_columns(facts: dict[str, Any], dataset: str, recipe: dict[str, Any] | None) -> dict[str, Any]:
     """A row's columns of summary.csv: how much of the data set has been seen in calibration, and on how many sequences
     and tokens the method was calibrated, if it was. facts: as check_texts writes them."""
     name = None if recipe is None else f"n{recipe['n_calib']}-s{recipe['seed']}"

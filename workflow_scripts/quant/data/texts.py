@@ -46,12 +46,13 @@ def docstrings(module: str) -> list[str]:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         found = None
-    if found is None or not (found.origin or "").endswith(".py"):
+    source = (found and found.origin) or ""
+    if not source.endswith(".py"):
         raise InputError(f"docstrings: {module}: has no Python source; name a module that has, such as argparse")
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = ast.walk(ast.parse(Path(found.origin).read_bytes()))
+    nodes = ast.walk(ast.parse(Path(source).read_bytes()))
     holders = [node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node)]
-    return [ast.get_docstring(node) for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0))]
+    return [ast.get_docstring(node) or "" for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0))]
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ def difference(found: Any, wanted: Any) -> tuple[Any, Any]:
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return found, wanted
     key = min(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    return tuple(f"{key}: {table.get(key, 'missing')}" for table in (found, wanted))
+    first, second = (f"{key}: {table.get(key, 'missing')}" for table in (found, wanted))
+    return first, second
 
 
 def require(path: str | Path, found: dict[str, Any], **expected: Any) -> None:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,7 +84,10 @@ class TensorFile:
             self._reader = ThreadPoolExecutor(READERS, "reader")
         for name in names:
             if name in self.names and name not in self._ahead:
-                self._ahead[name] = self._reader.submit(lambda name=name: self._read(name).pin_memory())
+                self._ahead[name] = self._reader.submit(self._pinned, name)
+
+    def _pinned(self, name: str) -> Tensor:
+        return self._read(name).pin_memory()
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         if name not in self.names:
@@ -104,7 +107,7 @@ class TensorFile:
         by_code = {code: dtype for dtype, code in DTYPES.items()}
         return {name: (by_code[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
 
-    def info(self, key: str) -> dict:
+    def info(self, key: str) -> Any:
         """A JSON value from the file's metadata."""
         if key not in self.metadata:
             raise InputError(f"{self.path}: says nothing of its {key}; {rebuild(self.path)}")

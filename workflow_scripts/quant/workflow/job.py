@@ -19,6 +19,7 @@ class _Tee:
 
     def __init__(self, log: Path) -> None:
         self._log = log.open("w", encoding="utf-8")
+        assert sys.__stderr__ is not None
         self._terminal = sys.__stderr__
 
     def write(self, text: str) -> int:

@@ -39,7 +39,9 @@ def commit_of(identifier: str, revision: str | None) -> str:
 
     instead = "give a model's directory, a GGUF file or another OWNER/NAME[@REVISION]"
     try:
-        return HfApi().model_info(identifier, revision=revision, timeout=HUB_TIMEOUT).sha
+        commit = HfApi().model_info(identifier, revision=revision, timeout=HUB_TIMEOUT).sha
+        assert commit is not None, "the hub names the commit of every revision"
+        return commit
     except RevisionNotFoundError:
         raise InputError(f"MODEL={identifier}@{revision}: the hub has no such revision; {instead}") from None
     except (HFValidationError, RepositoryNotFoundError):

@@ -39,15 +39,15 @@ def as_yaml(value: Any) -> Any:
 def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which what the command line gave is read as YAML wherever the schema takes no string, and then takes
     it; the rest stays, for the schema to refuse."""
-    config = copy.deepcopy(dict(config))
+    copied = copy.deepcopy(dict(config))
     validator = Draft202012Validator(schema)
-    for error in validator.iter_errors(config) if given else ():
+    for error in validator.iter_errors(copied) if given else ():
         path = list(error.absolute_path)
         read = as_yaml(error.instance)
         if not path or read == error.instance or at(given, path) != error.instance:
             continue
-        holder = at(config, path[:-1])
+        holder = at(copied, path[:-1])
         before, holder[path[-1]] = holder[path[-1]], read
-        if any(list(other.absolute_path)[: len(path)] == path for other in validator.iter_errors(config)):
+        if any(list(other.absolute_path)[: len(path)] == path for other in validator.iter_errors(copied)):
             holder[path[-1]] = before
-    return config
+    return copied
