@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant.comparison.pick import choose
 from quant.errors import InputError
-from quant.files.artifacts import copy, versions, write_json, write_text
+from quant.files.artifacts import copy, versions, write_json
 from quant.files.csv_tables import read_table
 from quant.workflow.job import job
 
@@ -17,11 +17,8 @@ with job(snakemake.log[0]):
         raise InputError(f"choose: {choice.lines[0]} Widen choose: in the configuration, or add a method")
     target = Path(snakemake.output.config).parent
     shutil.rmtree(target, ignore_errors=True)
-    source = target.parents[1] / choice.model / choice.method / "checkpoint"
-    for file in source.iterdir():
+    for file in (target.parents[1] / choice.model / choice.method / "checkpoint").iterdir():
         copy(file, target / file.name)
-    card = target / "README.md"
-    write_text(card, card.read_text(encoding="utf-8").replace(source.as_posix(), target.as_posix()))
     found = choice._asdict() | {
         "difference": choice.difference and choice.difference._asdict(),
         "shown": choice.shown,

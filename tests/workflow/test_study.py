@@ -169,6 +169,7 @@ def test_storage_and_cards(study: Path) -> None:
     for method in ("rtn_g", "gw_awq"):
         card = (study / f"results/tiny/{method}/checkpoint/README.md").read_text()
         assert card.startswith("---\n") and "| heldout |" in card
+        assert f'from_pretrained("results/tiny/{method}/checkpoint")' in card and "None" not in card
 
 
 def test_two_runs_give_the_same_bytes(copy: Path) -> None:
