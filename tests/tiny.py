@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -130,37 +129,40 @@ def write_overlay(folder: Path, overlay: dict[str, Any]) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))
 
 
-def snakemake(folder: Path, *arguments: str, config: str | None = "tiny.yaml") -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake in a clone as a user would."""
-    overlay = ["--configfile", config] if config else []
-    command = [sys.executable, "-m", "snakemake", *arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
-# every dry run is a fork of one process that has imported what a dry run needs, which is most of what it takes
+# Snakemake's own process is a fork of one that has imported what it needs, which is most of what a dry run takes
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "jsonschema", "yte"])
 
 
-def _run_here(folder: Path, arguments: list[str], output: Path) -> None:
-    """Snakemake's command in this process, what it says in a file."""
+def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], outputs: list[Path]) -> None:
+    """Snakemake's command in this process, what it says on stdout and stderr in files."""
+    os.environ.clear()
+    os.environ.update(environment)
     os.chdir(folder)
-    with output.open("w") as file:
-        for stream in (1, 2):
+    for stream, output in enumerate(outputs, 1):
+        with output.open("w") as file:
             os.dup2(file.fileno(), stream)
-        from snakemake.cli import main
+    from snakemake.cli import main
 
-        main(arguments)
+    main(arguments)
 
 
-def dry_run(folder: Path, config: str | Path = "tiny.yaml") -> tuple[int | None, str]:
-    """Exit status of a dry run, and what it said."""
-    with tempfile.NamedTemporaryFile() as file:
-        arguments = ["--dry-run", "results/report.html", "--configfile", str(config), "--cores", "2"]
-        process = FORKS.Process(target=_run_here, args=(folder, [*arguments, "--resources", "gpu=2"], Path(file.name)))
+def snakemake(folder: Path, *arguments: str, config: str | None = "tiny.yaml") -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a clone as a user would, but for the seconds that its imports take."""
+    overlay = ["--configfile", config] if config else []
+    command = [*arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
+    with tempfile.TemporaryDirectory() as said:
+        outputs = [Path(said, name) for name in ("stdout", "stderr")]
+        process = FORKS.Process(target=_run_here, args=(folder, command, dict(os.environ), outputs))
         process.start()
         process.join()
-        return process.exitcode, Path(file.name).read_text()
+        return subprocess.CompletedProcess(command, process.exitcode or 0, *(path.read_text() for path in outputs))
+
+
+def dry_run(folder: Path, config: str | Path = "tiny.yaml") -> tuple[int, str]:
+    """Exit status of a dry run, and what it said."""
+    done = snakemake(folder, "--dry-run", "results/report.html", config=str(config))
+    return done.returncode, done.stdout + done.stderr
 
 
 def pending(folder: Path, config: str | Path = "tiny.yaml") -> dict[str, int]:
