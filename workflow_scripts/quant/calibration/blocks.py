@@ -22,6 +22,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.models.notes import Note, noting, run_noted
+from quant.models.rotary import by_length, forget
 
 logger = logging.getLogger("quant")
 
@@ -136,7 +137,8 @@ class Run:
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
-        self._batches = list(tokens.batches(sequences, batch_tokens))
+        self._alike = by_length(self.model.config)
+        self._batches = list(tokens.batches(sequences, batch_tokens, self._alike))
 
     def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[Arguments]]]:
         """Each batch's embeddings, and each batch's other arguments for every block."""
@@ -155,6 +157,8 @@ class Run:
                 elif module is not self.blocks:
                     module.to(self._device)
             for i, batch in enumerate(self._batches):
+                if self._alike:
+                    forget(body)
                 run_noted(body, notes, batch.ids.to(self._device))
                 assert notes[0].hidden is not None
                 hidden.put(i, notes[0].hidden.to(self._dtype))

@@ -44,6 +44,7 @@ def rope(writer: Any, config: dict[str, Any], size: int) -> np.ndarray | None:
 
     given = dict(config["rope_parameters"])
     kind, theta = given.pop("rope_type", "default"), float(given.pop("rope_theta"))
+    given.pop("type", None)  # the older word for rope_type
     given = {key: value for key, value in given.items() if value is not None and YARN_DEFAULTS.get(key) != value}
     turned = given.pop("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(size * turned))

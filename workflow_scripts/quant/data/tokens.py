@@ -78,14 +78,16 @@ def load(path: str | Path, **expected: Any) -> Tokens:
         return Tokens(sequences, file.info("fingerprint"), file.info("provenance"))
 
 
-def batches(sequences: list[Tensor], batch_tokens: int) -> Iterator[Batch]:
-    """Sequences in their order, as many together as stay within `batch_tokens` after padding (at least one)."""
+def batches(sequences: list[Tensor], batch_tokens: int, alike: bool = False) -> Iterator[Batch]:
+    """Sequences in their order, as many together as stay within `batch_tokens` after padding (at least one); alike:
+    only those of one length."""
     start = 0
     while start < len(sequences):
         width, stop = 0, start
         while stop < len(sequences):
             widened = max(width, len(sequences[stop]))
-            if stop > start and widened * (stop - start + 1) > batch_tokens:
+            full = widened * (stop - start + 1) > batch_tokens
+            if stop > start and (full or (alike and len(sequences[stop]) != width)):
                 break
             width, stop = widened, stop + 1
         part = sequences[start:stop]

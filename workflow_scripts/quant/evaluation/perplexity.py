@@ -22,6 +22,7 @@ from quant.errors import InputError
 from quant.evaluation.divergence import CHUNK, Reference
 from quant.files.artifacts import rebuild
 from quant.models.compute import halved, where_installed
+from quant.models.rotary import by_length, forget
 
 logger = logging.getLogger("quant")
 
@@ -186,10 +187,12 @@ def evaluate(
     """
     rows: list[dict[str, Any]] = []
     seconds = 0.0
-    head = Head(model, device)
+    head, alike = Head(model, device), by_length(model.config)
     with tqdm(total=len(tokens.sequences), desc="evaluate", unit="sequence") as bar:
         while len(rows) < len(tokens.sequences):
-            batch = next(batches(tokens.sequences[len(rows) :], batch_tokens))
+            batch = next(batches(tokens.sequences[len(rows) :], batch_tokens, alike))
+            if alike:
+                forget(model)
             mark, sums = reference.mark(), None
             with contextlib.suppress(torch.OutOfMemoryError):
                 sums, spent = judge(head, batch, device, reference)

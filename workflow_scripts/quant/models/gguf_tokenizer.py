@@ -81,8 +81,8 @@ def byte_level(tokens: list[str], kinds: list[int], merges: list[str], pre: str,
 
     if pre not in RULES:
         raise InputError(
-            f"{where}: tokenizer.ggml.pre is {pre!r}, whose rule this reader does not know (it knows "
-            f"{', '.join(sorted(RULES))}); give this model as safetensors (source: {{directory: PATH}})"
+            f"{where}: tokenizer.ggml.pre is {pre!r}, whose rule models/gguf_pretokenizers.py does not have; give this "
+            "model as safetensors (source: {directory: PATH})"
         )
     ids = vocabulary(tokens, where)
     # at the first space that is not the first character

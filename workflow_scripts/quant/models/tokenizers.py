@@ -12,6 +12,7 @@ from typing import Any
 
 from quant.errors import InputError
 from quant.files.artifacts import write_text
+from quant.models.gguf_tokenizer import surround
 from quant.models.sentencepiece_model import from_sentencepiece
 from quant.models.sources import AGAIN, json_object
 
@@ -26,7 +27,8 @@ PROBE = (
     "http://a.b/c?d=e&f_g=%20 \u2026 \u2018q\u2019 \u00a0x\u2003y   "
 )
 CLASS = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is, in transformers 4 and 5
-PATH_KEYS = ("auto_map", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "backend", "is_local")
+LEFT_OUT = ("auto_map", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "backend", "is_local",
+             "add_bos_token", "add_eos_token")  # fmt: skip
 
 
 def from_file(path: Path) -> Any:
@@ -45,14 +47,18 @@ def own_tokenizer(folder: Path, where: str) -> tuple[Any, dict[str, Any]] | None
     if (folder / "tokenizer.json").is_file():
         return from_file(folder / "tokenizer.json"), {}
     if (folder / "tokenizer.model").is_file():
-        return from_sentencepiece(folder / "tokenizer.model", where)
+        tokenizer, special = from_sentencepiece(folder / "tokenizer.model", where)
+        path = folder / "tokenizer_config.json"
+        if path.is_file() and json_object(path, AGAIN).get("add_bos_token") is False:
+            surround(tokenizer, None, None)
+        return tokenizer, special
     return None
 
 
 def settle(folder: Path, tokenizer: Any, special: dict[str, Any], where: str) -> None:
     """Writes a tokenizer so that plain AutoTokenizer gives its ids, and says where it does not; config.json is there.
 
-    BOS and EOS are put as tokenizer_config.json says (add_bos_token), and where it says nothing as the tokenizer does.
+    BOS and EOS are put as the tokenizer puts them, whatever tokenizer_config.json says beside it (add_bos_token).
     special: what stands in tokenizer_config.json unless it says otherwise.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -62,10 +68,10 @@ def settle(folder: Path, tokenizer: Any, special: dict[str, Any], where: str) ->
     before = settings.get("tokenizer_class")
     if before not in (None, CLASS, "TokenizersBackend"):
         logger.info("%s: tokenizer_class %s becomes %s, which takes tokenizer.json as it is", where, before, CLASS)
-    settings = {key: value for key, value in settings.items() if key not in PATH_KEYS} | {"tokenizer_class": CLASS}
+    settings = {key: value for key, value in settings.items() if key not in LEFT_OUT} | {"tokenizer_class": CLASS}
     tokenizer.save(str(folder / "tokenizer.json"))
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-    # with BOS, EOS and added tokens as the settings say
+    # with the added tokens that the settings name
     PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
     written = from_file(folder / "tokenizer.json")
     written.save(str(folder / "tokenizer.json"))

@@ -1,0 +1,262 @@
+"""Token ids are the model's own: tokenizer.json's, SentencePiece's, and of a GGUF file llama.cpp's."""
+
+import itertools
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from quant.errors import InputError
+from quant.models.gguf_pretokenizers import RULES, pre_tokenizer
+from quant.models.gguf_tokenizer import SPACE, sentencepiece
+from quant.models.sentencepiece_model import from_sentencepiece
+from quant.models.tokenizers import PROBE, from_file, load
+from tests.unit.model_files import build, edit_config, refusal, run
+from tests.unit.models.test_gguf_sources import write_gguf
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+TEXTS = ["a 10", "x  10", "see\n\n1. One", "PEP 3107", "    4 5", "", " a", "a ", "it's", PROBE]
+
+
+def byte_bpe(before: Any, special: bool = True) -> Tokenizer:
+    """Bytes, two merged pairs, and BOS before a text."""
+    vocabulary = {piece: i for i, piece in enumerate([*LETTERS, "10", "ĊĊ", "<s>", "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("1", "0"), ("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = before, decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    if special:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 258)])
+    return tokenizer
+
+
+BEFORE = {
+    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "digits": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "lines": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+}
+CLASSES = [
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "GPT2Tokenizer",
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+    None,
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(tmp_path: Path, before: Any, name: str | None) -> None:
+    model = build(tmp_path / "model", vocab_size=260)
+    byte_bpe(before).save(str(model / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if name is None else {"tokenizer_class": name})
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    own = Tokenizer.from_file(str(model / "tokenizer.json"))
+    for reader in (AutoTokenizer.from_pretrained(checkpoint), load(checkpoint)):
+        for text in TEXTS:
+            assert reader(text)["input_ids"] == own.encode(text).ids
+    assert AutoTokenizer.from_pretrained(checkpoint).eos_token_id == 259
+
+
+def test_cutting_and_padding_that_a_tokenizer_was_saved_with_are_undone(tmp_path: Path) -> None:
+    model = build(tmp_path / "model", vocab_size=260)
+    tokenizer = byte_bpe(BEFORE["digits"])
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=7)
+    tokenizer.save(str(model / "tokenizer.json"))
+    checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    assert len(AutoTokenizer.from_pretrained(checkpoint)("abcdefghijk")["input_ids"]) == 12
+    assert len(AutoTokenizer.from_pretrained(checkpoint)("a")["input_ids"]) == 2
+
+
+@pytest.mark.parametrize("put", [True, False])
+def test_bos_is_put_as_tokenizer_json_puts_it(tmp_path: Path, put: bool) -> None:
+    model = build(tmp_path / "model", vocab_size=260)
+    byte_bpe(BEFORE["bytes"], special=put).save(str(model / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "add_bos_token": not put, "tokenizer_class": "LlamaTokenizerFast"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    own = from_file(checkpoint / "tokenizer.json").encode("a").ids
+    for ids in (AutoTokenizer.from_pretrained(checkpoint)("a")["input_ids"], own):
+        assert ids == [258] * put + [LETTERS.index("a")]
+
+
+def slow_spm(text: str, ids: dict[str, int], scores: list[float], prefix: bool) -> list[int]:
+    """llama.cpp's llm_tokenizer_spm: of all neighbours whose join is a piece, the best score, the leftmost on a tie."""
+    if not text:
+        return []
+    symbols = list((" " * prefix + text).replace(" ", SPACE))
+    while True:
+        joins = [(-scores[ids[a + b]], at) for at, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in ids]
+        if not joins:
+            break
+        at = min(joins)[1]
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    found: list[int] = []
+    for symbol in symbols:
+        found += [ids[symbol]] if symbol in ids else [ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+    return found
+
+
+WORDS = ["th", "the", "in", "an", "and", "er", "▁the", "▁a", "▁▁", "▁▁▁▁", "10", "he", "▁t", "ing", "▁and", "re", "ed"]
+PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    *WORDS,
+    "▁",
+    *"abcdefghinrt1 0.".replace(" ", ""),
+]
+
+
+def spm_fields(writer: gguf.GGUFWriter) -> None:
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(PIECES)
+    writer.add_token_scores([0.0 if i < 259 else -float(i) for i in range(len(PIECES))])
+    writer.add_token_types(kinds)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_by_scores_gives_llama_cpps_ids(prefix: bool) -> None:
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
+    scores = [0.0 if i < 259 else -float(i) for i in range(len(PIECES))]
+    tokenizer = sentencepiece(PIECES, kinds, scores, "<unk>", prefix, "t")
+    ids = {piece: i for i, piece in enumerate(PIECES)}
+    for text in [*TEXTS, "the  theathe and    in 1010", "\n\nthe\t", "thethethe"]:
+        assert tokenizer.encode(text).ids == slow_spm(text, ids, scores, prefix), text
+
+
+def spm_gguf(tmp_path: Path, extra: Callable[[gguf.GGUFWriter], object] = lambda writer: None) -> Path:
+    """write_gguf with a SentencePiece vocabulary in the place of its own."""
+    model = build(tmp_path / "model", vocab_size=len(PIECES))
+    skipped = ("add_tokenizer_model", "add_token_list", "add_token_types", "add_token_merges")
+
+    class Writer(gguf.GGUFWriter):
+        def __getattribute__(self, name: str) -> Any:
+            return (lambda *_: None) if name in skipped and not named else super().__getattribute__(name)
+
+    named: list[int] = []
+
+    def fields(writer: gguf.GGUFWriter) -> None:
+        named.append(1)
+        spm_fields(writer)
+        extra(writer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFWriter", Writer)
+        return write_gguf(model, tmp_path / "spm.gguf", extra=fields)
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+def test_a_sentencepiece_gguf_keeps_its_ids_when_it_is_saved(tmp_path: Path, bos: bool | None) -> None:
+    path = spm_gguf(tmp_path, lambda writer: None if bos is None else writer.add_add_bos_token(bos))
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    ids = {piece: i for i, piece in enumerate(PIECES)}
+    scores = [0.0 if i < 259 else -float(i) for i in range(len(PIECES))]
+    reader = AutoTokenizer.from_pretrained(checkpoint)
+    for text in TEXTS:
+        expected = slow_spm(text, ids, scores, True)
+        assert reader(text)["input_ids"] == [1] * (bos is not False) + expected
+    assert (reader.bos_token, reader.eos_token, reader.unk_token) == ("<s>", "</s>", "<unk>")
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe", "deepseek-coder", "falcon", None])
+def test_a_gguf_splits_words_by_its_pre_tokenizer(tmp_path: Path, pre: str | None) -> None:
+    model = build(tmp_path / "model")
+    path = write_gguf(
+        model, tmp_path / "a.gguf", extra=lambda writer: None if pre is None else writer.add_tokenizer_pre(pre)
+    )
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    found = AutoTokenizer.from_pretrained(checkpoint).backend_tokenizer.pre_tokenizer.pre_tokenize_str(PROBE)
+    assert found == pre_tokenizer(RULES[pre or "default"]).pre_tokenize_str(PROBE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("smollm", "a 10  b", ["a", "Ġ", "1", "0", "Ġ", "Ġb"]),
+        ("gpt-2", "a 10  b's", ["a", "Ġ10", "Ġ", "Ġb", "'s"]),
+        ("llama-bpe", "12345 It'S\n\n x", ["123", "45", "ĠIt", "'S", "ĊĊ", "Ġx"]),
+        ("qwen2", "12 a_b", ["1", "2", "Ġa", "_b"]),
+        ("deepseek-v3", "12345 a", ["123", "45", "Ġa"]),
+    ],
+)
+def test_rules_by_hand(name: str, text: str, words: list[str]) -> None:
+    assert [word for word, _ in pre_tokenizer(RULES[name]).pre_tokenize_str(text)] == words
+
+
+def test_ggufs_whose_tokenizer_is_not_known_are_refused_by_name(tmp_path: Path) -> None:
+    model = build(tmp_path / "model")
+    path = write_gguf(model, tmp_path / "a.gguf", extra=lambda writer: writer.add_tokenizer_pre("mine"))
+    assert "tokenizer.ggml.pre is 'mine'" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+
+
+def field(number: int, value: bytes | int | float) -> bytes:
+    """A field of a protocol buffer."""
+    if isinstance(value, float):
+        return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    key = number << 3 | (0 if isinstance(value, int) else 2)
+    head = bytes([key]) if key < 128 else bytes([key & 127 | 128, key >> 7])
+    length = value if isinstance(value, int) else len(value)
+    coded = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    return head + coded + (b"" if isinstance(value, int) else value)
+
+
+def save_sentencepiece(path: Path) -> None:
+    """PIECES as a model file: BPE with bytes, a dummy prefix, no normalisation."""
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
+    content = b"".join(
+        field(1, field(1, piece.encode()) + field(2, 0.0 if i < 259 else -float(i)) + field(3, kind))
+        for i, (piece, kind) in enumerate(zip(PIECES, kinds, strict=True))
+    )
+    content += field(2, field(3, 2) + field(35, 1) + field(40, 0) + field(41, 1) + field(42, 2))
+    path.write_bytes(content + field(3, field(1, b"identity") + field(3, 1) + field(4, 0)))
+
+
+def test_a_sentencepiece_model_alone_loads(tmp_path: Path) -> None:
+    model = build(tmp_path / "model", vocab_size=len(PIECES))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
+    save_sentencepiece(model / "tokenizer.model")
+    checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    ids = {piece: i for i, piece in enumerate(PIECES)}
+    scores = [0.0 if i < 259 else -float(i) for i in range(len(PIECES))]
+    reader = AutoTokenizer.from_pretrained(checkpoint)
+    for text in TEXTS:
+        assert reader(text)["input_ids"] == [1, *slow_spm(text, ids, scores, True)]
+    assert reader.decode(reader("the  and é")["input_ids"], skip_special_tokens=True) == "the  and é"
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x0a\xff\xff\xff", b"IQ== 0\nIg== 1\n"])
+def test_what_is_no_sentencepiece_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match="is no SentencePiece model; put"):
+        from_sentencepiece(tmp_path / "tokenizer.model", "t")
+
+
+def test_a_model_type_whose_class_is_forced_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers builds Qwen2Tokenizer for every qwen2, whatever tokenizer.json says."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = tmp_path / "model"
+    shape = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": 4}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=260, num_key_value_heads=2, **shape)).save_pretrained(model)
+    PreTrainedTokenizerFast(tokenizer_object=byte_bpe(BEFORE["lines"])).save_pretrained(model)
+    edit_config(model)
+    with caplog.at_level("WARNING", "quant"):
+        checkpoint, _ = run({"directory": str(model)}, tmp_path / "results")
+    assert "builds another tokenizer for this model_type" in caplog.text
+    assert load(checkpoint)(PROBE)["input_ids"] == from_file(model / "tokenizer.json").encode(PROBE).ids
