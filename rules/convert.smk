@@ -75,7 +75,7 @@ rule check_study:
         runtime=more(10),
     params:
         demands=lambda w: DEMANDS | ({} if w.model == FIRST_MODEL else {"limits": {}, "recipes": {}}),
-        code=code("check_study.py", modules=()),
+        code=code("check_study.py", modules=()),  # it runs none of the functions that a recipe names
     script:
         "../workflow_scripts/check_study.py"
 

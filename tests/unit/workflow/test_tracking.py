@@ -118,6 +118,7 @@ CHOSEN = {
 }
 # all that a script may import by a recipe's names
 BY_NAME = dict.fromkeys(RECIPES, tuple(module for names in CHOSEN.values() for module in names.values()))
+BY_NAME |= {"check_study": ()}
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
 OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
 USERS: dict[str, set[str]] = {
@@ -287,6 +288,7 @@ USERS: dict[str, set[str]] = {
     "methods/packing": RECIPES | {"check_study"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
+    "models/rotary": PASSES | MEASURES,
 }
 
 
