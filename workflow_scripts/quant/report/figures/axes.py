@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 def log_ticks(ax: Axes, axis: Axis, values: Iterable[float], ticks: Sequence[float] = ()) -> None:
     """A logarithmic axis with plain numbers, at `ticks` where two of them are in range."""
-    values = np.asarray(list(values), dtype=float)
-    values = values[np.isfinite(values)]
-    pad = math.exp(0.03 + 0.05 * math.log(values.max() / values.min()))
-    low, high = values.min() / pad, values.max() * pad
+    finite = np.asarray(list(values), dtype=float)
+    finite = finite[np.isfinite(finite)]
+    pad = math.exp(0.03 + 0.05 * math.log(finite.max() / finite.min()))
+    low, high = finite.min() / pad, finite.max() * pad
     (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
     (ax.set_xlim if axis is ax.xaxis else ax.set_ylim)(low, high)
     few = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])

@@ -28,7 +28,7 @@ def check_mse(check: dict[str, Any]) -> Figure:
     ax.set_yticks(range(len(rows)), [linear_kind(name) for name in rows.linear])
     ax.set(xlim=(-reach, reach), ylim=(-0.7, len(rows) - 0.1), xlabel="MSE of PRAQ's choice against AWQ's, %")
     ax.grid(axis="y", visible=False)
-    side = {"transform": ax.get_xaxis_transform(), "fontsize": 9, "va": "top", "y": 0.99}
+    side: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "fontsize": 9, "va": "top", "y": 0.99}
     ax.text(-reach, s="◀ PRAQ better", color=PRAQ_BETTER, ha="left", **side)
     ax.text(reach, s="AWQ better ▶", color="#b04e00", ha="right", **side)
     kept = f"{100 * check['keep_ratio']:g} % of the channels in 16 bit, the rest INT4;\n"

@@ -55,9 +55,9 @@ def error_by_kind(layers: pd.DataFrame) -> Figure:
     norm = LogNorm(low, low * (high / low) ** (1 / 0.6))
     shades = pd.DataFrame(np.fmax(values, low), [short(name) for name in table.index], table.columns)
     cells = [[(_percent(value), INK) for value in row] for row in values]
-    _, ax = heat_map(shades, cells, (0.5, 0.3), 9, 35, cmap="Blues", norm=norm)
+    fig, ax = heat_map(shades, cells, (0.5, 0.3), 9, 35, cmap="Blues", norm=norm)
     ax.set_title("Relative error, %, by kind of linear (median)", x=0, pad=8)
-    return ax.figure
+    return fig
 
 
 def _lines(

@@ -1,6 +1,7 @@
 """Pre-activations of every layer: channel tables in, matplotlib figures out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -97,7 +98,7 @@ def _risk_map(ax: Axes, channels: pd.DataFrame, colours: dict[str, str], thresho
     ax.fill_between(x, line, top, color=RISK_SHADE, lw=0, zorder=0)
     ax.fill_between(x, bottom, line, color=DEAD_SHADE, lw=0, zorder=0)
     ax.axvline(dead, color=INK, lw=1, ls=(0, (4, 2)))
-    small = {"transform": ax.transAxes, "fontsize": 8, "color": SOFT}
+    small: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 8, "color": SOFT}
     ax.text(0.02, 0.97, "risky", va="top", **small)
     ax.text(0.02, 0.03, "dead", va="bottom", **small)
     label_panel(ax, "Std against mean", "E z", "std z")

@@ -77,8 +77,8 @@ def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str], chosen: str |
         return message("Damage against size", "No method with a finite NLL.")
     top, hollow = max(WILD * shown.delta_nll.median(), 0.06), shown.storage != "packed"
     fig, ax, height, front = _tradeoff(shown.size_mb, shown.delta_nll, top, shown, colours, hollow, chosen)
-    ends = (shown[end].fillna(shown.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
-    ax.vlines(shown.size_mb, *ends, colors=shown.method.map(colours), lw=2, zorder=1.9)
+    low, high = (shown[end].fillna(shown.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
+    ax.vlines(shown.size_mb, low, high, colors=shown.method.map(colours), lw=2, zorder=1.9)
     for i in shown.index[shown.method == chosen]:
         ax.plot(shown.size_mb[i], height[i], "o", ms=17, zorder=3, **RING)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))

@@ -28,7 +28,7 @@ PALETTE = (
 MARKERS = "osD^v<>phdX"
 INK, FAINT, RULE = "#1b1f24", "#8a929b", "#d9dde2"
 PRAQ_BETTER, AWQ_BETTER = "#0072B2", "#D55E00"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
@@ -50,7 +50,7 @@ STYLE = {
 }
 styled = matplotlib.rc_context(STYLE)
 SOFT = "#5a626b"
-RING = {"mfc": "none", "mec": INK, "mew": 1.6}
+RING: dict[str, Any] = {"mfc": "none", "mec": INK, "mew": 1.6}
 
 
 class Label(NamedTuple):
@@ -145,7 +145,7 @@ def label_right(ax: Axes, labels: list[Label], colours: dict[str, str], leaders:
     wanted = [to_axes.transform((label.x, label.y))[1] for label in labels]
     markers = method_markers(colours)
     for label, y in zip(labels, spread(wanted, 0.22 / height, 0.02, 0.98), strict=True):
-        at = {"transform": ax.transAxes, "clip_on": False}
+        at: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False}
         ax.plot(1.08, y, markers[label.method], ms=7, color=colours[label.method], mec="white", **at)
         if label.ringed:
             ax.plot(1.08, y, "o", ms=11, **RING, **at)

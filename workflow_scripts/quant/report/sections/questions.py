@@ -1,6 +1,6 @@
 """Sections of the page from the answers to the research questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quant.comparison.answers import NO_ANSWER
@@ -42,7 +42,7 @@ def answer_section(
 
 
 def answer_sections(
-    answers: dict[str, Sequence[dict[str, Any]]], figures: dict[str, str], colours: dict[str, str]
+    answers: Mapping[str, Sequence[dict[str, Any]]], figures: dict[str, str], colours: dict[str, str]
 ) -> list[Section]:
     """A section a question and model, question by question; the title names the model where there are several. One
     that was not asked has code: YAML that would ask it.
