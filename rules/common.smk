@@ -47,8 +47,8 @@ GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 # memory or time of a job: as much, and on a retry twice, then three times as much
 more = lambda amount: lambda wildcards, attempt: amount * attempt
 
-CHOOSE = SCHEMA["properties"]["choose"]["properties"]
-DEMANDS = demands.demands(CONFIG, {key: CHOOSE[key]["default"] for key in demands.LIMITS})
+CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
+DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
 # what the token ids of a calibration set are made by

@@ -124,7 +124,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "channels drawn": ({"deep_dive": {"channels": 2}}, {"plot_deep_dive"}),
     "synthetic": ({"synthetic": {"noise": 0.3}}, {"synthetic_benchmark"}),
     "sensitivity's sequences": ({"sensitivity": {"n_samples": 5}}, each("measure_sensitivity", PARTED)),
-    "what to choose": ({"choose": {"max_bits_per_weight": 5}}, SHOWN | {"check_study"}),
+    "what to choose": ({"choose": {"max_bits_per_weight": 5}}, DRAWN | {"check_study"}),
     # the page shows the configuration as it was written
     "a value that changes to its default": ({"methods": {"gw_awq": {"n_grid": 5, "bits": 4}}}, SHOWN),
     "a method that is not run": ({"methods": {"unused": {"bits": 2}}}, DRAWN),
@@ -229,7 +229,7 @@ class TestConfiguration:
         second = tiny.OVERLAY["datasets"]["heldout"] | {"text": "third"}
         names = {"datasets": ["heldout", "second"]}
         overlay.write_text(yaml.safe_dump(changed({"datasets": {"second": second}, "study": names, "texts": THIRD})))
-        only = {"tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
+        only = {"check_study": 1, "tokenize_dataset": 1, "evaluate_original": 1, "evaluate": 3}
         assert tiny.pending(study, overlay) == only | following({"check_texts"})
 
     def test_key_order_means_nothing(self, copy: Path) -> None:
