@@ -174,3 +174,42 @@ def test_a_simulated_checkpoint_is_dense_already(checkpoint: Any, tmp_path: Path
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "dense"))
     assert made["largest_deviation"] == 0 and before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_an_export_whose_activations_leave_its_type_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+    """A bfloat16 model in float16."""
+    folder = checkpoint(dtype=torch.bfloat16, symmetric=True)
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.post_attention_layernorm.weight"] *= 30000
+
+    large = recast(folder, tmp_path / "large", lambda tensors: None)
+    tensors = load_file(large / "model.safetensors")
+    enlarge(tensors)
+    with stored.opened(folder) as held:
+        metadata = held.file.metadata
+    from quant.files import tensorfile
+
+    tensorfile.save(large / "model.safetensors", tensors, dict(metadata))
+    with pytest.raises(
+        InputError,
+        match=r"leave float16, which awq is written in, first in model\.layers\.0\.post_attention_layernorm",
+    ):
+        export(large, tmp_path / "awq", "awq", "tiny")
+    assert not list((tmp_path / "awq").glob("model*"))
+    export(large, tmp_path / "dense", "dense", "tiny")
+
+
+def test_rows_of_next_to_nothing_are_exported() -> None:
+    """Steps below float16's normal numbers, which bfloat16 holds."""
+    from quant.checkpoints.exports import in_float16
+
+    linear = codes_of(Grid(4, 32, True), 8, 64)
+    small = linear._replace(
+        step=linear.step * torch.tensor([1.0, 1e-6, 1e-8, 1.0, 1e-5, 1.0, 1.0, 1e-9])[:, None, None]
+    )
+    found = in_float16(small)
+    assert torch.equal(found.step.half().float()[[1, 2, 4, 7]], found.step[[1, 2, 4, 7]])
+    moved = (found.dequantize() - small.dequantize()).abs().view(8, 2, 32)
+    assert (moved[[1, 2, 4, 7]] <= found.step[[1, 2, 4, 7]] / 2 * (1 + 1e-6)).all()
+    assert torch.equal(found.codes[[0, 3, 5, 6]], small.codes[[0, 3, 5, 6]])

@@ -251,6 +251,7 @@ USERS: dict[str, set[str]] = {
     "models/gguf_tokenizer": TEXTS | {"convert", "export"},
     "models/sentencepiece_model": TEXTS | {"convert", "export"},
     "models/tokenizers": TEXTS | {"convert", "export"},
+    "models/rotary": PASSES | MEASURES,
     "data/text_files": TOKENS,
     "models/sources": TEXTS | {"convert", "export"},
     "calibration/statistics": PASSES,

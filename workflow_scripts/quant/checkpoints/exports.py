@@ -74,7 +74,7 @@ def half_steps(name: str, step: Tensor, what: str) -> Tensor:
 
 def in_float16(linear: Codes) -> Codes:
     """A linear whose steps below float16's normal numbers are the next larger of those it has, with codes for them: its
-    weights are next to nothing, and stay within half such a step (3e-8) of what they were."""
+    weights are next to nothing, and stay within half such a step of what they were."""
     kind = torch.finfo(torch.float16)
     unit = kind.smallest_normal * kind.eps
     step = torch.where(linear.step < kind.smallest_normal, (linear.step / unit).ceil() * unit, linear.step)
@@ -229,6 +229,37 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
     return {"type": kind, "largest_deviation": worst}
 
 
+def try_forward(checkpoint: Path, dtype: torch.dtype, what: str) -> None:
+    """Refuses an export whose activations leave the type that it is written in, by the first module that they leave it
+    in: a forward pass of a few tokens, of the checkpoint that it is made from."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").eval()
+    ids = torch.arange(32)[None] % model.config.get_text_config().vocab_size
+    left: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and not left and not torch.isfinite(out).all():
+                left.append(name)
+
+        return hook
+
+    with torch.inference_mode():
+        model(ids)  # packed weights are unpacked at the first forward pass
+        model.to(dtype)
+        for name, module in model.named_modules():
+            if next(module.children(), None) is None:
+                module.register_forward_hook(note(name))
+        finite = bool(torch.isfinite(model(ids).logits).all())
+    if not finite:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(
+            f"{checkpoint}: activations leave {kind}, which {what} is written in, first in {(left or ['its head'])[0]}"
+            f"; {'export dense' if what == 'awq' else 'give the model in bfloat16 or float32'}"
+        )
+
+
 FORMATS = ("dense", "awq", "gguf")
 
 
@@ -241,6 +272,12 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             made = gguf(held, config, target, checkpoint)
         else:
             made = {"dense": dense, "awq": awq}[kind](held, config, target)
+            written = made.get("dtype") or config.get("dtype") or "float32"
+            try:
+                try_forward(checkpoint, torch.float16 if kind == "awq" else getattr(torch, written), kind)
+            except InputError:
+                (target / "model.safetensors").unlink()
+                raise
             for file in checkpoint.iterdir():
                 if file.is_file() and file.name not in ("model.safetensors", "config.json", "README.md"):
                     copy(file, target / file.name)
