@@ -51,7 +51,7 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
             f"{rebuild(checkpoint / 'model.safetensors')}"
         ) from None
     with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
-        model(torch.zeros(1, 1, dtype=torch.long, device=device))
+        model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     return model
 
 

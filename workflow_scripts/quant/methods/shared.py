@@ -27,7 +27,10 @@ def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, A
     groups = [each for group in known for each in found_in(group, names, prefix)]
     if not known:
         raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
-    differing = {name for group in groups for name in group.linears} ^ set(names)
+    expected = {name for group in groups for name in group.linears}
+    if not any("*" in name for group in known for name in group.linears):  # no block lacks what others have
+        expected |= {f"{prefix}.{name}" for group in known for name in group.linears}
+    differing = expected ^ set(names)
     if differing:
         raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
     return groups[::-1]

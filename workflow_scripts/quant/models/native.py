@@ -19,6 +19,11 @@ from quant.models.sources import one_line
 BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
 
 
+DEPENDENT = {  # types whose sequences depend on what they are batched with
+    "doge": "its attention chooses keys among those of later and padding tokens",
+}
+
+
 def native_object(config: dict[str, Any], where: str) -> Any:
     """The configuration as AutoConfig reads it: old and new words, and infinities, are one."""
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -70,6 +75,8 @@ def empty_model(native: Any, n_tensors: int, where: str) -> nn.Module:
                 model = AutoModelForCausalLM.from_config(native, trust_remote_code=False).eval()
     except Exception as error:  # a wrong value fails wherever the architecture first uses it
         raise cannot_build(error, where) from None
+    if kind in DEPENDENT:
+        raise InputError(f"{where}: model_type {kind!r} is not known here: {DEPENDENT[kind]}")
     if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
         raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
     return unroll(model)
