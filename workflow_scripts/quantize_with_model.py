@@ -36,6 +36,8 @@ with job(snakemake.log[0], snakemake.threads):
             dtype(compute["dtype"], where, source),
             n,
             provenance,
+            model["left"],
+            model["unpacked"],
         ),
         batch_tokens(compute["batch_tokens"], where),
         ids.sequences,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Streams, add_cross, reading_order
 from quant.errors import InputError
 from quant.models.linears import all_linears, skeleton
@@ -101,7 +102,7 @@ class Routed(nn.Module):
 )
 def test_a_block_whose_streams_do_not_compare_is_refused(rows: int, times: int, said: str) -> None:
     with torch.inference_mode(), pytest.raises(InputError, match=f"^expert: {said}.*inputs: parallel") as caught:
-        reading_order(Routed(rows, times), torch.ones(1, 6, 4), {})
+        reading_order(Routed(rows, times), torch.ones(1, 6, 4), Arguments((), {}, None))
     assert "\n" not in str(caught.value)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def run(source: Path, paths: dict[str, str], target: Path, **changes: Any) -> di
     linears, statistics = all_linears(skeleton(source)), Statistics(paths, "m", PATTERNS)
     way = Sequential(source, CALIBRATION, "cpu", torch.float32, 64)
     recipe, folds = Recipe.of(SEQUENTIAL | changes), target.with_suffix(".folds")
-    return quantize_checkpoint(source, target, folds, linears, statistics, recipe, "cpu", MADE, way)
+    return quantize_checkpoint(source, target, folds, linears, statistics, recipe, "cpu", MADE, quantize_block=way)
 
 
 def loaded(path: Path) -> nn.Module:
@@ -97,3 +98,24 @@ def test_the_same_to_the_bit(models: Callable[[str], Case], tmp_path: Path) -> N
         with tensorfile.opened(tmp_path / again / "model.safetensors") as file:
             kept.append({name: file.get(name) for name in file.names})
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
+
+
+def test_linears_and_blocks_that_are_left_stay_as_they_are(models: Callable[[str], Case], tmp_path: Path) -> None:
+    """The rest is quantised for what they give."""
+    case = models("llama")
+    left = {"model.layers.1.self_attn.o_proj", *(name for name in case.linears if ".layers.0." in name)}
+    linears = {name: layer for name, layer in case.linears.items() if name not in left}
+    way, recipe = Sequential(case.path, CALIBRATION, "cpu", torch.float32, 64), Recipe.of(SEQUENTIAL | {"bits": 3})
+    statistics = Statistics({}, "m", PATTERNS)
+    given = (case.path, tmp_path, tmp_path / "folds", linears, statistics, recipe, "cpu", MADE)
+    record = quantize_checkpoint(*given, quantize_block=way)
+    assert [row["linear"] for row in record["linears"]] == list(linears)
+    x, after = (inputs_of(model, list(case.linears), SEQUENCES) for model in (case.model, loaded(tmp_path)))
+    name = "model.layers.1.mlp.down_proj"
+    w = case.model.get_submodule(name).weight.detach().double().numpy()
+    codes = reference.gptq(w, reference.second_moment(after[name]), 3, -1, False, 0.01, True)
+    _, steps, zeros = reference.by_column(w, 3, -1, False)
+    with tensorfile.opened(tmp_path / "model.safetensors") as file:
+        found = file.get(f"{name}.weight").double().numpy()
+    assert (np.abs(found - (codes - zeros) * steps) > 1e-4).mean() < 0.02
+    assert np.allclose(x["model.layers.1.self_attn.q_proj"], after["model.layers.1.self_attn.q_proj"], atol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant.calibration.blocks import Run, empty, fill
+from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.hidden import HiddenStates, hidden_states
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
 from quant.calibration.statistics import check_statistic, token_rows
@@ -26,7 +26,7 @@ class _Reached(Exception):
     """A block has come to the linear whose input was asked for."""
 
 
-def input_of(block: nn.Module, linear: str, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+def input_of(block: nn.Module, linear: str, hidden: Tensor, arguments: Arguments) -> Tensor:
     """What a linear of the block reads; nothing after it is run."""
     found: list[Tensor] = []
 
@@ -36,7 +36,7 @@ def input_of(block: nn.Module, linear: str, hidden: Tensor, kwargs: Mapping[str,
 
     hook = block.get_submodule(linear).register_forward_pre_hook(stop)
     try:
-        block(hidden, **kwargs)
+        arguments.call(block, hidden)
     except _Reached:
         return found[0]
     finally:
@@ -44,7 +44,7 @@ def input_of(block: nn.Module, linear: str, hidden: Tensor, kwargs: Mapping[str,
     raise InputError(f"{linear}: no calibration token reached it; use inputs: parallel for this model")
 
 
-def reading_order(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def reading_order(block: nn.Module, hidden: Tensor, arguments: Arguments) -> list[tuple[str, ...]]:
     """A block's linears in the order in which they run, those together that read one input."""
     groups: dict[tuple[int, torch.Size], list[str]] = {}
     seen: list[Tensor] = []  # kept until the end, so that an address is one tensor's
@@ -65,7 +65,7 @@ def reading_order(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -
     names = linear_names(block)
     hooks = [block.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
     try:
-        block(hidden, **kwargs)
+        arguments.call(block, hidden)
     finally:
         for each in hooks:
             each.remove()
@@ -94,12 +94,12 @@ class Pair:
         name: str,
         original: nn.Module,
         batches: list[Batch],
-        kwargs: list[dict[str, Any]],
+        arguments: list[Arguments],
         streams: tuple[HiddenStates, HiddenStates],
     ) -> None:
-        self.name, self._batches, self._kwargs, self._streams = name, batches, kwargs, streams
+        self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
         self._blocks = original, copy.deepcopy(original)
-        self.groups = reading_order(original, streams[0].get(0), kwargs[0])
+        self.groups = reading_order(original, streams[0].get(0), arguments[0])
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Parameters of the quantised block by their full names, in any float type."""
@@ -111,7 +111,7 @@ class Pair:
             setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
     def _rows(self, which: int, linear: str, i: int) -> Tensor:
-        x = input_of(self._blocks[which], linear, self._streams[which].get(i), self._kwargs[i])
+        x = input_of(self._blocks[which], linear, self._streams[which].get(i), self._arguments[i])
         return token_rows(x, self._batches[i])
 
     def moments(self, linear: str, with_cross: bool) -> tuple[Tensor, Tensor | None]:
@@ -137,7 +137,7 @@ class Pair:
         """Both streams to the next block; the original's only where it is wanted."""
         for block, states in list(zip(self._blocks, self._streams, strict=True))[not with_original :]:
             for i in range(len(self._batches)):
-                out = block(states.get(i), **self._kwargs[i])
+                out = self._arguments[i].call(block, states.get(i))
                 states.put(i, out[0] if isinstance(out, tuple) else out)
 
 
@@ -147,15 +147,15 @@ class Streams(Run):
     @torch.inference_mode()
     def pairs(self) -> Iterator[Pair]:
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
-            hidden, kwargs = self._first_hidden(weights)
+            hidden, arguments = self._first_hidden(weights)
             n_bytes = sum(hidden.get(i).nbytes for i in range(len(self._batches)))
             other = hidden_states(self._device, n_bytes)
             for i in range(len(self._batches)):
                 other.put(i, hidden.get(i))
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
-                fill(block, name, weights, self._device, self._dtype)
+                fill(block, name, weights, self._device, self._dtype, self._tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
-                yield Pair(name, block, self._batches, [each[index] for each in kwargs], (hidden, other))
+                yield Pair(name, block, self._batches, [each[index] for each in arguments], (hidden, other))
                 empty(block)

@@ -39,13 +39,17 @@ class Sequential:
     def __call__(
         self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator
     ) -> None:
-        pair, corrects = next(self._pairs), recipe.correction > 0
+        corrects, first = recipe.correction > 0, groups[0].linears[0]
+        while not first.startswith(f"{(pair := next(self._pairs)).name}."):
+            pair.advance(corrects)  # a block that is left as it is
         for group in groups:
             block.find(group, statistics, recipe)
         pair.put(block.others)
         for reading in pair.groups:
+            names = [name for name in (f"{pair.name}.{linear}" for linear in reading) if name in block.weights]
+            if not names:
+                continue
             moment, cross = pair.moments(reading[0], corrects)
-            names = [f"{pair.name}.{name}" for name in reading]
             for name in names:
                 scale = block.found[name].scale if name in block.folded else None
                 own, between = in_original_units(moment, cross, scale)

@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -97,13 +99,16 @@ def quantize_with_model(
     dtype: torch.dtype,
     batch_tokens: int,
     provenance: dict[str, Any],
+    left: Mapping[str, str] = MappingProxyType({}),
+    unpacked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went."""
     chosen, codes = Recipe.of(recipe), {} if recipe["tune"] else None
     way = None
     if chosen.inputs == "sequential":
         way = Sequential(source, calibration, device, dtype, batch_tokens)
-    record = quantize_checkpoint(source, target, folds, linears, statistics, chosen, device, provenance, way, codes)
+    given = (source, target, folds, linears, statistics, chosen, device, provenance, left, unpacked)
+    record = quantize_checkpoint(*given, quantize_block=way, keep=codes)
     if codes is not None:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(
