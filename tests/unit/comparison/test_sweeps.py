@@ -189,6 +189,7 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "scope": ("shared", *SEARCHED),
     "residual": (True, "moment", {"jacobian"}),
     "plain_share": (0.5, "moment", {"jacobian"}),
+    "correction": (0.5, "inputs", {"sequential"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
     "keep_ratio": (0.3, "keep", {"awq", "praq"}),
