@@ -289,7 +289,6 @@ USERS: dict[str, set[str]] = {
     "methods/packing": RECIPES | {"check_study"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
-    "models/rotary": PASSES | MEASURES,
 }
 
 
