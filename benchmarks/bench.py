@@ -34,11 +34,12 @@ from bench_limits import (
     statistics_limit,
 )
 from bench_models import SHAPES, make_model, random_tokens, shallower
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
-from quant.models.compute import batch_tokens, device
+from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
 from study import PATTERNS, methods
@@ -97,6 +98,9 @@ class Bench:
     def busy(self, work: Callable[[], Any]) -> float | None:
         return gpu_seconds(work) if self.where == "cuda" else None
 
+    def compute(self, shape: Shape) -> Compute:
+        return Compute(self.where, getattr(torch, shape.dtype), batch_tokens("auto", self.where))
+
     def statistics(self, model: Path, shape: Shape, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""
         from quant.calibration.statistics import collect
@@ -105,11 +109,11 @@ class Bench:
         calibration = random_tokens(self.folder / "tokens", n, width, shape.vocabulary, 1)
         files = {key: self.folder / f"{key}.safetensors" for key in ("channels", "moments")}
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
-        size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
+        material, compute = Material(model / "checkpoint", calibration, made), self.compute(shape)
         self.reset()
 
         def work() -> None:
-            collect(model / "checkpoint", calibration, *files.values(), self.where, dtype, size, made)
+            collect(material, *files.values(), compute)
 
         spent = statistics.median(self.timed(work) for _ in range(self.repeats))
         on_disk = sum(path.stat().st_size for path in files.values()) / 1e6
@@ -124,13 +128,11 @@ class Bench:
         path = self.folder / "noisy.safetensors"
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
         noise = {key: methods()["robust_praq"][key] for key in ("noise_std", "n_noise_samples", "seed")}
-        size, dtype = batch_tokens("auto", self.where), getattr(torch, shape.dtype)
-        calibration = tokens.load(self.folder / "tokens")
+        material = Material(model / "checkpoint", tokens.load(self.folder / "tokens"), made)
+        compute = self.compute(shape)
 
         def work() -> None:
-            collect_noisy(
-                model / "checkpoint", calibration, files["channels"], str(path), noise, self.where, dtype, size, made
-            )
+            collect_noisy(material, files["channels"], str(path), noise, compute)
 
         self.reset()
         self.note("noisy statistics", self.timed(work), None, shape, self.busy(work))

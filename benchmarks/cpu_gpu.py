@@ -17,13 +17,14 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
-from quant.models.compute import batch_tokens
+from quant.models.compute import Compute, batch_tokens
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
 from study import PATTERNS, methods
@@ -54,7 +55,7 @@ def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, An
     made, size = {"model_fingerprint": model["fingerprint"]}, batch_tokens("auto", where)
     calibration, heldout = read_tokens(checkpoint, text, made, folder)
     files = {key: str(folder / f"{where}-{key}") for key in ("channels", "moments")}
-    collect(checkpoint, calibration, *files.values(), where, torch.float32, size, made)
+    collect(Material(checkpoint, calibration, made), *files.values(), Compute(where, torch.float32, size))
     found = {}
     for name, recipe in recipes.items():
         known = {key: files[key] for key in keys.statistics_files(recipe)}

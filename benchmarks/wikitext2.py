@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.calibration.jacobian import collect_jacobian
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.comparison.paired import paired_difference
@@ -27,7 +28,7 @@ from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
-from quant.models.compute import batch_tokens, device
+from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
 from study import PATTERNS, methods
@@ -79,11 +80,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calibration, heldout = read_tokens(checkpoint, options.text, folder)
-        shared = (where, torch.float32, batch_tokens("auto", where), made)
+        material = Material(checkpoint, calibration, made)
+        compute = Compute(where, torch.float32, batch_tokens("auto", where))
         files = {key: folder / key for key in ("channels", "moments", "jacobian", "jacobian_residual")}
-        collect(checkpoint, calibration, files["channels"], files["moments"], *shared)
+        collect(material, files["channels"], files["moments"], compute)
         for key in ("jacobian", "jacobian_residual"):
-            collect_jacobian(checkpoint, calibration, str(files[key]), key.endswith("residual"), *shared)
+            collect_jacobian(material, str(files[key]), key.endswith("residual"), compute)
         original = nll(checkpoint, heldout, where)
         weights = np.array([len(sequence) - 1 for sequence in heldout.sequences], float)
         print(f"original perplexity {np.exp(original.sum() / weights.sum()):.3f}", flush=True)

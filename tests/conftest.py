@@ -93,12 +93,16 @@ def captured(tiny_checkpoint: Path) -> Captured:
 @pytest.fixture(scope="session")
 def statistics(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of the tiny model's statistics on the captured sequences."""
+    from quant.calibration.material import Material
     from quant.calibration.statistics import collect
     from quant.data.tokens import Tokens, fingerprint
+    from quant.models.compute import Compute
 
     folder = tmp_path_factory.mktemp("statistics")
     paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
     made = {"model_fingerprint": "tiny"}
-    collect(tiny_checkpoint, tokens, paths["channels"], paths["moments"], "cpu", torch.float32, 26, made)
+    collect(
+        Material(tiny_checkpoint, tokens, made), paths["channels"], paths["moments"], Compute("cpu", torch.float32, 26)
+    )
     return paths

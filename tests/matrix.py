@@ -170,8 +170,10 @@ def close(a: Any, b: Any, what: str, tolerance: float = 2e-4, nothing: bool = Fa
 def walk(kind: str, folder: Path) -> dict[str, Any]:
     """A tiny model of a type through the whole chain; what it found, or the InputError that refuses it."""
 
+    from quant.calibration.material import Material
     from quant.calibration.statistics import collect
     from quant.data.tokens import Tokens, fingerprint
+    from quant.models.compute import Compute
     from quant.models.convert import convert
     from tests import tiny
     from tests.conftest import perturb
@@ -190,14 +192,10 @@ def walk(kind: str, folder: Path) -> dict[str, Any]:
     files = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}
     made = {"model_fingerprint": record["fingerprint"]}
     collect(
-        original,
-        tokens,
+        Material(original, tokens, made),
         files["channels"],
         files["moments"],
-        "cpu",
-        torch.float32,
-        60,
-        made,
+        Compute("cpu", torch.float32, 60),
         str(folder / "pre.safetensors"),
     )
     check_moments(original, ids, files["moments"], record["linears"])

@@ -11,15 +11,14 @@ from quant.files import tensorfile
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
 from quant.files.tensorfile import opened
-from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.models.compute import Compute
 from quant.models.depth import layer_at, layer_words
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    options, compute = snakemake.params.options, snakemake.params.compute
+    options = snakemake.params.options
     checkpoint = Path(snakemake.input.config).parent
-    where = device(compute["device"])
     record = model_record(snakemake.input.model)
     layers = 1 + max(record["linears"].values())
     layer = layer_at(options["layer"], layers)
@@ -29,21 +28,18 @@ with job(snakemake.log[0], snakemake.threads):
     with opened(snakemake.input.channels) as file:
         require(file.path, file.info("provenance"), token_fingerprint=calibration, **made_from)
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
-    channels, linears, moments = halving(
-        lambda n: check(
+    channels, linears, moments = Compute.of(snakemake.params.compute, checkpoint).halving(
+        lambda compute: check(
             checkpoint,
             Path(snakemake.input.channels),
             heldout,
             layer,
             options,
             snakemake.params.linears,
-            where,
-            dtype(compute["dtype"], where, checkpoint),
-            n,
+            compute,
             snakemake.params.comparison["resamples"],
             snakemake.params.comparison["seed"],
         ),
-        batch_tokens(compute["batch_tokens"], where),
         heldout.sequences,
     )
     model = snakemake.wildcards.model

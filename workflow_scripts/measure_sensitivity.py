@@ -6,12 +6,12 @@ from quant.analysis import parts
 from quant.data import tokens
 from quant.files.artifacts import read_json, require, versions, write_json
 from quant.files.tensorfile import opened
-from quant.models.compute import batch_tokens, device, dtype
+from quant.models.compute import Compute
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    options, compute = snakemake.params.options, snakemake.params.compute
+    options = snakemake.params.options
     record = read_json(snakemake.input.record)
     linears = {row["linear"]: row["layer"] for row in record["linears"]}
     made_from = {"model_fingerprint": model_record(snakemake.input.model)["fingerprint"]}
@@ -29,7 +29,6 @@ with job(snakemake.log[0], snakemake.threads):
         chosen += parts.by_risk(masks, options["draws"], options["seed"])
     chosen += parts.by_kind(linears) if "kind" in options["by"] else []
     chosen += parts.by_layer(linears) if "layer" in options["by"] else []
-    where = device(compute["device"])
     checkpoint = Path(snakemake.input.config).parent
     found = parts.measure(
         checkpoint,
@@ -37,9 +36,7 @@ with job(snakemake.log[0], snakemake.threads):
         *made_from.values(),
         chosen,
         heldout,
-        where,
-        dtype(compute["dtype"], where, checkpoint),
-        batch_tokens(compute["batch_tokens"], where),
+        Compute.of(snakemake.params.compute, checkpoint),
     )
     write_json(
         snakemake.output[0],

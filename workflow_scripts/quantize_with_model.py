@@ -6,13 +6,13 @@ from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import versions, write_json
 from quant.methods.with_model import quantize_with_model
-from quant.models.compute import batch_tokens, device, dtype, halving
+from quant.models.compute import Compute
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    model, recipe, compute = model_record(snakemake.input.model), snakemake.params.recipe, snakemake.params.compute
-    source, where = Path(snakemake.input.config).parent, device(compute["device"])
+    model, recipe = model_record(snakemake.input.model), snakemake.params.recipe
+    source = Path(snakemake.input.config).parent
     ids = tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=model["fingerprint"])
     read = ("channels", "moments", "noisy", "weighted", "row_weight")
     paths = {name: path for name, path in snakemake.input.items() if name in read}
@@ -23,8 +23,8 @@ with job(snakemake.log[0], snakemake.threads):
         "versions": versions(),
         "model_fingerprint": model["fingerprint"],
     }
-    result = halving(
-        lambda n: quantize_with_model(
+    result = Compute.of(snakemake.params.compute, source).halving(
+        lambda compute: quantize_with_model(
             source,
             Path(snakemake.output.config).parent,
             Path(snakemake.output.folds),
@@ -32,14 +32,11 @@ with job(snakemake.log[0], snakemake.threads):
             Statistics(paths, model["fingerprint"], snakemake.params.linears, ids.fingerprint, recipe["plain_share"]),
             recipe,
             ids,
-            where,
-            dtype(compute["dtype"], where, source),
-            n,
+            compute,
             provenance,
             model["left"],
             model["unpacked"],
         ),
-        batch_tokens(compute["batch_tokens"], where),
         ids.sequences,
     )
     write_json(snakemake.output.record, result)

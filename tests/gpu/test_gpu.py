@@ -11,6 +11,7 @@ import int4_speed
 from quant.calibration import hidden
 from quant.calibration.blocks import Run
 from quant.calibration.channels import Channels
+from quant.calibration.material import Material
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import add_outer, from_triangle, half, layer_error, mirror
 from quant.calibration.statistics import collect, column_sums, output_sums
@@ -18,6 +19,7 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation import perplexity
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
+from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids
 from quant.recipe.context import Context
@@ -272,7 +274,7 @@ def sequences() -> list[Tensor]:
 def moments_of(checkpoint: Path, sequences: list[Tensor], folder: Path, where: str, dtype: torch.dtype) -> dict:
     found = folder / "channels", folder / "moments"
     tokens = Tokens(sequences, fingerprint(sequences), {})
-    collect(checkpoint, tokens, *found, where, dtype, 130, {"model_fingerprint": "m"})
+    collect(Material(checkpoint, tokens, {"model_fingerprint": "m"}), *found, Compute(where, dtype, 130))
     with tensorfile.opened(found[0]) as small, tensorfile.opened(found[1]) as large:
         return {name: small.get(name) for name in small.names} | {
             f"{name}.H": from_triangle(large.get(name)) for name in large.names

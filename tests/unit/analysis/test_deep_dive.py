@@ -9,8 +9,10 @@ import torch
 
 from quant.analysis.deep_dive import agreement, dive, overlap, spearman
 from quant.analysis.preactivations import opened
+from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
+from quant.models.compute import Compute
 from tests.conftest import Captured
 from tests.unit import reference
 
@@ -78,8 +80,8 @@ def test_overlap_against_loops(n: int, share: float) -> None:
 def test_dive_scores_are_those_of_the_methods(tiny_checkpoint: Path, captured: Captured, tmp_path: Path) -> None:
     channels, moments, kept = (tmp_path / f"{name}.safetensors" for name in ("channels", "moments", "kept"))
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
-    where = ("cpu", torch.float32, 26, {"model_fingerprint": "m"})
-    collect(tiny_checkpoint, tokens, channels, moments, *where, preactivations_path=kept)
+    material, compute = Material(tiny_checkpoint, tokens, {"model_fingerprint": "m"}), Compute("cpu", torch.float32, 26)
+    collect(material, channels, moments, compute, preactivations_path=kept)
     with opened(tiny_checkpoint, channels, kept) as files:
         outputs, inputs, rows = dive(files, 1, PATTERNS, THRESHOLDS, PARAMETERS, [0.2, 0.5])
         weights = {linear: files.weight(linear).double().numpy() for linear in files.linears(1)}

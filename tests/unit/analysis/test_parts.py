@@ -15,6 +15,7 @@ from quant.data import tokens
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
+from quant.models.compute import Compute
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
          "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -100,7 +101,7 @@ def test_measure_is_what_a_model_with_these_weights_says(
 ) -> None:
     """Against a whole model built with the part's weights, one sequence at a time, by the library's own loss."""
     chosen = [parts.by_kind(LINEARS)[6], *parts.by_layer(LINEARS)]
-    found = parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, "cpu", torch.float32, 64)
+    found = parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, Compute("cpu", torch.float32, 64))
     with stored.opened(quantized) as weights:
         for part, row in zip(chosen, found, strict=True):
             model = load_model(tiny_checkpoint, "cpu", torch.float32)

@@ -19,11 +19,13 @@ from quant.analysis.preactivations import (
     percentiles,
     samples_of,
 )
+from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.names import layer_of, name_in_block
 from tests.conftest import Captured
 
@@ -150,8 +152,8 @@ def collected(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("preactivations")
     paths = [folder / f"{name}.safetensors" for name in ("channels", "moments", "preactivations")]
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
-    where = ("cpu", torch.float32, 26, {"model_fingerprint": "m"})
-    collect(tiny_checkpoint, tokens, paths[0], paths[1], *where, preactivations_path=paths[2])
+    material, compute = Material(tiny_checkpoint, tokens, {"model_fingerprint": "m"}), Compute("cpu", torch.float32, 26)
+    collect(material, paths[0], paths[1], compute, preactivations_path=paths[2])
     return tiny_checkpoint, paths[0], paths[2]
 
 

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.convert import convert
 from quant.models.experts import unroll
 from quant.models.linears import skeleton
@@ -73,14 +75,10 @@ def files(
     made = {"model_fingerprint": converted[1]["fingerprint"]}
     tokens = Tokens(ids, fingerprint(ids), {})
     collect(
-        converted[0],
-        tokens,
+        Material(converted[0], tokens, made),
         paths["channels"],
         paths["moments"],
-        "cpu",
-        torch.float32,
-        80,
-        made,
+        Compute("cpu", torch.float32, 80),
         paths["preactivations"],
     )
     return paths

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from quant.calibration.jacobian import collect_jacobian, derivative, sensitivities
+from quant.calibration.material import Material
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import from_triangle
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.recipe.linear import find_scale
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
@@ -175,7 +177,7 @@ def weighted_means(name: str, x: np.ndarray, omega: list[float]) -> dict[str, np
 def collected(case: Case, out: Path, residual: bool, batch_tokens: int) -> Path:
     tokens = Tokens(case.sequences, fingerprint(case.sequences), {})
     made = {"model_fingerprint": "m"}
-    collect_jacobian(case.path, tokens, str(out), residual, "cpu", torch.float32, batch_tokens, made)
+    collect_jacobian(Material(case.path, tokens, made), str(out), residual, Compute("cpu", torch.float32, batch_tokens))
     return out
 
 
@@ -210,7 +212,7 @@ def test_recipes_read_weighted_moments_where_there_are_some(cases: Callable[[str
     case, paths = cases("llama"), {key: str(tmp_path / f"{key}.safetensors") for key in ("channels", "moments")}
     tokens = Tokens(case.sequences, fingerprint(case.sequences), {})
     made = {"model_fingerprint": "m"}
-    collect(case.path, tokens, *paths.values(), "cpu", torch.float32, 18, made)
+    collect(Material(case.path, tokens, made), *paths.values(), Compute("cpu", torch.float32, 18))
     jacobian_path = str(collected(case, tmp_path / "jacobian.safetensors", False, 18))
     gate, down = "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.down_proj"
     both = paths | {"weighted": jacobian_path, "row_weight": jacobian_path}
@@ -271,5 +273,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     saved("FalconConfig", FEWER, tmp_path)
     tokens = Tokens([torch.arange(9)], "f", {})
     with pytest.raises(InputError, match=r"moment: jacobian needs facts about model_type 'falcon'") as caught:
-        collect_jacobian(tmp_path, tokens, str(tmp_path / "out"), False, "cpu", torch.float32, 18, {})
+        collect_jacobian(
+            Material(tmp_path, tokens, {}), str(tmp_path / "out"), False, Compute("cpu", torch.float32, 18)
+        )
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quant.calibration.material import Material
 from quant.calibration.noisy import collect_noisy, input_std
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import half
@@ -14,6 +15,7 @@ from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.linear import find_scale
 from quant.recipe.recipe import Recipe
@@ -59,7 +61,8 @@ def channels(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("plain")
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
     paths = (folder / "channels.safetensors", folder / "moments.safetensors")
-    collect(tiny_checkpoint, tokens, *paths, "cpu", torch.float32, 26, {"model_fingerprint": "tiny"})
+    material = Material(tiny_checkpoint, tokens, {"model_fingerprint": "tiny"})
+    collect(material, *paths, Compute("cpu", torch.float32, 26))
     return paths[0]
 
 
@@ -69,7 +72,7 @@ def collected(
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
     noise = {"noise_std": noise_std, "n_noise_samples": draws, "seed": seed}
     made = {"model_fingerprint": "tiny"}
-    collect_noisy(checkpoint, tokens, channels, str(out), noise, "cpu", torch.float32, 26, made)
+    collect_noisy(Material(checkpoint, tokens, made), channels, str(out), noise, Compute("cpu", torch.float32, 26))
     return out
 
 

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant.calibration.channels import channels_of
+from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import InputSums, OutputSums, activation_of, collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.names import kind_of
 from tests.conftest import Captured
 from tests.unit.reference import input_statistics, output_statistics, second_moment
@@ -38,7 +40,8 @@ def collected(
 ) -> tuple[Path, Path]:
     channels, moments = folder / "channels.safetensors", folder / "moments.safetensors"
     tokens = Tokens(sequences, fingerprint(sequences), {})
-    collect(checkpoint, tokens, channels, moments, "cpu", torch.float32, batch_tokens, {"model_fingerprint": "m"})
+    material = Material(checkpoint, tokens, {"model_fingerprint": "m"})
+    collect(material, channels, moments, Compute("cpu", torch.float32, batch_tokens))
     return channels, moments
 
 

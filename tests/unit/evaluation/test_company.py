@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
 from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
+from quant.models.compute import Compute
 
 SEQUENCES = [
     torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(length))
@@ -59,7 +61,7 @@ def test_nll_and_statistics_do_not_depend_on_company(tmp_path: Path, rope: dict[
 
     def moments(batch_tokens: int) -> dict[str, torch.Tensor]:
         paths = [str(tmp_path / f"{name}{batch_tokens}.safetensors") for name in ("channels", "moments")]
-        collect(folder, tokens_of(SEQUENCES), *paths, "cpu", torch.float32, batch_tokens, {})
+        collect(Material(folder, tokens_of(SEQUENCES), {}), *paths, Compute("cpu", torch.float32, batch_tokens))
         return load_file(paths[1])
 
     apart, together = moments(1), moments(4096)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quant.calibration.jacobian import collect_jacobian
+from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.exact_error import measure
 from quant.evaluation.perplexity import load_model
+from quant.models.compute import Compute
 from quant.recipe import grids
 from quant.recipe.ranges import foldable, held
 from tests.unit.recipe.test_recipe import PATTERNS, recast, run
@@ -109,8 +111,9 @@ def statistics_of(checkpoint: Path, folder: Path) -> dict[str, str]:
     tokens = Tokens(sequences, fingerprint(sequences), {})
     paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments", "weighted")}
     made = {"model_fingerprint": "tiny"}
-    collect(checkpoint, tokens, paths["channels"], paths["moments"], "cpu", torch.float32, 96, made)
-    collect_jacobian(checkpoint, tokens, paths["weighted"], False, "cpu", torch.float32, 96, made)
+    material, compute = Material(checkpoint, tokens, made), Compute("cpu", torch.float32, 96)
+    collect(material, paths["channels"], paths["moments"], compute)
+    collect_jacobian(material, paths["weighted"], False, compute)
     return paths
 
 

@@ -17,6 +17,7 @@ from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.tune import Tuner, Tuning, divergence, load_original, rate_at
 from quant.methods.with_model import quantize_with_model
+from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
@@ -34,7 +35,7 @@ def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "tune": TUNE} | changes
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
     given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
-    return quantize_with_model(*given, "cpu", torch.float32, 64, MADE)
+    return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE)
 
 
 def tuner_of(case: Case, target: Path, dtype: torch.dtype = torch.float64) -> Tuner:

@@ -14,9 +14,11 @@ import pytest
 import torch
 import yaml
 
+from quant.calibration.material import Material
 from quant.calibration.noisy import collect_noisy
 from quant.data.tokens import Tokens, fingerprint
 from quant.files.tensorfile import opened
+from quant.models.compute import Compute
 from quant.workflow import configuration
 from tests.conftest import Captured
 from tests.unit.recipe.test_recipe import LINEARS, PATTERNS
@@ -126,9 +128,8 @@ def made(
     noise = {"noise_std": 0.05, "n_noise_samples": 2, "seed": 42}
     paths = statistics | {"noisy": str(root / "noisy.safetensors")}
     source = Path(statistics["channels"])
-    collect_noisy(
-        tiny_checkpoint, tokens, source, paths["noisy"], noise, "cpu", torch.float32, 26, {"model_fingerprint": "tiny"}
-    )
+    material = Material(tiny_checkpoint, tokens, {"model_fingerprint": "tiny"})
+    collect_noisy(material, source, paths["noisy"], noise, Compute("cpu", torch.float32, 26))
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config |= {"methods": METHODS, "defaults": DEFAULTS, "sensitivity": {"methods": []}}
     config["study"]["methods"] = "all"

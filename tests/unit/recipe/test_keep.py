@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quant.calibration.channels import Channels
+from quant.calibration.material import Material
 from quant.calibration.reader import LinearStatistics
 from quant.calibration.statistics import collect
 from quant.checkpoints.stored import opened
 from quant.data.tokens import Tokens, fingerprint
+from quant.models.compute import Compute
 from quant.recipe.linear import protect, quantize_group
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.recipe.recipe import Recipe
@@ -37,7 +39,8 @@ def halved(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pytest.T
     source = recast(tiny_checkpoint, folder / "model", halve)
     paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}
     tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
-    collect(source, tokens, *paths.values(), "cpu", torch.float32, 26, {"model_fingerprint": "tiny"})
+    material = Material(source, tokens, {"model_fingerprint": "tiny"})
+    collect(material, *paths.values(), Compute("cpu", torch.float32, 26))
     return source, paths
 
 

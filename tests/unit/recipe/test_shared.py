@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
@@ -20,6 +21,7 @@ from quant.methods.block import Block
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
 from quant.models.architectures import ARCHITECTURES
+from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Grid
 from quant.recipe.linear import tie_heads
@@ -92,7 +94,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
             generator = torch.Generator().manual_seed(0)
             sequences = [torch.randint(3, 256, (length,), generator=generator) for length in (12, 20, 30)]
             tokens = Tokens(sequences, fingerprint(sequences), {})
-            collect(folder / "model", tokens, *paths.values(), "cpu", torch.float32, 64, {"model_fingerprint": "m"})
+            material = Material(folder / "model", tokens, {"model_fingerprint": "m"})
+            collect(material, *paths.values(), Compute("cpu", torch.float32, 64))
             made[name] = Case(model, folder / "model", all_linears(skeleton(folder / "model")), paths)
         return made[name]
 

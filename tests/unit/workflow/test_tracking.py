@@ -289,6 +289,7 @@ USERS: dict[str, set[str]] = {
     "methods/packing": RECIPES | {"check_study"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
+    "calibration/material": PASSES,
 }
 
 

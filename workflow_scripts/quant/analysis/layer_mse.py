@@ -17,6 +17,7 @@ from quant.calibration.statistics import real_rows
 from quant.comparison.paired import holm, paired_difference
 from quant.data.tokens import Batch, Tokens
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.names import kind_of
@@ -83,15 +84,13 @@ def check(
     layer: int,
     options: dict[str, float],
     patterns: dict[str, list[str]],
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
+    compute: Compute,
     resamples: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
     """Rows per channel, rows per linear, and H = XᵀX/N [in, in] of each linear's held-out inputs; mse is per output
     value (squared error over tokens and channels)."""
-    run = Run(checkpoint, heldout.sequences, device, dtype, batch_tokens, last=layer, progress="data set")
+    run = Run(checkpoint, heldout.sequences, *compute, last=layer, progress="data set")
     lengths = np.array([len(sequence) for sequence in heldout.sequences], dtype=float)
     channel_rows: list[dict[str, Any]] = []
     linear_rows: list[dict[str, Any]] = []
@@ -108,7 +107,7 @@ def check(
             for name in (name for name in names if f"{prefix}.{name}" in reads and not name.startswith(within)):
                 w = block.get_parameter(f"{name}.weight").float()
                 full = f"{prefix}.{name}"
-                chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, device)
+                chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, compute.device)
                 candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))
             current: list[Batch] = []
 

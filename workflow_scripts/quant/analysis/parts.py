@@ -22,6 +22,7 @@ from quant.errors import InputError
 from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.experts import unroll
 
 logger = logging.getLogger("quant")
@@ -116,19 +117,17 @@ def measure(
     model_fingerprint: str,
     parts: Sequence[Part],
     tokens: Tokens,
-    device: str,
-    dtype: torch.dtype,
-    batch: int,
+    compute: Compute,
 ) -> list[dict[str, Any]]:
     """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
     checkpoint directories of the same model."""
-    model = unroll(load_model(original, device, dtype))
+    model = unroll(load_model(original, compute.device, compute.dtype))
     found = []
     with stored.opened(quantized, model_fingerprint) as weights:
         for place, part in enumerate(parts, 1):
             logger.info("part %d of %d: %s", place, len(parts), part.name)
             with replaced(model, part, weights) as count:
-                rows, _ = evaluate(model, tokens, device, batch, Reference(0, None))
+                rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens, Reference(0, None))
             n_rows = sum(
                 len(model.get_parameter(f"{name}.weight")) if mask is None else int(mask.sum())
                 for name, mask in part.rows.items()

@@ -5,7 +5,6 @@ column k of W_down, an error δu_k by act(z_k)·δu_k. In a plain one, down(act(
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
 from quant.calibration.channels import OF_INPUT
+from quant.calibration.material import Material
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
 from quant.calibration.statistics import activation_of, real_rows
-from quant.data.tokens import Batch, Tokens
+from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.models.architectures import Architecture, architecture_of
+from quant.models.compute import Compute
 
 
 def derivative(activation: nn.Module, z: Tensor) -> Tensor:
@@ -130,26 +131,17 @@ class MlpWatch:
             hook.remove()
 
 
-def collect_jacobian(
-    checkpoint: Path,
-    calibration: Tokens,
-    out: str,
-    residual: bool,
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
-    provenance: dict[str, Any],
-) -> None:
+def collect_jacobian(material: Material, out: str, residual: bool, compute: Compute) -> None:
     """Writes {linear}.moment, .x_abs, .x_sq, .x_mean and .row_weight of the MLP's input linears; with residual also the
     means of the linears that write to the residual, all divided by the residual's mean square at each token."""
-    facts = architecture_of(read_json(checkpoint / "config.json"), "moment: jacobian")
-    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="jacobian")
+    facts = architecture_of(read_json(material.checkpoint / "config.json"), "moment: jacobian")
+    run = Run(material.checkpoint, material.tokens.sequences, *compute, progress="jacobian")
     activation = activation_of(run.model)
-    made = provenance | {"residual": residual, "token_fingerprint": calibration.fingerprint}
+    made = material.provenance | {"residual": residual}
     with tensorfile.appending(out, run.n_linears) as file:
         file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
         for _, prefix, block, advance in run.each():
-            watch = MlpWatch(block, facts, activation, residual, device)
+            watch = MlpWatch(block, facts, activation, residual, compute.device)
             advance(watch.before, watch.after)
             watch.close()
             for name, value in watch.results(prefix).items():

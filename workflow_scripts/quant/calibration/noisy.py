@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
+from quant.calibration.material import Material
 from quant.calibration.statistics import activation_of, real_rows
-from quant.data.tokens import Batch, Tokens
+from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 
@@ -53,20 +55,16 @@ def input_std(file: tensorfile.TensorFile, source: str) -> float:
 
 
 def collect_noisy(
-    checkpoint: Path,
-    calibration: Tokens,
+    material: Material,
     channels_path: Path,
     out: str,
     noise: dict[str, Any],
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
-    provenance: dict[str, Any],
+    compute: Compute,
 ) -> None:
     """Writes {input}.x_abs, .x_sq, .x_std and {linear}.act_abs; noise = {noise_std, n_noise_samples, seed}."""
-    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="noisy calibration")
+    run = Run(material.checkpoint, material.tokens.sequences, *compute, progress="noisy calibration")
     activation = activation_of(run.model)
-    generator = torch.Generator(device).manual_seed(noise["seed"])
+    generator = torch.Generator(compute.device).manual_seed(noise["seed"])
     found: dict[str, Tensor] = {}
     with tensorfile.opened(channels_path) as channels:
         reads = channels.info("reads")
@@ -82,7 +80,7 @@ def collect_noisy(
                 full, source = f"{prefix}.{name}", reads[f"{prefix}.{name}"]
                 linear = block.get_submodule(name)
                 std = input_std(channels, source)
-                sigma = torch.tensor(noise["noise_std"] * std, device=device)
+                sigma = torch.tensor(noise["noise_std"] * std, device=compute.device)
                 output_sigma = sigma * linear.weight.float().norm(dim=1)
                 draws = noise["n_noise_samples"]
                 if source == full:
@@ -109,6 +107,6 @@ def collect_noisy(
                 )
     metadata = {
         "reads": json.dumps(reads),
-        "provenance": json.dumps(provenance | noise | {"token_fingerprint": calibration.fingerprint}),
+        "provenance": json.dumps(material.provenance | noise),
     }
     tensorfile.save(out, {key: value.clone() for key, value in found.items()}, metadata)

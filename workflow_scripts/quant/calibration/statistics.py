@@ -10,19 +10,19 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
 from quant.calibration.channels import OF_INPUT, OF_OUTPUT
+from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
-from quant.data.tokens import Batch, Tokens
+from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import where_installed
+from quant.models.compute import Compute, where_installed
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 
@@ -232,27 +232,24 @@ def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def collect(
-    checkpoint: Path,
-    calibration: Tokens,
+    material: Material,
     channels_path: str | Path,
     moments_path: str | Path,
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
-    provenance: dict[str, Any],
+    compute: Compute,
     preactivations_path: str | Path | None = None,
 ) -> None:
     """One pass; writes the small per-channel statistics, the second moments, one triangle of each, and where a path is
     given the ranges and samples of z, as files."""
-    run = Run(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="calibration")
+    sequences = material.tokens.sequences
+    run = Run(material.checkpoint, sequences, *compute, progress="calibration")
     activation = activation_of(run.model)
-    sample = None if preactivations_path is None else TokenSample([len(ids) for ids in calibration.sequences])
-    pool = TokenSample([len(ids) for ids in calibration.sequences], POOL)
+    sample = None if preactivations_path is None else TokenSample([len(ids) for ids in sequences])
+    pool = TokenSample([len(ids) for ids in sequences], POOL)
     reads: dict[str, str] = {}
     seen: dict[str, int] = {}
     small: dict[str, Tensor] = {}
     preactivations: dict[str, Tensor] = {}
-    made = provenance | {"token_fingerprint": calibration.fingerprint, "tokens": calibration.count}
+    made = material.provenance | {"tokens": material.tokens.count}
     with tensorfile.appending(moments_path, run.n_linears) as moments:
         for _, prefix, block, advance in run.each():
             watch = Watch(block, activation, sample, pool)

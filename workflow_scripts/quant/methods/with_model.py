@@ -20,6 +20,7 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.methods.sequential import Sequential
 from quant.methods.tune import Tuner, Tuning, load_original
 from quant.models.architectures import ARCHITECTURES
+from quant.models.compute import Compute
 from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
 
@@ -71,13 +72,12 @@ def tune_checkpoint(
     calibration: Tokens,
     tuning: Tuning,
     seed: int,
-    device: str,
-    dtype: torch.dtype,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Tunes a written checkpoint whose linears have these codes; returns what `Tuner.tune` says."""
     weights, config = target / "model.safetensors", read_json(target / "config.json")
     with tensorfile.opened(weights) as file:
-        tuner = Tuner(load_original(source, device, dtype), file, codes, device)
+        tuner = Tuner(load_original(source, compute.device, compute.dtype), file, codes, compute.device)
         old = {name: norm.detach().cpu().clone() for name, norm in tuner.norms.items()}
         found = tuner.tune(calibration.sequences, tuning, seed)
     if found["epoch"]:
@@ -95,9 +95,7 @@ def quantize_with_model(
     statistics: Statistics,
     recipe: dict[str, Any],
     calibration: Tokens,
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
+    compute: Compute,
     provenance: dict[str, Any],
     left: Mapping[str, str] = MappingProxyType({}),
     unpacked: Mapping[str, str] = MappingProxyType({}),
@@ -106,13 +104,13 @@ def quantize_with_model(
     chosen, codes = Recipe.of(recipe), {} if recipe["tune"] else None
     way = None
     if chosen.inputs == "sequential":
-        way = Sequential(source, calibration, device, dtype, batch_tokens)
-    given = (source, target, folds, linears, statistics, chosen, device, provenance, left, unpacked)
+        way = Sequential(source, calibration, *compute)
+    given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
     record = quantize_checkpoint(*given, quantize_block=way, keep=codes)
     if codes is not None:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(
-            source, target, folds, codes, calibration, Tuning.of(recipe["tune"]), chosen.seed, device, dtype
+            source, target, folds, codes, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute
         )
         record["summary"]["quantize_s"] += time.perf_counter() - begun
     return record

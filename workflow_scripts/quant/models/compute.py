@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -75,3 +75,21 @@ def halving(work: Callable[[int], Result], batch_tokens: int, sequences: Sequenc
         batch_tokens = halved(max(1, min(batch_tokens // width, len(sequences))), width)
         gc.collect()  # what the failed pass held, cycles too
         torch.cuda.empty_cache()
+
+
+class Compute(NamedTuple):
+    """Where forward passes run, in what precision, and how many tokens a batch has."""
+
+    device: str
+    dtype: torch.dtype
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, options: dict[str, Any], checkpoint: Path) -> "Compute":
+        """Of the configuration's `compute:` and the model that runs."""
+        where = device(options["device"])
+        return cls(where, dtype(options["dtype"], where, checkpoint), batch_tokens(options["batch_tokens"], where))
+
+    def halving(self, work: Callable[["Compute"], Result], sequences: Sequence[Tensor]) -> Result:
+        """work(self), or with the batches that a GPU's memory holds (see `halving`)."""
+        return halving(lambda n: work(self._replace(batch_tokens=n)), self.batch_tokens, sequences)
