@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quant.data.overlap import fingerprints, seen_share
 from quant.data.split import halves
 from quant.data.texts import read_texts, reference_topics
 from quant.errors import InputError
@@ -59,6 +60,16 @@ def test_a_paragraph_that_returns_all_over_is_held_out_of_one_part() -> None:
     assert boilerplate in parts["calibration"][0] and all(boilerplate not in part for part in parts["heldout"])
     own = paragraphs([text]) - {boilerplate}
     assert paragraphs(parts["calibration"]) | paragraphs(parts["heldout"]) >= own, "nothing else is lost"
+
+
+def test_what_calibration_has_within_a_paragraph_is_not_held_out() -> None:
+    """Documentation of classes repeats what they inherit: other paragraphs, the same sentences."""
+    inherited = prose(6, seed=6, words=20)
+    own = [f"{one} {inherited[i % 6]}" if i % 5 == 0 else one for i, one in enumerate(prose(300, seed=7))]
+    short = [f"{one}()" for one in WORDS[:30]]  # too short to count, in an order that makes a passage
+    parts = check(["\n\n".join(own[:100] + short + own[100:200] + short + own[200:])])
+    assert seen_share(parts["heldout"], fingerprints(parts["calibration"])) == 0
+    assert sum(map(len, parts["heldout"])) > sum(map(len, own)) / 3, "no more than that is left out"
 
 
 @pytest.mark.parametrize("kind", ["a line a text", "one line", "rows", "two files"])

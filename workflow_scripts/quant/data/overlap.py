@@ -28,20 +28,26 @@ def fingerprints(sequences: Iterable[str]) -> set[int]:
     return runs | {hash(part) for part in parts if LEAST <= len(part) < LENGTH}
 
 
-def seen_share(sequences: Iterable[str], seen: set[int]) -> float:
-    """Share of the sequences' characters that stand in a passage whose fingerprint is among `seen`."""
+def seen_in(sequences: Iterable[str], seen: set[int]) -> list[bytearray]:
+    """Of each sequence, a byte for each of its letters: 1 in a passage whose fingerprint is among `seen`."""
     parts = [letters(sequence) for sequence in sequences]
     whole = "".join(parts)
     marked = bytearray(len(whole))
     for i in range(len(whole) - LENGTH + 1):
         if hash(whole[i : i + LENGTH]) in seen:
             marked[i : i + LENGTH] = b"\1" * LENGTH
-    start = 0
+    found, start = [], 0
     for part in parts:
-        if LEAST <= len(part) < LENGTH and hash(part) in seen:
-            marked[start : start + len(part)] = b"\1" * len(part)
+        short = LEAST <= len(part) < LENGTH and hash(part) in seen
+        found.append(bytearray(b"\1" * len(part)) if short else marked[start : start + len(part)])
         start += len(part)
-    return sum(marked) / max(len(marked), 1)
+    return found
+
+
+def seen_share(sequences: Iterable[str], seen: set[int]) -> float:
+    """Share of the sequences' letters that stand in a passage whose fingerprint is among `seen`."""
+    found = seen_in(sequences, seen)
+    return sum(map(sum, found)) / max(sum(map(len, found)), 1)
 
 
 def counted(sequences: Sequence[Any]) -> dict[str, int]:

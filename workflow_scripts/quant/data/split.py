@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
+from quant.data.overlap import LENGTH, fingerprints, seen_in
 from quant.errors import InputError
 
 PARTS = ("calibration", "heldout")
@@ -81,16 +82,32 @@ def passages(texts: list[str]) -> list[list[tuple[int, str]]]:
     return found
 
 
-def gathered(cut_up: list[list[tuple[int, str]]], held: list[bool], distinct: bool) -> dict[str, list[str]]:
+def unseen(pieces: list[str], seen: set[int]) -> list[bool]:
+    """Of each paragraph of a text, whether it stays where all go that make a passage among `seen`: each that has half
+    of one, or lies within one."""
+    stays = [True] * len(pieces)
+    while True:  # what becomes neighbours may make such a passage
+        left = [i for i, stay in enumerate(stays) if stay]
+        marked = zip(left, seen_in([pieces[i] for i in left], seen), strict=True)
+        again = [i for i, found in marked if any(found) and sum(found) >= min(LENGTH // 2, len(found))]
+        if not again:
+            return stays
+        for i in again:
+            stays[i] = False
+
+
+def gathered(cut_up: list[list[tuple[int, str]]], held: list[bool]) -> dict[str, list[str]]:
     """The texts of both parts; held: of each passage whether it is held out. What was neighbours in a text is one text
-    again. distinct: held-out passages go without the paragraphs that the others have."""
+    again. Held-out passages go without the paragraphs that the others have, or have a passage of."""
     pairs = list(zip(cut_up, held, strict=True))
-    seen = {key_of(piece) for passage, out in pairs if not out and distinct for _, piece in passage} - {""}
+    known = {key_of(piece) for passage, out in pairs if not out for _, piece in passage} - {""}
     marked = [
-        (out, text, piece) for passage, out in pairs for text, piece in passage if not (out and key_of(piece) in seen)
+        (out, text, piece) for passage, out in pairs for text, piece in passage if not (out and key_of(piece) in known)
     ]
+    seen = fingerprints(piece for out, _, piece in marked if not out)
+    stays = iter(unseen([piece for out, _, piece in marked if out], seen))
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    for (out, _), run in groupby(marked, key=lambda piece: piece[:2]):
+    for (out, _), run in groupby((piece for piece in marked if not piece[0] or next(stays)), key=lambda one: one[:2]):
         parts[PARTS[out]].append("".join(piece for *_, piece in run))
     return parts
 
@@ -99,8 +116,8 @@ def halves(texts: list[str], what: str) -> dict[str, list[str]]:
     """Both parts of some texts, in their order; what: they are called in messages.
 
     Passages that share a paragraph go to one part. Where that leaves a part less than a quarter, since a paragraph
-    returns all over the text, passages are dealt in turns, and `heldout` goes without the paragraphs that `calibration`
-    has.
+    returns all over the text, passages are dealt in turns. `heldout` goes without the paragraphs of which `calibration`
+    has a part that counts as seen (quant.data.overlap).
     """
     cut_up, total = passages(texts), sum(map(len, texts))
     if len(cut_up) < 2:
@@ -110,11 +127,8 @@ def halves(texts: list[str], what: str) -> dict[str, list[str]]:
         )
     named = {f"{i:09d}": "\n\n".join(piece for _, piece in passage) for i, passage in enumerate(cut_up)}
     heldout = set(split_topics(named)["heldout"])
-    for held, distinct in (
-        ([name in heldout for name in named], False),
-        ([i % 2 > 0 for i in range(len(named))], True),
-    ):
-        found = gathered(cut_up, held, distinct)
+    for held in ([name in heldout for name in named], [i % 2 > 0 for i in range(len(named))]):
+        found = gathered(cut_up, held)
         if min(sum(map(len, found[part])) for part in PARTS) >= total / 4:
             return found
     raise InputError(
