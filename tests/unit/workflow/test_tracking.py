@@ -253,6 +253,7 @@ USERS: dict[str, set[str]] = {
     "models/tokenizers": TEXTS | {"convert", "export"},
     "models/rotary": PASSES | MEASURES,
     "data/text_files": TOKENS,
+    "models/gguf_hyperparameters": TEXTS | {"convert", "export"},
     "models/sources": TEXTS | {"convert", "export"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
