@@ -288,6 +288,7 @@ USERS: dict[str, set[str]] = {
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
     "methods/packing": RECIPES | {"check_study"},
+    "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
 }
