@@ -90,6 +90,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flip": {"salience": "l2", "rounding": "greedy_flip"},
     "gptq": {"rounding": "gptq"},
     "l2_gptq": {"salience": "l2", "rounding": "gptq", "clip": True},
+    "refined": {"refine": 2},
+    "gptq_refined": {"salience": "l2", "rounding": "gptq", "clip": True, "refine": 2},
     "kept": {"keep": "praq", "symmetric": True},
     "shared": {"salience": "l2", "scope": "shared"},
     "shared_gptq": {"salience": "l2", "scope": "shared", "rounding": "gptq", "clip": True},
@@ -97,7 +99,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "jacobian_gptq": JACOBIAN | {"rounding": "gptq", "clip": True},
 }
 # those that minimise the error that is measured here
-BY_ERROR = {"rtn", "rtn_sym", "rtn_channel", "rtn_clip", "l1", "l2_clip", "gptq", "l2_gptq", "shared", "shared_gptq"}
+BY_ERROR = {
+    "rtn", "rtn_sym", "rtn_channel", "rtn_clip", "l1", "l2_clip", "gptq", "l2_gptq", "refined", "gptq_refined",
+    "shared", "shared_gptq",
+}  # fmt: skip
 NEAREST = {
     name: {key: value for key, value in changes.items() if key in ("symmetric", "group_size")}
     for name, changes in RECIPES.items()

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer
 
 from quant.errors import InputError
 from tests import tiny
-from tests.unit.model_files import build, edit_config, logits, refusal, run
+from tests.unit.model_files import build, edit_config, edit_tensors, logits, refusal, run
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's order of rotary channels."""
-    shape = (heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
+    """llama.cpp's order of rotary channels; of a weight or a bias."""
+    shape = (heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape))
 
 
@@ -28,7 +28,7 @@ GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 
@@ -39,11 +39,12 @@ def write_gguf(
     leave_out: str = "?",
     kind: Any = gguf.GGMLQuantizationType.F32,
     extra: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+    architecture: str = "llama",
 ) -> Path:
-    """A tiny Llama with a byte-level tokenizer, as llama.cpp's converter lays it out."""
+    """A tiny model with a byte-level tokenizer, as llama.cpp's converter lays it out."""
     from tokenizers import pre_tokenizers
 
-    config, writer = tiny.read(source / "config.json"), gguf.GGUFWriter(path, "llama")
+    config, writer = tiny.read(source / "config.json"), gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -64,11 +65,11 @@ def write_gguf(
     extra(writer)
     for name, value in load_file(source / "model.safetensors").items():
         array = value.numpy()
-        if "q_proj" in name or "k_proj" in name:
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             array = permuted(array, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
-        block = re.match(r"model\.layers\.(\d+)\.(.*)\.weight", name)
+        block = re.match(r"model\.layers\.(\d+)\.(.*)\.(weight|bias)", name)
         known = GGUF_NAMES[block[2] if block else name.removesuffix(".weight")]
-        stored = f"blk.{block[1]}.{known}.weight" if block else f"{known}.weight"
+        stored = f"blk.{block[1]}.{known}.{block[3]}" if block else f"{known}.weight"
         if leave_out not in stored:
             stored_as = kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32
             writer.add_tensor(stored, gguf.quantize(array, stored_as), raw_dtype=stored_as)
@@ -143,3 +144,103 @@ def test_flipped_bits_in_a_gguf_header(base: Path, tmp_path: Path) -> None:
             run({"gguf": {"path": str(path)}}, tmp_path / "results")
         except InputError as error:
             assert "\n" not in str(error)
+
+
+def with_biases(folder: Path, **changes: Any) -> Path:
+    """A Llama whose biases are random, and large beside its weights."""
+    source = build(folder, **changes)
+
+    def fill(tensors: dict[str, torch.Tensor]) -> None:
+        generator = torch.Generator().manual_seed(2)
+        for name in tensors:
+            if name.endswith(".bias"):
+                tensors[name] = torch.randn(tensors[name].shape, generator=generator)
+
+    edit_tensors(source, fill)
+    return source
+
+
+@pytest.mark.parametrize(
+    "words", [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}]
+)
+def test_biases_of_a_gguf_are_the_models(tmp_path: Path, words: dict[str, Any]) -> None:
+    source = with_biases(tmp_path / "model", **words)
+    path = write_gguf(source, tmp_path / "tiny.gguf")
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    torch.testing.assert_close(logits(checkpoint), logits(source), rtol=0, atol=1e-5)
+    assert {key: tiny.read(checkpoint / "config.json")[key] for key in words} == words
+
+
+def test_biases_that_a_gguf_need_not_have_are_zeros(tmp_path: Path) -> None:
+    """A Llama out of a Qwen: q, k and v have biases, the output none."""
+    source = with_biases(tmp_path / "model", attention_bias=True)
+    path = write_gguf(source, tmp_path / "tiny.gguf", leave_out="attn_output.bias")
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+
+    def clear(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if name.endswith("o_proj.bias"):
+                tensors[name].zero_()
+
+    edit_tensors(source, clear)
+    torch.testing.assert_close(logits(checkpoint), logits(source), rtol=0, atol=1e-5)
+
+
+def test_heads_that_are_wider_than_their_share_of_the_hidden_size(tmp_path: Path) -> None:
+    """transformers' reader passes over key_length of a Qwen3, and takes 128."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = {"vocab_size": 256, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24}
+    torch.manual_seed(0)
+    source = tmp_path / "model"
+    Qwen3ForCausalLM(Qwen3Config(**shape, **heads, max_position_embeddings=128)).save_pretrained(source)
+
+    def sizes(writer: gguf.GGUFWriter) -> None:
+        writer.add_key_length(24)
+        writer.add_value_length(24)
+
+    path = write_gguf(source, tmp_path / "tiny.gguf", extra=sizes, architecture="qwen3")
+    assert "rope.dimension_count is 12" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+
+    def right(writer: gguf.GGUFWriter) -> None:
+        sizes(writer)
+        writer.kv_data[0].pop("qwen3.rope.dimension_count")
+
+    path = write_gguf(source, tmp_path / "b.gguf", extra=right, architecture="qwen3")
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    torch.testing.assert_close(logits(checkpoint), logits(source), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "neutral", "other"),
+    [
+        ("logit_scale", 1.0, 0.0625),
+        ("residual_scale", 1.0, 0.5),
+        ("attention.clamp_kqv", 0.0, 8.0),
+        ("attention.scale", 0.0, 0.25),
+        ("final_logit_softcapping", 0.0, 30.0),
+        ("rope.scaling.factor", 1.0, 4.0),
+        ("rope.scale_linear", 1.0, 4.0),
+        ("attention.value_length", 12, 16),
+        ("rope.dimension_count", 12, 6),
+        ("never.heard_of", 0, 3),
+    ],
+)
+def test_what_a_gguf_says_and_its_model_lacks_is_refused_by_name(
+    base: Path, tmp_path: Path, key: str, neutral: float, other: float
+) -> None:
+    def put(value: float) -> Callable[[gguf.GGUFWriter], object]:
+        def extra(writer: gguf.GGUFWriter) -> None:
+            writer.kv_data[0].pop(f"llama.{key}", None)
+            (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"llama.{key}", value)
+            writer.kv_data[0].pop("llama.attention.key_length", None)
+            writer.add_key_length(12)
+
+        return extra
+
+    path = write_gguf(base, tmp_path / "a.gguf", extra=put(neutral))
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "whole")
+    torch.testing.assert_close(logits(checkpoint), logits(base), rtol=0, atol=1e-5)
+    path = write_gguf(base, tmp_path / "b.gguf", extra=put(other))
+    assert f"its {key} is {other}" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")

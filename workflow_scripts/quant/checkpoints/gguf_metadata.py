@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quant.checkpoints import gguf_sentencepiece
 from quant.errors import InputError
 from quant.files.artifacts import read_json
 from quant.models.architectures import value_heads
@@ -130,38 +131,45 @@ def around(tokenizer: Any, path: Path, ids: dict[str, int]) -> dict[str, bool]:
 
 
 def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
-    """A byte-level BPE tokenizer out of tokenizer.json; others are refused. Special tokens and the chat template as the
-    gguf package finds them."""
+    """A tokenizer out of tokenizer.json: byte-level BPE, or SentencePiece's; others are refused. Special tokens and the
+    chat template as the gguf package finds them."""
     import gguf
 
     path = checkpoint / "tokenizer.json"
     made = read_json(path)
     own, model, before = from_file(path), made["model"], made.get("normalizer") or {"type": "NFC"}
-    name = None
-    if (
-        model["type"] == "BPE" and not model.get("byte_fallback") and before["type"] == "NFC"
-    ):  # llama.cpp leaves NFC out
+    pieces = (
+        {index: (text, PIECES["normal"]) for text, index in model["vocab"].items()} if model["type"] == "BPE" else {}
+    )
+    for added in made.get("added_tokens", []):
+        pieces[added["id"]] = added["content"], PIECES["control" if added["special"] else "user_defined"]
+    if max(pieces, default=0) >= config["vocab_size"]:
+        raise InputError(f"{path}: has an id {max(pieces)}, and config.json a vocab_size of {config['vocab_size']}")
+    listed = [pieces.get(i, (f"[PAD{i}]", PIECES["unused"])) for i in range(config["vocab_size"])]
+    name = spm = None
+    if model["type"] == "BPE" and model.get("byte_fallback"):
+        spm = gguf_sentencepiece.by_scores(own, model, listed, str(path))
+    elif model["type"] == "BPE" and before["type"] == "NFC":  # llama.cpp leaves NFC out
         name = pre_name(own, bool(model.get("ignore_merges")))
-    if name is None:
+    if name is None and spm is None:
         parts = made.get("pre_tokenizer") or {}
         kinds = [part["type"] for part in parts.get("pretokenizers", [parts]) if part]
         raise InputError(
             f"{path}: a {model['type']} tokenizer with {' and '.join(kinds) or 'no pre-tokenizer'} is none that this "
-            "GGUF export writes (byte-level BPE that llama.cpp has a rule for); export dense and convert with "
-            "llama.cpp's own script"
+            "GGUF export writes (byte-level BPE that llama.cpp has a rule for, or SentencePiece's BPE); export dense "
+            "and convert with llama.cpp's own script"
         )
-    pieces = {index: (text, PIECES["normal"]) for text, index in model["vocab"].items()}
-    for added in made.get("added_tokens", []):
-        pieces[added["id"]] = added["content"], PIECES["control" if added["special"] else "user_defined"]
-    if max(pieces) >= config["vocab_size"]:
-        raise InputError(f"{path}: has an id {max(pieces)}, and config.json a vocab_size of {config['vocab_size']}")
-    listed = [pieces.get(i, (f"[PAD{i}]", PIECES["unused"])) for i in range(config["vocab_size"])]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name)
+    writer.add_tokenizer_model("gpt2" if spm is None else "llama")
+    writer.add_tokenizer_pre(name or "default")
     writer.add_token_list([text for text, _ in listed])
-    writer.add_token_types([kind for _, kind in listed])
-    merges = model["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges] or [""])
+    if spm is None:
+        writer.add_token_types([kind for _, kind in listed])
+        merges = model["merges"]
+        writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges] or [""])
+    else:
+        writer.add_token_types(spm.kinds)
+        writer.add_token_scores(spm.scores)
+        writer.add_add_space_prefix(spm.prefix)
     special = gguf.SpecialVocab(checkpoint, n_vocab=config["vocab_size"])
     special.add_special_token |= around(own, path, special.special_token_ids)
     special.add_to_gguf(writer, quiet=True)

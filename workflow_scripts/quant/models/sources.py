@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
+from quant.models import gguf_hyperparameters
 from quant.models.gguf_tokenizer import from_gguf
 
 logger = logging.getLogger("quant")
@@ -170,9 +171,9 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
     return reader, GGUF_DTYPES.get(types, torch.float16)
 
 
-def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The model by transformers' reader, and its report of what it loaded."""
-    from transformers import AutoModelForCausalLM
+def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, list[str], list[str]]:
+    """The model by transformers' reader, the tensors that the file lacks, and biases that it need not have: zeros."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # what it would warn of at length is refused below in one line
@@ -181,14 +182,22 @@ def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, dict[st
     with tempfile.TemporaryDirectory() as folder, once:  # alone: files beside it are not taken for its tokenizer
         (Path(folder) / "model.gguf").symlink_to(path.resolve())
         common = {"gguf_file": "model.gguf", "trust_remote_code": False}
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **common)
-    return model, report
+        config = AutoConfig.from_pretrained(folder, **common)
+        biases = gguf_hyperparameters.complete(config, reader)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, **common
+        )
+    missing = sorted(report["missing_keys"])
+    zeros = [name for name in missing if biases and name.endswith(".bias")]
+    for name in zeros:
+        model.get_parameter(name).data.zero_()
+    return model, [name for name in missing if name not in zeros], zeros
 
 
-def check_taken(path: Path, reader: Any, model: Any) -> None:
+def check_taken(path: Path, reader: Any, model: Any, zeros: list[str]) -> None:
     """Refuses a file that holds what the model, as transformers' reader builds it, lacks."""
     stored = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    taken = sum(parameter.numel() for parameter in model.parameters())
+    taken = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in zeros)
     if taken != stored:
         from transformers import modeling_gguf_pytorch_utils as theirs
 
@@ -215,18 +224,18 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any,
     reader, dtype = open_gguf(path)
     tokenizer = from_gguf(reader, str(path))
     try:
-        model, report = load_gguf(path, reader, dtype)
+        model, missing, zeros = load_gguf(path, reader, dtype)
     except Exception as error:  # the reader raises whatever the unexpected value led to
         raise InputError(
             f"{path}: transformers cannot read this GGUF file ({type(error).__name__}: {one_line(error)}); give the "
             "model as safetensors (source: {directory: PATH})"
         ) from None
-    missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
             f"{path}: lacks {len(missing)} tensors that {type(model).__name__} needs, {missing[0]} first; {AGAIN}"
         )
-    check_taken(path, reader, model)
+    check_taken(path, reader, model, zeros)
+    gguf_hyperparameters.refuse_unread(path, reader, model.config, AS_SAFETENSORS)
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):  # how the GGUF was stored, and where: neither holds any more
         config.pop(key, None)

@@ -1,0 +1,222 @@
+"""What a GGUF export says of its model beside the tensors, and what it refuses to leave out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, processors
+from transformers import AutoConfig, LlamaConfig, MistralConfig
+
+from quant.checkpoints import gguf_metadata
+from quant.checkpoints.gguf_file import Names
+from quant.errors import InputError
+from quant.models.architectures import ARCHITECTURES
+from quant.models.gguf_tokenizer import SPACE, from_gguf, sentencepiece
+from tests.unit.models.test_tokenizers import BEFORE, PIECES, TEXTS, byte_bpe, slow_spm
+
+SHAPE = {"vocab_size": len(PIECES), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+KINDS = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
+SCORES = [0.0 if i < 259 else -float(i) for i in range(len(PIECES))]
+
+
+def said(folder: Path, **config: Any) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What is written of a config.json, by key, and the factors of its rotary frequencies."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **SHAPE, **config}))
+    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
+    facts = ARCHITECTURES["llama"].gguf
+    factors = gguf_metadata.hyperparameters(writer, gguf_metadata.normalised(folder), facts)
+    return {key.removeprefix("llama."): value.value for key, value in writer.kv_data[0].items()}, factors
+
+
+OLD = {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}
+NEW = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}
+
+
+@pytest.mark.parametrize("words", [OLD, NEW], ids=["old", "new"])
+def test_linear_scaling_in_older_and_in_todays_words(tmp_path: Path, words: dict[str, Any]) -> None:
+    found, factors = said(tmp_path, **words)
+    assert factors is None and found["rope.freq_base"] == 5000.0
+    assert (found["rope.scaling.type"], found["rope.scaling.factor"]) == ("linear", 4.0)
+
+
+def test_yarn(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "original_max_position_embeddings": 64}
+    found, factors = said(tmp_path, rope_parameters=scaling | {"beta_fast": 32.0, "beta_slow": 1.0})
+    assert factors is None and found["rope.freq_base"] == 1e6
+    assert (found["rope.scaling.type"], found["rope.scaling.factor"]) == ("yarn", 8.0)
+    assert found["rope.scaling.original_context_length"] == 64
+
+
+def test_llama3_factors_are_transformers_frequencies(tmp_path: Path) -> None:
+    """And a scaling type is not said, as llama.cpp would scale once more."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    found, factors = said(tmp_path, rope_parameters=scaling | {"original_max_position_embeddings": 64})
+    assert not any("scaling" in key for key in found) and factors is not None
+    config = AutoConfig.from_pretrained(tmp_path)
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+    plain = [1e4 ** (-2 * i / 16) for i in range(8)]
+    np.testing.assert_allclose(np.array(plain) / factors, expected.double().numpy(), rtol=1e-6)
+    assert factors[0] == 1 and factors[-1] == 8 and any(1 < factor < 8 for factor in factors)
+
+
+def test_without_scaling_nothing_is_said_of_it(tmp_path: Path) -> None:
+    found, factors = said(tmp_path)
+    assert factors is None and not any("scaling" in key for key in found)
+    assert (found["rope.dimension_count"], found["attention.key_length"]) == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu', and llama.cpp has SiLU"),
+        ({"sliding_window": 8}, "sliding_window 8, which this GGUF export has no word for"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic' with factor"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8, "original_max_position_embeddings": 64,
+                }
+            },
+            "rope_type 'longrope' with",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64,
+                    "beta_fast": 16.0,
+                }
+            },
+            "rope_type 'yarn' with beta_fast",
+        ),
+    ],
+    ids=["activation", "window", "dynamic", "longrope", "yarn with a beta of its own"],
+)  # fmt: skip
+def test_what_llama_cpp_computes_otherwise_is_refused_by_name(
+    tmp_path: Path, words: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        said(tmp_path, **words)
+    assert "export dense" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("window", [None, 512, 4096])
+def test_a_window_that_no_text_fills_is_none(tmp_path: Path, window: int | None) -> None:
+    found, _ = said(tmp_path, model_type="mistral", sliding_window=window)
+    assert found["context_length"] == 512
+
+
+def test_a_mistral_with_a_window_is_refused(tmp_path: Path) -> None:
+    config = MistralConfig(**SHAPE, sliding_window=8).to_dict()
+    with pytest.raises(InputError, match="sliding_window 8"):
+        said(tmp_path, **config)
+
+
+def test_architectures_without_facts_are_refused() -> None:
+    with pytest.raises(InputError, match="not known for model_type 'phi3'"):
+        Names({"model_type": "phi3"})
+
+
+# ---- tokenizers
+
+
+def written(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """A tokenizer's fields in a GGUF file, and them by name."""
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | (settings or {}))
+    )
+    LlamaConfig(**SHAPE).save_pretrained(folder)
+    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
+    gguf_metadata.tokenizer(writer, SHAPE, folder)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = gguf.GGUFReader(folder / "a.gguf")
+    return reader, {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.")}
+
+
+def spm(prefix: bool, change: Callable[[Tokenizer], object] = lambda tokenizer: None) -> Tokenizer:
+    tokenizer = sentencepiece(PIECES, KINDS, SCORES, "<unk>", prefix, "t")
+    change(tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_sentencepiece_tokenizer_keeps_its_ids(tmp_path: Path, prefix: bool, bos: bool) -> None:
+    template = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = spm(prefix, lambda made: setattr(made, "post_processor", template) if bos else None)
+    reader, found = written(tmp_path, tokenizer, {"chat_template": "{{ messages }}"})
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("llama", "default")
+    assert found["tokenizer.ggml.add_space_prefix"] is prefix and found["tokenizer.ggml.add_bos_token"] is bos
+    assert found["tokenizer.ggml.token_type"] == KINDS and found["tokenizer.ggml.tokens"] == PIECES
+    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (1, 2)
+    assert found["tokenizer.chat_template"] == "{{ messages }}"
+    again, _ = from_gguf(reader, "t")
+    ids = {piece: i for i, piece in enumerate(PIECES)}
+    written_scores = found["tokenizer.ggml.scores"]
+    for text in [*TEXTS, "the  theathe and    in 1010", "thethethe", " " * 7]:
+        expected = tokenizer.encode(text).ids
+        assert again.encode(text).ids == expected
+        assert expected == [1] * bos + slow_spm(text, ids, written_scores, prefix), text
+
+
+def no_order(tokenizer: Tokenizer) -> None:
+    """A merge that no score gives: of one piece between those of another."""
+    made = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in made["merges"]]
+    joined = ["".join(merge) for merge in merges]
+    twice = next(piece for piece in joined if joined.count(piece) > 1)
+    merges.append(merges.pop(joined.index(twice)))
+    tokenizer.model = models.BPE(
+        vocab=made["vocab"], merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+
+
+def fewer(tokenizer: Tokenizer) -> None:
+    made = json.loads(tokenizer.to_str())["model"]
+    tokenizer.model = models.BPE(
+        vocab=made["vocab"],
+        merges=[tuple(merge) for merge in made["merges"][:-1]],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+
+
+def folded(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", SPACE)])
+
+
+@pytest.mark.parametrize("change", [no_order, fewer, folded])
+def test_a_tokenizer_that_no_scores_give_is_refused(tmp_path: Path, change: Callable[[Tokenizer], object]) -> None:
+    with pytest.raises(InputError, match="none that this GGUF export writes") as caught:
+        written(tmp_path, spm(False, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_level_tokenizer_names_the_rule_of_its_words(tmp_path: Path) -> None:
+    _, found = written(tmp_path, byte_bpe(BEFORE["digits"]))
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
+    assert found["tokenizer.ggml.add_bos_token"] is True
+    with pytest.raises(InputError, match="BPE tokenizer with Split and ByteLevel is none"):
+        written(tmp_path, byte_bpe(BEFORE["lines"]))
+
+
+def test_what_is_put_around_a_text_besides_bos_and_eos_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_bpe(BEFORE["bytes"], special=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> <s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    with pytest.raises(InputError, match="around a text, and GGUF has a word for BOS"):
+        written(tmp_path, tokenizer)

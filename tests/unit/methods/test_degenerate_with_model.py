@@ -1,0 +1,62 @@
+"""Recipes that run the model, on weights and inputs of nothing, constants, and numbers at the ends of their type."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from quant.calibration.reader import Statistics
+from quant.evaluation.perplexity import load_model
+from quant.methods.with_model import quantize_with_model
+from quant.models.linears import all_linears, skeleton
+from tests.unit.methods.test_degenerate import DAMAGES, constants, small_steps, statistics_of
+from tests.unit.methods.test_sequential import CALIBRATION
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, recast
+
+SEQUENTIAL = {"inputs": "sequential", "rounding": "gptq"}
+TUNE = {"epochs": 1, "rate": 0.002, "batch": 2, "held_out": 0.3}
+RECIPES: dict[str, dict[str, Any]] = {
+    "sequential": SEQUENTIAL | {"salience": "l2", "scope": "shared", "clip": True, "correction": 0.5, "refine": 2},
+    "tuned": {"salience": "l2", "scope": "shared", "tune": TUNE},
+    "both": SEQUENTIAL | {"symmetric": True, "correction": 1.0, "tune": TUNE},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_recipes_that_run_the_model_are_finite(
+    tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """And not clearly further from the model than nearest rounding, on the tokens that they were calibrated on."""
+    dtype = torch.bfloat16 if damage in (small_steps, constants) else torch.float16
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name, value in tensors.items():
+            tensors[name] = value.to(dtype)
+        damage(tensors)
+
+    source = recast(tiny_checkpoint, tmp_path / "source", change)
+    paths = {key: path for key, path in statistics_of(source, tmp_path).items() if key != "weighted"}
+    ids = torch.stack([sequence[:12] for sequence in CALIBRATION.sequences])
+    with torch.inference_mode():
+        original = load_model(source, "cpu", torch.float32)(ids).logits.log_softmax(-1)
+    further: dict[str, float] = {}
+    for name, changes in {"nearest": {}, **RECIPES}.items():
+        recipe = PLAIN | {"bits": 4, "group_size": 16, "n_grid": 5, "tune": None} | changes
+        names, statistics, target = all_linears(skeleton(source)), Statistics(paths, "tiny", PATTERNS), tmp_path / name
+        given = (source, target, tmp_path / f"{name}.folds.safetensors", names, statistics, recipe, CALIBRATION)
+        record = quantize_with_model(*given, "cpu", torch.float32, 64, {"model_fingerprint": "tiny"})
+        tensors = load_file(target / "model.safetensors")
+        assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()), name
+        for row in record["linears"]:
+            assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), (name, row)
+        with torch.inference_mode():
+            logits = load_model(target, "cpu", torch.float32)(ids).logits
+        assert torch.isfinite(logits).all(), name
+        found = logits.log_softmax(-1)
+        further[name] = (original.exp() * (original - found)).sum(-1).mean().item()
+    assert all(value <= 1.2 * further["nearest"] for value in further.values()), further
