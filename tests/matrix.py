@@ -216,22 +216,26 @@ def check_moments(checkpoint: Path, ids: list[Any], path: str, linears: dict[str
 
     from quant.calibration.second_moments import from_triangle
     from quant.files import tensorfile
-    from quant.models.experts import unroll
+    from quant.models.experts import routing, unroll
 
     model = unroll(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval())
+    experts = {
+        f"{path}.{leaf}" for path, module in routing(model).items() for i in range(module.num_experts)
+        for leaf, _ in module.linears(i)
+    }  # fmt: skip
     seen: dict[str, list[Any]] = {name: [] for name in linears}
     for name in linears:
         model.get_submodule(name).register_forward_pre_hook(
             lambda module, args, name=name: seen[name].append(args[0].flatten(0, -2).double())
         )
     with torch.inference_mode():
-        for sequence in ids:
-            model(input_ids=sequence[None], use_cache=False)
+        said = [model(input_ids=sequence[None], use_cache=False).logits[0] for sequence in ids]
+    close(said[:2], logits(checkpoint), "unrolled")
     with tensorfile.opened(path) as file:
         reads = file.info("reads")
         for name in linears:
             x = torch.cat(seen[name]) if seen[name] else torch.empty(0, 0)
-            if ".experts." in name and len(x) < model.get_submodule(name).in_features:
+            if name in experts and len(x) < model.get_submodule(name).in_features:
                 continue  # leans on its layer's pooled tokens: tests/unit/calibration/test_experts.py
             expected = (x.T @ x / len(x)).float()
             close([from_triangle(file.get(reads[name]))], [expected], f"second moment of {name}", 1e-3, True)
@@ -244,7 +248,7 @@ def quantized(
     from quant.calibration.reader import Statistics
     from quant.checkpoints import stored
     from quant.evaluation.exact_error import measure
-    from quant.files import tensorfile
+    from quant.files import pieces, tensorfile
     from quant.methods.quantize import quantize_checkpoint
     from quant.recipe.recipe import Recipe
 
@@ -276,7 +280,8 @@ def quantized(
                 if f"{linear}.{side}" in moved.names:
                     w = w / moved.get(f"{linear}.{side}").view(shape)
             tensors[f"{linear}.weight"] = w
-    tensorfile.save(dense / "model.safetensors", tensors, {"format": "pt"})
+        metadata = {key: plain.metadata[key] for key in (pieces.KEY,) if key in plain.metadata}
+    tensorfile.save(dense / "model.safetensors", tensors, {"format": "pt"} | metadata)
     close(logits(target), logits(dense), f"{method} packed")
     if method == "rtn_g":
         from quant.data.tokens import Tokens, fingerprint

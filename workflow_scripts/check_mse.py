@@ -28,7 +28,7 @@ with job(snakemake.log[0], snakemake.threads):
     with opened(snakemake.input.channels) as file:
         require(file.path, file.info("provenance"), token_fingerprint=calibration, **made_from)
     heldout = heldout._replace(sequences=heldout.sequences[: options["n_samples"]])
-    channels, linears, moments = Compute.of(snakemake.params.compute, checkpoint).halving(
+    channels, linears, moments, of_experts = Compute.of(snakemake.params.compute, checkpoint).halving(
         lambda compute: check(
             checkpoint,
             Path(snakemake.input.channels),
@@ -53,6 +53,6 @@ with job(snakemake.log[0], snakemake.threads):
     metadata = {"reads": json.dumps({name: name for name in moments}), "provenance": json.dumps(provenance)}
     tensorfile.save(snakemake.output.moments, moments, metadata)
     verdict = {"model": model, "layer": layer, "words": layer_words(options["layer"], layer, layers)}
-    verdict |= {"keep_ratio": options["keep_ratio"], "linears": linears}
+    verdict |= {"keep_ratio": options["keep_ratio"], "linears": linears, "left_out": of_experts}
     verdict |= {"dataset": snakemake.params.dataset, "tokens": heldout.count, "provenance": provenance}
     write_json(snakemake.output.verdict, verdict)

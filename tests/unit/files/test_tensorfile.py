@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.files.pieces import Piece, Wholes
 
 SHAPES: dict[str, tuple[int, ...]] = {"matrix": (3, 5), "one": (1,), "odd": (7,), "cube": (2, 3, 1), "empty": (0, 4)}
 
@@ -29,6 +30,45 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def read(path: Path) -> dict[str, Tensor]:
     with tensorfile.opened(path) as file:
         return {name: file.get(name) for name in file.names}
+
+
+PIECES = {
+    "e.0.gate": Piece("experts", 0, 0, None, 2, True), "e.0.up": Piece("experts", 0, 1, None, 2, True),
+    "e.1.gate": Piece("experts", 1, 0, None, 2, True), "e.1.up": Piece("experts", 1, 1, None, 2, True),
+    "b.0": Piece("bias", 0, 0, 2), "b.1": Piece("bias", 0, 2), "turned": Piece("turned", transposed=True),
+}  # fmt: skip
+WHOLES = Wholes({"experts": (2, 3, 4), "bias": (1, 5), "turned": (3, 2)}, PIECES)
+
+
+def test_pieces_of_larger_tensors(tmp_path: Path) -> None:
+    """Others read the whole tensors, we the pieces, whatever order they are written in."""
+    whole = tensors_of(torch.bfloat16, WHOLES.shapes) | {"plain": torch.ones(2)}
+    experts, bias, turned = (whole[name] for name in WHOLES.shapes)
+    expected = {
+        "e.0.gate": experts[0].T[::2], "e.0.up": experts[0].T[1::2], "e.1.gate": experts[1].T[::2],
+        "e.1.up": experts[1].T[1::2], "b.0": bias[0, :2], "b.1": bias[0, 2:], "turned": turned.T,
+        "plain": whole["plain"],
+    }  # fmt: skip
+    path = tmp_path / "x.safetensors"
+    for names in (list(expected), list(reversed(expected))):
+        tensorfile.save(path, {name: expected[name] for name in names}, {"format": "pt"} | WHOLES.metadata())
+        assert same(load_file(path), whole)
+        assert same(read(path), expected)
+    with tensorfile.opened(path) as file:
+        assert file.layout() == {name: (value.dtype, tuple(value.shape)) for name, value in expected.items()}
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="does not match its checksum"):
+        tensorfile.verify(path)
+
+
+@pytest.mark.parametrize("listed", ["[", '{"experts": 1}', '{"experts": [[2, 3], {"e": [9, 0, null, 1, false]}]}'])
+def test_pieces_that_are_none(listed: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"experts": torch.ones(2, 3)}, path, {"pieces": listed})
+    with pytest.raises(InputError, match="pieces are not those of its tensors"), tensorfile.opened(path):
+        pass
 
 
 @pytest.mark.parametrize("dtype", tensorfile.DTYPES, ids=str)

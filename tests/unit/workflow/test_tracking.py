@@ -154,7 +154,10 @@ USERS: dict[str, set[str]] = {
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
-    "calibration/channels": PASSES | RECIPES | ANALYSES | FROM_FILES | {"measure_sensitivity", "synthetic_benchmark"},
+    "calibration/channels": PASSES
+    | ANALYSES
+    | FROM_FILES
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
     "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
@@ -292,6 +295,14 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
     "calibration/material": PASSES,
+    "files/pieces": PASSES
+    | READERS
+    | QUANTIZERS
+    | TEXTS
+    | ANALYSES
+    | FROM_FILES
+    | {"check_study", "convert", "evaluate_original", "synthetic_benchmark"},
+    "models/unrolled": PASSES | MEASURES | {"convert"},
 }
 
 

@@ -87,14 +87,16 @@ def check(
     compute: Compute,
     resamples: int,
     seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
-    """Rows per channel, rows per linear, and H = XᵀX/N [in, in] of each linear's held-out inputs; mse is per output
-    value (squared error over tokens and channels)."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor], int]:
+    """Rows per channel, rows per linear, H = XᵀX/N [in, in] of each linear's held-out inputs, and how many linears of
+    experts are left out, which see some tokens of a sequence only; mse is per output value (squared error over tokens
+    and channels)."""
     run = Run(checkpoint, heldout.sequences, *compute, last=layer, progress="data set")
     lengths = np.array([len(sequence) for sequence in heldout.sequences], dtype=float)
     channel_rows: list[dict[str, Any]] = []
     linear_rows: list[dict[str, Any]] = []
     moments: dict[str, Tensor] = {}
+    of_experts: list[str] = []
     with tensorfile.opened(channels_path) as file:
         reads = file.info("reads")
         for index, prefix, block, advance in run.each():
@@ -103,8 +105,9 @@ def check(
                 continue
             chosen, candidates = {}, {}
             names = linear_names(block)
-            within = tuple(f"{name}." for name in routing(block))  # an expert sees some tokens of a sequence only
-            for name in (name for name in names if f"{prefix}.{name}" in reads and not name.startswith(within)):
+            within = tuple(f"{name}." for name in routing(block))
+            of_experts = [name for name in names if name.startswith(within)]
+            for name in (name for name in names if f"{prefix}.{name}" in reads and name not in of_experts):
                 w = block.get_parameter(f"{name}.weight").float()
                 full = f"{prefix}.{name}"
                 chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, compute.device)
@@ -126,7 +129,7 @@ def check(
                 channel_rows += [common | row for row in rows_by_channel(candidate, chosen[name], lengths.sum())]
     corrected = holm([row["p"] for row in linear_rows])
     linear_rows = [row | {"p_holm": float(p)} for row, p in zip(linear_rows, corrected, strict=True)]
-    return channel_rows, linear_rows, moments
+    return channel_rows, linear_rows, moments, len(of_experts)
 
 
 def compare_choices(candidate: Candidates, lengths: np.ndarray, resamples: int, seed: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ from quant.files import tensorfile
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.models.notes import Note, noting, run_noted
 from quant.models.rotary import by_length, forget
+from quant.models.unrolled import Sorted
 
 logger = logging.getLogger("quant")
 
@@ -137,7 +138,7 @@ class Run:
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
-        self._alike = by_length(self.model.config)
+        self._alike = by_length(self.model.config) or any(isinstance(each, Sorted) for each in self.model.modules())
         self._batches = list(tokens.batches(sequences, batch_tokens, self._alike))
 
     def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[Arguments]]]:
@@ -189,7 +190,7 @@ class Run:
                     for i, batch in enumerate(self._batches):
                         before(batch)
                         out = arguments[i][index].call(block, hidden.get(i))
-                        out = out[0] if isinstance(out, tuple) else out
+                        out = out[0] if isinstance(out, (tuple, list)) else out
                         after(out)
                         hidden.put(i, out)
                         finite &= torch.isfinite(out).all()

@@ -1,9 +1,11 @@
 """One linear's per-channel calibration means, as recipes read them."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
+from quant.errors import InputError
 from quant.files.tensorfile import TensorFile
 
 OF_INPUT = ("x_abs", "x_sq", "x_mean")
@@ -27,10 +29,20 @@ class Channels(NamedTuple):
     is_mlp: bool
 
 
+def input_of(linear: str, reads: Mapping[str, str]) -> str:
+    """The name under which the statistics hold what a linear reads; refuses one that was never called."""
+    if linear not in reads:
+        raise InputError(
+            f"{linear}: no token of the calibration text reached it through a forward call, so nothing is known of its "
+            "inputs; leave this model out, or give a text that reaches it"
+        )
+    return reads[linear]
+
+
 def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
     """One linear's per-channel statistics."""
     return Channels(
-        *(file.get(f"{reads[name]}.{key}", device) for key in OF_INPUT),
+        *(file.get(f"{input_of(name, reads)}.{key}", device) for key in OF_INPUT),
         *(file.get(f"{name}.{key}", device) for key in OF_OUTPUT),
         is_mlp=kind == "mlp",
     )

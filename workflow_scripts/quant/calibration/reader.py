@@ -6,7 +6,7 @@ from functools import reduce
 
 from torch import Tensor
 
-from quant.calibration.channels import OF_INPUT, Channels, channels_of
+from quant.calibration.channels import OF_INPUT, Channels, channels_of, input_of
 from quant.calibration.second_moments import from_triangle
 from quant.files import tensorfile
 from quant.files.artifacts import require
@@ -75,7 +75,7 @@ class Statistics:
         """The files, names and shares of what makes a linear's second moment."""
         if "moments" not in self._files:
             return []
-        plain = (self._files["moments"], self._reads[linear])
+        plain = (self._files["moments"], input_of(linear, self._reads))
         if not self._weighted(linear):
             return [(*plain, 1.0)]
         mixed = (self._files["weighted"], f"{linear}.moment", 1 - self._plain_share), (*plain, self._plain_share)
@@ -105,7 +105,7 @@ class Statistics:
             kind = kind_of(linear, self._patterns)
             channels = channels_of(self._files["channels"], linear, self._reads, kind, device)
         if "noisy" in self._files:
-            file, source = self._files["noisy"], self._reads[linear]
+            file, source = self._files["noisy"], input_of(linear, self._reads)
             x_std = file.get(f"{source}.x_std").item()
             noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
             channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))

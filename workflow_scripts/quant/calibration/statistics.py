@@ -166,7 +166,9 @@ class Watch:
 
     def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._pooled[name].append(token_rows(args[0], self._batch)[self._drawn.to(args[0].device)])
+            assert self._batch is not None
+            given = module.tokens(args[0], self._batch.ids.numel())
+            self._pooled[name].append(token_rows(given, self._batch)[self._drawn.to(given.device)])
 
         return keep
 
@@ -211,8 +213,8 @@ class Watch:
                 continue
             pooled = torch.cat(self._pooled[name])
             for index in range(module.num_experts):
-                linears = module.get_submodule(str(index)).named_children()
-                if any(self.tokens.get(f"{name}.{index}.{leaf}", 0) < each.in_features for leaf, each in linears):
+                linears = module.linears(index)
+                if any(self.tokens.get(f"{name}.{leaf}", 0) < each.in_features for leaf, each in linears):
                     self._seen = {}
                     module.one(index, pooled)
 

@@ -138,7 +138,7 @@ class Pair:
         for block, states in list(zip(self._blocks, self._streams, strict=True))[not with_original :]:
             for i in range(len(self._batches)):
                 out = self._arguments[i].call(block, states.get(i))
-                states.put(i, out[0] if isinstance(out, tuple) else out)
+                states.put(i, out[0] if isinstance(out, (tuple, list)) else out)
 
 
 class Streams(Run):

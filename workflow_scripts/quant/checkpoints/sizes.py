@@ -17,6 +17,8 @@ def part_of(tensor: str, model: Any) -> str:
 
     A head tied to the embeddings has no tensor of its own.
     """
+    from transformers.pytorch_utils import Conv1D
+
     name = tensor.rpartition(".")[0]
     try:
         module = model.get_submodule(name)
@@ -24,7 +26,9 @@ def part_of(tensor: str, model: Any) -> str:
         return "linears" if any(name.startswith(f"{path}.") for path in held(model)) else "other"
     if module is model.get_output_embeddings():
         return "head"
-    return "linears" if isinstance(module, nn.Linear) else "embeddings" if isinstance(module, nn.Embedding) else "other"
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return "linears"
+    return "embeddings" if isinstance(module, nn.Embedding) else "other"
 
 
 def parts_mb(weights: Path, model: nn.Module) -> dict[str, float]:

@@ -181,4 +181,6 @@ def check_answer(check: dict[str, Any]) -> Answer:
         f"{total - awq - praq} no difference is shown (paired by sequence, corrected for {total} linears; "
         f"{check['tokens']:,} tokens of {check['dataset']})."
     )
-    return Answer(headline, [line])
+    out = check["left_out"]
+    experts = f"{out} linears of experts are left out, since they see some tokens of a sequence only."
+    return Answer(headline, [line, experts] if out else [line])

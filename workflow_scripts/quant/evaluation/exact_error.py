@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quant.calibration.channels import input_of
 from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints import stored
 from quant.files import tensorfile
@@ -47,7 +48,7 @@ def measure(
             for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
-            found = errors(w, quantized, from_triangle(second.get(reads[row["linear"]], device)))
+            found = errors(w, quantized, from_triangle(second.get(input_of(row["linear"], reads), device)))
             counted = {} if seen is None else {"tokens": seen.get(row["linear"], 0)}
             rows.append(row | {"kind": kind_of(row["linear"], patterns)} | counted | found)
     return rows

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quant.errors import InputError
+from quant.files import pieces
 from quant.files.artifacts import rebuild, whole
 
 DTYPES = {
@@ -55,9 +56,13 @@ class TensorFile:
 
     def __init__(self, path: Path, handle: safe_open) -> None:
         self.path, self._handle = path, handle
-        self.names = set(handle.keys())
+        self._stored = set(handle.keys())
         # safetensors gives them in any order; what is copied into another file is the same bytes every time
         self.metadata: dict[str, str] = dict(sorted((handle.metadata() or {}).items()))
+        wholes = pieces.read(self.metadata, str(path))
+        self._pieces = wholes.pieces
+        self.names = (self._stored - set(wholes.shapes)) | set(self._pieces)
+        self._held: set[str] = set()  # whole tensors that match their checksums
         self._checksums = self._read_checksums(self.metadata.get("checksums"))
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[str, Future[Tensor]] = {}
@@ -65,11 +70,21 @@ class TensorFile:
     def _read_checksums(self, held: str | None) -> dict[str, str]:
         if held is None:  # not written by us
             return {}
-        if len(held) != 8 * len(self.names):
+        if len(held) != 8 * len(self._stored):
             raise InputError(f"{self.path}: its checksums are not of its tensors; {rebuild(self.path)}")
-        return {name: held[8 * i : 8 * i + 8] for i, name in enumerate(sorted(self.names))}
+        return {name: held[8 * i : 8 * i + 8] for i, name in enumerate(sorted(self._stored))}
 
     def _read(self, name: str) -> Tensor:
+        piece = self._pieces.get(name)
+        if piece is None:
+            return self._checked(name)
+        if piece.whole in self._held:
+            return piece.of(self._handle.get_tensor(piece.whole)).contiguous()
+        found = piece.of(self._checked(piece.whole)).contiguous()
+        self._held.add(piece.whole)
+        return found
+
+    def _checked(self, name: str) -> Tensor:
         tensor = self._handle.get_tensor(name)
         if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
             raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
@@ -103,9 +118,14 @@ class TensorFile:
 
     def layout(self) -> Layout:
         """Every tensor's dtype and shape, without reading it."""
-        slices = {name: self._handle.get_slice(name) for name in sorted(self.names)}
+        slices = {name: self._handle.get_slice(name) for name in sorted(self._stored)}
         by_code = {code: dtype for dtype, code in DTYPES.items()}
-        return {name: (by_code[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+        stored = {name: (by_code[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+        found = {name: value for name, value in stored.items() if name in self.names}
+        for name, piece in self._pieces.items():
+            dtype, shape = stored[piece.whole]
+            found[name] = dtype, tuple(piece.of(torch.empty(shape, device="meta")).shape)
+        return dict(sorted(found.items()))
 
     def info(self, key: str) -> Any:
         """A JSON value from the file's metadata."""
@@ -206,10 +226,14 @@ def verify(path: str | Path) -> None:
 
 class Writer:
     """Writes tensors in any order into a file whose shapes are known beforehand, holding few of them; a tensor that was
-    put must not change any more."""
+    put must not change any more. Those that the metadata says are pieces are put together."""
 
     def __init__(self, path: Path, layout: Layout, metadata: dict[str, str]) -> None:
         self.layout = layout
+        wholes = pieces.read(metadata, str(path))
+        self._pieces, self._gatherer = set(wholes.pieces), pieces.Gatherer(wholes)
+        self._missing = set(layout)
+        layout = pieces.gathered(wholes, layout)
         self._checksums = dict.fromkeys(layout, "0" * 8)
         self._metadata = metadata
         header: dict[str, object] = {}
@@ -225,7 +249,6 @@ class Writer:
         self._start = self._write_header()
         self._file.truncate(self._start + end)
         self._behind = _Behind(self._file)
-        self._missing = set(layout)
 
     def _write_header(self) -> int:
         """At the file's beginning; of the same length whatever the checksums are. Returns where the tensors start."""
@@ -241,6 +264,11 @@ class Writer:
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} where {dtype} {shape} was declared")
         self._missing.remove(name)
+        if name in self._pieces:
+            made = self._gatherer.add(name, tensor)
+            if made is None:
+                return
+            name, tensor = made
         self._behind.put(name, self._start + self._offset[name], tensor)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.architectures import ARCHITECTURES
+from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks
 from quant.recipe import grids
 from quant.recipe.grids import Codes
@@ -243,4 +244,4 @@ def load_original(path: Path, device: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     wide = torch.float32 if dtype == torch.float16 else dtype
-    return AutoModelForCausalLM.from_pretrained(path, dtype=wide).to(device).eval()
+    return unroll(AutoModelForCausalLM.from_pretrained(path, dtype=wide).to(device).eval())

@@ -120,9 +120,9 @@ def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> Non
 
 def check_model(
     config: dict[str, Any], tensors: dict[str, Tensor], where: str
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str], dict[str, Any]]:
     """Holds the tensors against the architecture that config.json names; returns the configuration as transformers
-    reads it, the model's tensors, and what the record says of its linears."""
+    reads it, the model's tensors, the metadata of a file of them, and what the record says of its linears."""
     native = native_object(config, where)
     try:
         model, tensors = native_model(native, tensors, where)
@@ -153,7 +153,8 @@ def check_model(
     if not linears:
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
-    return config, tensors, {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
+    record = {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
+    return config, tensors, model.unrolled.written.metadata(), record
 
 
 def why_unpacked(model: nn.Module, linears: dict[str, int]) -> dict[str, str]:
@@ -161,6 +162,10 @@ def why_unpacked(model: nn.Module, linears: dict[str, int]) -> dict[str, str]:
 
     The model is of no use afterwards.
     """
+    if model.unrolled.written.pieces:
+        name, piece = next(iter(model.unrolled.written.pieces.items()))
+        how = "the other way round" if name == piece.whole else f"as a part of {piece.whole}"
+        return {"any": f"transformers holds {name} {how}, and loads no packed weights there"}
     other = next((name for name in linears if type(model.get_submodule(name)).__name__ != "Linear"), None)
     if other is not None:
         kind = type(model.get_submodule(other)).__name__
@@ -320,12 +325,10 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
             quantised.check_names(tensors, where)
             config = native_config(config, where)
             copy_side_files(folder, stage)
-        config, tensors, found = check_model(config, tensors, where)
+        config, tensors, pieces, found = check_model(config, tensors, where)
         record |= found
         config = with_older_keys(settle_dtype(config, tensors, where))
-        tensorfile.save(
-            stage / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}
-        )
+        tensorfile.save(stage / "model.safetensors", tensors, {"format": "pt"} | pieces)
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         settle_tokenizer(stage, tokenizer, where)
         check_side_files(stage, where)

@@ -1,63 +1,44 @@
 """Experts that transformers holds as one 3-D parameter, as one nn.Linear each, under the names that files give them.
 
-transformers keeps gate and up of all experts in gate_up_proj [experts, 2·intermediate, hidden] and down in down_proj
-[experts, hidden, intermediate], and writes them expert by expert. Here they are what is written, so that whatever works
-on a model's linears works on its experts; a packed file of theirs is one that transformers and vLLM read.
+Most mixtures keep gate and up of all experts in gate_up_proj [experts, 2·intermediate, hidden] and down in down_proj
+[experts, hidden, intermediate], and write them expert by expert. Here they are what is written, so that whatever works
+on a model's linears works on its experts; a packed file of theirs is one that transformers and vLLM read. Those that
+files hold whole, in either orientation, are pieces of them there (files.pieces); so are GPT-2's Conv1D, linears whose
+weights lie the other way round.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from quant.errors import InputError
+from quant.files.pieces import Piece, Wholes
+from quant.models.unrolled import DOWN, Layout, Repeated, Routed, RoutedOrKept, Sorted, Unrolled
 
-GATED, PLAIN, DOWN = "gate_up_proj", "up_proj", "down_proj"
+# of experts that do not say themselves how they lie in memory: has_bias, is_transposed, is_concatenated
+LAID = {"Llama4TextExperts": (False, True, True), "LongcatFlashExperts": (False, False, True)}
+# one linear an expert, over sorted tokens: whether their weights are transposed, [experts, in, out]
+SORTED = {"JetMoeParallelExperts": False, "AriaGroupedExpertsGemm": True}
+CALLED: dict[str, type] = dict.fromkeys(SORTED, Sorted)  # others are Routed
+CALLED |= {"Llama4TextExperts": Repeated, "LongcatFlashExperts": RoutedOrKept}
 
 
-class Layout(NamedTuple):
-    """Names of an expert's linears in a file (gate: None where it has none)."""
+class Unrolling(NamedTuple):
+    """Linears that are pieces of larger parameters: those that files hold so, and those that they split."""
 
-    gate: str | None
-    up: str
-    down: str
+    written: Wholes
+    split: dict[str, Piece]
 
-
-class Unrolled:
-    """The forward pass of an experts module whose experts are its children, of the same results."""
-
-    layout: Layout
-    num_experts: int
-
-    def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Expert `index` on x [n, hidden]; rows [n]: which of the layer's tokens they are, for whoever watches."""
-        expert = self.get_submodule(str(index))
-        for linear in expert.children():
-            linear.rows = rows
-        up = getattr(expert, self.layout.up)(x)
-        if self.layout.gate is None:
-            inner = self.act_fn(up)
-        else:
-            inner = self._apply_gate(torch.cat([getattr(expert, self.layout.gate)(x), up], dim=-1))
-        return getattr(expert, self.layout.down)(inner)
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states [tokens, hidden]; top_k_index, top_k_weights [tokens, k]."""
-        out = torch.zeros_like(hidden_states, dtype=torch.float32)
-        for index in range(self.num_experts):
-            if hidden_states.is_meta:  # every expert, to see which linears are called
-                out = out + self.one(index, hidden_states)
-                continue
-            rows, place = torch.where(top_k_index == index)
-            if len(rows):
-                found = self.one(index, hidden_states[rows], rows)
-                out.index_add_(0, rows, (found * top_k_weights[rows, place, None]).float())
-        return out.to(hidden_states.dtype)
+    def fused(self) -> set[str]:
+        """Names of the larger parameters."""
+        return {piece.whole for piece in (*self.written.pieces.values(), *self.split.values())}
 
 
 def held(model: nn.Module) -> dict[str, nn.Module]:
-    """By name, the modules that hold several experts in a 3-D parameter."""
+    """By name, the modules that hold several experts in one parameter."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, Unrolled) or of_experts(module)
     }
@@ -78,82 +59,141 @@ def unknown(module: nn.Module) -> InputError:
 
 
 def layout_of(model: nn.Module, path: str, experts: nn.Module) -> Layout:
-    """What transformers calls the linears of an expert when it writes them; refuses a layout that is not known."""
+    """How an experts module lies in memory, and what transformers calls the linears of an expert when it writes them
+    one by one; refuses a layout that is not known."""
+    keys = ("has_bias", "is_transposed", "is_concatenated")
+    if set(keys) <= set(vars(experts)):
+        laid = tuple(bool(getattr(experts, key)) for key in keys)
+    elif type(experts).__name__ in LAID:
+        laid = LAID[type(experts).__name__]
+    else:
+        raise unknown(experts)
+    gated = getattr(experts, "has_gate", True)
+    whole = Layout("gate_proj" if gated else None, "up_proj", "down_proj", *laid, whole=True)
+    sizes = {name: getattr(experts, name).shape for name in (whole.first, DOWN)}
+    own = {name for name, _ in experts.named_parameters(recurse=False)}
+    known = {*sizes, *(f"{name}_bias" for name in sizes if whole.has_bias)}
+    if own != known or any(len(shape) != 3 for shape in sizes.values()):
+        raise unknown(experts)
+    if laid != (False, False, True):
+        return whole
+    names = written_names(model, path, {name: shape[0] for name, shape in sizes.items()}, whole)
+    return whole if names is None else Layout(*names)
+
+
+def written_names(
+    model: nn.Module, path: str, counts: dict[str, int], whole: Layout
+) -> tuple[str | None, str, str] | None:
+    """What transformers calls an expert's gate, up and down in a file; None where it writes them whole. counts: experts
+    in each parameter."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    known = {"has_gate", "has_bias", "is_transposed", "is_concatenated"} <= set(vars(experts))
-    if not known or experts.has_bias or experts.is_transposed or not experts.is_concatenated:
-        raise unknown(experts)
-    first = GATED if experts.has_gate else PLAIN
     leaves: dict[tuple[str, int], set[str]] = {}
-    for name, parts in ((first, 2 if experts.has_gate else 1), (DOWN, 1)):
-        n = getattr(experts, name).shape[0]
+    for name, n in counts.items():
+        parts = 2 if name == whole.first and whole.gate else 1
         code = torch.arange(float(n * parts)).view(n, parts, 1)  # each row says where it came from
         try:
             written = revert_weight_conversion(model, {f"{path}.{name}": code})
         except Exception:  # an operation that wants the weights' real shapes
-            raise unknown(experts) from None
+            return None
         for key, value in written.items():
             found = re.fullmatch(r".*\.(\d+)\.(\w+)\.weight", key)
             if found is None or value.numel() != 1 or int(found[1]) != int(value.item()) // parts:
-                raise unknown(experts)
+                return None
             leaves.setdefault((name, int(value.item()) % parts), set()).add(found[2])
     if any(len(names) != 1 for names in leaves.values()):
-        raise unknown(experts)
+        return None
     names = {key: next(iter(found)) for key, found in leaves.items()}
-    if experts.has_gate:
-        return Layout(names[first, 0], names[first, 1], names[DOWN, 0])
-    return Layout(None, names[first, 0], names[DOWN, 0])
+    gate = names[whole.first, 0] if whole.gate else None
+    return gate, names[whole.first, 1 if whole.gate else 0], names[DOWN, 0]
 
 
-def linear(weight: Tensor) -> nn.Linear:
-    """An nn.Linear of a weight [out, in], which is not copied."""
+def pieces_of(path: str, module: nn.Module, layout: Layout) -> Iterator[tuple[str, Piece]]:
+    """Every expert's weights and biases by name, as pieces of an experts module's parameters."""
+    for parameter, leaves in ((layout.first, (layout.gate, layout.up)), (DOWN, (layout.down,))):
+        shape = getattr(module, parameter).shape
+        n_out = shape[2 if layout.transposed else 1]
+        for index in range(shape[0]):
+            for leaf in leaves:
+                if leaf is None:
+                    continue
+                name = f"{path}.{index}.{leaf}"
+                rows = {} if parameter == DOWN else layout.rows(leaf, n_out)
+                yield f"{name}.weight", Piece(f"{path}.{parameter}", index, transposed=layout.transposed, **rows)
+                if layout.has_bias:
+                    yield f"{name}.bias", Piece(f"{path}.{parameter}_bias", index, **rows)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """An nn.Linear of a weight [out, in] and a bias [out], which are not copied."""
     with torch.device("meta"):
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return made
 
 
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """A module in its place of a model; what is missing on the way there is made."""
+    owner = model
+    for part in name.split(".")[:-1]:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    owner._modules[name.rpartition(".")[2]] = module
+
+
 def unroll(model: nn.Module) -> nn.Module:
-    """The model with every expert's linears as modules of its own; their weights are views of what was there."""
+    """The model with every expert's linears, and every Conv1D, as an nn.Linear of its own; their weights are views of
+    what was there. `model.unrolled` says of what."""
+    from transformers.pytorch_utils import Conv1D
+
     found = {path: module for path, module in held(model).items() if not isinstance(module, Unrolled)}
     layouts: dict[type, Layout] = {}
     for path, module in found.items():
-        if type(module) not in layouts:
+        if type(module).__name__ not in SORTED and type(module) not in layouts:
             layouts[type(module)] = layout_of(model, path, module)
-    for module in found.values():
-        layout, kind = layouts[type(module)], type(module)
-        first, down = getattr(module, GATED if layout.gate else PLAIN), module.down_proj
-        half = first.shape[1] // 2
-        for index in range(first.shape[0]):
-            expert = nn.Module()
-            if layout.gate:
-                expert.add_module(layout.gate, linear(first[index, :half]))
-            expert.add_module(layout.up, linear(first[index, half:] if layout.gate else first[index]))
-            expert.add_module(layout.down, linear(down[index]))
-            module.add_module(str(index), expert)
-        module.num_experts = first.shape[0]
-        for name in (GATED if layout.gate else PLAIN, DOWN):
+    turned = [path for path, module in model.named_modules() if isinstance(module, Conv1D)]
+    pieces: dict[str, Piece] = {f"{path}.weight": Piece(f"{path}.weight", transposed=True) for path in turned}
+    split: dict[str, Piece] = {}
+    for path, module in found.items():
+        kind = type(module).__name__
+        if kind in SORTED:
+            n, weight = len(module.weight), f"{path}.weight"
+            pieces |= {f"{path}.{index}.weight": Piece(weight, index, transposed=SORTED[kind]) for index in range(n)}
+        else:
+            layout = layouts[type(module)]
+            (pieces if layout.whole else split).update(pieces_of(path, module, layout))
+    values = {piece.whole: model.get_parameter(piece.whole) for piece in (*pieces.values(), *split.values())}
+    views = {name: piece.of(values[piece.whole].detach()) for name, piece in (pieces | split).items()}
+    biases = {f"{path}.bias": model.get_parameter(f"{path}.bias") for path in turned}
+    for path, module in found.items():
+        own = {name.rpartition(".")[2] for name in values if name.rpartition(".")[0] == path}
+        module.num_experts = max(len(getattr(module, name)) for name in own)
+        kind = type(module)
+        for name in own:
             del module._parameters[name]
-        module.layout = layout
-        module.__class__ = type(f"Unrolled{kind.__name__}", (Unrolled, kind), {})
+        if kind in layouts:
+            module.layout = layouts[kind]
+        module.__class__ = type(f"Unrolled{kind.__name__}", (CALLED.get(kind.__name__, Routed), kind), {})
+    for name, weight in views.items():
+        if name.endswith(".weight"):
+            bias = f"{name.removesuffix('.weight')}.bias"
+            put(model, name.removesuffix(".weight"), linear(weight, views.get(bias, biases.get(bias))))
+    shapes = {piece.whole: tuple(values[piece.whole].shape) for piece in pieces.values()}
+    model.unrolled = Unrolling(Wholes(shapes, pieces), split)
     return model
 
 
 def split(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """3-D tensors of an unrolled model's experts as its own: views of them."""
-    tensors = dict(tensors)
-    for path, module in held(model).items():
-        first = GATED if module.layout.gate else PLAIN
-        if f"{path}.{first}" not in tensors or f"{path}.{DOWN}" not in tensors:
-            continue
-        both, down = tensors.pop(f"{path}.{first}"), tensors.pop(f"{path}.{DOWN}")
-        half = both.shape[1] // 2 if module.layout.gate else 0
-        for index in range(both.shape[0]):
-            if module.layout.gate:
-                tensors[f"{path}.{index}.{module.layout.gate}.weight"] = both[index, :half]
-            tensors[f"{path}.{index}.{module.layout.up}.weight"] = both[index, half:]
-            tensors[f"{path}.{index}.{module.layout.down}.weight"] = down[index]
+    """Whole tensors of an unrolled model's experts as its own: views of them."""
+    pieces = model.unrolled.written.pieces | model.unrolled.split
+    given = {piece.whole: tensors[piece.whole] for piece in pieces.values() if piece.whole in tensors}
+    tensors = {name: value for name, value in tensors.items() if name not in given}
+    for name, piece in pieces.items():
+        if piece.whole in given:
+            tensors[name] = piece.of(given[piece.whole])
     return tensors
 
 

@@ -22,10 +22,13 @@ def skeleton(checkpoint: Path) -> nn.Module:
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the one ModuleList as long as the configuration says there are layers."""
-    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not found:
+    """Name and list of the decoder blocks: the one ModuleList as long as the configuration says there are layers, by
+    num_hidden_layers or, where that counts a block's halves (LongCat), by num_layers."""
+    config = model.config.get_text_config(decoder=True)
+    depth, *others = [getattr(config, key, None) for key in ("num_hidden_layers", "num_layers")]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    found = next((fit for n in (depth, *others) if (fit := [each for each in lists if len(each[1]) == n])), None)
+    if found is None:
         raise InputError(
             f"{type(model).__name__}: no list of {depth or 'its'} decoder blocks was found; use a decoder-only model "
             "whose blocks are a ModuleList"
@@ -59,8 +62,7 @@ def all_linears(model: nn.Module) -> dict[str, int]:
     found = {f"{prefix}.{i}.{name}": i for i, block in enumerate(blocks) for name in linear_names(block)}
     if not found:
         raise InputError(
-            f"{type(model).__name__}: its decoder blocks hold no nn.Linear (GPT-2's Conv1D is none); use a model "
-            "built from nn.Linear"
+            f"{type(model).__name__}: its decoder blocks hold no nn.Linear; use a model built from nn.Linear"
         )
     return found
 

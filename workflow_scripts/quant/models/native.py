@@ -101,12 +101,12 @@ def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[
 
     wanted = model.state_dict()
     if tensors.keys() == wanted.keys():
-        return tensors
+        return experts.split(tensors, model)
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    whole = wanted | dict.fromkeys(_fused(model))  # what a conversion may lead to
+    whole = wanted | dict.fromkeys(model.unrolled.fused())  # what a conversion may lead to
     prefix = model.base_model_prefix
     found: dict[str, Tensor] = {}
     pending: dict[str, WeightConverter] = {}
@@ -138,15 +138,6 @@ def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[
 def _natural(name: str) -> list[tuple[int, Any]]:
     """Order in which layer 10 comes after layer 9, as transformers stacks experts."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
-
-
-def _fused(model: nn.Module) -> list[str]:
-    """Names of the 3-D parameters that an unrolled model's experts had."""
-    return [
-        f"{path}.{name}"
-        for path, module in experts.held(model).items()
-        for name in (experts.GATED if module.layout.gate else experts.PLAIN, experts.DOWN)
-    ]
 
 
 def _put(found: dict[str, Tensor], name: str, value: Tensor, where: str) -> None:

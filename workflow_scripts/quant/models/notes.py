@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.errors import InputError
+from quant.models.unrolled import Unrolled
 
 
 class NotAChain(InputError):
@@ -159,8 +160,6 @@ def called(model: nn.Module, blocks: nn.ModuleList) -> set[str] | None:
 def packs(model: nn.Module, linears: Iterable[str]) -> bool:
     """Whether transformers starts a model whose linears hold packed weights in place of `weight`; the model, on `meta`,
     is of no use afterwards."""
-    from quant.models.experts import Unrolled
-
     within = [name for name, module in model.named_modules() if isinstance(module, Unrolled)]
     for name in linears:
         if not name.startswith(tuple(f"{path}." for path in within)):  # transformers unpacks experts as it loads them

@@ -38,6 +38,23 @@ def caveat(study: Study, model: str) -> str:
     return " ".join([said, *doubts]).strip()
 
 
+def share_words(rows: pd.DataFrame) -> str:
+    """How much of the model is quantised, of what little there is said more."""
+    shares = rows[rows.method != ORIGINAL].quantized_share.dropna()
+    if shares.empty:
+        return ""
+    low, high = (f"{100 * share:.1f}" for share in (shares.min(), shares.max()))
+    words = f"{low} % of the model's weights are quantised" if low == high else (
+        f"{low} to {high} % of the model's weights are quantised, by method"
+    )  # fmt: skip
+    if shares.min() >= FEW:
+        return f"{words}."
+    return f"{words}: the rest is in 16 bit, so that files are larger, and harm is less, than the bits per weight say."
+
+
+FEW = 0.9  # of the weights
+
+
 def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     """All that the page says about one model, the one at that place."""
     first, *others = study.datasets(model)
@@ -48,6 +65,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "name": model,
         "anchor": f"model-{place}",
         "caveat": caveat(study, model),
+        "share": share_words(rows),
         "dataset": first,
         "n_methods": len(best),
         "best": best_answer(study.summary, study.comparisons, model, first),
