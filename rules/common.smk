@@ -66,6 +66,16 @@ CALIBRATIONS = sorted(
     }
 )
 
+# the end loss's moments where a method of the study reads those of the common calibration set, None elsewhere
+END_LOSS = next(
+    (
+        keys.statistics_files(METHODS[method])["weighted"]
+        for method in STUDY["methods"]
+        if METHODS[method].get("moment") == "end_loss" and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
+    ),
+    None,
+)
+
 
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG["models"])),

@@ -90,3 +90,34 @@ rule collect_jacobian:
         code=code("collect_jacobian.py"),
     script:
         "../workflow_scripts/collect_jacobian.py"
+
+
+rule collect_end_loss:
+    """Second moments weighted by what an error costs the model's predictions, for recipes with moment: end_loss."""
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        tokens=rules.tokenize_calibration.output[0],
+    output:
+        "results/{model}/calibration/{calibration}/end_loss-{parts}.safetensors",
+    log:
+        "results/logs/collect_end_loss/{model}/{calibration}/{parts}.log",
+    benchmark:
+        "results/benchmarks/collect_end_loss/{model}/{calibration}/{parts}.tsv"
+    wildcard_constraints:
+        parts=r"\d+",
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # every block's hidden states go to a file, the gradients of one stay in memory
+    resources:
+        gpu=GPU,
+        mem_mb=more(3000),
+        runtime=more(120),
+    params:
+        compute=COMPUTE,
+        spec=calibration_spec,
+        code=code("collect_end_loss.py"),
+    script:
+        "../workflow_scripts/collect_end_loss.py"

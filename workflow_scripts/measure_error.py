@@ -23,6 +23,10 @@ with job(snakemake.log[0], snakemake.threads):
     calibration = fingerprint_in(snakemake.input.tokens)
     with opened(snakemake.input.moments) as file:
         require(file.path, file.info("provenance"), model_fingerprint=model, token_fingerprint=calibration)
+    end_loss = snakemake.input.get("end_loss")
+    if end_loss is not None:
+        with opened(end_loss) as file:
+            require(file.path, file.info("provenance"), model_fingerprint=model, token_fingerprint=calibration)
     rows = measure(
         Path(snakemake.input.original),
         Path(snakemake.input.config).parent,
@@ -31,6 +35,7 @@ with job(snakemake.log[0], snakemake.threads):
         record,
         snakemake.params.linears,
         device(snakemake.params.device),
+        None if end_loss is None else Path(end_loss),
     )
     table = pd.DataFrame(rows)
     for name in ("method", "model"):

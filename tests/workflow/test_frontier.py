@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sequential": SHARED | {"inputs": "sequential", "correction": 0.5, "refine": 1},
     "tuned": SHARED | {"inputs": "sequential", "correction": 0.5, "bits": 2, "tune": {"epochs": 1}},
     "bare": {"inputs": "sequential", "rounding": "gptq", "tune": {"rate": 0.01}},
+    "end_loss": SHARED | {"moment": "end_loss", "parts": 4, "plain_share": 0.5, "refine": 1},
 }
 
 
@@ -30,7 +31,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny.clone(tmp_path_factory.mktemp("frontier"))
     tiny.write_overlay(folder, overlay(METHODS))
     jobs = tiny.pending(folder)
-    assert jobs["quantize"] == 2 and jobs["quantize_with_model"] == 3 and jobs["collect_statistics"] == 1
+    assert jobs["quantize"] == 3 and jobs["quantize_with_model"] == 3 and jobs["collect_statistics"] == 1
+    assert jobs["collect_end_loss"] == 1
     done = tiny.snakemake(folder, "results/report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -40,9 +42,27 @@ def test_they_are_measured_like_all_others(finished: Path) -> None:
     summary = read_table(finished / "results/summary.csv").set_index("method")
     assert list(summary.index) == ["original", *METHODS]
     assert dict(summary["storage"].iloc[1:]) == dict.fromkeys(METHODS, "packed") | {"tuned": "simulated"}
-    assert summary["nll"].nunique() == 6 and (summary["kl"].iloc[1:] > 0).all()
+    assert summary["nll"].nunique() == 7 and (summary["kl"].iloc[1:] > 0).all()
     record = tiny.read(finished / "results/tiny/bare/quantize.json")
     assert record["tuning"]["kl_tuned"] <= record["tuning"]["kl_start"]
+
+
+def test_what_a_linear_costs_the_model_is_predicted_of_every_method(finished: Path) -> None:
+    for method in METHODS:
+        found = read_table(finished / f"results/tiny/{method}/linears.csv")["predicted_nats"]
+        assert len(found) == 14 and (found > 0).all()
+
+
+def test_an_edit_of_the_end_loss_collects_it_again_and_what_reads_it(finished: Path) -> None:
+    path = finished / "workflow_scripts/quant/calibration/end_loss.py"
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# edited\n")
+        jobs = {rule: n for rule, n in tiny.pending(finished).items() if n}
+    finally:
+        path.write_text(before)
+    assert jobs["collect_end_loss"] == jobs["quantize"] == jobs["evaluate"] == 1
+    assert jobs["measure_error"] == len(METHODS) and "quantize_with_model" not in jobs
 
 
 @pytest.mark.parametrize(
@@ -51,6 +71,7 @@ def test_they_are_measured_like_all_others(finished: Path) -> None:
         ("sequential", {"correction": 0.4}, "quantize_with_model"),
         ("tuned", {"tune": {"epochs": 2}}, "quantize_with_model"),
         ("refined", {"refine": 3}, "quantize"),
+        ("end_loss", {"plain_share": 0.25}, "quantize"),
     ],
 )
 def test_a_changed_value_quantises_its_method_alone(

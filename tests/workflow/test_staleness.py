@@ -278,6 +278,7 @@ MODULES = [
     "report/figures/study",
     "report/build",
     "calibration/jacobian",
+    "calibration/end_loss",
     "methods/autoawq",
 ]
 

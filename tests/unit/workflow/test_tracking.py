@@ -98,6 +98,7 @@ PASSES = {
     "collect_statistics",
     "collect_noisy",
     "collect_jacobian",
+    "collect_end_loss",
     "quantize_with_model",
     "check_mse",
 }  # the model, block by block
@@ -183,6 +184,7 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
     "recipe/grids": QUANTIZERS | READERS | {"check_mse"} | {"check_study"},
+    "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
@@ -218,6 +220,7 @@ USERS: dict[str, set[str]] = {
     "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
+    "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
     "comparison/pick": {"pick", "report"} | {"check_study", "plot"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},

@@ -68,8 +68,12 @@ def fill(
 
 
 def empty(module: nn.Module) -> None:
-    """Frees what `fill` loaded."""
-    module.to("meta")
+    """Frees what `fill` loaded; buffers that no file holds stay."""
+    for name, value in module.state_dict(keep_vars=True).items():
+        owner, freed = module.get_submodule(name.rpartition(".")[0]), value.detach().to("meta")
+        if isinstance(value, nn.Parameter):
+            freed = nn.Parameter(freed, requires_grad=False)
+        setattr(owner, name.rpartition(".")[2], freed)
 
 
 @dataclass(frozen=True)

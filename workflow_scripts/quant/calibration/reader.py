@@ -4,9 +4,11 @@ import contextlib
 from dataclasses import dataclass
 from functools import reduce
 
+import torch
 from torch import Tensor
 
 from quant.calibration.channels import OF_INPUT, Channels, channels_of, input_of
+from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import from_triangle
 from quant.files import tensorfile
 from quant.files.artifacts import require
@@ -17,14 +19,29 @@ from quant.models.names import kind_of
 class LinearStatistics:
     """What calibration knows of one linear; None where the recipe needs none.
 
-    channels: per-channel means (noisy ones where the recipe asks for noise); moment: the H [in, in] to minimise by;
-    row_weight [out]: the squared local Jacobian of each output; x_std: std of the whole input tensor.
+    channels: per-channel means (noisy ones where the recipe asks for noise); moment: the H [in, in] to minimise by, or
+    [parts, in, in], each for its part of the rows; row_weight [out]: the squared local Jacobian of each output; x_std:
+    std of the whole input tensor; fisher [parts]: what an error of each part counts.
     """
 
     channels: Channels | None = None
     moment: Tensor | None = None
     row_weight: Tensor | None = None
     x_std: float = 0.0
+    fisher: Tensor | None = None
+
+    def by_rows(self, n_out: int) -> list[tuple[slice, Tensor | None]]:
+        """The rows of each part, with their H."""
+        if self.moment is None or self.moment.ndim == 2:
+            return [(slice(0, n_out), self.moment)]
+        return list(zip(row_parts(n_out, len(self.moment)), self.moment, strict=True))
+
+
+def unfolded(stored: Tensor) -> Tensor:
+    """H [in, in] of a triangle, or [parts, in, in] of several; of one alone, that one."""
+    if stored.ndim == 2:
+        return from_triangle(stored)
+    return from_triangle(stored[0]) if len(stored) == 1 else torch.stack([from_triangle(each) for each in stored])
 
 
 class Statistics:
@@ -93,7 +110,7 @@ class Statistics:
         key = tuple(name for _, name, _ in parts)
         if parts and key != self._last[0]:
             self._last = (), None  # before the next one takes its place in memory
-            moments = (from_triangle(file.get(name, device)).mul_(share) for file, name, share in parts)
+            moments = (unfolded(file.get(name, device)).mul_(share) for file, name, share in parts)
             self._last = key, reduce(Tensor.add_, moments)
         return self._last[1] if parts else None
 
@@ -109,7 +126,9 @@ class Statistics:
             x_std = file.get(f"{source}.x_std").item()
             noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
             channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
-        moment = self._moment(linear, device)
+        moment, fisher = self._moment(linear, device), None
+        if self._weighted(linear) and f"{linear}.fisher" in self._files["weighted"].names:
+            fisher = self._files["weighted"].get(f"{linear}.fisher", device)
         if self._weighted(linear) and channels is not None:
             weighted = {key: self._files["weighted"].get(f"{linear}.{key}", device) for key in OF_INPUT}
             share = self._plain_share
@@ -118,4 +137,4 @@ class Statistics:
             )
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
-        return LinearStatistics(channels, moment, weight, x_std)
+        return LinearStatistics(channels, moment, weight, x_std, fisher)

@@ -9,10 +9,12 @@ from typing import Any
 from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
 from quant.recipe.key import Key
 
+WEIGHTED = ("jacobian", "end_loss")  # moments of weighted tokens
+
 
 def table() -> dict[str, Key]:
     """Every key, in the order of the schema; those of the choices stand after the key that chooses."""
-    searched, kept, noisy, weighted = ("salience", None), ("keep", None), ("noise_std", None), ("moment", ("jacobian",))
+    searched, kept, noisy, weighted = ("salience", None), ("keep", None), ("noise_std", None), ("moment", WEIGHTED)
     return {
         "salience": Key("none", "what makes an input channel important (none: no scale search)", tuple(SALIENCES)),
         **own_keys("salience"),
@@ -28,10 +30,12 @@ def table() -> dict[str, Key]:
         ),
         "moment": Key(
             "plain",
-            "what is minimised; jacobian weighs tokens by what their error does after the activation",
-            ("plain", "jacobian"),
+            "what is minimised; jacobian weighs tokens by what their error does after the activation, end_loss by what "
+            "it costs the model's predictions",
+            ("plain", *WEIGHTED),
         ),
-        "residual": Key(False, "true: weighs tokens by their residual's size too", when=weighted),
+        "residual": Key(False, "true: weighs tokens by their residual's size too", when=("moment", ("jacobian",))),
+        "parts": Key(1, "parts of a linear's outputs that have a moment each", (1, 4), when=("moment", ("end_loss",))),
         "plain_share": Key(
             0.0,
             "share of the plain moment in the weighted one, since an error of a step is not small enough for a "
@@ -176,7 +180,8 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     if recipe["noise_std"]:
         files["noisy"] = "noisy-{noise_std:g}x{n_noise_samples}.safetensors".format(**recipe)
     jacobian = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
-    files |= {"weighted": jacobian} if recipe["moment"] == "jacobian" else {}
+    weighted = {"jacobian": jacobian, "end_loss": f"end_loss-{recipe['parts']}.safetensors"}
+    files |= {"weighted": weighted[recipe["moment"]]} if recipe["moment"] in WEIGHTED else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
 

@@ -1,6 +1,8 @@
 """A recipe applied to linears that share a scale: salience → scale search → grid → rounding → protection."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,12 +48,26 @@ def find_scale(
         return None
     total = torch.stack([salience(w, s.channels) for w, s in zip(weights, statistics, strict=True)]).mean(0)
     total = total if heads is None else tie_heads(total, heads)
-    targets = [
-        # the search allows for half the noise that the saliences were taken under (docs/methods.md, Noise)
-        Target(w, s.moment, row_weight(s, recipe.objective), recipe.noise_std / 2 * s.x_std)
-        for w, s in zip(weights, statistics, strict=True)
-    ]
+    targets = [target for w, s in zip(weights, statistics, strict=True) for target in targets_of(w, s, recipe)]
     return search_scale(targets, total, recipe.grid, recipe.n_grid, recipe.clip)
+
+
+def targets_of(w: Tensor, statistics: LinearStatistics, recipe: Recipe) -> list[Target]:
+    """One linear's; of rows in parts, each counts by its information over the mean of all rows."""
+    weight = row_weight(statistics, recipe.objective)
+    # the search allows for half the noise that the saliences were taken under (docs/methods.md, Noise)
+    noise = recipe.noise_std / 2 * statistics.x_std
+    parts = statistics.by_rows(len(w))
+    if len(parts) == 1:
+        return [Target(w, parts[0][1], weight, noise)]
+    own = statistics.fisher
+    sizes = torch.tensor([rows.stop - rows.start for rows, _ in parts], dtype=own.dtype, device=own.device)
+    whole = (own * sizes).sum() / len(w)
+    shares = (own / whole if whole > 0 else torch.ones_like(own)) * sizes / len(w)  # a target's error is a mean of rows
+    return [
+        Target(w[rows], moment, share * (torch.ones_like(w[rows, 0]) if weight is None else weight[rows]), noise)
+        for (rows, moment), share in zip(parts, shares, strict=True)
+    ]
 
 
 def bounded_scale(
@@ -68,6 +84,44 @@ def bounded_scale(
     return found._replace(scale=foldable(found.scale))
 
 
+class Placed(NamedTuple):
+    """Rows on their grid: codes [out, n_groups, g], step and zero [out, n_groups, 1], and the damp that it took."""
+
+    codes: Tensor
+    step: Tensor
+    zero: Tensor
+    damp: float | None
+
+
+def on_grid(
+    groups: Tensor,
+    channels: Channels | None,
+    context: Context,
+    recipe: Recipe,
+    stored: Callable[[Tensor], Tensor] | None,
+) -> Placed:
+    """Ranges, rounding and refinement of scaled rows in groups, all by one second moment."""
+    importance = None
+    if recipe.clip:
+        own = channels.x_sq if context.second_moment is None else context.second_moment.diagonal()
+        importance = own * context.inverse**2
+    step, zero = fit_range(groups, recipe.grid, importance)
+    step = step if stored is None else stored(step)
+    rounding = function_of("roundings", recipe.rounding, recipe.parameters)
+    rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
+    codes = rounded.codes
+    if recipe.refine:
+        codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
+    return Placed(codes, step, zero, rounded.damp)
+
+
+def within(stored: Callable[[Tensor], Tensor], step: Tensor, rows: slice, n_out: int) -> Tensor:
+    """What `stored`, which knows all rows, makes of the steps of some."""
+    whole = step.new_ones(n_out, *step.shape[1:])
+    whole[rows] = step
+    return stored(whole)[rows]
+
+
 def round_linear(
     w: Tensor,
     found: Search | None,
@@ -79,19 +133,22 @@ def round_linear(
     """w [out, in] on the recipe's grid under the scale that was found; stored: a step as it will be read back."""
     scale = None if found is None or found.alpha == 0 else found.scale
     inverse = torch.ones_like(w[0]) if scale is None else 1 / scale
-    channels, moment = statistics.channels, statistics.moment
+    channels = statistics.channels
     groups = grids.to_groups(w if scale is None else w * scale, recipe.group_size)
-    importance = None
-    if recipe.clip:
-        importance = (channels.x_sq if moment is None else moment.diagonal()) * inverse**2
-    step, zero = fit_range(groups, recipe.grid, importance)
-    step = step if stored is None else stored(step)
-    context = Context(moment, None if channels is None else channels.x_mean, inverse, generator)
-    rounding = function_of("roundings", recipe.rounding, recipe.parameters)
-    rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
-    codes = rounded.codes
-    if recipe.refine:
-        codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
+    parts = statistics.by_rows(len(w))
+    placed = [
+        on_grid(
+            groups[rows],
+            channels,
+            Context(moment, None if channels is None else channels.x_mean, inverse, generator),
+            recipe,
+            stored if stored is None or len(parts) == 1 else partial(within, stored, rows=rows, n_out=len(w)),
+        )
+        for rows, moment in parts
+    ]
+    codes, step, zero = (
+        each[0] if len(each) == 1 else torch.cat(each) for each in zip(*(p[:3] for p in placed), strict=True)
+    )
     noise = None
     if recipe.noise_injection:  # drawn on the CPU, so that a GPU gives the same
         drawn = torch.randn(codes.shape, generator=generator, dtype=codes.dtype)
@@ -109,7 +166,7 @@ def round_linear(
         None if kept is None else w,
         None if found is None else found.alpha,
         None if found is None else found.objective,
-        rounded.damp,
+        max((p.damp for p in placed if p.damp is not None), default=None),
     )
 
 

@@ -163,22 +163,23 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             )
     if recipe["tune"] is not None:
         check_tune(name, recipe)
-    if recipe["moment"] != "jacobian":
+    moment = recipe["moment"]
+    if moment not in keys.WEIGHTED:
         return
     if recipe["inputs"] == "sequential":
         raise InputError(
-            f"methods.{name}: moment: jacobian and inputs: sequential do not go together, since it is the original's; "
+            f"methods.{name}: moment: {moment} and inputs: sequential do not go together, since it is the original's; "
             "leave one of them out"
         )
     if recipe["noise_std"] and keys.has_effect("noise_std", recipe):
         raise InputError(
-            f"methods.{name}: noise_std and moment: jacobian do not go together, since noisy means are not weighted; "
+            f"methods.{name}: noise_std and moment: {moment} do not go together, since noisy means are not weighted; "
             "leave one of them out"
         )
     if MOMENT not in keys.reads(recipe) and not recipe["clip"]:
         readers = " or ".join(reader for reader, choice in ROUNDINGS.items() if MOMENT in choice.reads)
         raise InputError(
-            f"methods.{name}: moment: jacobian is read by no part of it; set a salience, clip: true, or rounding: "
+            f"methods.{name}: moment: {moment} is read by no part of it; set a salience, clip: true, or rounding: "
             f"{readers}"
         )
 

@@ -1,0 +1,170 @@
+"""The frontier's recipes on WikiText-2 test and on a text of another kind: frontier.py CONVERTED TEXT [--bits 4 3 2].
+
+CONVERTED is results/{model}/original of a finished conversion, TEXT the raw test split. Calibrates on the first 128×512
+tokens, evaluates the rest and 65,536 tokens of the Python language reference (Python's own pydoc_data, which no
+calibration saw) in windows of 2,048, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
+and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
+GPU's peak memory; writes them to OUT after each method.
+"""
+
+import argparse
+import pydoc_data.topics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "workflow_scripts"))
+
+from quant.calibration.reader import Statistics
+from quant.calibration.statistics import collect
+from quant.comparison.paired import paired_difference
+from quant.data import tokens
+from quant.evaluation import perplexity
+from quant.evaluation.divergence import kl_divergence, log_probabilities
+from quant.files.artifacts import read_json
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.with_model import quantize_with_model
+from quant.models.compute import batch_tokens, device
+from quant.recipe import keys
+from quant.recipe.recipe import Recipe
+from study import PATTERNS, methods
+
+METHODS = ["frontier", "frontier_fast", "awq_clip_gptq_shared"]
+CALIBRATION, WIDTH = (128, 512), 2048
+PYTHON_TOKENS = 2**16
+RESAMPLES, SEED = 9999, 42
+WARM_UP = 8  # sequences that a first, untimed run compiles its kernels on
+
+
+def texts(checkpoint: Path, text: Path, calibration: int) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Calibration sequences, and the windows to evaluate by text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def read(words: str) -> Tensor:
+        return torch.tensor(tokenizer(words, verbose=False)["input_ids"])
+
+    topics = pydoc_data.topics.topics
+    ids, python = read(text.read_text(encoding="utf-8")), read("\n\n".join(topics[name] for name in sorted(topics)))
+    head = CALIBRATION[0] * CALIBRATION[1]
+    judged = {"wikitext": ids[head:], "python": python[:PYTHON_TOKENS]}
+    first = tokens.windows(ids[: calibration * CALIBRATION[1]], CALIBRATION[1])
+    return first, {name: tokens.windows(each, WIDTH) for name, each in judged.items()}
+
+
+@torch.inference_mode()
+def judge(original: nn.Module, quantised: nn.Module, sequences: list[Tensor], where: str) -> np.ndarray:
+    """Each sequence's sums over its predictions [n, 3], nats: NLL of the original, NLL of the quantised model, KL."""
+    rows = []
+    for sequence in sequences:
+        ids = sequence[None].to(where)
+        log_p, log_q = (
+            log_probabilities(model(ids, use_cache=False).logits[0, :-1]) for model in (original, quantised)
+        )
+        wanted = ids[0, 1:, None]
+        losses = [-each.gather(1, wanted).sum(dtype=torch.float64).item() for each in (log_p, log_q)]
+        rows.append([*losses, kl_divergence(log_p, log_q).sum().item()])
+    return np.array(rows)
+
+
+def summary(found: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means and ends of their 95 % intervals by text."""
+    row: dict[str, float] = {}
+    for name, sums in found.items():
+        pairs = {"delta_nll": (sums[:, 1], sums[:, 0]), "kl": (sums[:, 2], np.zeros(len(sums)))}
+        for key, (ours, theirs) in pairs.items():
+            each = paired_difference(ours, theirs, weights[name], RESAMPLES, SEED)
+            row |= {f"{name}_{key}": each.mean, f"{name}_{key}_low": each.low, f"{name}_{key}_high": each.high}
+    return row
+
+
+class Study:
+    """One model and its statistics, quantised by one recipe after the other."""
+
+    def __init__(self, converted: Path, sequences: list[Tensor], folder: Path, where: str) -> None:
+        self._checkpoint, self._where, self._folder = converted / "checkpoint", where, folder
+        self._model = read_json(converted / "convert.json")
+        self._made = {"model_fingerprint": self._model["fingerprint"]}
+        self._files = {key: folder / key for key in ("channels", "moments")}
+        tokens.save(folder / "calibration", sequences, {})
+        self._calibration = tokens.load(folder / "calibration")
+        self._batch = batch_tokens("auto", where)
+
+    def _watched(self, run: Any) -> tuple[float, float, Any]:
+        """Seconds, peak GB on the GPU, and what it returned."""
+        if self._where == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        found = run()
+        seconds = time.perf_counter() - begun
+        return seconds, torch.cuda.max_memory_allocated() / 1e9 if self._where == "cuda" else 0.0, found
+
+    def statistics(self) -> float:
+        """Collects them; seconds."""
+        shared = (self._where, torch.float32, self._batch, self._made)
+        files = self._files["channels"], self._files["moments"]
+        return self._watched(lambda: collect(self._checkpoint, self._calibration, *files, *shared))[0]
+
+    def quantise(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
+        """The checkpoint is in `quantised`; seconds, peak GB, and the record."""
+        files = {key: str(self._files[key]) for key in keys.statistics_files(recipe)}
+        statistics = Statistics(files, self._model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
+        paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics
+        if recipe["inputs"] == "sequential" or recipe["tune"]:
+            way = (recipe, self._calibration, self._where, torch.float32, self._batch, self._made)
+            return self._watched(lambda: quantize_with_model(*paths, *way))
+        return self._watched(lambda: quantize_checkpoint(*paths, Recipe.of(recipe), self._where, self._made))
+
+    @property
+    def quantised(self) -> Path:
+        return self._folder / "quantised"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("converted", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--out", type=Path, default=Path("frontier.csv"))
+    options = parser.parse_args()
+    where, known = device("auto"), methods()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
+    weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
+    original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if where == "cuda":
+            (folder / "warm").mkdir()
+            warm = Study(options.converted, sequences[:WARM_UP], folder / "warm", where)
+            warm.statistics()
+            warm.quantise(known["frontier_fast"])
+        study = Study(options.converted, sequences, folder, where)
+        before = study.statistics()
+        for method in options.methods:
+            for bits in options.bits:
+                seconds, peak, record = study.quantise(known[method] | {"bits": bits})
+                quantised = perplexity.load_model(study.quantised, where, torch.float32)
+                found = {text: judge(original, quantised, part, where) for text, part in judged.items()}
+                del quantised
+                rows.append({"method": method, "bits": bits, "seconds": before + seconds, "peak_gb": peak})
+                rows[-1] |= summary(found, weights) | record.get("tuning", {})
+                words = (f"{key} {v:.4f}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items())
+                print(", ".join(words), flush=True)
+                pd.DataFrame(rows).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Second moments weighted by what an error costs the model: the true Fisher information of each linear's outputs.
+
+GuidedQuant (Kim et al. 2025, arXiv 2505.07004) and sketch A of YAQA (arXiv 2505.22988). ℓ is the cross entropy, summed
+over a sequence, against labels drawn from the model's own distribution; a linear's rows fall into parts, and in part k
+token t weighs ω_tk = mean_j (∂ℓ/∂z_tj)² over its outputs j. H_k = Σ_t ω_tk x_t x_tᵀ / Σ_t ω_tk.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from quant.calibration.blocks import Arguments, Run, empty, fill
+from quant.calibration.channels import OF_INPUT
+from quant.calibration.parts import row_parts
+from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
+from quant.calibration.statistics import real_rows
+from quant.data.tokens import Batch, Tokens
+from quant.errors import InputError
+from quant.files import tensorfile
+from quant.models.experts import routing
+from quant.models.linears import linear_names
+from quant.models.notes import Note
+
+AGAIN = 0.05  # of a block's output: what running it again may differ by
+
+
+class FisherSums:
+    """H_k, the mean of each ω_k, and E_ω|x|, E_ω[x²] and E_ω[x] under ω's mean over all outputs."""
+
+    def __init__(self, n_in: int, n_out: int, parts: int, device: torch.device) -> None:
+        self._rows = row_parts(n_out, parts)
+        self._outer = torch.zeros(len(self._rows), n_in, n_in, device=device)
+        self._sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
+        self._weights = torch.zeros(len(self._rows), dtype=torch.float64, device=device)
+        self._whole = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = 0
+
+    def add(self, x: Tensor, gradient: Tensor) -> None:
+        """x [n, in] and ∂ℓ/∂z [n, out] of the same tokens, float32."""
+        square = gradient.square()
+        for k, rows in enumerate(self._rows):
+            omega = square[:, rows].mean(1)
+            add_outer(self._outer[k], x * omega.sqrt()[:, None])
+            self._weights[k] += omega.sum(dtype=torch.float64)
+        whole = square.mean(1)
+        weighted = x * whole[:, None]
+        self._sums[0] += weighted.abs().sum(0)
+        self._sums[1] += dots(weighted, x, 0)
+        self._sums[2] += weighted.sum(0)
+        self._whole += whole.sum(dtype=torch.float64)
+        self._count += len(x)
+
+    def results(self) -> dict[str, Tensor]:
+        """moment [parts, ⌈in/2⌉, in + 1] by triangles; fisher [parts], the means of ω; x_abs, x_sq, x_mean [in]."""
+        weights, whole = (torch.where(each > 0, each, 1.0) for each in (self._weights, self._whole))
+        moment = torch.stack(
+            [to_triangle(mirror(h).div_(w.float())) for h, w in zip(self._outer, weights, strict=True)]
+        )
+        channels = (self._sums / whole).float().cpu()
+        fisher = (self._weights / max(1, self._count)).float().cpu()
+        return {"moment": moment, "fisher": fisher, **dict(zip(OF_INPUT, channels, strict=True))}
+
+
+class Given(Note):
+    """Stands in the last block's place and returns hidden states that it is given."""
+
+    given: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        super().forward(*args, **kwargs)
+        return self.given if self.more is None else (self.given, *[None] * self.more)
+
+
+class Kept:
+    """Hidden states of every block and batch, in a file that the system may take out of memory."""
+
+    def __init__(self, path: Path, shapes: list[torch.Size], depth: int, dtype: torch.dtype) -> None:
+        sizes = [shape.numel() for shape in shapes] * depth
+        whole = torch.from_file(str(path), shared=True, size=sum(sizes), dtype=dtype)
+        views = [part.view(shape) for part, shape in zip(whole.split(sizes), shapes * depth, strict=True)]
+        self._states = [views[start : start + len(shapes)] for start in range(0, len(views), len(shapes))]
+
+    def get(self, block: int, batch: int, device: str) -> Tensor:
+        return self._states[block][batch].to(device)
+
+    def put(self, block: int, batch: int, states: Tensor) -> None:
+        self._states[block][batch].copy_(states)
+
+
+class Backward(Run):
+    """The blocks' linears from the last to the first, each with its inputs and the loss's gradients of its outputs."""
+
+    def _body_and_head(self, weights: tensorfile.TensorFile) -> None:
+        """Fills all of the model but its blocks."""
+        within = {id(module) for module in self.blocks.modules()}
+        elsewhere = self._tied | renamed(self.model, weights)
+        for name, module in self.model.named_modules():
+            if id(module) in within or any(True for _ in module.children()):
+                continue
+            if any(True for _ in module.parameters()):
+                fill(module, name, weights, self._device, self._dtype, elsewhere)
+            else:
+                module.to(self._device)
+
+    def _loss_gradient(self, hidden: Tensor, batch: Batch, more: int | None, generator: torch.Generator) -> Tensor:
+        """∂ℓ/∂h [n, width, hidden] of the last block's output; ℓ summed over the real tokens."""
+        real, notes = list(self.blocks), []
+        for index, block in enumerate(real):
+            notes.append((Given if index + 1 == len(real) else Note)(block, index, notes))
+            notes[-1].more = more
+        last = notes[-1]
+        assert isinstance(last, Given)
+        found = torch.empty_like(hidden)
+        for index, note in enumerate(notes):
+            self.blocks[index] = note
+        try:
+            for row, (ids, length) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                for note in notes:
+                    note.forget()
+                last.given = hidden[row : row + 1].detach().requires_grad_()
+                with torch.enable_grad():
+                    logits = self.model(input_ids=ids[None].to(self._device), use_cache=False).logits[0, :length]
+                    log_p = torch.log_softmax(logits.float(), dim=-1)
+                    labels = drawn(log_p.detach(), generator)
+                    (-log_p.gather(1, labels[:, None]).sum()).backward()
+                found[row] = last.given.grad[0]
+        finally:
+            for index, block in enumerate(real):
+                self.blocks[index] = block
+        return found
+
+    @torch.no_grad()
+    def linears(self, parts: int, seed: int, scratch: Path, take: Callable[[str, dict[str, Tensor]], None]) -> None:
+        """Calls take(full name, `FisherSums.results`) for each linear."""
+        generator = torch.Generator().manual_seed(seed)
+        with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
+            first, arguments = self._first_hidden(weights)
+            n = len(self._batches)
+            kept = Kept(scratch, [first.get(i).shape for i in range(n)], self.depth + 1, self._dtype)
+            for i in range(n):
+                kept.put(0, i, first.get(i))
+            for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
+                self._forward(index, weights, [each[index] for each in arguments], kept)
+            self._body_and_head(weights)
+            gradients = [
+                self._loss_gradient(kept.get(self.depth, i, self._device), batch, self._more, generator)
+                for i, batch in enumerate(self._batches)
+            ]
+            for index in tqdm(reversed(range(self.depth)), desc=f"{self._progress}, back", unit="block"):
+                found = self._back(index, weights, [each[index] for each in arguments], kept, gradients, parts)
+                for name, value in found.items():
+                    take(f"{self.prefix}.{index}.{name}", value)
+
+    def _forward(self, index: int, weights: tensorfile.TensorFile, arguments: list[Arguments], kept: Kept) -> None:
+        block, name = self.blocks[index], f"{self.prefix}.{index}"
+        if routing(block):
+            raise InputError(f"{name}: moment: end_loss is not known for mixtures of experts; use moment: plain")
+        fill(block, name, weights, self._device, self._dtype, self._tied)
+        for i in range(len(self._batches)):
+            out = arguments[i].call(block, kept.get(index, i, self._device))
+            self._more = len(out) - 1 if isinstance(out, tuple) else None
+            out = out[0] if isinstance(out, tuple) else out
+            if not torch.isfinite(out).all():
+                raise InputError(
+                    f"{name}: activations are NaN or infinite in {self._dtype}; set compute.dtype to float32"
+                )
+            kept.put(index + 1, i, out)
+        empty(block)
+
+    def _back(
+        self,
+        index: int,
+        weights: tensorfile.TensorFile,
+        arguments: list[Arguments],
+        kept: Kept,
+        gradients: list[Tensor],
+        parts: int,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Of each linear within the block; leaves in `gradients` those of its input."""
+        block, name = self.blocks[index], f"{self.prefix}.{index}"
+        fill(block, name, weights, self._device, self._dtype, self._tied)
+        sums: dict[str, FisherSums] = {}
+        now: list[Batch] = []
+
+        def watch(linear: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+                x, batch = args[0].detach(), now[0]
+                own = sums.setdefault(linear, FisherSums(x.shape[-1], z.shape[-1], parts, x.device))
+                if z.requires_grad:
+                    z.register_hook(lambda g: own.add(real_rows(x, batch), real_rows(g, batch)))
+
+            return hook
+
+        hooks = [block.get_submodule(each).register_forward_hook(watch(each)) for each in linear_names(block)]
+        for i, batch in enumerate(self._batches):
+            now[:] = [batch]
+            hidden = kept.get(index, i, self._device).detach().requires_grad_()
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the same every time
+                out = arguments[i].call(block, hidden)
+                out = out[0] if isinstance(out, tuple) else out
+                before = kept.get(index + 1, i, self._device)
+                if (out.detach() - before).float().norm() > AGAIN * before.float().norm():
+                    raise InputError(f"{name}: gives another output when it is run again; use moment: plain")
+                out.backward(gradients[i])
+            gradients[i] = hidden.grad
+        for hook in hooks:
+            hook.remove()
+        empty(block)
+        return {linear: own.results() for linear, own in sums.items()}
+
+
+def renamed(model: nn.Module, weights: tensorfile.TensorFile) -> dict[str, str]:
+    """A head's weight that the file holds by another name, which transformers changes as it loads it (GPT-NeoX)."""
+    head = model.get_output_embeddings()
+    own = {name: value for name, value in model.state_dict(keep_vars=True).items() if value is head.weight}
+    unknown = weights.names - set(model.state_dict())
+    layout = weights.layout()
+    found = {}
+    for name, value in own.items():
+        alike = [each for each in unknown if layout[each][1] == tuple(value.shape)]
+        if name not in weights.names and len(alike) == 1:
+            found[name] = alike[0]
+    return found
+
+
+def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """A label of each row of log-probabilities [n, vocab], by the inverse of its distribution at numbers that are drawn
+    on the CPU, so that a GPU's are the same."""
+    at = torch.rand(len(log_p), 1, generator=generator, dtype=torch.float64).to(log_p.device)
+    total = log_p.exp().cumsum(1, dtype=torch.float64)
+    return torch.searchsorted(total, at * total[:, -1:]).squeeze(1).clamp_(max=log_p.shape[1] - 1)
+
+
+def collect_end_loss(
+    checkpoint: Path,
+    calibration: Tokens,
+    out: str,
+    parts: int,
+    seed: int,
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    provenance: dict[str, Any],
+) -> None:
+    """Writes {linear}.moment, .fisher, .x_abs, .x_sq and .x_mean of every linear; seed: of the labels."""
+    wide = torch.float32 if dtype == torch.float16 else dtype  # whose range gradients leave
+    run = Backward(checkpoint, calibration.sequences, device, wide, batch_tokens, progress="end loss")
+    made = provenance | {"parts": parts, "seed": seed, "token_fingerprint": calibration.fingerprint}
+    with (
+        tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".end_loss.") as folder,
+        tensorfile.appending(out, run.n_linears) as file,
+    ):
+        file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
+
+        def take(linear: str, found: dict[str, Tensor]) -> None:
+            for key, value in found.items():
+                if not torch.isfinite(value).all():
+                    raise InputError(f"{linear}: its gradients overflow; use moment: plain for this model")
+                file.put(f"{linear}.{key}", value)
+
+        run.linears(parts, seed, Path(folder) / "states", take)
