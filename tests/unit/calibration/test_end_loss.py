@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.end_loss import collect_end_loss, drawn
+from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import from_triangle
@@ -20,6 +21,7 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import predicted
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.linears import all_linears
 from quant.recipe.linear import round_linear, targets_of
 from quant.recipe.recipe import Recipe
@@ -88,9 +90,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
 
 def collected(case: Whole, out: Path, parts: int, batch_tokens: int = 18) -> Path:
     tokens = Tokens(case.sequences, fingerprint(case.sequences), {})
-    collect_end_loss(
-        case.path, tokens, str(out), parts, SEED, "cpu", torch.float32, batch_tokens, {"model_fingerprint": "m"}
-    )
+    material = Material(case.path, tokens, {"model_fingerprint": "m"})
+    collect_end_loss(material, str(out), parts, SEED, Compute("cpu", torch.float32, batch_tokens))
     assert [each.name for each in out.parent.iterdir() if each.name.startswith(".end_loss")] == []
     return out
 
@@ -232,5 +233,5 @@ def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
     saved("MixtralConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}, tmp_path)
     tokens = Tokens([torch.arange(9)], "f", {})
     with pytest.raises(InputError, match="moment: end_loss is not known for mixtures of experts") as caught:
-        collect_end_loss(tmp_path, tokens, str(tmp_path / "out"), 1, 0, "cpu", torch.float32, 18, {})
+        collect_end_loss(Material(tmp_path, tokens, {}), str(tmp_path / "out"), 1, 0, Compute("cpu", torch.float32, 18))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

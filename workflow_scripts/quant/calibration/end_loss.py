@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.channels import OF_INPUT
+from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
 from quant.calibration.statistics import real_rows
-from quant.data.tokens import Batch, Tokens
+from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.notes import Note
@@ -238,21 +240,12 @@ def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(total, at * total[:, -1:]).squeeze(1).clamp_(max=log_p.shape[1] - 1)
 
 
-def collect_end_loss(
-    checkpoint: Path,
-    calibration: Tokens,
-    out: str,
-    parts: int,
-    seed: int,
-    device: str,
-    dtype: torch.dtype,
-    batch_tokens: int,
-    provenance: dict[str, Any],
-) -> None:
+def collect_end_loss(material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:
     """Writes {linear}.moment, .fisher, .x_abs, .x_sq and .x_mean of every linear; seed: of the labels."""
-    wide = torch.float32 if dtype == torch.float16 else dtype  # whose range gradients leave
-    run = Backward(checkpoint, calibration.sequences, device, wide, batch_tokens, progress="end loss")
-    made = provenance | {"parts": parts, "seed": seed, "token_fingerprint": calibration.fingerprint}
+    if compute.dtype == torch.float16:  # whose range gradients leave
+        compute = compute._replace(dtype=torch.float32)
+    run = Backward(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")
+    made = material.provenance | {"parts": parts, "seed": seed}
     with (
         tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".end_loss.") as folder,
         tensorfile.appending(out, run.n_linears) as file,
