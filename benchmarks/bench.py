@@ -180,7 +180,8 @@ class Bench:
     def evaluation(self, checkpoint: Path, shape: Shape) -> None:
         """Loading, then windows of the shape's length."""
         from quant.evaluation.divergence import Reference
-        from quant.evaluation.perplexity import evaluate, load_model
+        from quant.evaluation.head import Head
+        from quant.evaluation.perplexity import load_model, measure
 
         n, width = shape.evaluation
         heldout = random_tokens(self.folder / "heldout", n, width, shape.vocabulary, 2)
@@ -190,13 +191,17 @@ class Bench:
         size = (checkpoint / "model.safetensors").stat().st_size
         self.note("loading", clock(self.where) - begun, size / self.rates.off, shape)
         limit = evaluation_limit(shape, self.rates, n * width, width)
-        for kind, kept in (("nll", 0), ("nll and kl", 2040)):
-            evaluate(model, heldout._replace(sequences=heldout.sequences[:1]), self.where, width, Reference(0, None))
+        kept: dict[int, torch.Tensor] = {}
+        with torch.inference_mode():
+            head = Head(model, self.where)
+            measure(head, heldout, batch_tokens("auto", self.where), keep=kept.__setitem__)
+        for kind, reference in (("nll", None), ("nll and kl", Reference(kept.__getitem__, head.logits))):
+            measure(head, heldout._replace(sequences=heldout.sequences[:1]), width, reference)
             self.reset()
             found = []
 
-            def work(kept: int = kept, found: list[float] = found) -> None:
-                _, speed = evaluate(model, heldout, self.where, batch_tokens("auto", self.where), Reference(kept, None))
+            def work(reference: Reference | None = reference, found: list[float] = found) -> None:
+                _, speed = measure(head, heldout, batch_tokens("auto", self.where), reference)
                 found.append(speed)
 
             spent = statistics.median(self.timed(work) for _ in range(self.repeats))

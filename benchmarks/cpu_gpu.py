@@ -65,7 +65,7 @@ def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, An
             Statistics(known, model["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
         )  # fmt: skip
         quantised = perplexity.load_model(target, where, torch.float32)
-        rows, _ = perplexity.evaluate(quantised, heldout, where, size, perplexity.Reference(0, None))
+        rows, _ = perplexity.evaluate(quantised, heldout, where, size)
         found[name] = record["linears"], sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     return found
 

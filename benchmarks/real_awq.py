@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workflow_scripts"))
 
 from quant.calibration.channels import channels_of
 from quant.data import tokens
-from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 from quant.models.names import kind_of
@@ -23,7 +22,7 @@ from quant.recipe.search import scale_for
 
 
 def perplexity(model: torch.nn.Module, sequences: tokens.Tokens) -> float:
-    rows, _ = evaluate(model, sequences, "cpu", 1024, Reference(0, None))
+    rows, _ = evaluate(model, sequences, "cpu", 1024)
     return math.exp(sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows))
 
 

@@ -56,7 +56,7 @@ def nll(checkpoint: Path, heldout: tokens.Tokens, where: str) -> np.ndarray:
     """Sum over each sequence, nats."""
     model = perplexity.load_model(checkpoint, where, torch.float32)
     size = batch_tokens("auto", where)
-    rows, _ = perplexity.evaluate(model, heldout, where, size, perplexity.Reference(0, None))
+    rows, _ = perplexity.evaluate(model, heldout, where, size)
     return np.array([row["nll"] for row in rows])
 
 

@@ -1,8 +1,8 @@
-# Perplexity, KL divergence and agreement: the original first, since it leaves the distributions to compare with.
+# Perplexity, KL divergence and agreement: the original first, since it leaves the hidden states whose distributions are compared with.
 
 
 rule evaluate_original:
-    """The unquantised model's NLL on a data set, and the distributions that KL compares with."""
+    """The unquantised model's NLL on a data set, and the hidden states whose distributions KL compares with."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -19,7 +19,7 @@ rule evaluate_original:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 0.2 GB of reference
+    # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 20 MB of reference
     resources:
         gpu=GPU,
         mem_mb=more(3000),
@@ -40,6 +40,8 @@ rule evaluate:
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
         model=rules.convert.output.record,
+        original=rules.convert.output.config,
+        original_weights=rules.convert.output.weights,
         tokens=rules.tokenize_dataset.output[0],
         reference=rules.evaluate_original.output.reference,
     output:

@@ -285,11 +285,10 @@ def quantized(
     close(logits(target), logits(dense), f"{method} packed")
     if method == "rtn_g":
         from quant.data.tokens import Tokens, fingerprint
-        from quant.evaluation.divergence import Reference
         from quant.evaluation.perplexity import evaluate, load_model
 
         tokens = Tokens(sequences(2), fingerprint(sequences(2)), {})
-        found, _ = evaluate(load_model(target, "cpu", torch.float32), tokens, "cpu", 60, Reference(0, None))
+        found, _ = evaluate(load_model(target, "cpu", torch.float32), tokens, "cpu", 60)
         expected = [-x[:-1].log_softmax(-1).gather(1, ids[1:, None]).sum().item()
                     for x, ids in zip(logits(target), tokens.sequences, strict=True)]  # fmt: skip
         assert all(abs(row["nll"] - nll) <= 1e-3 * nll for row, nll in zip(found, expected, strict=True))

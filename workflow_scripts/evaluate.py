@@ -16,6 +16,7 @@ with job(snakemake.log[0], snakemake.threads):
         dict(snakemake.wildcards),
         snakemake.output[0],
         reference_in=snakemake.input.reference,
+        original=snakemake.input.original,
         record=snakemake.input.record,
         model_record=snakemake.input.model,
         recipe=snakemake.params.recipe,

@@ -1,4 +1,4 @@
-"""Evaluates the unquantised model and keeps its log-probabilities."""
+"""Evaluates the unquantised model and keeps its hidden states."""
 
 from quant.evaluation.record import run
 from quant.workflow.job import job

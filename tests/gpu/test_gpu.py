@@ -17,6 +17,8 @@ from quant.calibration.second_moments import add_outer, from_triangle, half, lay
 from quant.calibration.statistics import collect, column_sums, output_sums
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation import perplexity
+from quant.evaluation.divergence import Reference
+from quant.evaluation.head import Head
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import Compute
@@ -308,12 +310,15 @@ def test_spilling_changes_nothing(
 
 def test_evaluations_agree(tiny_checkpoint: Path, sequences: list[Tensor]) -> None:
     tokens = Tokens(sequences, fingerprint(sequences), {})
-    rows = {}
+    rows, kept = {}, dict[int, Tensor]()
     for where in ("cpu", "cuda"):
-        model = perplexity.load_model(tiny_checkpoint, where, torch.float32)
-        rows[where], _ = perplexity.evaluate(model, tokens, where, 130, perplexity.Reference(100, None))
+        with torch.inference_mode():
+            head = Head(perplexity.load_model(tiny_checkpoint, where, torch.float32), where)
+        perplexity.measure(head, tokens, 130, keep=kept.__setitem__)
+        kept = {i: -state for i, state in kept.items()}  # another distribution, the same on both
+        rows[where], _ = perplexity.measure(head, tokens, 130, Reference(kept.__getitem__, head.logits))
     for a, b in zip(rows["cpu"], rows["cuda"], strict=True):
-        assert b["nll"] == pytest.approx(a["nll"], rel=1e-3)
+        assert (b["nll"], b["kl"]) == pytest.approx((a["nll"], a["kl"]), rel=1e-3) and a["kl"] > 0
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

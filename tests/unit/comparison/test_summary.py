@@ -22,7 +22,11 @@ def evaluation(method: str, nll: float, recipe: dict | None) -> dict:
         **{"embeddings_mb": 10.0, "head_mb": 10.0, "other_mb": 10.0, "kl": 0.1, "top1_agreement": 0.9},
         **{"tokens_per_s": 300.0, "quantize_s": 2.0, "storage": "packed", "storage_reason": None},
         **{"quantized_share": 0.8 if recipe else 0.0, "file_bits_per_weight": 6.0},
-        "sequences": [{"sequence": i, "tokens": 10, "nll": 10 * (nll * (1 + i / 100))} for i in range(8)],
+        "sequences": [
+            {"sequence": i, "tokens": 10, "nll": 10 * (nll * (1 + i / 100))}
+            | {"kl_tokens": n, "kl": n * (0.1 + i / 100)}
+            for i, n in enumerate((10, 10, 10, 10, 6, 0, 0, 0))
+        ],
         "provenance": {"recipe": recipe, "seed": 1, "versions": {"torch": "2"}, "evaluated_tokens": "ab"},
     }
 
@@ -35,6 +39,7 @@ def test_a_row_has_every_column_and_the_recipe_comes_back() -> None:
     assert recipes_of(table) == {"original": {}, "rtn": {"bits": 4, "clip": False} | DRAWN}
     assert pd.isna(table.p_holm[0]) and table.p_holm[1] < 0.05
     assert table.delta_nll[1] == pytest.approx(0.2 * (1 + 3.5 / 100)) and table.compression[1] == 2
+    assert table.kl_low[1] < 0.1 < table.kl_high[1] and table.kl_high[1] - table.kl_low[1] < 0.1
     assert list(table.seen_share) == [0.25, 0.25]
     assert pd.isna(table.calibration_sequences[0]) and table.calibration_sequences[1] == 5
     assert table.linears_compression[1] == 3.5 and table.tokens[1] == 80

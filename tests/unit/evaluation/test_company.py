@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
-from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.models.compute import Compute
 
@@ -51,7 +50,7 @@ def test_nll_and_statistics_do_not_depend_on_company(tmp_path: Path, rope: dict[
 
     def nll(sequences: list[torch.Tensor], batch_tokens: int) -> list[float]:
         model = load_model(folder, "cpu", torch.float32)
-        rows, _ = evaluate(model, tokens_of(sequences), "cpu", batch_tokens, Reference(0, None))
+        rows, _ = evaluate(model, tokens_of(sequences), "cpu", batch_tokens)
         return [row["nll"] for row in rows]
 
     alone = [nll([sequence], 1)[0] for sequence in SEQUENCES]

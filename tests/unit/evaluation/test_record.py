@@ -44,10 +44,11 @@ def test_run_writes_original_and_method(
     (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {"versions": {}}}))
     record.run(
         config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
-        reference_in=kept, record=str(tmp_path / "record.json"),
+        reference_in=kept, original=config, record=str(tmp_path / "record.json"),
     )  # fmt: skip
     original, same = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    assert original["sequences"] == same["sequences"]
+    for mine, theirs in zip(original["sequences"], same["sequences"], strict=True):
+        assert theirs["kl"] == pytest.approx(mine["kl"], abs=1e-5) and theirs == mine | {"kl": theirs["kl"]}
     assert (original["kl"], original["top1_agreement"], original["kl_tokens"]) == (0, 1, 10)
     assert same["kl"] == pytest.approx(0, abs=1e-5) and same["top1_agreement"] == 1
     assert (original["bits_per_weight"], same["bits_per_weight"]) == (32, 4)

@@ -45,6 +45,7 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
              "size_mb": 269.05, "ppl": math.exp(3 + delta), "nll": 3 + delta, "nll_low": 2.9 + delta,
              "nll_high": 3.1 + delta, "delta_nll": delta,
              "delta_nll_low": delta - half * quantised, "delta_nll_high": delta + half * quantised, "kl": delta,
+             "kl_low": delta - half * quantised, "kl_high": delta + half * quantised,
              "top1_agreement": 0.9, "tokens_per_s": 350.0, "quantize_s": 3.0, "storage": "simulated",
              "storage_reason": "keep: awq" if method != "original" else math.nan,
              "tokens": 5120, "sequences": 10, "protocol": "windows", "seq_len": 512, "kl_tokens": 2044,

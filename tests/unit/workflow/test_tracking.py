@@ -306,6 +306,7 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | {"check_study", "convert", "evaluate_original", "synthetic_benchmark"},
     "models/unrolled": PASSES | MEASURES | {"convert"},
+    "evaluation/head": MEASURES,
 }
 
 

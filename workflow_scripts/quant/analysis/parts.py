@@ -19,7 +19,6 @@ from quant.checkpoints import stored
 from quant.comparison.part_names import OTHER, RISKY
 from quant.data.tokens import Tokens
 from quant.errors import InputError
-from quant.evaluation.divergence import Reference
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 from quant.models.compute import Compute
@@ -127,7 +126,7 @@ def measure(
         for place, part in enumerate(parts, 1):
             logger.info("part %d of %d: %s", place, len(parts), part.name)
             with replaced(model, part, weights) as count:
-                rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens, Reference(0, None))
+                rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens)
             n_rows = sum(
                 len(model.get_parameter(f"{name}.weight")) if mask is None else int(mask.sum())
                 for name, mask in part.rows.items()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quant.comparison.paired import compare_pair, corrected, paired_difference
+from quant.comparison.paired import Difference, compare_pair, corrected, paired_difference
 from quant.data.overlap import text_columns
 
 
@@ -18,10 +18,11 @@ class SummaryRow:
 
     bits_per_weight: of the quantised linears, which hold quantized_share of the model's numbers; file_bits_per_weight:
     of the whole file, by all of them.
-    nll and delta_nll with their 95 % intervals, kl: nats per token; sizes: 10⁶ bytes; tokens_per_s of the evaluation,
-    quantize_s in seconds; compression: how many times smaller than the original; recipe, versions: JSON; p: of no
-    difference from the original, NaN for itself; error: delta_nll's standard error. seen_share: of the data set's text,
-    how much has been seen in calibration; calibration_sequences and _tokens: that the method learnt from, if from any.
+    nll, delta_nll and kl with their 95 % intervals: nats per token; kl and top1_agreement over kl_tokens predictions;
+    sizes: 10⁶ bytes; tokens_per_s of the evaluation, quantize_s in seconds; compression: how many times smaller than the
+    original; recipe, versions: JSON; p: of no difference from the original, NaN for itself; error: delta_nll's standard
+    error. seen_share: of the data set's text, how much has been seen in calibration; calibration_sequences and _tokens:
+    that the method learnt from, if from any.
     """
 
     model: str
@@ -37,6 +38,8 @@ class SummaryRow:
     delta_nll_low: float
     delta_nll_high: float
     kl: float
+    kl_low: float
+    kl_high: float
     top1_agreement: float
     tokens_per_s: float
     quantize_s: float
@@ -74,6 +77,13 @@ MEASURED = (
 )
 
 
+def mean_rate(sums: pd.Series, counts: pd.Series, resamples: int, seed: int) -> Difference:
+    """Σsums/Σcounts over the sequences that were counted, with its interval."""
+    some = counts.to_numpy() > 0
+    totals = sums.to_numpy(float)[some]
+    return paired_difference(totals, np.zeros(len(totals)), counts.to_numpy(float)[some], resamples, seed)
+
+
 def summary_row(
     evaluation: dict[str, Any], original: dict[str, Any], texts: dict[str, Any], resamples: int, seed: int
 ) -> SummaryRow:
@@ -82,9 +92,8 @@ def summary_row(
     rows, reference = pd.DataFrame(evaluation["sequences"]), pd.DataFrame(original["sequences"])
     difference, made = compare_pair(rows, reference, resamples, seed), evaluation["provenance"]
     nll = rows["nll"].sum() / rows["tokens"].sum()
-    own = paired_difference(
-        rows["nll"].to_numpy(float), np.zeros(len(rows)), rows["tokens"].to_numpy(float), resamples, seed
-    )
+    own = mean_rate(rows["nll"], rows["tokens"], resamples, seed)
+    kl = mean_rate(rows["kl"], rows["kl_tokens"], resamples, seed)
     return SummaryRow(
         **{key: evaluation[key] for key in MEASURED},
         ppl=float(np.exp(nll)),
@@ -94,6 +103,8 @@ def summary_row(
         delta_nll=difference.mean,
         delta_nll_low=difference.low,
         delta_nll_high=difference.high,
+        kl_low=kl.low,
+        kl_high=kl.high,
         compression=original["size_mb"] / evaluation["size_mb"],
         linears_compression=original["linears_mb"] / evaluation["linears_mb"],
         tokens=int(rows["tokens"].sum()),

@@ -4,13 +4,12 @@ NLL is in nats per predicted token; a sequence of n tokens predicts n-1.
 """
 
 import contextlib
-import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,14 +18,11 @@ from tqdm import tqdm
 
 from quant.data.tokens import Batch, Tokens, batches
 from quant.errors import InputError
-from quant.evaluation.divergence import CHUNK, Reference
+from quant.evaluation.divergence import Keep, Reference, compare
+from quant.evaluation.head import Head
 from quant.files.artifacts import rebuild
 from quant.models.compute import halved, where_installed
 from quant.models.rotary import by_length, forget
-
-logger = logging.getLogger("quant")
-
-CHUNK_BYTES = 2**29  # of logits at a time, in float32, on a GPU
 
 
 @where_installed
@@ -63,93 +59,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return -log_p.gather(1, targets[:, None])[:, 0].double()
 
 
-class _Said(nn.Module):
-    """Stands in the place of a model's body and says what the body said before, so that the model's own forward pass
-    does what follows it: head, scaling, soft-capping."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states: Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
-
-
-def padded(head: nn.Module) -> nn.Parameter | None:
-    """A linear head's weight [vocab, hidden] with zeros to a multiple of 8 rows, where it is not one already."""
-    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features % 8 == 0:
-        return None
-    more = -head.out_features % 8
-    return nn.Parameter(nn.functional.pad(head.weight, (0, 0, 0, more)), requires_grad=False)
-
-
-@contextlib.contextmanager
-def padding(head: nn.Module, weight: nn.Parameter | None) -> Iterator[int | None]:
-    """Lends a head its padded weight, if there is one; gives the number of logits to keep, None for all."""
-    if weight is None:
-        yield None
-        return
-    own, head.weight = head.weight, weight
-    try:
-        yield len(own)
-    finally:
-        head.weight = own
-
-
-class Head:
-    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows.
-
-    A GPU's matrix units want rows of logits that are a multiple of 16 bytes and are several times slower on others
-    (MiniCPM's vocabulary is 122,753), so the head's weight has zeros added meanwhile and their logits are cut off.
-    """
-
-    def __init__(self, model: nn.Module, device: str) -> None:
-        self._model, self._said, self._name = model, _Said(), model.base_model_prefix
-        self._body = getattr(model, self._name, model)
-        self._head = model.get_output_embeddings()  # which a model without its body does not find
-        self._padded = None if torch.device(device).type == "cpu" else padded(self._head)
-        self.splits = self._agrees(torch.zeros(1, 2, dtype=torch.int64, device=device))
-        if not self.splits:
-            logger.info("%s: its head cannot be run alone; logits come whole", type(model).__name__)
-
-    def _agrees(self, ids: Tensor) -> bool:
-        """Whether both parts together give what the model gives."""
-        whole = self._model(input_ids=ids, use_cache=False).logits[0]
-        try:
-            apart = self._alone(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # the model calls its body in another way
-            return False
-        return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-2, atol=1e-2, equal_nan=True)
-
-    def _alone(self, rows: Tensor) -> Tensor:
-        self._said.states = rows[None]
-        setattr(self._model, self._name, self._said)
-        ids = torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
-        try:
-            with padding(self._head, self._padded) as vocabulary:
-                return self._model(input_ids=ids, use_cache=False).logits[0][:, :vocabulary]
-        finally:
-            setattr(self._model, self._name, self._body)
-
-    def states(self, ids: Tensor) -> Tensor:
-        """Hidden states [n, width, hidden] of ids [n, width]; their logits where the model does not come apart."""
-        if self.splits:
-            return self._body(input_ids=ids, use_cache=False).last_hidden_state
-        return self._model(input_ids=ids, use_cache=False).logits
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """[n, vocab] of rows [n, …] of `states`."""
-        return self._alone(rows) if self.splits else rows
-
-    def rows_at_once(self, device: str) -> int:
-        """Rows whose logits are in memory together."""
-        if device == "cpu":
-            return CHUNK
-        return max(1, CHUNK_BYTES // (4 * self._model.config.get_text_config().vocab_size))
-
-
 def clock(device: str) -> float:
     """Seconds, once the device has done what it was given."""
     if device != "cpu":
@@ -157,57 +66,92 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def judge(head: Head, batch: Batch, device: str, reference: Reference) -> tuple[list[float], float]:
-    """Each sequence's NLL (sum, nats), and the seconds that took without the comparison with the reference."""
+class Judged(NamedTuple):
+    """Of a batch's sequences: rows of `measure`, the seconds without the comparison, and states of the predictions."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+    states: Sequence[Tensor]
+
+
+def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> Judged:
+    """first: index of the batch's first sequence."""
+    device = head.device
     begun, comparing = clock(device), 0.0
     states = head.states(batch.ids.to(device)).flatten(0, 1)
     predicting = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None] - 1
-    rows = predicting.flatten().nonzero()[:, 0]
-    targets = batch.ids.flatten()[rows + 1].to(device)
-    rows, n = rows.to(device), head.rows_at_once(device)
-    nll = torch.empty(len(rows), dtype=torch.float64, device=device)
-    for some, wanted, found in zip(rows.split(n), targets.split(n), nll.split(n), strict=True):
-        logits = head.logits(states[some])
+    places = predicting.flatten().nonzero()[:, 0]
+    targets = batch.ids.flatten()[places + 1].to(device)
+    states, n = states[places.to(device)], head.rows_at_once()
+    nll = torch.empty(len(states), dtype=torch.float64, device=device)
+    lengths = (batch.lengths - 1).tolist()
+    known: list[Tensor] = []
+    if reference is not None:
+        known = [part for i in range(len(lengths)) if len(part := reference.states(first + i))]
+    original = torch.cat(known) if known else states[:0]
+    kl, agreed = (torch.zeros(len(original), dtype=torch.float64, device=device) for _ in range(2))
+    for i, (some, wanted, found) in enumerate(zip(states.split(n), targets.split(n), nll.split(n), strict=True)):
+        logits = head.logits(some)
         found.copy_(token_nll(logits, wanted))
-        if reference.done < reference.tokens:
-            paused = clock(device)
-            reference.see(logits)
+        if reference is not None and len(part := original[i * n : (i + 1) * n]):
+            paused, rows = clock(device), slice(i * n, i * n + len(part))
+            kl[rows], agreed[rows] = compare(reference.logits(part), logits[: len(part)])
             comparing += clock(device) - paused
-    sums = torch.stack([part.sum() for part in nll.split((batch.lengths - 1).tolist())]).tolist()
-    return sums, clock(device) - begun - comparing
+    rows = [
+        {"sequence": first + i, "tokens": length, "nll": one}
+        for i, (length, one) in enumerate(zip(lengths, sums(nll, lengths), strict=True))
+    ]
+    if reference is not None:
+        counts = [len(part) for part in known] + [0] * (len(rows) - len(known))
+        for row, count, *both in zip(rows, counts, sums(kl, counts), sums(agreed, counts), strict=True):
+            row |= {"kl_tokens": count, "kl": both[0], "agreed": int(both[1])}
+    return Judged(rows, clock(device) - begun - comparing, states.split(lengths))
+
+
+def sums(values: Tensor, counts: list[int]) -> list[float]:
+    """Of so many values each."""
+    return torch.stack([part.sum() for part in values.split(counts)]).tolist()
+
+
+def evaluate(model: nn.Module, tokens: Tokens, device: str, batch_tokens: int) -> tuple[list[dict[str, Any]], float]:
+    """`measure` of a model that is compared with nothing."""
+    with torch.inference_mode():
+        head = Head(model, device)
+    return measure(head, tokens, batch_tokens)
 
 
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module, tokens: Tokens, device: str, batch_tokens: int, reference: Reference
+def measure(
+    head: Head, tokens: Tokens, batch_tokens: int, reference: Reference | None = None, keep: Keep | None = None
 ) -> tuple[list[dict[str, Any]], float]:
-    """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second.
+    """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second. Beside a reference also
+    "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states.
 
     Where a GPU's memory does not hold a batch, it and those after it are halved.
     """
     rows: list[dict[str, Any]] = []
-    seconds = 0.0
-    head, alike = Head(model, device), by_length(model.config)
+    seconds, alike = 0.0, by_length(head.model.config)
     with tqdm(total=len(tokens.sequences), desc="evaluate", unit="sequence") as bar:
         while len(rows) < len(tokens.sequences):
             batch = next(batches(tokens.sequences[len(rows) :], batch_tokens, alike))
             if alike:
-                forget(model)
-            mark, sums = reference.mark(), None
+                forget(head.model)
+            judged = None
             with contextlib.suppress(torch.OutOfMemoryError):
-                sums, spent = judge(head, batch, device, reference)
-            if sums is None:
+                judged = judge(head, batch, len(rows), reference)
+            if judged is None:
                 batch_tokens = halved(*batch.ids.shape)
-                reference.back_to(mark)
                 torch.cuda.empty_cache()
                 continue
-            seconds += spent
-            for length, nll in zip(batch.lengths.tolist(), sums, strict=True):
-                if not math.isfinite(nll):
+            seconds += judged.seconds
+            for row, states in zip(judged.rows, judged.states, strict=True):
+                if not math.isfinite(row["nll"]):
                     raise InputError(
-                        f"sequence {len(rows)}: its NLL is not finite; the checkpoint is broken (weights that "
+                        f"sequence {row['sequence']}: its NLL is not finite; the checkpoint is broken (weights that "
                         "overflow?)"
                     )
-                rows.append({"sequence": len(rows), "tokens": length - 1, "nll": nll})
-            bar.update(len(sums))
+                if keep is not None:
+                    keep(row["sequence"], states)
+            rows += judged.rows
+            bar.update(len(judged.rows))
     return rows, tokens.count / seconds

@@ -1,8 +1,9 @@
 """One evaluation from files to a file: what its JSON holds, and what was not made for this study refused."""
 
-import json
+import contextlib
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from quant.checkpoints.coverage import quantized_share
 from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
-from quant.evaluation.divergence import Reference, read_reference
-from quant.evaluation.perplexity import evaluate, load_model
+from quant.evaluation.divergence import budgeted, keeping, reading, whole_budget
+from quant.evaluation.head import Head
+from quant.evaluation.perplexity import load_model, measure
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
@@ -30,6 +32,11 @@ def checkpoint_bytes(checkpoint: Path) -> int:
     return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
 
+def opened_head(checkpoint: Path, where: str, kind: torch.dtype) -> Head:
+    """A checkpoint as two parts."""
+    return Head(load_model(checkpoint, where, kind), where)
+
+
 def run(
     config_path: str,
     tokens_path: str,
@@ -39,12 +46,16 @@ def run(
     out: str,
     reference_in: str | None = None,
     reference_out: str | None = None,
+    original: str | None = None,
     record: str | None = None,
     model_record: str | None = None,
     recipe: dict[str, Any] | None = None,
     implausible: str = "continue",
 ) -> None:
-    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out.
+    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out, which a
+    method's evaluation reads (reference_in).
+
+    original: config of the unquantised model, which is loaded where a method's head is another one.
 
     implausible: whether to `stop` at an original that makes no sense (quant.evaluation.sanity), or to `continue` and
     say so in its storage_reason.
@@ -66,38 +77,41 @@ def run(
         with tensorfile.opened(checkpoint / "model.safetensors") as file:
             require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
     tensorfile.verify(checkpoint / "model.safetensors")
-    stored = None
-    if reference_in is not None:
-        stored = read_reference(Path(reference_in), token_fingerprint=tokens.fingerprint, **of_model)
-    wanted = min(dataset["kl_tokens"], tokens.count - len(tokens.sequences))
-    reference = Reference(wanted, stored)
-    model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
-    rows, speed = evaluate(model, tokens, where, batch_tokens(compute["batch_tokens"], where), reference)
-    divergence = reference.divergence()
+    kind = dtype(compute["dtype"], where, checkpoint)
+    expected = {"token_fingerprint": tokens.fingerprint} | of_model
+    reference = keep = None
+    with torch.inference_mode(), contextlib.ExitStack() as files:
+        head = opened_head(checkpoint, where, kind)
+        if reference_in is not None:
+            load = partial(opened_head, Path(original or config_path).parent, where, kind)
+            reference = files.enter_context(reading(reference_in, head, load, **expected))
+        if reference_out is not None:
+            counts = budgeted(tokens.sequences, whole_budget(head, dataset["kl_tokens"]))
+            keep = files.enter_context(keeping(reference_out, head, counts, expected))
+        rows, speed = measure(head, tokens, batch_tokens(compute["batch_tokens"], where), reference, keep)
+    if reference_out is not None:
+        rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row, n in zip(rows, counts, strict=True)]
+    compared = sum(row["kl_tokens"] for row in rows)
     nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
     sense = {}
     if record is None:
         text = tokens.provenance.get("characters"), tokens.provenance.get("latin", True)
-        found = judge(nll, tokens.sequences, model.config.get_text_config().vocab_size, *text)
+        found = judge(nll, tokens.sequences, head.model.config.get_text_config().vocab_size, *text)
         sense = {key: value for key, value in found._asdict().items() if key != "doubt"}
         doubted(found.doubt, f"{names['model']} on {names['dataset']}", implausible)
         made["summary"]["storage_reason"] = found.doubt
-    if reference_out is not None:
-        made_from = {"token_fingerprint": tokens.fingerprint} | of_model
-        metadata = {key: json.dumps(value) for key, value in made_from.items()}
-        tensorfile.save(reference_out, {"log_probabilities": torch.cat(reference.kept)}, metadata)
     write_json(
         out,
         {
             **{key: names[key] for key in ("model", "method", "dataset")},
             **{key: dataset[key] for key in ("protocol", "seq_len")},
-            "kl": divergence.kl,
-            "top1_agreement": divergence.top1_agreement,
-            "kl_tokens": divergence.tokens,
+            "kl": sum(row["kl"] for row in rows) / compared,
+            "top1_agreement": sum(row["agreed"] for row in rows) / compared,
+            "kl_tokens": compared,
             "tokens_per_s": speed,
             "size_mb": checkpoint_bytes(checkpoint) / 1e6,
-            **parts_mb(checkpoint / "model.safetensors", model),
+            **parts_mb(checkpoint / "model.safetensors", head.model),
             **made["summary"],
             **sense,
             "file_bits_per_weight": 8 * checkpoint_bytes(checkpoint) / made["summary"]["parameters"],
