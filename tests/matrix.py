@@ -93,7 +93,8 @@ def shrunk(cls: Any, own: dict[str, Any]) -> dict[str, Any]:
 
 OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "longcat_flash": {"head_dim": 8, "qk_head_dim": 16},
+    "longcat_flash": {"head_dim": 8, "qk_head_dim": 16, "zero_expert_num": 2},
+    "inkling_text": {"swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
     "kimi_linear": {"kv_lora_rank": 16, "linear_attn_config": None},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4},

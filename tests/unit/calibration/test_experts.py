@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from quant.calibration.channels import input_of
 from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
@@ -204,14 +205,17 @@ def test_a_shared_scale_takes_the_router_along(
     assert not torch.equal(*routers)
 
 
-def test_another_layout_is_refused_by_name() -> None:
-    class OddExperts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = nn.Parameter(torch.zeros(4, 8, 8))
+@pytest.mark.parametrize(("kind", "shape"), [("OddExperts", (4, 8, 8)), ("OddExpertGLU", (32, 8))])
+def test_another_layout_is_refused_by_name(kind: str, shape: tuple[int, ...]) -> None:
+    module = type(kind, (nn.Module,), {})()
+    module.weights = nn.Parameter(torch.zeros(shape))
+    with pytest.raises(InputError, match=rf"mixture of experts of a layout not known here \({kind}\)"):
+        unroll(nn.Sequential(module))
 
-    with pytest.raises(InputError, match=r"mixture of experts of a layout not known here \(OddExperts\)"):
-        unroll(nn.Sequential(OddExperts()))
+
+def test_a_linear_without_statistics_is_named() -> None:
+    with pytest.raises(InputError, match=r"b\.c: no token of the calibration text reached it"):
+        input_of("b.c", {"a": "a"})
 
 
 def by_hand(kind: str, model: nn.Module) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
              "tokens": 5120, "sequences": 10, "protocol": "windows", "seq_len": 512, "kl_tokens": 2044,
              "recipe": json.dumps(RECIPES.get(method, RECIPE)) if quantised else "{}", "seed": 42, "versions": "{}",
              "token_fingerprint": "ab", "seen_share": 0.0, "calibration_sequences": 64.0 if quantised else math.nan,
-             "calibration_tokens": 32768.0 if quantised else math.nan}
+             "calibration_tokens": 32768.0 if quantised else math.nan, "quantized_share": 0.95 * quantised}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -78,7 +78,8 @@ def check(*intervals: tuple[float, float]) -> dict:
          "difference": (low + high) / 2, "low": low, "high": high, "p_holm": 0.01 if low > 0 or high < 0 else 0.5}
         for i, (low, high) in enumerate(intervals)
     ]  # fmt: skip
-    return {"layer": 28, "words": "Layer 28", "keep_ratio": 0.5, "dataset": "d", "tokens": 8192, "linears": linears}
+    return {"layer": 28, "words": "Layer 28", "keep_ratio": 0.5, "dataset": "d", "tokens": 8192, "linears": linears,
+            "left_out": 0}  # fmt: skip
 
 
 PAIRS = comparisons(
@@ -221,6 +222,26 @@ def test_best_by_bits_only_where_widths_differ():
 )
 def test_check_answer_counts_intervals_without_zero(intervals: list[tuple[float, float]], headline: str):
     assert verdicts.check_answer(check(*intervals)).headline == headline
+
+
+def test_experts_that_the_check_leaves_out_are_said():
+    assert len(verdicts.check_answer(check((-0.1, 0.1))).lines) == 1
+    said = verdicts.check_answer(check((-0.1, 0.1)) | {"left_out": 24}).lines
+    assert said[1].startswith("24 linears of experts are left out")
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.95, 0.95), "95.0 % of the model's weights are quantised."),
+        ((0.5, 0.5), "50.0 % of the model's weights are quantised: the rest is in 16 bit"),
+        ((0.9, 0.97), "90.0 to 97.0 % of the model's weights are quantised, by method."),
+    ],
+)
+def test_the_page_says_which_share_is_quantised(shares: tuple[float, float], words: str):
+    frame = summary({"rtn": 0.1, "gw_awq": 0.1}).assign(quantized_share=[0.0, *shares])
+    assert models.share_words(frame).startswith(words)
+    assert words in html.unescape(page(frame, comparisons(("rtn", "gw_awq", 0, -1, 1))))
 
 
 # ---- numbers

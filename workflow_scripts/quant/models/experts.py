@@ -45,10 +45,14 @@ def held(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def of_experts(module: nn.Module) -> bool:
-    """Whether a module's own parameters are experts', whatever the layout."""
+    """Whether a module's own parameters are experts', whatever the layout: in three dimensions, or one expert after
+    another in two (DBRX)."""
     own = [parameter for _, parameter in module.named_parameters(recurse=False)]
     kind = type(module).__name__.lower()
-    return "expert" in kind and any(parameter.ndim == 3 and min(parameter.shape) > 1 for parameter in own)
+    if "expert" not in kind or isinstance(module, (nn.Linear, nn.Embedding)):
+        return False
+    fewest = 2 if "glu" in kind or "mlp" in kind else 3
+    return any(parameter.ndim >= fewest and min(parameter.shape) > 1 for parameter in own)
 
 
 def unknown(module: nn.Module) -> InputError:
