@@ -33,9 +33,14 @@ export MODEL TEXT SIZE_MB BITS IN
 
 .PHONY: report best test test-slow check schema bench tools lock clean-method audit
 
+# a misspelt one would be passed over, and the study run with what was not meant
+OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
+    $(filter command,$(firstword $(origin $(name)))),$(name))))
+
 report: TARGET = results/report.html
 best: TARGET = results/best/choice.json
 report best: .venv/complete
+	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, IN, CORES and PYTHON))
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \
 	elif [ -n "$$own" ]; then set -- --configfile "$$own"; fi; \

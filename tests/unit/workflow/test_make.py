@@ -21,7 +21,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("Makefile", "config.yaml", "requirements.txt", "envs/launcher.py"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "workflow_scripts").symlink_to(ROOT / "workflow_scripts")
-    (folder / "inputs/a.txt").write_text("words")
+    (folder / "inputs/a.txt").write_text("\n\n".join(f"{i} and " * 20 for i in range(90)))
     for name, body in (("snakemake", "printf '<%s>' \"$@\""), ("python", f'exec "{sys.executable}" "$@"')):
         script = folder / ".venv/bin" / name
         script.write_text(f"#!/bin/sh\n{body}\n")
@@ -77,3 +77,10 @@ def test_a_mistake_is_one_line_and_nothing_runs(project: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("ERROR MODEL=inputs/none/here: no such directory or file; give a model's directory")
     assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_variable_is_no_study_of_something_else(project: Path) -> None:
+    done = make(project, "-j2", "report", "MODL=inputs/My Model", "TEXT=inputs/a.txt")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "MODL: no such variable; `make report` takes MODEL, TEXT, SIZE_MB" in done.stderr
+    assert not list((project / "results").iterdir())

@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "My Model").mkdir()
     (tmp_path / "model.Q4_0.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "model.bin").write_bytes(b"PK")
-    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "notes.txt").write_text("\n\n".join(f"{i} and " * 20 for i in range(90)))
     return tmp_path
 
 
@@ -128,8 +128,33 @@ def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
     config = loaded(found)
     assert config["calibration"]["text"] == text | {"part": "calibration"}
     assert config["datasets"]["notes"]["text"] == text | {"part": "heldout"}
-    with pytest.raises(InputError, match=r"TEXT=none\.txt: no such file"):
-        study(TEXT="none.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"TEXT=bad\.txt: no such file"),
+        ("directory", r"TEXT=bad\.txt: is a directory; give a UTF-8 text file"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text \(.* at byte 10\)"),
+        ("Words. ".encode("utf-16"), r"bad\.txt: is not UTF-8 text but UTF-16; save it as UTF-8 \(iconv "),
+        (b" \n", r"bad\.txt: holds no text"),
+        (b"Too short. " * 20, r"TEXT=bad\.txt: 220 characters cannot be split"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_before_anything_runs(here: Path, content: Any, message: str) -> None:
+    if content == "directory":
+        (here / "bad.txt").mkdir()
+    elif content is not None:
+        (here / "bad.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        study(TEXT="bad.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_of_json_lines(here: Path) -> None:
+    lines = [json.dumps({"text": f"{i} and " * 20}) + "\n" for i in range(90)]
+    (here / "rows.jsonl").write_text("".join(lines))
+    assert study(TEXT="rows.jsonl")["study"] == {"datasets": ["rows"]}
 
 
 @pytest.mark.parametrize(

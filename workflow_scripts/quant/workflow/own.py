@@ -82,6 +82,19 @@ def source_of(model: str, before: Mapping[str, Any]) -> dict[str, Any]:
     return {"hub": {"id": identifier, "revision": commit_of(identifier, revision or None)}}
 
 
+def check_text(text: str, path: str) -> None:
+    """Refuses at once what tokenize_calibration would refuse."""
+    from quant.data.split import halves
+    from quant.data.text_files import JSON_LINES, read_file
+
+    if Path(path).is_dir():
+        raise InputError(f"TEXT={text}: is a directory; give a UTF-8 text file (cat FILES > all.txt)")
+    if not Path(path).is_file():
+        raise InputError(f"TEXT={text}: no such file; give a UTF-8 text file")
+    lines = read_file(path)
+    halves(lines if path.lower().endswith(JSON_LINES) else ["".join(lines)], f"TEXT={text}")
+
+
 def limit(key: str, value: str) -> float:
     """A limit as a number above 0."""
     try:
@@ -119,8 +132,7 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["models"] = {name: {"source": source_of(model, earlier)}}
     if text:
         path = found(text, Path())
-        if not Path(path).is_file():
-            raise InputError(f"TEXT={text}: no such file; give a UTF-8 text file")
+        check_text(text, path)
         name, file = name_of(text), str(Path(path).absolute())
         common = next(iter(built_in["datasets"].values()))
         study["study"]["datasets"] = [name]
