@@ -30,6 +30,7 @@ from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.notes import Note
 
+SPAN = 256  # labels
 AGAIN = 0.05  # of a block's output: what running it again may differ by
 
 
@@ -233,11 +234,17 @@ def renamed(model: nn.Module, weights: tensorfile.TensorFile) -> dict[str, str]:
 
 
 def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
-    """A label of each row of log-probabilities [n, vocab], by the inverse of its distribution at numbers that are drawn
-    on the CPU, so that a GPU's are the same."""
-    at = torch.rand(len(log_p), 1, generator=generator, dtype=torch.float64).to(log_p.device)
-    total = log_p.exp().cumsum(1, dtype=torch.float64)
-    return torch.searchsorted(total, at * total[:, -1:]).squeeze(1).clamp_(max=log_p.shape[1] - 1)
+    """A label of each row of log-probabilities [n, vocab], by the inverse of its distribution at numbers drawn on the
+    CPU. Running sums stand there too, since a GPU's differ from run to run: of spans of labels, then within one."""
+    n, vocab = log_p.shape
+    p = nn.functional.pad(log_p.double().exp(), (0, -vocab % SPAN)).view(n, -1, SPAN)
+    spans = p.sum(2).cpu().cumsum(1)
+    at = torch.rand(n, 1, generator=generator, dtype=torch.float64) * spans[:, -1:]
+    span = torch.searchsorted(spans, at).clamp_(max=spans.shape[1] - 1)
+    inside = p[torch.arange(n), span[:, 0]].cpu().cumsum(1)
+    rest = at - spans.gather(1, span) + inside[:, -1:]
+    label = span * SPAN + torch.searchsorted(inside, rest)
+    return label[:, 0].clamp_(max=vocab - 1).to(log_p.device)
 
 
 def collect_end_loss(material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:

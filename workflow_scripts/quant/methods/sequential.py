@@ -6,6 +6,7 @@ which are rounded before them. Ranges, rounding and refinement go by the stream'
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -50,13 +51,15 @@ class Sequential:
             if not names:
                 continue
             moment, cross = pair.moments(reading[0], corrects)
-            for name in names:
-                scale = block.found[name].scale if name in block.folded else None
-                own, between = in_original_units(moment, cross, scale)
-                target = block.weights[name]
+            scales = {name: block.found[name].scale if name in block.folded else None for name in names}
+            for _, each in groupby(names, key=lambda name: id(scales[name])):
+                alike = list(each)
+                own, between = in_original_units(moment, cross, scales[alike[0]])
+                targets = [block.weights[name] for name in alike]
                 if between is not None:
-                    (target,) = corrected([target], between, own, recipe.correction)
-                block.known[name] = replace(block.known[name], moment=own)
-                block.round([name], [target], recipe, generator)
+                    targets = corrected(targets, between, own, recipe.correction)
+                for name in alike:
+                    block.known[name] = replace(block.known[name], moment=own)
+                block.round(alike, targets, recipe, generator)
             pair.put({f"{name}.weight": block.weight(name) for name in names})
         pair.advance(corrects)
