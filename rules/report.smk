@@ -17,9 +17,9 @@ DRAWN_QUESTIONS = [
 command = lambda *more: " ".join(
     [
         "snakemake results/report.html",
-        *([] if ROOT.samefile(Path()) else [f"--snakefile {paths.short(ROOT / 'Snakefile')}"]),
+        *([] if ROOT.samefile(Path()) else ["--snakefile", shlex.quote(paths.short(ROOT / "Snakefile"))]),
         *(["--configfile"] if workflow.overwrite_configfiles or more else []),
-        *map(os.path.relpath, workflow.overwrite_configfiles),
+        *(shlex.quote(os.path.relpath(path)) for path in workflow.overwrite_configfiles),
         *more,
         "--cores 1 --resources gpu=1",
     ]

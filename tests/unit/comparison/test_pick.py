@@ -199,6 +199,16 @@ def test_a_card_guesses_nothing() -> None:
     assert "vllm" not in body and "Mind this." in body and "That of the base model, m." in body
 
 
+def test_a_card_says_that_the_original_makes_no_sense() -> None:
+    """Whatever else there is to mind; nothing where it makes sense."""
+    why = "its NLL of 9.00 nats per token is no clear gain over 8.00"
+    rows = [one | {"storage_reason": why if one["method"] == "original" else ""} for one in ROWS]
+    text = card("m", "good", pd.DataFrame(rows), RECORD, ABOUT | {"caveat": "Mind this."}, CALIBRATION, "p")
+    assert f"Mind this. On d the original itself makes no sense: {why}." in text
+    sane = [one | {"storage_reason": "" if one["method"] == "original" else why} for one in ROWS]
+    assert "no sense" not in card("m", "good", pd.DataFrame(sane), RECORD, ABOUT, CALIBRATION, "p")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_parts_add_up_to_the_file(tiny_checkpoint: Path, tmp_path: Path, tied: bool) -> None:
     def drop(tensors: dict[str, torch.Tensor]) -> None:

@@ -130,6 +130,15 @@ def test_with_a_corrected_p_the_interval_decides_nothing(p: float, outcome: str)
     assert Difference(0.15, 0.1, 0.2, 10, p).outcome == outcome
 
 
+def test_an_original_that_makes_no_sense_is_a_caveat_of_its_model():
+    frame = summary(DELTAS)
+    assert "makes no sense" not in page(frame, PAIRS)
+    frame.loc[frame.method == "original", "storage_reason"] = "its tokenizer gives <2.00> tokens"
+    text = page(frame, PAIRS, caveat="Stored in 4 bits before.")
+    assert "Stored in 4 bits before. On d the original makes no sense: its tokenizer gives &lt;2.00&gt; tokens." in text
+    assert "No verdict below says anything of a working model." in text
+
+
 def test_no_difference_says_what_could_have_been_seen():
     words = verdicts.difference_words("a", "b", Difference(0.01, -0.01, 0.03, 10, 0.4, 0.05))
     assert words.startswith("no difference shown between a and b") and "one of 0.050 could have been seen" in words

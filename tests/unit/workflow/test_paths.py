@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from quant.errors import InputError
-from quant.workflow import paths
+from quant.workflow import configuration, paths
 
 
 @pytest.fixture
@@ -108,3 +108,37 @@ def test_a_text_in_place_gets_the_places_name() -> None:
 @pytest.mark.parametrize("config", [{}, {"models": []}, {"models": {"m": None}, "texts": 3, "datasets": {"x": 1}}])
 def test_what_the_schema_will_refuse_passes_through(config: dict[str, Any]) -> None:
     assert paths.named_texts(paths.anchored(config, [], read)) == config
+
+
+@pytest.mark.parametrize(
+    ("named", "refused"),
+    [("a b", ""), ("a {b", ""), ("a {b} c", "{b}"), ("{model}", "{model}"), ("x {b, .*} y", "{b, .*}")],
+)
+def test_a_path_with_braces_works_or_is_refused_in_one_line(place: Path, named: str, refused: str) -> None:
+    """`{model}` would become the model's name, and no file of that name need be there."""
+    for folder in (f"m {named}", f"t {named}", f"g {named}"):
+        Path(folder).mkdir()
+    for file in (f"m {named}/config.json", f"t {named}/a.txt", f"g {named}/a.gguf"):
+        Path(file).write_text("words")
+    whole = {"source": {"directory": f"m {named}"}}
+    study = {"models": ["m"], "datasets": ["d"]}
+    texts = {
+        "calibration": {"text": {"pydoc_topics": "calibration"}},
+        "datasets": {"d": {"text": {"files": ["a.txt"]}}},
+    }
+    Path("a.txt").write_text("words")
+    for where, changes in {
+        f"models.m: m {named}/config.json": {"models": {"m": whole}},
+        f"models.m: g {named}/a.gguf": {"models": {"m": {"source": {"gguf": {"path": f"g {named}/a.gguf"}}}}},
+        f"datasets.d.text: t {named}/a.txt": {
+            "models": {"m": {"source": {"hub": {"id": "o/n"}}}},
+            "datasets": {"d": {"text": {"files": [f"t {named}/a.txt"]}}},
+        },
+    }.items():
+        config = {"study": study, **texts, **changes}
+        if not refused:
+            configuration.check_files(config)
+            continue
+        with pytest.raises(InputError) as caught:
+            configuration.check_files(config)
+        assert str(caught.value).startswith(f"{where}: Snakemake takes {refused} in a path for a wildcard; rename it")

@@ -9,6 +9,7 @@ from typing import Any
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import MOMENT, ROUNDINGS
+from quant.workflow.paths import check_braces
 from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
 from quant.workflow.shared_text import split_shared
@@ -243,7 +244,7 @@ def model_files(source: dict[str, Any]) -> list[str]:
 
 
 def check_files(config: dict[str, Any]) -> None:
-    """Refuses a study whose local models or texts are not there."""
+    """Refuses a study whose local models or texts are not there, or whose paths Snakemake would take for patterns."""
     for name in config["study"]["models"]:
         source = config["models"][name]["source"]
         if "directory" in source and not Path(source["directory"]).is_dir():
@@ -253,9 +254,12 @@ def check_files(config: dict[str, Any]) -> None:
         gguf = source.get("gguf", {}).get("path")
         if gguf is not None and not Path(gguf).is_file():
             raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
+        for path in model_files(source):
+            check_braces(path, f"models.{name}: ")
     users = {"calibration": config["calibration"]}
     users |= {f"datasets.{name}": config["datasets"][name] for name in config["study"]["datasets"]}
     for where, user in users.items():
         for path in user["text"].get("files", []):
             if not Path(path).is_file():
                 raise InputError(f"{where}.text: {path}: no such file; name a UTF-8 text file")
+            check_braces(path, f"{where}.text: ")

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,12 @@ def named_texts(config: dict[str, Any]) -> dict[str, Any]:
             config["texts"][name] = text
             at(config, place[:-1])["text"] = name
     return config
+
+
+def check_braces(path: str | Path, where: str = "") -> None:
+    """Refuses a path in which Snakemake sees a wildcard, and which it has no way to quote; where: what goes before."""
+    if found := re.search(r"\{[^{}]*\}", str(path)):
+        raise InputError(
+            f"{where}{path}: Snakemake takes {found[0]} in a path for a wildcard; rename it, or name a link to it "
+            "without braces"
+        )
