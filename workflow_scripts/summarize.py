@@ -10,14 +10,13 @@ from quant.files.csv_tables import read_table, write_table
 from quant.workflow.job import job
 
 
-def rounding_statistics(linears: pd.DataFrame, recipes: dict[str, dict]) -> pd.DataFrame:
-    """Rounding directions, distances and flips of the methods that round to the nearest point or flip from it."""
-    chosen = [method for method, recipe in recipes.items() if recipe.get("rounding") in ("nearest", "greedy_flip")]
+def rounding_statistics(linears: pd.DataFrame) -> pd.DataFrame:
+    """Rounding directions, distances and flips of every method."""
     names = ["model", "method", "linear", "layer", "kind"]
     counted = [
         name for name in linears if name.startswith(("rounded_", "distance_")) or name in ("unchanged", "flipped")
     ]
-    return linears.loc[linears["method"].isin(chosen), names + counted]
+    return linears[names + counted]
 
 
 def check_evaluation(path: str, evaluation: dict, original: dict, recipe: dict) -> None:
@@ -59,12 +58,11 @@ with job(snakemake.log[0]):
         for evaluation in [original, *groups[key].values()]
     ]
     linears = pd.concat([read_linears(path, checkpoints) for path in snakemake.input.linears])
-    recipes = {e["method"]: e["provenance"]["recipe"] for group in groups.values() for e in group.values()}
     tables = {
         snakemake.output.summary: summary_table(summary),
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
-        snakemake.output.rounding: rounding_statistics(linears, recipes),
+        snakemake.output.rounding: rounding_statistics(linears),
     }
     for path, table in tables.items():
         write_table(path, table)

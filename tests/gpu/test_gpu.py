@@ -27,11 +27,11 @@ from quant.recipe import fused, grids
 from quant.recipe.context import Context
 from quant.recipe.fused import feed_back, kernels
 from quant.recipe.grids import Grid
-from quant.recipe.linear import quantize_group
 from quant.recipe.recipe import Recipe
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
 from tests.unit.checkpoints.test_packed import codes_of
+from tests.unit.group import quantize_group
 from tests.unit.recipe.test_recipe import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

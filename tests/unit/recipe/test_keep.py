@@ -15,12 +15,13 @@ from quant.calibration.statistics import collect
 from quant.checkpoints.stored import opened
 from quant.data.tokens import Tokens, fingerprint
 from quant.models.compute import Compute
-from quant.recipe.linear import protect, quantize_group
+from quant.recipe.linear import protect
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.recipe.scores.awq import awq
 from quant.recipe.scores.praq import praq, praq_score
 from tests.conftest import Captured
+from tests.unit.group import quantize_group
 from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
 
 PARAMETERS = {"beta": 3.0, "tau": -3.0, "noise_factor": 0.2}

@@ -17,12 +17,12 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
-from quant.recipe.linear import quantize_group
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, scale_for
 from tests.conftest import Captured
 from tests.unit import reference
+from tests.unit.group import quantize_group
 
 PATTERNS = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "qkv", "out_proj", "attention"],

@@ -174,22 +174,3 @@ def protect(w: Tensor, channels: Channels | None, recipe: Recipe) -> Tensor | No
     """Mask [out] of the rows to keep in 16 bit, or None."""
     score = function_of("scores", recipe.keep, recipe.parameters)
     return None if score is None else top(score(w, channels), recipe.keep_ratio)
-
-
-def quantize_group(
-    weights: Sequence[Tensor],
-    statistics: Sequence[LinearStatistics],
-    recipe: Recipe,
-    generator: torch.Generator,
-    heads: tuple[int, int, int] | None = None,
-    stored: Sequence[Callable[[Tensor], Tensor]] | None = None,
-    foldable: Callable[[Tensor], Tensor] | None = None,
-) -> list[QuantizedLinear]:
-    """Linears [out_i, in] that share one scale (a group of one in scope linear), to codes on the recipe's grid.
-
-    stored: for each linear, what its file makes of a step. foldable: a scale as whatever takes over its inverse can
-    hold it.
-    """
-    found = bounded_scale(weights, statistics, recipe, heads, foldable)
-    known = zip(weights, statistics, stored or [None] * len(weights), strict=True)
-    return [round_linear(w, found, s, recipe, generator, keeps) for w, s, keeps in known]
