@@ -23,16 +23,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.comparison.paired import paired_difference
 from quant.data import tokens
 from quant.evaluation import perplexity
-from quant.evaluation.divergence import kl_divergence, log_probabilities
+from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
-from quant.models.compute import batch_tokens, device
+from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
 from study import PATTERNS, methods
@@ -68,7 +69,7 @@ def judge(original: nn.Module, quantised: nn.Module, sequences: list[Tensor], wh
     for sequence in sequences:
         ids = sequence[None].to(where)
         log_p, log_q = (
-            log_probabilities(model(ids, use_cache=False).logits[0, :-1]) for model in (original, quantised)
+            model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1) for model in (original, quantised)
         )
         wanted = ids[0, 1:, None]
         losses = [-each.gather(1, wanted).sum(dtype=torch.float64).item() for each in (log_p, log_q)]
@@ -96,8 +97,8 @@ class Study:
         self._made = {"model_fingerprint": self._model["fingerprint"]}
         self._files = {key: folder / key for key in ("channels", "moments")}
         tokens.save(folder / "calibration", sequences, {})
-        self._calibration = tokens.load(folder / "calibration")
-        self._batch = batch_tokens("auto", where)
+        self._material = Material(self._checkpoint, tokens.load(folder / "calibration"), self._made)
+        self._compute = Compute(where, torch.float32, batch_tokens("auto", where))
 
     def _watched(self, run: Any) -> tuple[float, float, Any]:
         """Seconds, peak GB on the GPU, and what it returned."""
@@ -110,9 +111,8 @@ class Study:
 
     def statistics(self) -> float:
         """Collects them; seconds."""
-        shared = (self._where, torch.float32, self._batch, self._made)
         files = self._files["channels"], self._files["moments"]
-        return self._watched(lambda: collect(self._checkpoint, self._calibration, *files, *shared))[0]
+        return self._watched(lambda: collect(self._material, *files, self._compute))[0]
 
     def quantise(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         """The checkpoint is in `quantised`; seconds, peak GB, and the record."""
@@ -120,7 +120,7 @@ class Study:
         statistics = Statistics(files, self._model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
         paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics
         if recipe["inputs"] == "sequential" or recipe["tune"]:
-            way = (recipe, self._calibration, self._where, torch.float32, self._batch, self._made)
+            way = (recipe, self._material.tokens, self._compute, self._made)
             return self._watched(lambda: quantize_with_model(*paths, *way))
         return self._watched(lambda: quantize_checkpoint(*paths, Recipe.of(recipe), self._where, self._made))
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from quant.calibration.end_loss import collect_end_loss
+from quant.calibration.material import Material
 from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
+from quant.models.compute import Compute
 from tests.unit.calibration.test_blocks import COMMON, saved
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -22,7 +24,8 @@ def test_moments_are_a_cpu_s_and_the_same_every_time(parts: int, tmp_path: Path)
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("cpu", "cuda", "again")}
     for name, path in paths.items():
         where = "cpu" if name == "cpu" else "cuda"
-        collect_end_loss(tmp_path, tokens, str(path), parts, 5, where, torch.float32, 80, {"model_fingerprint": "m"})
+        material = Material(tmp_path, tokens, {"model_fingerprint": "m"})
+        collect_end_loss(material, str(path), parts, 5, Compute(where, torch.float32, 80))
     assert paths["cuda"].read_bytes() == paths["again"].read_bytes()
     with tensorfile.opened(paths["cpu"]) as here, tensorfile.opened(paths["cuda"]) as there:
         assert here.names == there.names

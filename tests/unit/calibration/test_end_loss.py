@@ -164,7 +164,8 @@ def test_the_prediction_is_what_a_small_change_costs(cases: Callable[[str], Whol
 def test_recipes_read_it(cases: Callable[[str], Whole], parts: int, tmp_path: Path) -> None:
     case, paths = cases("llama"), {key: str(tmp_path / f"{key}.safetensors") for key in ("channels", "moments")}
     tokens = Tokens(case.sequences, fingerprint(case.sequences), {})
-    collect(case.path, tokens, *paths.values(), "cpu", torch.float32, 18, {"model_fingerprint": "m"})
+    material = Material(case.path, tokens, {"model_fingerprint": "m"})
+    collect(material, *paths.values(), Compute("cpu", torch.float32, 18))
     path = str(collected(case, tmp_path / "end_loss.safetensors", parts))
     linear = "model.layers.1.self_attn.q_proj"
     with (
