@@ -143,15 +143,14 @@ USERS: dict[str, set[str]] = {
     "models/architectures": RECIPES
     | ANALYSES
     | FROM_FILES
-    | {"collect_jacobian", "export", "measure_sensitivity"}
-    | {"check_study"},
+    | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
-    "methods/autoawq": {"quantize_autoawq"} | {"check_study"},
-    "methods/autoawq_environment": {"quantize_autoawq"} | {"check_study"},
+    "methods/autoawq": {"check_study", "quantize_autoawq"},
+    "methods/autoawq_environment": {"check_study", "quantize_autoawq"},
     "methods/block": RECIPES,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": {"answer_questions", "report", "summarize_sensitivity"} | {"describe"},
+    "recipe/choices": {"answer_questions", "describe", "report", "summarize_sensitivity"},
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -161,11 +160,11 @@ USERS: dict[str, set[str]] = {
     | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
     "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
-    "models/compute": PASSES | QUANTIZERS | MEASURES | {"measure_error", "measure_heldout"} | {"check_study"},
+    "models/compute": PASSES | QUANTIZERS | MEASURES | {"check_study", "measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"evaluate", "evaluate_original"} | {"check_study"},
-    "models/depth": {"check_mse", "deep_dive"} | {"check_study"},
+    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original"},
+    "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
@@ -180,10 +179,10 @@ USERS: dict[str, set[str]] = {
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": RECIPES,
-    "checkpoints/gemm": {"quantize_autoawq", "export"} | {"check_study"},
+    "checkpoints/gemm": {"check_study", "export", "quantize_autoawq"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": QUANTIZERS | READERS | {"check_mse"} | {"check_study"},
+    "recipe/grids": QUANTIZERS | READERS | {"check_mse", "check_study"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
@@ -196,8 +195,7 @@ USERS: dict[str, set[str]] = {
     "models/names": RECIPES
     | ANALYSES
     | FROM_FILES
-    | {"measure_error", "measure_heldout", "measure_sensitivity"}
-    | {"answer_questions", "check_mse", "plot", "report"},
+    | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | {"convert"},
     "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
@@ -207,8 +205,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/loss_kernels": MEASURES,
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": TABLES
-    | {"check_mse", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"}
-    | {"check_study"},
+    | {"check_mse", "check_study", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
@@ -221,7 +218,7 @@ USERS: dict[str, set[str]] = {
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
-    "comparison/pick": {"pick", "report"} | {"check_study", "plot"},
+    "comparison/pick": {"check_study", "pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
     "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
     "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
@@ -231,7 +228,7 @@ USERS: dict[str, set[str]] = {
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
     "recipe/recipe": RECIPES | {"check_study"},
-    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"convert", "measure_error"} | {"check_study"},
+    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"check_study", "convert", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -270,7 +267,7 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": {"describe", "pick", "plot", "report"} | {"check_study"},
+    "files/units": {"check_study", "describe", "pick", "plot", "report"},
     "files/tensorfile": PASSES
     | QUANTIZERS
     | READERS
@@ -278,18 +275,17 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | TEXTS
-    | {"convert", "synthetic_benchmark"}
-    | {"check_study"},
+    | {"check_study", "convert", "synthetic_benchmark"},
     "data/overlap": TEXTS | {"describe", "plot", "report", "summarize"},
     "data/split": TOKENS,
     "data/texts": TOKENS,
-    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"measure_error"} | {"check_study"},
+    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"check_study", "measure_error"},
     "data/wording": TOKENS | {"describe"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
     "methods/with_model": {"quantize_with_model"},
     "workflow/tracking": set(),  # what it says is what counts
-    "comparison/verdicts": {"answer_questions", "pick", "plot", "report"} | {"check_study"},
+    "comparison/verdicts": {"answer_questions", "check_study", "pick", "plot", "report"},
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
