@@ -16,8 +16,10 @@ from snakemake.utils import update_config
 
 from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidence, layer_errors
 from quant.comparison.correlation import rank_correlation
+from quant.comparison.paired import detectable
 from quant.comparison.pairs import differing_keys, library, pairs_alike_but
 from quant.comparison.questions import QUESTIONS, ask
+from quant.comparison.verdicts import difference_of, family
 from quant.report.figures import questions
 from quant.report.figures.style import to_svg
 from quant.workflow import configuration
@@ -37,7 +39,7 @@ def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evid
     """What a study of this configuration might have measured: every pair differs by `delta` with that corrected p."""
     methods, datasets = config["study"]["methods"], config["study"]["datasets"]
     recipes = {method: config["methods"][method] for method in methods}
-    numbers = {"delta_nll": delta, "delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01, "p": p,
+    numbers = {"delta_nll": delta, "delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01,
                "p_holm": p, "detectable": 0.02, "sequences": 32}  # fmt: skip
     pairs = [
         {"model": "m", "dataset": dataset, "method_a": a, "method_b": b, **numbers}
@@ -73,6 +75,20 @@ def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evid
 
 def answers(found: Evidence) -> dict[str, Answered]:
     return {answered.anchor: answered for answered in ask(found)}
+
+
+def test_a_questions_own_pairs_are_its_family() -> None:
+    """However many pairs the study has: 36 here, of which the question asks of 5."""
+    found = evidence(configuration.load(DEFAULT, SCHEMA), -0.02, 0.36)
+    error = 0.005
+    found = found._replace(comparisons=found.comparisons.assign(p=0.01 * 0.9, error=error))
+    answered = answers(found)["praq"]
+    pairs = len(answered.pairs)
+    assert 1 < pairs < len(found.comparisons) == 36
+    assert [row["p_holm"] for row in answered.pairs] == pytest.approx([0.009 * pairs] * pairs)
+    assert answered.outcome != "no difference shown"
+    assert answered.pairs[0]["detectable"] == pytest.approx(detectable(error, 32, pairs))
+    assert family([difference_of(row) for row in found.comparisons.itertuples()])[0].p == pytest.approx(0.009 * 36)
 
 
 @pytest.mark.parametrize("anchor", BY_ANCHOR)

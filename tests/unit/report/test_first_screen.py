@@ -18,7 +18,7 @@ from quant.comparison.untried import RECIPES, idea
 from quant.recipe.keys import defaults
 from quant.report.page import spans
 from quant.report.sections.models import deploy
-from quant.report.tables import PAIR_HEADINGS, summary_table
+from quant.report.tables import OWN_PAIRS, pair_headings, summary_table
 from tests.unit.comparison.test_questions import configured
 from tests.unit.report.test_report import DELTAS, HOSTILE, PAIRS, chromium, needs_chromium, page, summary
 
@@ -108,7 +108,7 @@ def test_what_was_not_asked_is_one_folded_list_with_the_command_that_adds() -> N
 
 def test_p_and_what_could_be_seen_are_explained_under_every_table_of_pairs() -> None:
     text = page(summary(DELTAS), PAIRS)
-    assert text.count("could be seen: " + dict(PAIR_HEADINGS)["could be seen"]) == text.count(
+    assert text.count("could be seen: " + dict(pair_headings(OWN_PAIRS))["could be seen"]) == text.count(
         '<table class="data pairs"'
     ) + text.count('<table class="data answer"')
 

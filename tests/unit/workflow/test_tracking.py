@@ -158,7 +158,7 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
-    "comparison/paired": TABLES | {"check_mse", "plot", "report", "synthetic_benchmark"},
+    "comparison/paired": TABLES | {"check_mse", "check_study", "pick", "plot", "report", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES | QUANTIZERS | MEASURES | {"check_study", "measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml

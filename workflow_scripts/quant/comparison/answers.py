@@ -1,7 +1,8 @@
 """How each research question is answered from what a study measured.
 
 A question about methods is asked of every two that are alike but for one choice; verdicts come from paired p-values
-corrected for all pairs (Holm), never from the numbers alone.
+corrected for the question's own pairs (Holm), never from the numbers alone: what a study compares besides hides nothing
+that a question shows.
 """
 
 import math
@@ -23,6 +24,7 @@ from quant.comparison.verdicts import (
     Difference,
     difference_of,
     difference_words,
+    family,
     increase,
     p_words,
     pair_difference,
@@ -106,14 +108,21 @@ def of_pairs(
     """Answers by every pair that the finders give, each group of pairs under its label."""
 
     def answer(evidence: Evidence, answered: Answered) -> None:
+        places, found = [], []
         for dataset in evidence.datasets:
-            rows, differences = [], []
             for label, find in groups.items():
                 for first, second in find(evidence.recipes):
-                    found = pair_difference(evidence.comparisons, evidence.model, dataset, first, second)
-                    if found is not None:
-                        differences.append(found)
-                        rows.append(pair_row(label, first, second, dataset, found))
+                    one = pair_difference(evidence.comparisons, evidence.model, dataset, first, second)
+                    if one is not None:
+                        places.append((label, first, second, dataset))
+                        found.append(one)
+        pairs = [(pair_row(*place, one), one) for place, one in zip(places, family(found), strict=True)]
+        for dataset in evidence.datasets:
+            rows, differences = [], []
+            for row, one in pairs:
+                if row["dataset"] == dataset:
+                    rows.append(row)
+                    differences.append(one)
             if not rows:
                 continue
             outcomes = [row["outcome"] for row in rows]
@@ -152,17 +161,19 @@ def cost(evidence: Evidence, answered: Answered) -> None:
         for name, recipe in evidence.recipes.items()
         if all(recipe.get(key) == value for key, value in plain.items())
     ]
+    table = evidence.summary[evidence.summary.dataset.isin(evidence.datasets) & evidence.summary.method.isin(methods)]
+    found = dict(zip(table.index, family(list(map(difference_of, table.itertuples()))), strict=True))
     for dataset in evidence.datasets:
-        rows = evidence.summary[(evidence.summary.dataset == dataset) & evidence.summary.method.isin(methods)]
-        for row in rows.sort_values("delta_nll", ascending=False).itertuples():
-            found = difference_of(row)
-            answered.pairs.append(pair_row("against the original", row.method, ORIGINAL, dataset, found))
+        rows = table[table.dataset == dataset].sort_values("delta_nll", ascending=False)
+        for row in rows.itertuples():
+            one = found[row.Index]
+            answered.pairs.append(pair_row("against the original", row.method, ORIGINAL, dataset, one))
             answered.lines.append(
                 f"On {dataset}, {row.method}: perplexity {number(row.ppl, 2)}, {percent(increase(row))} "
-                f"({quality(increase(row))}); {difference_words(row.method, 'the original', found)}."
+                f"({quality(increase(row))}); {difference_words(row.method, 'the original', one)}."
             )
         if len(rows) and answered.outcome == NO_ANSWER:
-            answered.outcome = judge([difference_of(row).outcome for row in rows.itertuples()])
+            answered.outcome = judge([found[i].outcome for i in rows.index])
             least, most = rows.delta_nll.idxmin(), rows.delta_nll.idxmax()
             ends = [
                 f"{percent(increase(rows.loc[i])).lstrip('+')} ({rows.method[i]})" for i in dict.fromkeys((least, most))

@@ -23,7 +23,7 @@ RESAMPLES_PER_COMPARISON = (
 )
 COLUMNS = [
     *("model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"),
-    *("p", "p_holm", "detectable"),
+    *("p", "error", "p_holm", "detectable"),
 ]
 
 
@@ -107,10 +107,10 @@ def detectable(error: float, sequences: int, comparisons: int) -> float:
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows (p, error, sequences, …) that are one family, with p_holm and detectable in place of error."""
+    """Rows (p, error, sequences, …) that are one family, with p_holm and detectable."""
     size = int(frame["p"].notna().sum())
     seen = [detectable(row.error, row.sequences, size) for row in frame.itertuples()]
-    return frame.assign(p_holm=holm(frame["p"]), detectable=np.array(seen, dtype=float)).drop(columns="error")
+    return frame.assign(p_holm=holm(frame["p"]), detectable=np.array(seen, dtype=float))
 
 
 def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) -> Difference:
@@ -134,7 +134,7 @@ def comparison_table(groups: Sequence[dict[str, dict[str, Any]]], resamples: int
     total = sum(len(group) * (len(group) - 1) // 2 for group in groups)
     resamples = max(resamples, RESAMPLES_PER_COMPARISON * total)
     rows = [row for group in groups for row in _group_rows(group, resamples, seed)]
-    return corrected(pd.DataFrame(rows, columns=[*COLUMNS[:9], "error"]))
+    return corrected(pd.DataFrame(rows, columns=COLUMNS[:-2]))
 
 
 def _group_rows(evaluations: dict[str, dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:

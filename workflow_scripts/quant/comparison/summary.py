@@ -14,15 +14,15 @@ from quant.data.overlap import text_columns
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A model's method on a data set, in the order of the columns; p_holm and detectable follow in place of error.
+    """A model's method on a data set, in the order of the columns; p_holm and detectable follow.
 
     bits_per_weight: of the quantised linears, which hold quantized_share of the model's numbers; file_bits_per_weight:
     of the whole file, by all of them.
     nll, delta_nll and kl with their 95 % intervals: nats per token; kl and top1_agreement over kl_tokens predictions;
-    sizes: 10⁶ bytes; tokens_per_s of the evaluation; quantize_s: seconds; compression: how many times smaller than the
-    original; recipe, versions: JSON; p: of no difference from the original, NaN for itself; error: delta_nll's standard
-    error. seen_share: of the data set's text, how much has been seen in calibration; calibration_sequences and _tokens:
-    that the method learnt from, if from any.
+    sizes: 10⁶ bytes; tokens_per_s of the evaluation, quantize_s in seconds; compression: how many times smaller than
+    the original; recipe, versions: JSON; p: of no difference from the original, NaN for itself; error: delta_nll's
+    standard error. seen_share: of the data set's text, how much has been seen in calibration; calibration_sequences and
+    _tokens: that the method learnt from, if from any.
     """
 
     model: str

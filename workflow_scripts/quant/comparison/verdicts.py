@@ -4,11 +4,13 @@ Signs: every delta_nll is first minus second in nats per token, so that below 0 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from quant.comparison.numbers import LEVEL, QUALITY_BANDS, interval, number, percent, signed
+from quant.comparison.paired import detectable, holm
 
 ORIGINAL = "original"
 
@@ -22,7 +24,8 @@ class Answer(NamedTuple):
 
 class Difference(NamedTuple):
     """A paired difference in nats per token with its 95 % interval over so many sequences, its p corrected for the
-    number of comparisons (None: by the interval alone), and the smallest difference that could have been seen."""
+    number of comparisons in its family (None: by the interval alone), the smallest difference that could have been
+    seen, and what another family's correction starts from: its own p, and its standard error."""
 
     delta: float
     low: float
@@ -30,6 +33,8 @@ class Difference(NamedTuple):
     sequences: int
     p: float | None = None
     detectable: float = math.nan
+    own_p: float | None = None
+    error: float = math.nan
 
     @property
     def outcome(self) -> str:
@@ -53,8 +58,22 @@ class Difference(NamedTuple):
 def difference_of(row: Any) -> Difference:
     """From a row of comparisons.csv, summary.csv or sensitivity.csv."""
     p = getattr(row, "p_holm", None)
+    own = getattr(row, "p", None)
     return Difference(row.delta_nll, row.delta_nll_low, row.delta_nll_high, int(row.sequences),
-                      None if p is None or pd.isna(p) else p, getattr(row, "detectable", math.nan))  # fmt: skip
+                      None if p is None or pd.isna(p) else p, getattr(row, "detectable", math.nan),
+                      None if own is None or pd.isna(own) else own, getattr(row, "error", math.nan))  # fmt: skip
+
+
+def family(found: Sequence[Difference]) -> list[Difference]:
+    """Differences corrected for one another and no others, wherever they were taken from; as they are where one has no
+    p of its own."""
+    own = [one.own_p for one in found]
+    if any(p is None for p in own):
+        return list(found)
+    return [
+        one._replace(p=float(p), detectable=detectable(one.error, one.sequences, len(found)))
+        for one, p in zip(found, holm([p for p in own if p is not None]), strict=True)
+    ]
 
 
 def difference_in(row: dict[str, Any]) -> Difference:

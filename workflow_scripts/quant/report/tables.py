@@ -72,17 +72,25 @@ def _summary_row(row: Any, several: list[str], colours: dict[str, str], span: Sp
 
 VERDICTS = {"better": "first is better", "worse": "second is better", "none": "no difference shown",
             "identical": "identical", "unknown": "no interval"}  # fmt: skip
-PAIR_HEADINGS = [
-    ("delta_nll", "first minus second, nats per token, with its 95 % interval"),
-    ("p", "the chance of so large a difference if there were none, corrected for the number of comparisons (Holm)"),
-    ("could be seen", "a true difference of this size would be shown half of the time"),
-    ("verdict", "by the corrected p, at 5 %"),
-]
-PAIR_NOTE = "; ".join(f"{name}: {words}" for name, words in PAIR_HEADINGS[1:3]) + "."
+ALL_PAIRS, OWN_PAIRS = "all pairs of methods of this study", "this question's own pairs"
+
+
+def pair_headings(family: str) -> list[tuple[str, str]]:
+    """Of difference_cells; family: what the p is corrected for."""
+    return [
+        ("delta_nll", "first minus second, nats per token, with its 95 % interval"),
+        ("p", f"the chance of so large a difference if there were none, corrected for {family} (Holm)"),
+        ("could be seen", "a true difference of this size would be shown half of the time"),
+        ("verdict", "by the corrected p, at 5 %"),
+    ]
+
+
+def pair_note(family: str) -> str:
+    return "; ".join(f"{name}: {words}" for name, words in pair_headings(family)[1:3]) + "."
 
 
 def difference_cells(found: Difference, span: Span | None = None, digits: int = 4) -> list[Cell]:
-    """Under PAIR_HEADINGS."""
+    """Under pair_headings."""
     p = Cell(p_words(found.p).removeprefix("p ") or "–", sortable(found.p), css="num")
     verdict = VERDICTS[found.outcome]
     return [
@@ -108,8 +116,8 @@ def pairs_table(comparisons: pd.DataFrame, colours: dict[str, str]) -> Table:
         [*(Cell(name, name, colours.get(name, "")) for name in names), *difference_cells(found, span)]
         for (found, names), span in zip(ordered, drawn, strict=True)
     ]
-    columns = [("first", "the method with the lower NLL"), ("second", ""), *PAIR_HEADINGS]
-    return Table("pairs", columns, rows, PAIR_NOTE)
+    columns = [("first", "the method with the lower NLL"), ("second", ""), *pair_headings(ALL_PAIRS)]
+    return Table("pairs", columns, rows, pair_note(ALL_PAIRS))
 
 
 def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> Table:
@@ -121,7 +129,8 @@ def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> 
         where = [Cell(row["dataset"], row["dataset"])] if several else []
         rows.append([Cell(row["group"], row["group"]), *names, *where, *difference_cells(found, span)])
     where = [("data set", "")] if several else []
-    return Table("answer", [("what", ""), ("first", ""), ("second", ""), *where, *PAIR_HEADINGS], rows, PAIR_NOTE)
+    columns = [("what", ""), ("first", ""), ("second", ""), *where, *pair_headings(OWN_PAIRS)]
+    return Table("answer", columns, rows, pair_note(OWN_PAIRS))
 
 
 def values_table(values: list[dict[str, Any]], colours: dict[str, str]) -> Table:
