@@ -148,11 +148,13 @@ def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], o
     main(arguments)
 
 
-def snakemake(folder: Path, *arguments: str, config: str | None = "tiny.yaml") -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake in a clone as a user would, but for the seconds that its imports take."""
+def snakemake(
+    folder: Path, *arguments: str, config: str | None = "tiny.yaml", fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a clone as a user would, but for the seconds that its imports take; fresh: those too."""
     overlay = ["--configfile", config] if config else []
     command = [*arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
-    if "pytest" not in sys.modules:  # a fork would run a plain script once more
+    if fresh or "pytest" not in sys.modules:  # a fork would run a plain script once more
         plain = [sys.executable, "-m", "snakemake", *command]
         return subprocess.run(plain, cwd=folder, capture_output=True, text=True, check=False)
     with tempfile.TemporaryDirectory() as said:

@@ -30,6 +30,8 @@ RULES = [
 ASKED = {
     "collect_noisy": "tiny/calibration/n12-s42/noisy-0.05x3.safetensors",
     "collect_jacobian": "tiny/calibration/n12-s42/jacobian.safetensors",
+    "collect_end_loss": "tiny/calibration/n12-s42/end_loss-1.safetensors",
+    "quantize_with_model": "tiny/streamed/quantize.json",
     "pick": "best/choice.json",
     "export": "tiny/rtn_g/export/dense/export.json",
     "export_gguf": "half/blocks/export/gguf/export.json",
@@ -112,7 +114,10 @@ def asked_overlay(folder: Path) -> None:
     overlay = tiny.OVERLAY | {
         "models": tiny.OVERLAY["models"]
         | {"half": {"source": {"directory": "inputs/half"}}, "wheel": {"source": {"gguf": gguf}}},
-        "methods": {"blocks": {"group_size": 32, "symmetric": True}},
+        "methods": {
+            "blocks": {"group_size": 32, "symmetric": True},
+            "streamed": {"inputs": "sequential", "rounding": "gptq", "tune": {"epochs": 1}},
+        },
         "choose": {"max_bits_per_weight": 7},
     }
     tiny.write_overlay(folder, overlay)

@@ -357,7 +357,7 @@ class TestScripts:
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99.0\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        done = tiny.snakemake(study, "--dry-run", "results/report.html")
+        done = tiny.snakemake(study, "--dry-run", "results/report.html", fresh=True)
         assert tiny.pending_in(done.stdout + done.stderr) == following(set().union(*map(script_jobs, rules)))
 
 

@@ -188,7 +188,8 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "objective": ("praq", *SEARCHED),
     "scope": ("shared", *SEARCHED),
     "residual": (True, "moment", {"jacobian"}),
-    "plain_share": (0.5, "moment", {"jacobian"}),
+    "plain_share": (0.5, "moment", {"jacobian", "end_loss"}),
+    "parts": (4, "moment", {"end_loss"}),
     "correction": (0.5, "inputs", {"sequential"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
@@ -212,10 +213,11 @@ def test_keys_without_effect_are_refused(key: str) -> None:
     assert DEFAULTS[other] not in effective
     for choice in valid:
         entry = {key: value, other: choice}
-        if choice in effective:  # jacobian needs a part that reads the moment
+        reader = {"salience": "l1"} if other == "moment" else {}  # a part that reads the moment
+        if choice in effective:
             loaded({"m": {"salience": "l1"} | entry})
             continue
-        text = refusal({"m": entry})
+        text = refusal({"m": reader | entry})
         assert f"methods.m: {key} has no effect with {other}: {choice}" in text
         assert all(good in text for good in effective)
     assert key in loaded({"m": {key: DEFAULTS[key]}})["methods"]["m"], "what is the default anyway does no harm"
