@@ -66,7 +66,7 @@ def settings(recipe: dict[str, Any], calibrated: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in recipe.items()
-        if has_effect(key, recipe) and key != "n_calib" and (key != "seed" or drawn)
+        if has_effect(key, recipe) and recipe[key] is not None and key != "n_calib" and (key != "seed" or drawn)
     }
 
 
