@@ -13,6 +13,8 @@ import yaml
 
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
+
 EVALUATION = "results/tiny/rtn_g/evaluation/heldout.json"
 MODULE = """
 configfile: "mine.yaml"

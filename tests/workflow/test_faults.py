@@ -288,6 +288,7 @@ def test_a_damaged_artifact_is_named_with_what_rebuilds_it(copy: Path, name: str
         assert lines and str(relative) in lines[0] and f"rebuild it: snakemake --cores 1 --force {relative}" in lines[0]
 
 
+@pytest.mark.slow
 def test_what_another_model_made_is_refused_though_its_time_stamp_is_fresh(copy: Path) -> None:
     """Statistics, tokens and a checkpoint of another model put in the place of this one's."""
     overlay = json.loads(json.dumps(tiny.OVERLAY))

@@ -9,6 +9,8 @@ import yaml
 from quant.files.csv_tables import read_table
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
+
 SHARED = {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared"}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": SHARED,

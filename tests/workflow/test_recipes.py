@@ -10,6 +10,8 @@ import yaml
 from quant.files.csv_tables import read_table
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
+
 # one is called like a number
 METHODS: dict[str, dict[str, Any]] = {
     "widths": {"salience": "l2", "bits": [3, 4]},

@@ -56,6 +56,7 @@ def test_a_copy_is_refused_before_the_long_jobs(project: Path) -> None:
         assert not (project / "results/tiny" / name).exists()
 
 
+@pytest.mark.slow
 def test_what_was_seen_is_said_where_it_was_asked_for(project: Path) -> None:
     """And one text is then used whole for both."""
     done = tiny.snakemake(project, "results/report.html", config=write(project, "long", allow_overlap=True))
