@@ -175,7 +175,7 @@ def test_a_llama_with_grouped_queries(environments: Path, tmp_path: Path) -> Non
         tmp_path / "folds.safetensors",
         tmp_path / "tokens.safetensors",
         environments / "autoawq",
-        {"fingerprint": "its own", "linears": linears},
+        {"fingerprint": "its own", "linears": linears, "left": {}},
         {"algorithm": "autoawq", "bits": 4, "clip": False, "group_size": 64, "n_calib": 8, "seed": 0},
         "cpu",
         48,
