@@ -41,16 +41,22 @@ def nearest_of(found: Any, valid: list[Any]) -> str:
     return "valid: " + ", ".join("null" if item is None else str(item) for item in valid)
 
 
+def quoted(found: Any) -> str:
+    """As it stands in a message: its beginning, where it is long."""
+    said = repr(found)
+    return said if len(said) < 80 else said[:77] + "..."
+
+
 def explain(error: ValidationError) -> str:
     """One line for a schema violation: where, what was found, what to write instead."""
     where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    found = repr(error.instance) if len(repr(error.instance)) < 80 else repr(error.instance)[:77] + "..."
+    found = quoted(error.instance)
     match error.validator:
         case "additionalProperties":
             valid = sorted(error.schema["properties"])
             key = next(key for key in error.instance if key not in error.schema["properties"])
             owner = error.schema.get("title") if error.absolute_path else None
-            found = f"{owner} has no {key!r}" if owner else f"unknown key {key!r}"
+            found = f"{owner} has no {quoted(key)}" if owner else f"unknown key {quoted(key)}"
             return f"{where}: {found}; {nearest_of(key, valid)}"
         case "enum":
             return f"{where}: {found}; {nearest_of(error.instance, error.validator_value)}"
