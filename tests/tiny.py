@@ -136,16 +136,21 @@ FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter",
 
 
 def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], outputs: list[Path]) -> None:
-    """Snakemake's command in this process, what it says on stdout and stderr in files."""
+    """Snakemake's command in this process, what it says on stdout and stderr in files, and how it exits in a third: of
+    two forks at once, multiprocessing may tell the status of one to neither."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    for stream, output in enumerate(outputs, 1):
+    for stream, output in enumerate(outputs[:2], 1):
         with output.open("w") as file:
             os.dup2(file.fileno(), stream)
     from snakemake.cli import main
 
-    main(arguments)
+    try:
+        main(arguments)
+    except SystemExit as exited:
+        outputs[2].write_text(str(exited.code or 0))
+        raise
 
 
 def snakemake(
@@ -158,11 +163,12 @@ def snakemake(
         plain = [sys.executable, "-m", "snakemake", *command]
         return subprocess.run(plain, cwd=folder, capture_output=True, text=True, check=False)
     with tempfile.TemporaryDirectory() as said:
-        outputs = [Path(said, name) for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=_run_here, args=(folder, command, dict(os.environ), outputs))
+        *outputs, status = (Path(said, name) for name in ("stdout", "stderr", "status"))
+        process = FORKS.Process(target=_run_here, args=(folder, command, dict(os.environ), [*outputs, status]))
         process.start()
         process.join()
-        return subprocess.CompletedProcess(command, process.exitcode or 0, *(path.read_text() for path in outputs))
+        code = int(status.read_text()) if status.is_file() else process.exitcode or 1
+        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
 
 
 def dry_run(folder: Path, config: str | Path = "tiny.yaml") -> tuple[int, str]:
