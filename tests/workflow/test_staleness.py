@@ -337,6 +337,7 @@ class TestScripts:
             (
                 "scipy",
                 [
+                    "check_study",
                     "summarize",
                     "summarize_sensitivity",
                     "answer_questions",
