@@ -31,7 +31,13 @@ def project(tmp_path: Path) -> Path:
 
 
 def make(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"MODEL": "of another program", "TEXT": "too", "IN": "nowhere"}
+    # what `make test` tells makes below it of itself is no part of what a user's shell holds
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    }
+    environment = own | {"MODEL": "of another program", "TEXT": "too", "IN": "nowhere"}
     return subprocess.run(["make", *arguments], cwd=project, env=environment, capture_output=True, text=True)
 
 
