@@ -9,22 +9,25 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
 from quant.models import quantised, sources, tokenizers
-from quant.models.experts import held
+from quant.models.experts import held, unrolling
 from quant.models.linears import all_linears, decoder_blocks, left_alone
 from quant.models.minicpm import granite_config
 from quant.models.native import as_native, empty_model, native_object, text_part, text_tensors
 from quant.models.notes import called, packs
 from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
 
@@ -154,16 +157,16 @@ def check_model(
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
     record = {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
-    return config, tensors, model.unrolled.written.metadata(), record
+    return config, tensors, unrolling(model).written.metadata(), record
 
 
-def why_unpacked(model: nn.Module, linears: dict[str, int]) -> dict[str, str]:
+def why_unpacked(model: "PreTrainedModel", linears: dict[str, int]) -> dict[str, str]:
     """Why a packed checkpoint of this model is read by nobody: on any grid, or on an asymmetric one; {} where it is.
 
     The model is of no use afterwards.
     """
-    if model.unrolled.written.pieces:
-        name, piece = next(iter(model.unrolled.written.pieces.items()))
+    if pieces := unrolling(model).written.pieces:
+        name, piece = next(iter(pieces.items()))
         how = "the other way round" if name == piece.whole else f"as a part of {piece.whole}"
         return {"any": f"transformers holds {name} {how}, and loads no packed weights there"}
     other = next((name for name in linears if type(model.get_submodule(name)).__name__ != "Linear"), None)
@@ -177,7 +180,7 @@ def why_unpacked(model: nn.Module, linears: dict[str, int]) -> dict[str, str]:
     return {}
 
 
-def native_model(native: Any, tensors: dict[str, Tensor], where: str) -> tuple[nn.Module, dict[str, Tensor]]:
+def native_model(native: Any, tensors: dict[str, Tensor], where: str) -> tuple["PreTrainedModel", dict[str, Tensor]]:
     """The empty model and the tensors as its own; of a multimodal checkpoint, those of its text model."""
     model = empty_model(native, len(tensors), where)
     found = as_native(tensors, model, where)
@@ -196,7 +199,7 @@ def native_model(native: Any, tensors: dict[str, Tensor], where: str) -> tuple[n
     return alone, short
 
 
-def normalised(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+def normalised(model: "PreTrainedModel", config: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model as transformers reads it, every value in it."""
     native = model.config
     entries = json.loads(native.to_json_string(use_diff=False))

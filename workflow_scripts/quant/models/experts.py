@@ -9,7 +9,7 @@ weights lie the other way round.
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from quant.errors import InputError
 from quant.files.pieces import Piece, Wholes
 from quant.models.unrolled import DOWN, Layout, Repeated, Routed, RoutedOrKept, Sorted, Unrolled
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # of experts that do not say themselves how they lie in memory: has_bias, is_transposed, is_concatenated
 LAID = {"Llama4TextExperts": (False, True, True), "LongcatFlashExperts": (False, False, True)}
 # one linear an expert, over sorted tokens: whether their weights are transposed, [experts, in, out]
 SORTED = {"JetMoeParallelExperts": False, "AriaGroupedExpertsGemm": True}
-CALLED: dict[str, type] = dict.fromkeys(SORTED, Sorted)  # others are Routed
+CALLED: dict[str, type[Unrolled]] = dict.fromkeys(SORTED, Sorted)  # others are Routed
 CALLED |= {"Llama4TextExperts": Repeated, "LongcatFlashExperts": RoutedOrKept}
 
 
@@ -62,7 +65,7 @@ def unknown(module: nn.Module) -> InputError:
     )
 
 
-def layout_of(model: nn.Module, path: str, experts: nn.Module) -> Layout:
+def layout_of(model: "PreTrainedModel", path: str, experts: nn.Module) -> Layout:
     """How an experts module lies in memory, and what transformers calls the linears of an expert when it writes them
     one by one; refuses a layout that is not known."""
     keys = ("has_bias", "is_transposed", "is_concatenated")
@@ -73,7 +76,8 @@ def layout_of(model: nn.Module, path: str, experts: nn.Module) -> Layout:
     else:
         raise unknown(experts)
     gated = getattr(experts, "has_gate", True)
-    whole = Layout("gate_proj" if gated else None, "up_proj", "down_proj", *laid, whole=True)
+    has_bias, transposed, concatenated = laid
+    whole = Layout("gate_proj" if gated else None, "up_proj", "down_proj", has_bias, transposed, concatenated, True)
     sizes = {name: getattr(experts, name).shape for name in (whole.first, DOWN)}
     own = {name for name, _ in experts.named_parameters(recurse=False)}
     known = {*sizes, *(f"{name}_bias" for name in sizes if whole.has_bias)}
@@ -86,7 +90,7 @@ def layout_of(model: nn.Module, path: str, experts: nn.Module) -> Layout:
 
 
 def written_names(
-    model: nn.Module, path: str, counts: dict[str, int], whole: Layout
+    model: "PreTrainedModel", path: str, counts: dict[str, int], whole: Layout
 ) -> tuple[str | None, str, str] | None:
     """What transformers calls an expert's gate, up and down in a file; None where it writes them whole. counts: experts
     in each parameter."""
@@ -122,10 +126,11 @@ def pieces_of(path: str, module: nn.Module, layout: Layout) -> Iterator[tuple[st
                 if leaf is None:
                     continue
                 name = f"{path}.{index}.{leaf}"
-                rows = {} if parameter == DOWN else layout.rows(leaf, n_out)
-                yield f"{name}.weight", Piece(f"{path}.{parameter}", index, transposed=layout.transposed, **rows)
+                rows = slice(None) if parameter == DOWN else layout.rows(leaf, n_out)
+                place = index, rows.start or 0, rows.stop, rows.step or 1
+                yield f"{name}.weight", Piece(f"{path}.{parameter}", *place, layout.transposed)
                 if layout.has_bias:
-                    yield f"{name}.bias", Piece(f"{path}.{parameter}_bias", index, **rows)
+                    yield f"{name}.bias", Piece(f"{path}.{parameter}_bias", *place)
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -148,9 +153,9 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     owner._modules[name.rpartition(".")[2]] = module
 
 
-def unroll(model: nn.Module) -> nn.Module:
+def unroll(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model with every expert's linears, and every Conv1D, as an nn.Linear of its own; their weights are views of
-    what was there. `model.unrolled` says of what."""
+    what was there. `unrolling` says of what."""
     from transformers.pytorch_utils import Conv1D
 
     found = {path: module for path, module in held(model).items() if not isinstance(module, Unrolled)}
@@ -164,7 +169,7 @@ def unroll(model: nn.Module) -> nn.Module:
     for path, module in found.items():
         kind = type(module).__name__
         if kind in SORTED:
-            n, weight = len(module.weight), f"{path}.weight"
+            n, weight = len(module.get_parameter("weight")), f"{path}.weight"
             pieces |= {f"{path}.{index}.weight": Piece(weight, index, transposed=SORTED[kind]) for index in range(n)}
         else:
             layout = layouts[type(module)]
@@ -174,25 +179,33 @@ def unroll(model: nn.Module) -> nn.Module:
     biases = {f"{path}.bias": model.get_parameter(f"{path}.bias") for path in turned}
     for path, module in found.items():
         own = {name.rpartition(".")[2] for name in values if name.rpartition(".")[0] == path}
-        module.num_experts = max(len(getattr(module, name)) for name in own)
-        kind = type(module)
+        n_experts, former = max(len(getattr(module, name)) for name in own), type(module)
         for name in own:
             del module._parameters[name]
-        if kind in layouts:
-            module.layout = layouts[kind]
-        module.__class__ = type(f"Unrolled{kind.__name__}", (CALLED.get(kind.__name__, Routed), kind), {})
-    for name, weight in views.items():
+        module.__class__ = type(f"Unrolled{former.__name__}", (CALLED.get(former.__name__, Routed), former), {})
+        assert isinstance(module, Unrolled)
+        module.num_experts = n_experts
+        if former in layouts:
+            module.layout = layouts[former]
+    for name, view in views.items():
         if name.endswith(".weight"):
             bias = f"{name.removesuffix('.weight')}.bias"
-            put(model, name.removesuffix(".weight"), linear(weight, views.get(bias, biases.get(bias))))
+            put(model, name.removesuffix(".weight"), linear(view, views.get(bias, biases.get(bias))))
     shapes = {piece.whole: tuple(values[piece.whole].shape) for piece in pieces.values()}
-    model.unrolled = Unrolling(Wholes(shapes, pieces), split)
+    vars(model)["unrolled"] = Unrolling(Wholes(shapes, pieces), split)
     return model
+
+
+def unrolling(model: nn.Module) -> Unrolling:
+    """What `unroll` made of a model."""
+    found: Unrolling = vars(model)["unrolled"]
+    return found
 
 
 def split(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Whole tensors of an unrolled model's experts as its own: views of them."""
-    pieces = model.unrolled.written.pieces | model.unrolled.split
+    made = unrolling(model)
+    pieces = made.written.pieces | made.split
     given = {piece.whole: tensors[piece.whole] for piece in pieces.values() if piece.whole in tensors}
     tensors = {name: value for name, value in tensors.items() if name not in given}
     for name, piece in pieces.items():
@@ -201,6 +214,6 @@ def split(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def routing(block: nn.Module) -> dict[str, Any]:
+def routing(block: nn.Module) -> dict[str, Unrolled]:
     """By name, the unrolled experts modules of a block."""
     return {name: module for name, module in block.named_modules() if isinstance(module, Unrolled)}

@@ -100,7 +100,7 @@ def refuse_unread(path: Path, reader: Any, config: Any, instead: str) -> None:
     """Refuses a file that says of its model what the config does not."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    taken = GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text"), {})
+    taken: Any = GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text"), {})
     for key, value in values(reader).items():
         expected = None
         if key in EXPECTED and taken.get(key) in (None, "head_dim"):

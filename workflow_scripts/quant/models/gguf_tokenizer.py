@@ -27,7 +27,7 @@ def merges_by_score(pieces: dict[str, float]) -> list[tuple[str, str]]:
     pieces: those that may be merged into. Of one piece's pairs the one with the shorter left part is first, as it is
     further left in a run of one character.
     """
-    pairs = []
+    pairs: list[tuple[float, int, str, str]] = []
     for piece, score in pieces.items():
         for at in range(1, len(piece)):
             left, right = piece[:at], piece[at:]

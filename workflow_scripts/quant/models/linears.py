@@ -2,6 +2,7 @@
 that choose experts."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -9,8 +10,11 @@ from torch import nn
 from quant.errors import InputError
 from quant.models.experts import routing, unroll
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def skeleton(checkpoint: Path) -> nn.Module:
+
+def skeleton(checkpoint: Path) -> "PreTrainedModel":
     """The model of a checkpoint directory with parameters on `meta` and buffers (rotary frequencies) in memory."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,7 +25,7 @@ def skeleton(checkpoint: Path) -> nn.Module:
     return unroll(model)
 
 
-def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder blocks: the one ModuleList as long as the configuration says there are layers, by
     num_hidden_layers or, where that counts a block's halves (LongCat), by num_layers."""
     config = model.config.get_text_config(decoder=True)
@@ -56,7 +60,7 @@ def linear_names(block: nn.Module) -> list[str]:
     return [name for name, module in block.named_modules() if isinstance(module, nn.Linear) and name not in left]
 
 
-def all_linears(model: nn.Module) -> dict[str, int]:
+def all_linears(model: "PreTrainedModel") -> dict[str, int]:
     """Every linear to quantise, by its full name, with the index of its block; embeddings and head are none of them."""
     prefix, blocks = decoder_blocks(model)
     found = {f"{prefix}.{i}.{name}": i for i, block in enumerate(blocks) for name in linear_names(block)}
@@ -67,7 +71,7 @@ def all_linears(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def left_alone(model: nn.Module, linears: dict[str, int], called: set[str] | None) -> dict[str, str]:
+def left_alone(model: "PreTrainedModel", linears: dict[str, int], called: set[str] | None) -> dict[str, str]:
     """Every other nn.Linear of the model and why it stays in 16 bit; called: names of those that a pass calls."""
     prefix, blocks = decoder_blocks(model)
     chosen = {f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in routers(block)}

@@ -5,15 +5,20 @@ import json
 import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.errors import InputError
 from quant.models import experts, sources
-from quant.models.experts import unroll
+from quant.models.experts import unroll, unrolling
 from quant.models.linears import decoder_blocks
 from quant.models.sources import one_line
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from transformers import PreTrainedModel
 
 # encoders with a causal head that only is_decoder makes causal; others mark their attention with is_causal
 BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
@@ -60,7 +65,7 @@ def text_part(native: Any) -> Any | None:
     return text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and type(text) is not type(native) else None
 
 
-def empty_model(native: Any, n_tensors: int, where: str) -> nn.Module:
+def empty_model(native: Any, n_tensors: int, where: str) -> "PreTrainedModel":
     """The native causal language model that a configuration describes, without weights, its experts unrolled."""
     from accelerate import init_empty_weights
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
@@ -82,7 +87,7 @@ def empty_model(native: Any, n_tensors: int, where: str) -> nn.Module:
     return unroll(model)
 
 
-def looks_ahead(model: nn.Module) -> bool:
+def looks_ahead(model: "PreTrainedModel") -> bool:
     """Whether an attention within the decoder blocks is not causal (BERT under its causal head, a cross-attention)."""
     if model.config.model_type in BOTH_WAYS and not getattr(model.config, "is_decoder", False):
         return True
@@ -93,7 +98,7 @@ def looks_ahead(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", True) is False for module in blocks.modules())
 
 
-def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[str, Tensor]:
+def as_native(tensors: dict[str, Tensor], model: "PreTrainedModel", where: str) -> dict[str, Tensor]:
     """A file's tensors as those of an unrolled model: renamed, fused and split by transformers' own conversion, in
     the type that they have; those of no place in the model keep their names."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -106,7 +111,7 @@ def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    whole = wanted | dict.fromkeys(model.unrolled.fused())  # what a conversion may lead to
+    whole = wanted | dict.fromkeys(unrolling(model).fused())  # what a conversion may lead to
     prefix = model.base_model_prefix
     found: dict[str, Tensor] = {}
     pending: dict[str, WeightConverter] = {}
@@ -120,7 +125,7 @@ def as_native(tensors: dict[str, Tensor], model: nn.Module, where: str) -> dict[
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, whole)
         if pattern is not None and (renamed in whole):
             entry = pending.setdefault(renamed, deepcopy(by_pattern[pattern]))
-            entry.add_tensor(renamed, name, pattern, tensors[name])
+            entry.add_tensor(renamed, name, pattern, cast("Future[Tensor]", tensors[name]))  # it takes either
         else:
             _put(found, plain if plain in whole else name, tensors[name], where)
     for first, entry in pending.items():

@@ -7,7 +7,7 @@ refused.
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from quant.errors import InputError
 from quant.models.unrolled import Unrolled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class NotAChain(InputError):
@@ -71,7 +74,7 @@ class Note(nn.Module):
         if place is None and not args:
             raise NotAChain(f"decoder block {self.index} is called without hidden states")
         self.place = None if args else place
-        hidden = args[0] if args else kwargs.pop(place)
+        hidden = args[0] if place is None or args else kwargs.pop(place)
         self.args, self.kwargs, self.hidden = args[1:], kwargs, hidden
         before = self.notes[self.index - 1] if self.index else None
         if before is not None and (before.returned is None or not shares(hidden, before.returned)):
@@ -131,16 +134,17 @@ def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> None:
     raise NotAChain(f"its decoder blocks cannot be run one after another ({reason})")
 
 
-def called(model: nn.Module, blocks: nn.ModuleList) -> set[str] | None:
+def called(model: "PreTrainedModel", blocks: nn.ModuleList) -> set[str] | None:
     """Names within the model of the linears that a forward pass calls; None where it cannot be tried without weights.
 
     The model goes to `meta`. Raises NotAChain where its blocks are no chain.
     """
     ids = torch.zeros(1, 8, dtype=torch.int64, device="meta")
     names: set[str] = set()
+    whole: nn.Module = model
     hooks = [
         module.register_forward_hook(lambda module, args, out, name=name: names.add(name))
-        for name, module in model.to("meta").named_modules()
+        for name, module in whole.to("meta").named_modules()
         if isinstance(module, nn.Linear)
     ]
     # whoever traces a model may not read its masks' numbers either
@@ -157,7 +161,7 @@ def called(model: nn.Module, blocks: nn.ModuleList) -> set[str] | None:
     return names
 
 
-def packs(model: nn.Module, linears: Iterable[str]) -> bool:
+def packs(model: "PreTrainedModel", linears: Iterable[str]) -> bool:
     """Whether transformers starts a model whose linears hold packed weights in place of `weight`; the model, on `meta`,
     is of no use afterwards."""
     within = [name for name, module in model.named_modules() if isinstance(module, Unrolled)]
@@ -169,7 +173,7 @@ def packs(model: nn.Module, linears: Iterable[str]) -> bool:
     for path in within:
         setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], nn.Module())
     for module in model.modules():
-        module._is_hf_initialized = False
+        vars(module)["_is_hf_initialized"] = False
     try:
         model.initialize_weights()
     except AttributeError:

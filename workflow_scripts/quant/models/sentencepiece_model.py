@@ -30,6 +30,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 def message(data: bytes) -> Iterator[tuple[int, Any]]:
     """Field numbers and values: int, bytes, or four raw bytes of a float."""
     at = 0
+    value: int | bytes
     while at < len(data):
         key, at = varint(data, at)
         number, wire = key >> 3, key & 7
@@ -77,7 +78,7 @@ def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     }
     special = {name: tokens[index] for name, index in ids.items() if index < len(tokens)}
     prefix = bool(normalizer.get(3, 1))
-    before = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
+    before: list[normalizers.Normalizer] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):  # remove_extra_whitespaces
         before += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     kind = trainer.get(3, UNIGRAM)

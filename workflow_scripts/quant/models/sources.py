@@ -184,9 +184,10 @@ def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, list[st
         common = {"gguf_file": "model.gguf", "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **common)
         biases = gguf_hyperparameters.complete(config, reader)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, **common
         )
+        model, report = loaded
     missing = sorted(report["missing_keys"])
     zeros = [name for name in missing if biases and name.endswith(".bias")]
     for name in zeros:

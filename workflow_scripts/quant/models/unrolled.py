@@ -1,5 +1,6 @@
 """Experts modules whose experts are children of theirs, in the ways that transformers calls them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,39 +26,42 @@ class Layout(NamedTuple):
         """The parameter that holds gate and up."""
         return GATED if self.gate else PLAIN
 
-    def rows(self, leaf: str, n: int) -> dict[str, int]:
+    def rows(self, leaf: str, n: int) -> slice:
         """Which of the n output rows of the first parameter are gate's, or up's."""
         if self.gate is None:
-            return {}
-        second = int(leaf != self.gate)
+            return slice(None)
+        second = leaf != self.gate
         if not self.concatenated:
-            return {"start": second, "stride": 2}
-        return {"start": n // 2} if second else {"stop": n // 2}
+            return slice(int(second), None, 2)
+        return slice(n // 2, None) if second else slice(n // 2)
 
 
-class Unrolled:
+class Unrolled(nn.Module):
     """An experts module whose experts are its children, of the same results."""
 
     layout: Layout
     num_experts: int
+    act_fn: Callable[[Tensor], Tensor]
 
     def linears(self, index: int) -> list[tuple[str, nn.Linear]]:
         """An expert's, by their names within the module."""
-        return [(f"{index}.{leaf}", each) for leaf, each in self.get_submodule(str(index)).named_children()]
+        children = self.get_submodule(str(index)).named_children()
+        return [(f"{index}.{leaf}", each) for leaf, each in children if isinstance(each, nn.Linear)]
 
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Expert `index` on x [n, hidden]; rows [n]: which of the layer's tokens they are, for whoever watches."""
         expert = self.get_submodule(str(index))
         for linear in expert.children():
-            linear.rows = rows
+            vars(linear)["rows"] = rows
         up, down = getattr(expert, self.layout.up)(x), getattr(expert, self.layout.down)
         if self.layout.gate is None:
             return down(self.act_fn(up))
         gate = getattr(expert, self.layout.gate)(x)
-        if not hasattr(self, "_apply_gate"):
+        apply_gate = getattr(self, "_apply_gate", None)
+        if apply_gate is None:
             return down(self.act_fn(gate) * up)
         both = torch.cat([gate, up], -1) if self.layout.concatenated else torch.stack([gate, up], -1).flatten(-2)
-        return down(self._apply_gate(both))
+        return down(apply_gate(both))
 
     def tokens(self, given: Tensor, n: int) -> Tensor:
         """Of what the module is given first, the layer's n tokens [n, hidden]."""
@@ -83,6 +87,8 @@ class Routed(Unrolled):
 
 class RoutedOrKept(Routed):
     """The same, where those after the last one with weights return what they get (LongCat)."""
+
+    num_routed_experts: int
 
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         return x if index >= self.num_routed_experts else super().one(index, x, rows)
@@ -113,11 +119,13 @@ class Sorted(Unrolled):
     """One linear an expert, over tokens in the order of their experts (JetMoE, Aria): whose is padding is not known."""
 
     def linears(self, index: int) -> list[tuple[str, nn.Linear]]:
-        return [(str(index), self.get_submodule(str(index)))]
+        return [
+            (name, each) for name, each in self.named_children() if name == str(index) and isinstance(each, nn.Linear)
+        ]
 
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         linear = self.get_submodule(str(index))
-        linear.rows = rows
+        vars(linear)["rows"] = rows
         return linear(x)
 
     def forward(self, inputs: Tensor, sizes: Any) -> Tensor:

@@ -126,8 +126,8 @@ def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> 
     differences, rows = list(map(difference_in, pairs)), []
     for row, found, span in zip(pairs, differences, difference_spans(differences), strict=True):
         names = [Cell(row[key], row[key], colours.get(row[key], "")) for key in ("first", "second")]
-        where = [Cell(row["dataset"], row["dataset"])] if several else []
-        rows.append([Cell(row["group"], row["group"]), *names, *where, *difference_cells(found, span)])
+        place = [Cell(row["dataset"], row["dataset"])] if several else []
+        rows.append([Cell(row["group"], row["group"]), *names, *place, *difference_cells(found, span)])
     where = [("data set", "")] if several else []
     columns = [("what", ""), ("first", ""), ("second", ""), *where, *pair_headings(OWN_PAIRS)]
     return Table("answer", columns, rows, pair_note(OWN_PAIRS))

@@ -153,7 +153,7 @@ def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
         marker, x = (markers[row.method], row.delta_nll) if row.delta_nll < right else (CARETRIGHT, right)
         ax.plot(x, i, marker=marker, ms=8, color=colours[row.method], mec="white", clip_on=False)
         text = f"{signed(row.delta_nll)}  {interval(row.delta_nll_low, row.delta_nll_high)}"
-        ax.text(1.03, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+        ax.text(1.03, float(i), text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.axvline(0, color=INK, lw=1.2)
     ax.set_yticks(y, [short(method) for method in rows.method])
     ax.set(

@@ -140,7 +140,9 @@ def label_right(ax: Axes, labels: list[Label], colours: dict[str, str], leaders:
     """Names in a column at the right, near the height of their points and never on each other."""
     ax.autoscale_view()
     ax.autoscale(False)
-    height = ax.figure.get_size_inches()[1]
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    height = figure.get_size_inches()[1]
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = [to_axes.transform((label.x, label.y))[1] for label in labels]
     markers = method_markers(colours)

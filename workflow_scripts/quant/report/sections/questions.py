@@ -17,10 +17,9 @@ def answer_section(
     asked = answered["outcome"] != NO_ANSWER
     svg = figures.get(f"{model}/questions/{answered['anchor']}")
     alt = f"{answered['question']} {answered['verdict']}."
-    drawn = svg is not None and asked and (answered["pairs"] or answered["values"])
-    pictures = (
-        (Picture(data_uri("image/svg+xml", svg), alt, f"{model}. Its numbers: the table below."),) if drawn else ()
-    )
+    pictures: tuple[Picture, ...] = ()
+    if svg is not None and asked and (answered["pairs"] or answered["values"]):
+        pictures = (Picture(data_uri("image/svg+xml", svg), alt, f"{model}. Its numbers: the table below."),)
     tables = []
     if answered["pairs"]:
         tables.append((f"Paired differences: {answered['question']}", answer_pairs_table(answered["pairs"], colours)))
