@@ -88,7 +88,7 @@ class Arguments:
     @classmethod
     def of(cls, note: Note, known: dict[tuple[Any, ...], list[Tensor]], seen: dict[int, Any]) -> "Arguments":
         """Of a note; a tensor that an earlier batch had too is kept once."""
-        return cls(*(once(value, known, seen) for value in (note.args, note.kwargs)), note.place)
+        return cls(once(note.args, known, seen), once(note.kwargs, known, seen), note.place)
 
     def call(self, block: nn.Module, hidden: Tensor) -> Any:
         if self.place is not None:

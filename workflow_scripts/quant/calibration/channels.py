@@ -41,8 +41,6 @@ def input_of(linear: str, reads: Mapping[str, str]) -> str:
 
 def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
     """One linear's per-channel statistics."""
-    return Channels(
-        *(file.get(f"{input_of(name, reads)}.{key}", device) for key in OF_INPUT),
-        *(file.get(f"{name}.{key}", device) for key in OF_OUTPUT),
-        is_mlp=kind == "mlp",
-    )
+    x_abs, x_sq, x_mean = (file.get(f"{input_of(name, reads)}.{key}", device) for key in OF_INPUT)
+    z_mean, z_std, z_abs, act_abs = (file.get(f"{name}.{key}", device) for key in OF_OUTPUT)
+    return Channels(x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs, kind == "mlp")

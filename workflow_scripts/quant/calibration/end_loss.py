@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.notes import Note
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SPAN = 256  # labels
 AGAIN = 0.05  # of a block's output: what running it again may differ by
@@ -114,7 +117,8 @@ class Backward(Run):
 
     def _loss_gradient(self, hidden: Tensor, batch: Batch, more: int | None, generator: torch.Generator) -> Tensor:
         """∂ℓ/∂h [n, width, hidden] of the last block's output; ℓ summed over the real tokens."""
-        real, notes = list(self.blocks), []
+        real = list(self.blocks)
+        notes: list[Note] = []
         for index, block in enumerate(real):
             notes.append((Given if index + 1 == len(real) else Note)(block, index, notes))
             notes[-1].more = more
@@ -127,13 +131,14 @@ class Backward(Run):
             for row, (ids, length) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                 for note in notes:
                     note.forget()
-                last.given = hidden[row : row + 1].detach().requires_grad_()
+                last.given = given = hidden[row : row + 1].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = self.model(input_ids=ids[None].to(self._device), use_cache=False).logits[0, :length]
                     log_p = torch.log_softmax(logits.float(), dim=-1)
                     labels = drawn(log_p.detach(), generator)
                     (-log_p.gather(1, labels[:, None]).sum()).backward()
-                found[row] = last.given.grad[0]
+                assert given.grad is not None
+                found[row] = given.grad[0]
         finally:
             for index, block in enumerate(real):
                 self.blocks[index] = block
@@ -212,6 +217,7 @@ class Backward(Run):
                 if (out.detach() - before).float().norm() > AGAIN * before.float().norm():
                     raise InputError(f"{name}: gives another output when it is run again; use moment: plain")
                 out.backward(gradients[i])
+            assert hidden.grad is not None
             gradients[i] = hidden.grad
         for hook in hooks:
             hook.remove()
@@ -219,7 +225,7 @@ class Backward(Run):
         return {linear: own.results() for linear, own in sums.items()}
 
 
-def renamed(model: nn.Module, weights: tensorfile.TensorFile) -> dict[str, str]:
+def renamed(model: "PreTrainedModel", weights: tensorfile.TensorFile) -> dict[str, str]:
     """A head's weight that the file holds by another name, which transformers changes as it loads it (GPT-NeoX)."""
     head = model.get_output_embeddings()
     own = {name: value for name, value in model.state_dict(keep_vars=True).items() if value is head.weight}

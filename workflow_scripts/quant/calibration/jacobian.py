@@ -5,6 +5,7 @@ column k of W_down, an error δu_k by act(z_k)·δu_k. In a plain one, down(act(
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ from quant.models.architectures import Architecture, architecture_of
 from quant.models.compute import Compute
 
 
-def derivative(activation: nn.Module, z: Tensor) -> Tensor:
+def derivative(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """act'(z), elementwise."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         return torch.autograd.grad(activation(z).sum(), z)[0]
 
 
-def sensitivities(z: Tensor, u: Tensor | None, activation: nn.Module) -> dict[str, Tensor]:
+def sensitivities(z: Tensor, u: Tensor | None, activation: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Squared local Jacobians [n, intermediate] of the MLP's input linears: gate and up, or up alone in a plain MLP."""
     if u is None:
         return {"up": derivative(activation, z).square_()}
@@ -71,12 +72,17 @@ class MlpWatch:
     """Notes one batch's tensors at a block's MLP and adds them up once the block's output is known."""
 
     def __init__(
-        self, block: nn.Module, facts: Architecture, activation: nn.Module, residual: bool, device: str
+        self,
+        block: nn.Module,
+        facts: Architecture,
+        activation: Callable[[Tensor], Tensor],
+        residual: bool,
+        device: str,
     ) -> None:
         mlp = self._mlp = facts.mlp
         self._activation, self._residual = activation, residual
-        self._column = block.get_submodule(mlp.down).weight.float().square().sum(0)  # ‖W_down[:, k]‖²
-        self._batch: Batch | None = None
+        self._column = block.get_parameter(f"{mlp.down}.weight").float().square().sum(0)  # ‖W_down[:, k]‖²
+        self._batch: Batch  # that runs
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         # linears whose error goes straight to the residual
         self._writers = [facts.attention_output, mlp.down] if residual else []
@@ -84,6 +90,7 @@ class MlpWatch:
         self.sums = {}
         for name in names:
             linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
             self.sums[name] = WeightedSums(linear.in_features, linear.out_features, device)
         self._hooks = [block.get_submodule(name).register_forward_hook(self._hook(name)) for name in names]
 
@@ -98,7 +105,7 @@ class MlpWatch:
 
     def after(self, hidden: Tensor) -> None:
         """hidden: the block's output, the residual that its linears' errors end in."""
-        inverse = 1.0
+        inverse = torch.ones((), device=hidden.device)
         if self._residual:
             square = real_rows(hidden, self._batch).square().mean(1)
             inverse = 1 / square.clamp_(min=torch.finfo(square.dtype).smallest_normal)
@@ -107,7 +114,8 @@ class MlpWatch:
         if mlp.gate is None:
             squares = {mlp.up: sensitivities(up, None, self._activation)["up"]}
         elif mlp.gate == mlp.up:
-            both = sensitivities(*up.chunk(2, dim=1), self._activation)
+            z, u = up.chunk(2, dim=1)
+            both = sensitivities(z, u, self._activation)
             squares = {mlp.up: torch.cat([both["gate"], both["up"]], dim=1)}
         else:
             both = sensitivities(self._seen[mlp.gate][1], up, self._activation)
@@ -119,7 +127,7 @@ class MlpWatch:
             self.sums[name].add(self._seen[name][0], inverse)
 
     def results(self, prefix: str) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, sums in self.sums.items():
             found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
             if name not in self._writers:

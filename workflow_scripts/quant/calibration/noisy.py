@@ -5,6 +5,7 @@ directly: each output's expectation is the same, and no second matrix product is
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class NoisySums:
             self.sums[0] += drawn.abs().sum(0)
             self.sums[1] += drawn.square().sum(0)
 
-    def add_output(self, z: Tensor, activation: nn.Module) -> None:
+    def add_output(self, z: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
         self.count += self.draws * len(z)
         for _ in range(self.draws):
             self.sums[0] += activation(self.noisy(z)).abs_().sum(0)
@@ -79,6 +80,7 @@ def collect_noisy(
             for name in (name for name in linear_names(block) if f"{prefix}.{name}" in reads):
                 full, source = f"{prefix}.{name}", reads[f"{prefix}.{name}"]
                 linear = block.get_submodule(name)
+                assert isinstance(linear, nn.Linear)
                 std = input_std(channels, source)
                 sigma = torch.tensor(noise["noise_std"] * std, device=compute.device)
                 output_sigma = sigma * linear.weight.float().norm(dim=1)

@@ -124,17 +124,17 @@ class Statistics:
         if "noisy" in self._files:
             file, source = self._files["noisy"], input_of(linear, self._reads)
             x_std = file.get(f"{source}.x_std").item()
-            noisy = {key: file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq")}
-            channels = channels._replace(**noisy, act_abs=file.get(f"{linear}.act_abs", device))
+            assert channels is not None  # noisy means take the place of plain ones
+            x_abs, x_sq = (file.get(f"{source}.{key}", device) for key in ("x_abs", "x_sq"))
+            channels = channels._replace(x_abs=x_abs, x_sq=x_sq, act_abs=file.get(f"{linear}.act_abs", device))
         moment, fisher = self._moment(linear, device), None
         if self._weighted(linear) and f"{linear}.fisher" in self._files["weighted"].names:
             fisher = self._files["weighted"].get(f"{linear}.fisher", device)
         if self._weighted(linear) and channels is not None:
-            weighted = {key: self._files["weighted"].get(f"{linear}.{key}", device) for key in OF_INPUT}
-            share = self._plain_share
-            channels = channels._replace(
-                **{key: (1 - share) * value + share * getattr(channels, key) for key, value in weighted.items()}
-            )
+            weighted = (self._files["weighted"].get(f"{linear}.{key}", device) for key in OF_INPUT)
+            plain, share = (getattr(channels, key) for key in OF_INPUT), self._plain_share
+            mixed = ((1 - share) * value + share * other for value, other in zip(weighted, plain, strict=True))
+            channels = channels._replace(**dict(zip(OF_INPUT, mixed, strict=True)))
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
         return LinearStatistics(channels, moment, weight, x_std, fisher)

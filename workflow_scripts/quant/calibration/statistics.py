@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ from quant.files import tensorfile
 from quant.models.compute import Compute, where_installed
 from quant.models.experts import routing
 from quant.models.linears import linear_names
+from quant.models.unrolled import Unrolled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
 
@@ -42,8 +47,8 @@ def kernels() -> ModuleType:
 
 def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
     """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
-    if x.is_cuda and kernels() is not None:
-        return kernels().column_sums(x, center, False)
+    if x.is_cuda and (fused := kernels()) is not None:
+        return fused.column_sums(x, center, False)
     x = x.float()
     shifted = x if center is None else x - center
     return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
@@ -53,8 +58,8 @@ def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor
     """The same of z [n, out], and Σ|act(z)|, in float64 [4, out]."""
     from transformers.activations import SiLUActivation
 
-    if z.is_cuda and isinstance(activation, SiLUActivation) and kernels() is not None:
-        return kernels().column_sums(z, center, True)
+    if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
+        return fused.column_sums(z, center, True)
     z = z.float()
     after = activation(z)
     activated = column_sums(after)[0] if after.is_cuda else after.abs_().sum(0).double()
@@ -145,7 +150,7 @@ class Watch:
         self.preactivations: dict[str, Preactivations] = {}
         self.reads: dict[str, str] = {}
         self.tokens: dict[str, int] = {}  # by linear: how many it saw
-        self._batch: Batch | None = None
+        self._batch: Batch  # that runs
         self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
         self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
         self._experts, self._pool, self._drawn = routing(block), pool, torch.empty(0)
@@ -155,7 +160,7 @@ class Watch:
             block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
         ]
         for name, module in self._experts.items():
-            self._hooks.append(module.register_forward_pre_hook(self._keep(name)))
+            self._hooks.append(module.register_forward_pre_hook(self._keep(name, module)))
 
     def observe(self, batch: Batch) -> None:
         self._batch, self._seen = batch, {}
@@ -164,10 +169,9 @@ class Watch:
         if self._pool is not None:
             self._drawn = self._pool.rows(batch)
 
-    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _keep(self, name: str, experts: Unrolled) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert self._batch is not None
-            given = module.tokens(args[0], self._batch.ids.numel())
+            given = experts.tokens(args[0], self._batch.ids.numel())
             self._pooled[name].append(token_rows(given, self._batch)[self._drawn.to(given.device)])
 
         return keep
@@ -223,7 +227,7 @@ class Watch:
             hook.remove()
 
 
-def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def activation_of(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
     """The model's own MLP activation, by the name that its configuration gives it."""
     from transformers.activations import ACT2FN
 
@@ -265,12 +269,12 @@ def collect(
                 check_statistic(f"{prefix}.{name}", moment)
                 moments.put(f"{prefix}.{name}", to_triangle(moment))
                 found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-            for name, sums in watch.outputs.items():
-                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+            for name, of_output in watch.outputs.items():
+                found |= {f"{prefix}.{name}.{key}": value for key, value in of_output.means().items()}
             kept = {
                 f"{prefix}.{name}.{key}": value
-                for name, sums in watch.preactivations.items()
-                for key, value in sums.results().items()
+                for name, of_tokens in watch.preactivations.items()
+                for key, value in of_tokens.results().items()
             }
             for name, value in (found | kept).items():
                 check_statistic(name, value)

@@ -117,7 +117,7 @@ class Pair:
     def moments(self, linear: str, with_cross: bool) -> tuple[Tensor, Tensor | None]:
         """H̃ = X̃ᵀX̃/N and, where it is wanted, C = XᵀX̃/N of a linear's inputs X̃ in the quantised model, X in the
         original; [in, in], float32."""
-        weight = self._blocks[0].get_submodule(linear).weight
+        weight = self._blocks[0].get_parameter(f"{linear}.weight")
         n_in, count = weight.shape[1], 0
         total = torch.zeros(n_in, n_in, device=weight.device)
         cross = torch.zeros_like(total) if with_cross else None

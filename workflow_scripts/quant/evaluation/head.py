@@ -4,10 +4,13 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
 
@@ -34,7 +37,7 @@ class _Said(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+        return BaseModelOutputWithPast(last_hidden_state=cast("torch.FloatTensor", self.states))
 
 
 class _Reached(Exception):
@@ -59,7 +62,7 @@ def padding(head: nn.Module, weight: nn.Parameter | None) -> Iterator[int | None
     if weight is None:
         yield None
         return
-    own, head.weight = head.weight, weight
+    own, head.weight = head.get_parameter("weight"), weight
     try:
         yield len(own)
     finally:
@@ -73,7 +76,7 @@ class Head:
     (MiniCPM's vocabulary is 122,753), so the head's weight has zeros added meanwhile and their logits are cut off.
     """
 
-    def __init__(self, model: nn.Module, device: str) -> None:
+    def __init__(self, model: "PreTrainedModel", device: str) -> None:
         self.model, self.device = model, device
         self._said, self._name = _Said(), model.base_model_prefix
         self._body = getattr(model, self._name, model)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from quant.data.tokens import Batch, Tokens, batches
@@ -22,7 +22,11 @@ from quant.evaluation.divergence import Keep, Reference, compare
 from quant.evaluation.head import Head
 from quant.files.artifacts import rebuild
 from quant.models.compute import halved, where_installed
+from quant.models.loading import load
 from quant.models.rotary import by_length, forget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @where_installed
@@ -33,12 +37,10 @@ def kernels() -> ModuleType:
     return loss_kernels
 
 
-def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
+def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     """The checkpoint as any user would load it."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+        model = load(checkpoint, device, dtype)
     except torch.OutOfMemoryError:
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
@@ -53,8 +55,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) in float64 of logits [n, vocab], targets [n] → [n]."""
-    if logits.is_cuda and logits.stride(1) == 1 and kernels() is not None:
-        return kernels().token_nll(logits, targets).double()
+    if logits.is_cuda and logits.stride(1) == 1 and (fused := kernels()) is not None:
+        return fused.token_nll(logits, targets).double()
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     return -log_p.gather(1, targets[:, None])[:, 0].double()
 
@@ -94,10 +96,10 @@ def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> 
         logits = head.logits(some)
         found.copy_(token_nll(logits, wanted))
         if reference is not None and len(part := original[i * n : (i + 1) * n]):
-            paused, rows = clock(device), slice(i * n, i * n + len(part))
-            kl[rows], agreed[rows] = compare(reference.logits(part), logits[: len(part)])
+            paused, where = clock(device), slice(i * n, i * n + len(part))
+            kl[where], agreed[where] = compare(reference.logits(part), logits[: len(part)])
             comparing += clock(device) - paused
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"sequence": first + i, "tokens": length, "nll": one}
         for i, (length, one) in enumerate(zip(lengths, sums(nll, lengths), strict=True))
     ]
@@ -113,7 +115,9 @@ def sums(values: Tensor, counts: list[int]) -> list[float]:
     return torch.stack([part.sum() for part in values.split(counts)]).tolist()
 
 
-def evaluate(model: nn.Module, tokens: Tokens, device: str, batch_tokens: int) -> tuple[list[dict[str, Any]], float]:
+def evaluate(
+    model: "PreTrainedModel", tokens: Tokens, device: str, batch_tokens: int
+) -> tuple[list[dict[str, Any]], float]:
     """`measure` of a model that is compared with nothing."""
     with torch.inference_mode():
         head = Head(model, device)
