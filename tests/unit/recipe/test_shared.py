@@ -20,7 +20,7 @@ from quant.files import tensorfile
 from quant.methods.block import Block
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
-from quant.models.architectures import ARCHITECTURES
+from quant.models.architectures import ARCHITECTURES, Fold
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Grid
@@ -136,11 +136,11 @@ def test_a_forgotten_fold_shows(
 ) -> None:
     fold = Block._fold
 
-    def forget(self: Block, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
-        if group.fold.kind == kind:
+    def forget(self: Block, group: Shared, how: Fold, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
+        if how.kind == kind:
             self.folded |= set(group.linears)
         else:
-            fold(self, group, scale, heads)
+            fold(self, group, how, scale, heads)
 
     monkeypatch.setattr(Block, "_fold", forget)
     cases(name).run(tmp_path / "out", **FINE)

@@ -303,7 +303,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "convert", "evaluate_original", "synthetic_benchmark"},
     "models/unrolled": PASSES | MEASURES | {"convert"},
     "evaluation/head": MEASURES,
-    "models/loading": MEASURES,
+    "models/loading": MEASURES | {"quantize_with_model"},
 }
 
 

@@ -142,7 +142,11 @@ def quantize_autoawq(
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".autoawq.", dir=target.parent) as name:
         folder = Path(name).absolute()
-        job = {"model": str(source.absolute()), "tokens": str(tokens_path.absolute()), "out": str(folder / "packed")}
+        job: dict[str, Any] = {
+            "model": str(source.absolute()),
+            "tokens": str(tokens_path.absolute()),
+            "out": str(folder / "packed"),
+        }
         job |= {"device": device, "threads": torch.get_num_threads()}
         job |= {key: recipe[key] for key in ("group_size", "clip")}
         result = halving(

@@ -14,7 +14,7 @@ from quant.calibration.reader import LinearStatistics, Statistics
 from quant.files import tensorfile
 from quant.files.tensorfile import check_finite
 from quant.methods.shared import Shared
-from quant.models.architectures import rows_of, value_heads
+from quant.models.architectures import Fold, rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.linear import bounded_scale, round_linear
@@ -51,12 +51,16 @@ class Block:
                 check_finite(f"{name}.weight", w, str(self._model.path))
                 self.known[name] = statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
-            weights, known = ([table[name] for name in group.linears] for table in (self.weights, self.known))
-            bound = None if group.fold is None else partial(self._foldable, group=group, heads=heads)
+            weights, known = (
+                [self.weights[name] for name in group.linears],
+                [self.known[name] for name in group.linears],
+            )
+            fold = group.fold
+            bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
             found = bounded_scale(weights, known, recipe, heads, bound)
             self.found |= dict.fromkeys(group.linears, found)
-            if group.fold is not None and found is not None and found.alpha:
-                self._fold(group, found.scale, heads)
+            if fold is not None and found is not None and found.alpha:
+                self._fold(group, fold, found.scale, heads)
 
     def round(
         self, names: Sequence[str], targets: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
@@ -92,14 +96,14 @@ class Block:
         codes = held(result.codes, result.step, result.zero, result.grid, rows[:, None, None], limit)
         return replace(result, codes=codes)
 
-    def _foldable(self, scale: Tensor, group: Shared, heads: tuple[int, int, int] | None) -> Tensor:
+    def _foldable(self, scale: Tensor, group: Shared, fold: Fold, heads: tuple[int, int, int] | None) -> Tensor:
         """A scale whose inverse the norm, or the producer's rows, can take over in the type that they are stored in."""
         dtype = self._layout[f"{group.source}.weight"][0]
         values = self._model.get(f"{group.source}.weight", self._device, torch.float32)
         columns = torch.stack([self.weights[name].abs().amax(0) for name in group.linears]).amax(0)
-        if group.fold.kind == "norm":
-            return foldable(scale, (values + group.fold.offset).abs(), columns, dtype)
-        rows = rows_of(group.fold, len(values), self._config)
+        if fold.kind == "norm":
+            return foldable(scale, (values + fold.offset).abs(), columns, dtype)
+        rows = rows_of(fold, len(values), self._config)
         largest = values[rows.start : rows.stop].abs().amax(1)
         if heads is not None:
             n_query, n_value, size = heads
@@ -118,13 +122,13 @@ class Block:
     def _rows(self, linear: str) -> int:
         return self._layout[f"{linear}.weight"][1][0]
 
-    def _fold(self, group: Shared, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
+    def _fold(self, group: Shared, fold: Fold, scale: Tensor, heads: tuple[int, int, int] | None) -> None:
         """Gives 1/scale to the norm or to the producer's rows."""
         self.folded |= set(group.linears)
         for name in group.also:
             self.others[f"{name}.weight"] = self._model.get(f"{name}.weight", self._device, torch.float32) * scale
-        if group.fold.kind == "norm":
-            name, offset = f"{group.source}.weight", group.fold.offset
+        if fold.kind == "norm":
+            name, offset = f"{group.source}.weight", fold.offset
             norm = self._model.get(name, self._device, torch.float32)
             self.others[name] = (norm + offset) / scale - offset
             bias = f"{group.source}.bias"
@@ -135,7 +139,7 @@ class Block:
             n_query, n_value, size = heads
             scale = scale.view(n_value, n_query // n_value, size)[:, 0].flatten()
         n_rows = self._rows(group.source)
-        rows = rows_of(group.fold, n_rows, self._config)
+        rows = rows_of(fold, n_rows, self._config)
         inverse = torch.ones(n_rows, device=scale.device)
         inverse[rows.start : rows.stop] = 1 / scale
         self.row_scale[group.source] = inverse
@@ -143,12 +147,17 @@ class Block:
         if bias in self._model.names:
             self.others[bias] = self._model.get(bias, self._device, torch.float32) * inverse
 
+    def _folded_scale(self, name: str) -> Tensor:
+        scale = self.done[name].scale
+        assert scale is not None
+        return scale
+
     def weight(self, name: str) -> Tensor:
         """A linear's weight as the checkpoint stores it [out, in]."""
         result = self.done[name]
         w = result.dequantize()
         if name in self.folded:
-            w = w * result.scale
+            w = w * self._folded_scale(name)
         return w * self.row_scale[name][:, None] if name in self.row_scale else w
 
     def codes(self, name: str) -> Codes:
@@ -160,6 +169,6 @@ class Block:
     def folds(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """What turns the stored weight back into one of the original's inputs and outputs."""
         if name in self.folded:
-            yield f"{name}.input", self.done[name].scale
+            yield f"{name}.input", self._folded_scale(name)
         if name in self.row_scale:
             yield f"{name}.output", self.row_scale[name]

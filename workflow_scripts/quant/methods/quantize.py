@@ -118,7 +118,7 @@ def quantize_checkpoint(
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
     storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
     storage["no_kernels"] = (without_kernels(dense, linears, recipe.group_size) if reason is None else None) or ""
-    summary = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
+    summary: dict[str, Any] = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
     summary |= quantized_share(dense, linears) | {"left": dict(left)}
     return {"linears": rows, "summary": summary, "provenance": provenance}
 
@@ -127,4 +127,5 @@ def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:
     """Codes and zeros in a byte each, steps as a file of that dtype has them."""
     byte = torch.int8 if codes.grid.symmetric else torch.uint8
     parts = (codes.codes.to(byte), codes.step.to(dtype), codes.zero.to(byte))
-    return Codes(*(part.cpu() for part in parts), codes.grid, codes.n_in)
+    own, step, zero = (part.cpu() for part in parts)
+    return Codes(own, step, zero, codes.grid, codes.n_in)

@@ -51,7 +51,8 @@ class Sequential:
             if not names:
                 continue
             moment, cross = pair.moments(reading[0], corrects)
-            scales = {name: block.found[name].scale if name in block.folded else None for name in names}
+            found = {name: block.found[name] if name in block.folded else None for name in names}
+            scales = {name: None if each is None else each.scale for name, each in found.items()}
             for _, each in groupby(names, key=lambda name: id(scales[name])):
                 alike = list(each)
                 own, between = in_original_units(moment, cross, scales[alike[0]])

@@ -14,7 +14,7 @@ class Shared:
 
     linears: tuple[str, ...]
     fold: Fold | None = None
-    source: str | None = None
+    source: str = ""
     also: tuple[str, ...] = ()  # full names of what else reads the input, in 16 bit
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,12 @@ from quant.files import tensorfile
 from quant.models.architectures import ARCHITECTURES
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks
+from quant.models.loading import load
 from quant.recipe import grids
 from quant.recipe.grids import Codes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
 
@@ -103,7 +107,9 @@ def norm_names(kind: str, prefix: str, depth: int, model: nn.Module) -> list[str
     return names + [name for name, _ in model.named_modules() if known and name == last]
 
 
-def student_of(original: nn.Module, file: tensorfile.TensorFile, codes: dict[str, Codes], device: str) -> nn.Module:
+def student_of(
+    original: "PreTrainedModel", file: tensorfile.TensorFile, codes: dict[str, Codes], device: str
+) -> "PreTrainedModel":
     """The quantised model, sharing with the original what quantisation left alone."""
     student = copy.deepcopy(original, {id(each): each for each in original.parameters()})
     for name, parameter in student.named_parameters():
@@ -113,8 +119,9 @@ def student_of(original: nn.Module, file: tensorfile.TensorFile, codes: dict[str
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
     for name, own in codes.items():
         parent, _, child = name.rpartition(".")
-        bias = student.get_submodule(name).bias
-        setattr(student.get_submodule(parent), child, TunedLinear(own, bias, device))
+        linear = student.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        setattr(student.get_submodule(parent), child, TunedLinear(own, linear.bias, device))
     return student
 
 
@@ -136,22 +143,25 @@ def rate_at(step: int, steps: int) -> float:
 class Tuner:
     """A quantised model beside its original."""
 
-    def __init__(self, original: nn.Module, file: tensorfile.TensorFile, codes: dict[str, Codes], device: str) -> None:
+    def __init__(
+        self, original: "PreTrainedModel", file: tensorfile.TensorFile, codes: dict[str, Codes], device: str
+    ) -> None:
         self._original, self._device = original.requires_grad_(False), device
         self.student = student_of(original, file, codes, device)
         prefix, blocks = decoder_blocks(self.student)
         for block in blocks:
             block.forward = _again(block.forward)
         config = original.config.get_text_config()
-        self.linears = {name: self.student.get_submodule(name) for name in codes}
+        tuned = {name: each for name, each in self.student.named_modules() if isinstance(each, TunedLinear)}
+        self.linears = {name: tuned[name] for name in codes}
         self.norms: dict[str, nn.Parameter] = {}
         layout = file.layout()
         for name in norm_names(config.model_type, prefix, len(blocks), self.student):
             module = self.student.get_submodule(name)
-            way = InDtype(module.weight.dtype, layout[f"{name}.weight"][0])
+            way = InDtype(module.get_parameter("weight").dtype, layout[f"{name}.weight"][0])
             module.weight = nn.Parameter(file.get(f"{name}.weight", device, torch.float32))
             parametrize.register_parametrization(module, "weight", way, unsafe=True)
-            self.norms[name] = module.parametrizations.weight.original
+            self.norms[name] = module.get_parameter("parametrizations.weight.original")
         self.parameters = [linear.change for linear in self.linears.values()] + list(self.norms.values())
         self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
 
@@ -239,9 +249,6 @@ def _again(forward: Any) -> Any:
     return run
 
 
-def load_original(path: Path, device: str, dtype: torch.dtype) -> nn.Module:
+def load_original(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     """In float32 where the model's own type is float16, whose range gradients leave."""
-    from transformers import AutoModelForCausalLM
-
-    wide = torch.float32 if dtype == torch.float16 else dtype
-    return unroll(AutoModelForCausalLM.from_pretrained(path, dtype=wide).to(device).eval())
+    return unroll(load(path, device, torch.float32 if dtype == torch.float16 else dtype))

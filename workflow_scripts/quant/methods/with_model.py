@@ -101,7 +101,8 @@ def quantize_with_model(
     unpacked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went."""
-    chosen, codes = Recipe.of(recipe), {} if recipe["tune"] else None
+    chosen = Recipe.of(recipe)
+    codes: dict[str, Codes] | None = {} if recipe["tune"] else None
     way = None
     if chosen.inputs == "sequential":
         way = Sequential(source, calibration, *compute)

@@ -1,10 +1,12 @@
 """What a rounding is given besides the weight on its grid, and what it returns."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class Context:
         h = asked(self.second_moment, "moment")
         return h if self.inverse is None else self.inverse[:, None] * h * self.inverse
 
+    def importance(self, square: Tensor) -> Tensor:
+        """E[(x/s)²] of E[x²] [in]."""
+        return square if self.inverse is None else square * self.inverse**2
+
     @property
     def mean(self) -> Tensor:
         """E[x/s] [in]."""
@@ -30,7 +36,7 @@ class Context:
         return mean if self.inverse is None else mean * self.inverse
 
 
-def asked(value: Tensor | None, name: str) -> Tensor:
+def asked(value: Value | None, name: str) -> Value:
     """The value, where the recipe's files held it."""
     if value is None:
         raise ValueError(f"it reads {name}, which its entry of quant/recipe/choices.py does not name")

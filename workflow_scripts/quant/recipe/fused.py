@@ -22,16 +22,16 @@ def kernels() -> ModuleType:
 
 def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
     """grids.fit_range: of a GPU's many passes, one where a range is clipped."""
-    if importance is not None and kernels() is not None and kernels().fits(groups):
-        return kernels().fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
+    if importance is not None and (fused := kernels()) is not None and fused.fits(groups):
+        return fused.fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
     return grids.fit_range(groups, grid, importance)
 
 
 def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
     the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
-    if w.is_cuda and w.dtype == torch.float32 and kernels() is not None:
-        return kernels().feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
+    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
+        return fused.feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
     found, errors = torch.empty_like(block), torch.empty_like(block)
     for j, column in enumerate(block):

@@ -135,9 +135,10 @@ def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
     if key in OF_CALIBRATION:
         complete = "algorithm" not in recipe and all(name in recipe for name in KEYS)
         return not complete or bool(calibration_files(recipe)) or (key == "seed" and draws(recipe))
-    if key not in KEYS or KEYS[key].when is None:
+    when = KEYS[key].when if key in KEYS else None
+    if when is None:
         return True
-    other, values = KEYS[key].when
+    other, values = when
     value = recipe.get(other, KEYS[other].default)
     fits = value != KEYS[other].default if values is None else value in values
     return fits and has_effect(other, recipe)
@@ -145,7 +146,9 @@ def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
 
 def needed(key: str) -> tuple[str, tuple[Any, ...] | None]:
     """The key that gives this one its effect, and with which values; None for any number but its default."""
-    other, values = KEYS[key].when
+    when = KEYS[key].when
+    assert when is not None
+    other, values = when
     known = KEYS[other].values
     return other, tuple(v for v in known if v != KEYS[other].default) if values is None and known else values
 

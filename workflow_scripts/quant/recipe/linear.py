@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.calibration.channels import Channels
 from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
-from quant.recipe.context import Context, Rounded
+from quant.recipe.context import Context, Rounded, asked
 from quant.recipe.functions import function_of
 from quant.recipe.fused import fit_range
 from quant.recipe.protection import top
@@ -22,9 +22,9 @@ from quant.recipe.search import Search, Target, search_scale
 
 def row_weight(statistics: LinearStatistics, objective: str) -> Tensor | None:
     """[out]: E|act(z_k)| over its mean on MLP linears (praq), the squared Jacobian (jacobian), or None for uniform."""
-    if objective == "praq" and statistics.channels.is_mlp:
-        mean = statistics.channels.act_abs.mean()
-        return statistics.channels.act_abs / mean if mean > 0 else torch.ones_like(statistics.channels.act_abs)
+    if objective == "praq" and (channels := asked(statistics.channels, "channels")).is_mlp:
+        mean = channels.act_abs.mean()
+        return channels.act_abs / mean if mean > 0 else torch.ones_like(channels.act_abs)
     return statistics.row_weight if objective == "jacobian" else None
 
 
@@ -57,10 +57,10 @@ def targets_of(w: Tensor, statistics: LinearStatistics, recipe: Recipe) -> list[
     weight = row_weight(statistics, recipe.objective)
     # the search allows for half the noise that the saliences were taken under (docs/methods.md, Noise)
     noise = recipe.noise_std / 2 * statistics.x_std
-    parts = statistics.by_rows(len(w))
+    parts = [(rows, asked(moment, "moment")) for rows, moment in statistics.by_rows(len(w))]
     if len(parts) == 1:
         return [Target(w, parts[0][1], weight, noise)]
-    own = statistics.fisher
+    own = asked(statistics.fisher, "moment")
     sizes = torch.tensor([rows.stop - rows.start for rows, _ in parts], dtype=own.dtype, device=own.device)
     whole = (own * sizes).sum() / len(w)
     shares = (own / whole if whole > 0 else torch.ones_like(own)) * sizes / len(w)  # a target's error is a mean of rows
@@ -103,11 +103,12 @@ def on_grid(
     """Ranges, rounding and refinement of scaled rows in groups, all by one second moment."""
     importance = None
     if recipe.clip:
-        own = channels.x_sq if context.second_moment is None else context.second_moment.diagonal()
-        importance = own * context.inverse**2
+        h = context.second_moment
+        importance = context.importance(asked(channels, "channels").x_sq if h is None else h.diagonal())
     step, zero = fit_range(groups, recipe.grid, importance)
     step = step if stored is None else stored(step)
     rounding = function_of("roundings", recipe.rounding, recipe.parameters)
+    assert rounding is not None  # there is no rounding `none`
     rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:

@@ -39,7 +39,9 @@ class QuantizedLinear:
         codes = self.codes if self.noise is None else self.codes + self.noise
         w = grids.from_groups(grids.decode(codes, self.step, self.zero), self.n_in)
         w = w if self.scale is None else w / self.scale
-        return w if self.kept is None else torch.where(self.kept[:, None], self.original, w)
+        if self.kept is None or self.original is None:
+            return w
+        return torch.where(self.kept[:, None], self.original, w)
 
     def storage_bits(self, scale_folded: bool) -> int:
         """Codes, steps and zeros of the quantised rows; 16 bits a weight of the kept ones and one for each row to say

@@ -4,13 +4,13 @@ Both lower tr((W - Ŵ) H (W - Ŵ)ᵀ), of any rounding's result, H being the sec
 added to it. Shapes as in grids: groups [out, n_groups, g], step and zero [out, n_groups, 1].
 """
 
-import functools
 from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from quant.models.compute import where_installed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 
@@ -21,21 +21,19 @@ RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing 
 SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
 
 
-@functools.cache
-def kernels() -> ModuleType | None:
-    """Fused kernels for GPUs, where Triton is installed."""
-    try:
-        from quant.recipe import refine_kernels
-    except ImportError:
-        return None
+@where_installed
+def kernels() -> ModuleType:
+    """Fused kernels for GPUs, by Triton."""
+    from quant.recipe import refine_kernels
+
     return refine_kernels
 
 
 def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Moves the columns of codes [out, width] in turn to the nearest point of c_j + r_j/(H_jj·step_j), each hearing of
     those before it. left: r = (W - Ŵ)H [out, width]; inner: H's block. Returns the codes and the change of Ŵ."""
-    if left.is_cuda and left.dtype == torch.float32 and kernels() is not None:
-        return kernels().sweep(left, inner, codes, steps, grid, COLUMNS)
+    if left.is_cuda and left.dtype == torch.float32 and (fused := kernels()) is not None:
+        return fused.sweep(left, inner, codes, steps, grid, COLUMNS)
     left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
     found, moved = torch.empty_like(codes), torch.empty_like(codes)
     for j, rest in enumerate(left):

@@ -5,6 +5,7 @@ For inputs X [N, in] and H = XᵀX/N, E‖(W-Ŵ)x‖² = tr((W-Ŵ) H (W-Ŵ)ᵀ).
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -54,9 +55,9 @@ def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> 
     """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]."""
     w, moment = target.w, target.moment
     importance = moment.diagonal() / scales**2 if clip else [None] * len(scales)
-    if kernels() is not None and kernels().judges(w, grid):
+    if (fused := kernels()) is not None and fused.judges(w, grid):
         clipped_by = importance if clip else None
-        return kernels().candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
+        return fused.candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
     upper = half(moment)
     # one at a time: more would leave a CPU's caches
     return torch.stack(
@@ -73,7 +74,7 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
     scales = torch.stack([scale_for(salience, step / n_grid) for step in range(n_grid + 1)])
-    totals = sum(candidate_errors(target, scales, grid, clip) for target in targets)
+    totals = reduce(torch.add, (candidate_errors(target, scales, grid, clip) for target in targets))
     best = torch.argmin(totals)  # the first, hence smallest, of equal ones
     step, objective = torch.stack([best.double(), totals[best]]).tolist()  # the one wait for the device
     return Search(step / n_grid, scales[int(step)], objective)
