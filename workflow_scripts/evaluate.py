@@ -3,21 +3,21 @@
 from pathlib import Path
 
 from quant.checkpoints import stored
-from quant.evaluation.record import run
+from quant.evaluation.record import Quantised, Task, run
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     stored.check(Path(snakemake.input.config).parent)
-    run(
+    params, names = snakemake.params, snakemake.wildcards
+    task = Task(
+        names.model,
+        names.method,
+        names.dataset,
         snakemake.input.config,
         snakemake.input.tokens,
-        snakemake.params.dataset,
-        snakemake.params.compute,
-        dict(snakemake.wildcards),
-        snakemake.output[0],
-        reference_in=snakemake.input.reference,
-        original=snakemake.input.original,
-        record=snakemake.input.record,
-        model_record=snakemake.input.model,
-        recipe=snakemake.params.recipe,
+        params.dataset,
+        params.compute,
+        snakemake.input.model,
     )
+    side = Quantised(snakemake.input.reference, snakemake.input.original, snakemake.input.record, params.recipe)
+    run(task, side, snakemake.output[0])

@@ -1,5 +1,6 @@
 """What an evaluation writes, from files to a file."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,11 @@ def test_run_writes_original_and_method(
     dataset: dict[str, Any] = {"kl_tokens": 10, "protocol": "samples", "seq_len": 12}
     compute = {"device": "cpu", "dtype": "auto", "batch_tokens": 25}
     config = str(tiny_checkpoint / "config.json")
-    names = {"model": "m", "method": "original", "dataset": "d"}
-    record.run(config, tokens_path, dataset, compute, names, str(tmp_path / "a.json"), reference_out=kept)
+    task = record.Task("m", "original", "d", config, tokens_path, dataset, compute)
+    record.run(task, record.Original(kept), str(tmp_path / "a.json"))
     (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {"versions": {}}}))
-    record.run(
-        config, tokens_path, dataset, compute, names | {"method": "same"}, str(tmp_path / "b.json"),
-        reference_in=kept, original=config, record=str(tmp_path / "record.json"),
-    )  # fmt: skip
+    same_model = record.Quantised(kept, config, str(tmp_path / "record.json"))
+    record.run(dataclasses.replace(task, method="same"), same_model, str(tmp_path / "b.json"))
     original, same = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     for mine, theirs in zip(original["sequences"], same["sequences"], strict=True):
         assert theirs["kl"] == pytest.approx(mine["kl"], abs=1e-5) and theirs == mine | {"kl": theirs["kl"]}

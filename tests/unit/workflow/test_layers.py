@@ -15,7 +15,7 @@ FLOORS = [
     {"calibration"},
     {"data"},
     {"models"},
-    {"files"},
+    {"files", "records"},
     {"errors"},
 ]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

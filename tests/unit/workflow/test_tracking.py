@@ -304,6 +304,11 @@ USERS: dict[str, set[str]] = {
     "models/unrolled": PASSES | MEASURES | {"convert"},
     "evaluation/head": MEASURES,
     "models/loading": MEASURES | {"quantize_with_model"},
+    "records/evaluation": MEASURES | {"plot", "report", "summarize"},
+    "records/method": QUANTIZERS
+    | MEASURES
+    | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "report", "summarize"},
+    "records/model": PASSES | QUANTIZERS | MEASURES | TEXTS | ANALYSES | {"check_study", "convert", "measure_error"},
 }
 
 

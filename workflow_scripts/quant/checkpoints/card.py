@@ -11,6 +11,7 @@ from quant.data.overlap import SHARE, percent, short_words
 from quant.data.wording import source_words
 from quant.files.units import megabytes
 from quant.recipe.keys import has_effect
+from quant.records.method import MethodRecord
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 ORIGINAL = "original"
@@ -36,7 +37,7 @@ def base_model(about: dict[str, Any]) -> str | None:
     return about.get("base_model") or about["source"].get("hub", {}).get("id")
 
 
-def calibration_words(recipe: dict[str, Any], row: Any, record: dict[str, Any], calibration: dict[str, Any]) -> str:
+def calibration_words(recipe: dict[str, Any], row: Any, record: MethodRecord, calibration: dict[str, Any]) -> str:
     """What the method learnt from, as many sequences as there were; row: of summary.csv."""
     fingerprint = record["provenance"].get("token_fingerprint")
     if fingerprint is None:
@@ -85,7 +86,7 @@ def card(
     model: str,
     method: str,
     summary: pd.DataFrame,
-    record: dict[str, Any],
+    record: MethodRecord,
     about: dict[str, Any],
     calibration: dict[str, Any],
     path: str,

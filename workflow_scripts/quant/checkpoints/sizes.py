@@ -8,6 +8,7 @@ from torch import nn
 
 from quant.files import tensorfile
 from quant.models.experts import held
+from quant.records.evaluation import Sizes
 
 PARTS = ("linears", "embeddings", "head", "other")
 
@@ -31,11 +32,12 @@ def part_of(tensor: str, model: Any) -> str:
     return "embeddings" if isinstance(module, nn.Embedding) else "other"
 
 
-def parts_mb(weights: Path, model: nn.Module) -> dict[str, float]:
+def parts_mb(weights: Path, model: nn.Module) -> Sizes:
     """10⁶ bytes of each of PARTS in a safetensors file, its header with `other`, so that they add up to its size."""
     found = dict.fromkeys(PARTS, 0)
     with tensorfile.opened(weights) as file:
         for name, (dtype, shape) in file.layout().items():
             found[part_of(name, model)] += dtype.itemsize * torch.Size(shape).numel()
     found["other"] += weights.stat().st_size - sum(found.values())
-    return {f"{part}_mb": size / 1e6 for part, size in found.items()}
+    linears, embeddings, head, other = (found[part] / 1e6 for part in PARTS)
+    return {"linears_mb": linears, "embeddings_mb": embeddings, "head_mb": head, "other_mb": other}

@@ -7,7 +7,7 @@ too often far out in the tail, where corrected verdicts are made, the one for sy
 differences (tests/unit/comparison/test_paired.py simulates both).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ def check_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
         raise ValueError("the two evaluations are of different sequences")
 
 
-def comparison_table(groups: Sequence[dict[str, dict[str, Any]]], resamples: int, seed: int) -> pd.DataFrame:
+def comparison_table(groups: Sequence[Mapping[str, Mapping[str, Any]]], resamples: int, seed: int) -> pd.DataFrame:
     """A row per unordered pair of methods in each group, the evaluations on one model and data set by method.
 
     p_holm is corrected for all rows; where they are many, more than `resamples` are drawn.
@@ -137,7 +137,7 @@ def comparison_table(groups: Sequence[dict[str, dict[str, Any]]], resamples: int
     return corrected(pd.DataFrame(rows, columns=COLUMNS[:-2]))
 
 
-def _group_rows(evaluations: dict[str, dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
+def _group_rows(evaluations: Mapping[str, Mapping[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
     frames = {method: pd.DataFrame(evaluation["sequences"]) for method, evaluation in evaluations.items()}
     pairs = list(combinations(frames, 2))
     if not pairs:

@@ -1,7 +1,7 @@
 """summary.csv: what its columns are and how each is found; a recipe travels in it as JSON, and is read here alone."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from quant.comparison.paired import Difference, compare_pair, corrected, paired_difference
 from quant.data.overlap import text_columns
+from quant.records.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def mean_rate(sums: pd.Series, counts: pd.Series, resamples: int, seed: int) -> 
 
 
 def summary_row(
-    evaluation: dict[str, Any], original: dict[str, Any], texts: dict[str, Any], resamples: int, seed: int
+    evaluation: Evaluation, original: Evaluation, texts: dict[str, Any], resamples: int, seed: int
 ) -> SummaryRow:
     """From a method's evaluation and the original's on the same sequences; the original is compared with nothing.
     texts: of the model, as check_texts writes them."""
@@ -94,8 +95,9 @@ def summary_row(
     nll = rows["nll"].sum() / rows["tokens"].sum()
     own = mean_rate(rows["nll"], rows["tokens"], resamples, seed)
     kl = mean_rate(rows["kl"], rows["kl_tokens"], resamples, seed)
+    measured: Mapping[str, Any] = evaluation
     return SummaryRow(
-        **{key: evaluation[key] for key in MEASURED},
+        **{key: measured[key] for key in MEASURED},
         ppl=float(np.exp(nll)),
         nll=nll,
         nll_low=own.low,

@@ -14,6 +14,7 @@ from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints import stored
 from quant.files import tensorfile
 from quant.models.names import kind_of
+from quant.records.method import MethodRecord
 
 
 def errors(w: Tensor, quantized: Tensor, moment: Tensor) -> dict[str, float]:
@@ -35,7 +36,7 @@ def measure(
     checkpoint: Path,
     folds: Path,
     moments: Path,
-    record: dict[str, Any],
+    record: MethodRecord,
     patterns: dict[str, list[str]],
     device: str,
     end_loss: Path | None = None,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from quant.files.artifacts import rebuild
 from quant.models.compute import halved, where_installed
 from quant.models.loading import load
 from quant.models.rotary import by_length, forget
+from quant.records.evaluation import SequenceRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +72,7 @@ def clock(device: str) -> float:
 class Judged(NamedTuple):
     """Of a batch's sequences: rows of `measure`, the seconds without the comparison, and states of the predictions."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SequenceRow]
     seconds: float
     states: Sequence[Tensor]
 
@@ -99,7 +100,7 @@ def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> 
             paused, where = clock(device), slice(i * n, i * n + len(part))
             kl[where], agreed[where] = compare(reference.logits(part), logits[: len(part)])
             comparing += clock(device) - paused
-    rows: list[dict[str, Any]] = [
+    rows: list[SequenceRow] = [
         {"sequence": first + i, "tokens": length, "nll": one}
         for i, (length, one) in enumerate(zip(lengths, sums(nll, lengths), strict=True))
     ]
@@ -117,7 +118,7 @@ def sums(values: Tensor, counts: list[int]) -> list[float]:
 
 def evaluate(
     model: "PreTrainedModel", tokens: Tokens, device: str, batch_tokens: int
-) -> tuple[list[dict[str, Any]], float]:
+) -> tuple[list[SequenceRow], float]:
     """`measure` of a model that is compared with nothing."""
     with torch.inference_mode():
         head = Head(model, device)
@@ -127,13 +128,13 @@ def evaluate(
 @torch.inference_mode()
 def measure(
     head: Head, tokens: Tokens, batch_tokens: int, reference: Reference | None = None, keep: Keep | None = None
-) -> tuple[list[dict[str, Any]], float]:
+) -> tuple[list[SequenceRow], float]:
     """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second. Beside a reference also
     "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states.
 
     Where a GPU's memory does not hold a batch, it and those after it are halved.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[SequenceRow] = []
     seconds, alike = 0.0, by_length(head.model.config)
     with tqdm(total=len(tokens.sequences), desc="evaluate", unit="sequence") as bar:
         while len(rows) < len(tokens.sequences):

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +22,9 @@ from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
-from quant.models.record import model_record as opened_model
+from quant.models.record import model_record
+from quant.records.evaluation import Evaluation, Sense
+from quant.records.method import MethodRecord, Provenance, Summary
 
 logger = logging.getLogger("quant")
 
@@ -37,89 +41,116 @@ def opened_head(checkpoint: Path, where: str, kind: torch.dtype) -> Head:
     return Head(load_model(checkpoint, where, kind), where)
 
 
-def run(
-    config_path: str,
-    tokens_path: str,
-    dataset: dict[str, Any],
-    compute: dict[str, Any],
-    names: dict[str, str],
-    out: str,
-    reference_in: str | None = None,
-    reference_out: str | None = None,
-    original: str | None = None,
-    record: str | None = None,
-    model_record: str | None = None,
-    recipe: dict[str, Any] | None = None,
-    implausible: str = "continue",
-) -> None:
-    """Evaluates the checkpoint beside config_path and writes `out`; the original also writes reference_out, which a
-    method's evaluation reads (reference_in).
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated on what. config: path of the checkpoint's; model_record: path of convert's, where the
+    checkpoint and the tokens must be of that model; dataset, compute: as the configuration has them."""
 
-    original: config of the unquantised model, which is loaded where a method's head is another one.
+    model: str
+    method: str
+    dataset_name: str
+    config: str
+    tokens: str
+    dataset: Mapping[str, Any]
+    compute: Mapping[str, Any]
+    model_record: str | None = None
 
-    implausible: whether to `stop` at an original that makes no sense (quant.evaluation.sanity), or to `continue` and
-    say so in its storage_reason.
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.config).parent
 
-    record: of the quantised checkpoint; model_record: of the original. What was not made from them and from this
-    recipe, data set and model is refused.
-    """
-    checkpoint = Path(config_path).parent
-    of_model = {} if model_record is None else {"model_fingerprint": opened_model(model_record)["fingerprint"]}
-    spec = {"spec": {key: dataset[key] for key in SPEC}} if of_model else {}
-    tokens = load_tokens(tokens_path, **of_model, **spec)
-    where = device(compute["device"])
-    if record is None:
-        made = {"summary": original_summary(checkpoint), "provenance": {"versions": versions()} | of_model}
-    else:
-        made = read_json(record)
-    if recipe is not None:
-        require(str(record), made["provenance"], **of_model, recipe=recipe)
-        with tensorfile.opened(checkpoint / "model.safetensors") as file:
-            require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
-    tensorfile.verify(checkpoint / "model.safetensors")
-    kind = dtype(compute["dtype"], where, checkpoint)
+    @property
+    def weights(self) -> Path:
+        return self.checkpoint / "model.safetensors"
+
+
+class Original(NamedTuple):
+    """The unquantised model, whose states go to `reference`; implausible: whether to `stop` where it makes no sense
+    (quant.evaluation.sanity), or to `continue` and say so in its storage_reason."""
+
+    reference: str
+    implausible: str = "continue"
+
+
+class Quantised(NamedTuple):
+    """A method's checkpoint, compared with the original's `reference`; config: the original's, which is loaded where
+    the method's head is another one; record: quantize.json; what was not made by that and this recipe is refused."""
+
+    reference: str
+    config: str
+    record: str
+    recipe: Mapping[str, Any] | None = None
+
+
+def run(task: Task, side: Original | Quantised, out: str) -> None:
+    """Evaluates a checkpoint and writes `out`. Refuses what was not made for this model, data set and recipe."""
+    of_model = (
+        {} if task.model_record is None else {"model_fingerprint": model_record(task.model_record)["fingerprint"]}
+    )
+    spec = {"spec": {key: task.dataset[key] for key in SPEC}} if of_model else {}
+    tokens = load_tokens(task.tokens, **of_model, **spec)
+    where = device(task.compute["device"])
+    summary, made = made_of(task, side, of_model)
+    tensorfile.verify(task.weights)
+    kind = dtype(task.compute["dtype"], where, task.checkpoint)
     expected = {"token_fingerprint": tokens.fingerprint} | of_model
     reference = keep = None
     with torch.inference_mode(), contextlib.ExitStack() as files:
-        head = opened_head(checkpoint, where, kind)
-        if reference_in is not None:
-            load = partial(opened_head, Path(original or config_path).parent, where, kind)
-            reference = files.enter_context(reading(reference_in, head, load, **expected))
-        if reference_out is not None:
-            counts = budgeted(tokens.sequences, whole_budget(head, dataset["kl_tokens"]))
-            keep = files.enter_context(keeping(reference_out, head, counts, expected))
-        rows, speed = measure(head, tokens, batch_tokens(compute["batch_tokens"], where), reference, keep)
-    if reference_out is not None:
+        head = opened_head(task.checkpoint, where, kind)
+        if isinstance(side, Quantised):
+            load = partial(opened_head, Path(side.config).parent, where, kind)
+            reference = files.enter_context(reading(side.reference, head, load, **expected))
+        else:
+            counts = budgeted(tokens.sequences, whole_budget(head, task.dataset["kl_tokens"]))
+            keep = files.enter_context(keeping(side.reference, head, counts, expected))
+        rows, speed = measure(head, tokens, batch_tokens(task.compute["batch_tokens"], where), reference, keep)
+    if isinstance(side, Original):
         rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row, n in zip(rows, counts, strict=True)]
     compared = sum(row["kl_tokens"] for row in rows)
     nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
-    sense = {}
-    if record is None:
+    sense: Sense = {}
+    if isinstance(side, Original):
         text = tokens.provenance.get("characters"), tokens.provenance.get("latin", True)
         found = judge(nll, tokens.sequences, head.model.config.get_text_config().vocab_size, *text)
-        sense = {key: value for key, value in found._asdict().items() if key != "doubt"}
-        doubted(found.doubt, f"{names['model']} on {names['dataset']}", implausible)
-        made["summary"]["storage_reason"] = found.doubt
-    write_json(
-        out,
-        {
-            **{key: names[key] for key in ("model", "method", "dataset")},
-            **{key: dataset[key] for key in ("protocol", "seq_len")},
-            "kl": sum(row["kl"] for row in rows) / compared,
-            "top1_agreement": sum(row["agreed"] for row in rows) / compared,
-            "kl_tokens": compared,
-            "tokens_per_s": speed,
-            "size_mb": checkpoint_bytes(checkpoint) / 1e6,
-            **parts_mb(checkpoint / "model.safetensors", head.model),
-            **made["summary"],
-            **sense,
-            "file_bits_per_weight": 8 * checkpoint_bytes(checkpoint) / made["summary"]["parameters"],
-            "checkpoint": mark(made["provenance"]),
-            "sequences": rows,
-            "provenance": made["provenance"] | {"evaluated_tokens": tokens.fingerprint, "device": where},
-        },
-    )
+        sense = {"unigram_nll": found.unigram_nll, "tokens_per_character": found.tokens_per_character}
+        doubted(found.doubt, f"{task.model} on {task.dataset_name}", side.implausible)
+        summary["storage_reason"] = found.doubt
+    size, parts = checkpoint_bytes(task.checkpoint), parts_mb(task.weights, head.model)
+    evaluation: Evaluation = {
+        "model": task.model,
+        "method": task.method,
+        "dataset": task.dataset_name,
+        "protocol": task.dataset["protocol"],
+        "seq_len": task.dataset["seq_len"],
+        "kl": sum(row["kl"] for row in rows) / compared,
+        "top1_agreement": sum(row["agreed"] for row in rows) / compared,
+        "kl_tokens": compared,
+        "tokens_per_s": speed,
+        "size_mb": size / 1e6,
+        **parts,
+        **summary,
+        **sense,
+        "file_bits_per_weight": 8 * size / summary["parameters"],
+        "checkpoint": mark(made),
+        "sequences": rows,
+        "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": where},
+    }
+    write_json(out, evaluation)
+
+
+def made_of(
+    task: Task, side: Original | Quantised, of_model: dict[str, str]
+) -> tuple[Summary, Provenance | dict[str, Any]]:
+    """A checkpoint's summary, and what it was made from: held against the task, and against the file."""
+    if isinstance(side, Original):
+        return original_summary(task.checkpoint), {"versions": versions()} | of_model
+    record: MethodRecord = read_json(side.record)
+    if side.recipe is not None:
+        require(side.record, record["provenance"], **of_model, recipe=side.recipe)
+        with tensorfile.opened(task.weights) as file:
+            require(file.path, {"record": file.info("provenance")}, record=record["provenance"])
+    return record["summary"], record["provenance"]
 
 
 def doubted(doubt: str, what: str, implausible: str) -> None:
@@ -133,10 +164,15 @@ def doubted(doubt: str, what: str, implausible: str) -> None:
         logger.warning("%s: the original model makes no sense: %s; goes on, as it was told to", what, doubt)
 
 
-def original_summary(checkpoint: Path) -> dict[str, Any]:
+def original_summary(checkpoint: Path) -> Summary:
     """What quantize.json says of a method, for the unquantised model as it is stored."""
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         layout = file.layout()
     dtype = next(dtype for dtype, shape in layout.values() if len(shape) == 2)
-    storage = {"storage": "original", "storage_reason": ""} | quantized_share(layout, ())
-    return {"bits_per_weight": 8.0 * dtype.itemsize, "quantize_s": 0.0} | storage
+    return {
+        "bits_per_weight": 8.0 * dtype.itemsize,
+        "quantize_s": 0.0,
+        "storage": "original",
+        "storage_reason": "",
+        **quantized_share(layout, ()),
+    }

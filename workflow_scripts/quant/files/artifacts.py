@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def rebuild(path: str | Path) -> str:
     return f"rebuild it: snakemake --cores 1 --force {shlex.quote(str(path))}"
 
 
-def mark(provenance: dict[str, Any]) -> str:
+def mark(provenance: Mapping[str, Any]) -> str:
     """16 hexadecimal digits for everything that a provenance says."""
     return digest(json.dumps(provenance, sort_keys=True).encode())
 
@@ -59,7 +59,7 @@ def difference(found: Any, wanted: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def require(path: str | Path, found: dict[str, Any], **expected: Any) -> None:
+def require(path: str | Path, found: Mapping[str, Any], **expected: Any) -> None:
     """Refuses an artifact that was made from something else than expected, however fresh its time stamp is.
 
     found: its provenance, as read from JSON.
@@ -105,9 +105,9 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """With a checksum of the content beside it, which `read_json` holds it against."""
-    write_plain_json(path, content | {"checksum": digest(json.dumps(content).encode())})
+    write_plain_json(path, {**content, "checksum": digest(json.dumps(content).encode())})
 
 
 def write_plain_json(path: str | Path, content: Any) -> None:

@@ -25,6 +25,8 @@ from quant.files.tensorfile import put_finite
 from quant.methods.autoawq_environment import interpreter_of, run_worker
 from quant.models.compute import halving
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
+from quant.records.method import MethodRecord, Provenance, Summary
+from quant.records.model import ModelRecord
 
 logger = logging.getLogger("quant")
 
@@ -84,7 +86,12 @@ def used(tokens: Tokens) -> int:
 
 
 def write_checkpoint(
-    source: Path, packed_path: Path, target: Path, linears: dict[str, int], folds: dict[str, Tensor], provenance: dict
+    source: Path,
+    packed_path: Path,
+    target: Path,
+    linears: dict[str, int],
+    folds: dict[str, Tensor],
+    provenance: Provenance,
 ) -> tuple[list[dict[str, Any]], float]:
     """target/model.safetensors, dense in the source's dtypes, beside its other files; rows per linear, bits a weight.
 
@@ -123,12 +130,12 @@ def quantize_autoawq(
     folds_path: Path,
     tokens_path: Path,
     environment: Path,
-    model: dict[str, Any],
+    model: ModelRecord,
     recipe: dict[str, Any],
     device: str,
     batch_tokens: int,
     names: dict[str, str],
-) -> dict[str, Any]:
+) -> MethodRecord:
     """One model through AutoAWQ; writes checkpoint and folds, returns the record (see quant.quantize).
 
     model: convert's record; batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
@@ -156,8 +163,9 @@ def quantize_autoawq(
         )
         packed_path = folder / "packed" / "model.safetensors"
         packed_mb = packed_path.stat().st_size / 1e6
-        provenance = {
-            **names,
+        provenance: Provenance = {
+            "model": names["model"],
+            "method": names["method"],
             "recipe": recipe,
             "seed": recipe["seed"],
             "versions": versions() | result["versions"],
@@ -171,10 +179,18 @@ def quantize_autoawq(
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     share_among_linears(rows, result["block_seconds"])
     logger.info("AutoAWQ's packed checkpoint: %.1f MB, %.3f bits a weight", packed_mb, bits)
-    summary = {"bits_per_weight": bits, "quantize_s": result["seconds"], "storage": "simulated", "packed_mb": packed_mb}
-    summary["storage_reason"] = "AutoAWQ's own layout needs a GPU to run, so its codes are decoded here"
     with tensorfile.opened(source / "model.safetensors") as file:
-        summary |= quantized_share(file.layout(), model["linears"]) | {"left": model["left"], "no_kernels": ""}
+        coverage = quantized_share(file.layout(), model["linears"])
+    summary: Summary = {
+        "bits_per_weight": bits,
+        "quantize_s": result["seconds"],
+        "storage": "simulated",
+        "packed_mb": packed_mb,
+        "storage_reason": "AutoAWQ's own layout needs a GPU to run, so its codes are decoded here",
+        **coverage,
+        "left": model["left"],
+        "no_kernels": "",
+    }
     return {"linears": rows, "summary": summary, "provenance": provenance}
 
 

@@ -25,6 +25,7 @@ from quant.methods.shared import Shared, shared_groups
 from quant.recipe.grids import Codes
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
+from quant.records.method import MethodRecord, Provenance, Summary
 
 logger = logging.getLogger("quant")
 
@@ -41,12 +42,12 @@ def quantize_checkpoint(
     statistics: Statistics,
     recipe: Recipe,
     device: str,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     left: Mapping[str, str] = MappingProxyType({}),
     unpacked: Mapping[str, str] = MappingProxyType({}),
     quantize_block: QuantizeBlock | None = None,
     keep: dict[str, Codes] | None = None,
-) -> dict[str, Any]:
+) -> MethodRecord:
     """Writes target/model.safetensors beside copies of the source's other files, and the folds.
 
     linears: names and blocks, as convert recorded them; left: other linears of the model, and why they stay in 16 bit;
@@ -62,7 +63,7 @@ def quantize_checkpoint(
     folds: dict[str, Tensor] = {}
     bits = weights = 0
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
-        provenance = provenance | {"token_fingerprint": statistics.token_fingerprint}
+        provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
         dense = layout = model.layout()
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
@@ -116,10 +117,15 @@ def quantize_checkpoint(
             copy(file, target / file.name)
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
-    storage = {"storage": "packed" if reason is None else "simulated", "storage_reason": reason or ""}
-    storage["no_kernels"] = (without_kernels(dense, linears, recipe.group_size) if reason is None else None) or ""
-    summary: dict[str, Any] = {"bits_per_weight": bits / weights, "quantize_s": time.perf_counter() - begun} | storage
-    summary |= quantized_share(dense, linears) | {"left": dict(left)}
+    summary: Summary = {
+        "bits_per_weight": bits / weights,
+        "quantize_s": time.perf_counter() - begun,
+        "storage": "packed" if reason is None else "simulated",
+        "storage_reason": reason or "",
+        "no_kernels": (without_kernels(dense, linears, recipe.group_size) if reason is None else None) or "",
+        **quantized_share(dense, linears),
+        "left": dict(left),
+    }
     return {"linears": rows, "summary": summary, "provenance": provenance}
 
 

@@ -23,6 +23,7 @@ from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
 from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
+from quant.records.method import MethodRecord, Provenance
 
 
 def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:
@@ -96,10 +97,10 @@ def quantize_with_model(
     recipe: dict[str, Any],
     calibration: Tokens,
     compute: Compute,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     left: Mapping[str, str] = MappingProxyType({}),
     unpacked: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
+) -> MethodRecord:
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went."""
     chosen = Recipe.of(recipe)
     codes: dict[str, Codes] | None = {} if recipe["tune"] else None

@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from quant.models.native import as_native, empty_model, native_object, text_part
 from quant.models.notes import called, packs
 from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
+from quant.records.model import Linears, ModelRecord, Origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,11 +122,17 @@ def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> Non
         raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
 
 
-def check_model(
-    config: dict[str, Any], tensors: dict[str, Tensor], where: str
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str], dict[str, Any]]:
-    """Holds the tensors against the architecture that config.json names; returns the configuration as transformers
-    reads it, the model's tensors, the metadata of a file of them, and what the record says of its linears."""
+class Checked(NamedTuple):
+    """A model that agrees with itself: config as transformers reads it, tensors, and the metadata of a file of them."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    linears: Linears
+
+
+def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> Checked:
+    """Holds the tensors against the architecture that config.json names."""
     native = native_object(config, where)
     try:
         model, tensors = native_model(native, tensors, where)
@@ -156,8 +163,10 @@ def check_model(
     if not linears:
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
-    record = {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
-    return config, tensors, unrolling(model).written.metadata(), record
+    metadata = unrolling(model).written.metadata()
+    return Checked(
+        config, tensors, metadata, {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
+    )
 
 
 def why_unpacked(model: "PreTrainedModel", linears: dict[str, int]) -> dict[str, str]:
@@ -307,7 +316,7 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
     The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
     to `target` all together, once the last check has passed.
     """
-    record: dict[str, Any] = {"source": source}
+    found: Origin = {}
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(".convert.*"):  # by a job that was killed
         shutil.rmtree(left)
@@ -316,26 +325,30 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
         if "gguf" in source:
             path = resource if resource is not None else Path(source["gguf"]["path"])
             config, tensors, tokenizer = sources.read_gguf(path)
-            record["sha256"] = file_sha256(path)
+            found["sha256"] = file_sha256(path)
             where = str(path)
         else:
             folder = Path(source.get("directory", ""))
             if "hub" in source:
-                folder, record["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
+                folder, found["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
             config, tensors = sources.read_directory(folder)
             where = str(folder)
             quantised.check_files(folder)
             quantised.check_names(tensors, where)
             config = native_config(config, where)
             copy_side_files(folder, stage)
-        config, tensors, pieces, found = check_model(config, tensors, where)
-        record |= found
+        config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))
-        tensorfile.save(stage / "model.safetensors", tensors, {"format": "pt"} | pieces)
+        tensorfile.save(stage / "model.safetensors", tensors, {"format": "pt"} | metadata)
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         settle_tokenizer(stage, tokenizer, where)
         check_side_files(stage, where)
-        record["fingerprint"] = checkpoint_fingerprint(stage)
-        record["versions"] = versions()
+        record: ModelRecord = {
+            "source": source,
+            **found,
+            **linears,
+            "fingerprint": checkpoint_fingerprint(stage),
+            "versions": versions(),
+        }
         publish(stage, target)
     write_json(record_path, record)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quant.files.artifacts import digest, read_json, require
 from quant.files.tensorfile import opened
+from quant.records.model import ModelRecord
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> str:
@@ -14,9 +15,10 @@ def checkpoint_fingerprint(checkpoint: Path) -> str:
     return digest(header, (checkpoint / "config.json").read_bytes())
 
 
-def model_record(path: str | Path) -> dict:
+def model_record(path: str | Path) -> ModelRecord:
     """What convert says of a model, refused where the checkpoint beside it is another one."""
-    record, checkpoint = read_json(path), Path(path).parent / "checkpoint"
+    record: ModelRecord = read_json(path)
+    checkpoint = Path(path).parent / "checkpoint"
     require(
         checkpoint / "model.safetensors",
         {"model_fingerprint": checkpoint_fingerprint(checkpoint)},

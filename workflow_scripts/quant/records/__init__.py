@@ -1,0 +1,1 @@
+"""What stages hand on to one another as JSON: types, and no code."""

@@ -1,0 +1,49 @@
+"""What a quantisation leaves beside its checkpoint, quantize.json."""
+
+from typing import Any, NotRequired, TypedDict
+
+
+class Provenance(TypedDict):
+    """What a checkpoint was made from. recipe: as the configuration has it; calibration_tokens: of a library that does
+    not take all of them."""
+
+    model: NotRequired[str]
+    method: NotRequired[str]
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    model_fingerprint: str
+    token_fingerprint: NotRequired[str | None]
+    calibration_tokens: NotRequired[int]
+
+
+class Coverage(TypedDict):
+    """quantized_share: of all the model's numbers, how many are weights of quantised linears; parameters: how many
+    there are, a tied head once."""
+
+    quantized_share: float
+    parameters: int
+
+
+class Summary(Coverage):
+    """bits_per_weight: of the quantised linears; quantize_s: seconds; storage: packed, simulated or original, and why;
+    no_kernels: why no product takes packed weights; left: other linears, and why; packed_mb: 10⁶ bytes of a library's
+    own checkpoint."""
+
+    bits_per_weight: float
+    quantize_s: float
+    storage: str
+    storage_reason: str
+    no_kernels: NotRequired[str]
+    left: NotRequired[dict[str, str]]
+    packed_mb: NotRequired[float]
+
+
+class MethodRecord(TypedDict):
+    """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; tuning: how that
+    went."""
+
+    linears: list[dict[str, Any]]
+    summary: Summary
+    provenance: Provenance
+    tuning: NotRequired[dict[str, Any]]

@@ -1,0 +1,27 @@
+"""What convert leaves beside a checkpoint."""
+
+from typing import Any, TypedDict
+
+
+class Linears(TypedDict):
+    """linears: names of those to quantise, each with the index of its block; left: the others, and why they stay in 16
+    bit; unpacked: on which grids (`asymmetric`, `any`) no reader of packed weights reads them, and why."""
+
+    linears: dict[str, int]
+    left: dict[str, str]
+    unpacked: dict[str, str]
+
+
+class Origin(TypedDict, total=False):
+    """sha256: of a GGUF file; commit: of a hub's repository."""
+
+    sha256: str
+    commit: str
+
+
+class ModelRecord(Origin, Linears):
+    """source: as the configuration has it; fingerprint: of the checkpoint."""
+
+    source: dict[str, Any]
+    fingerprint: str
+    versions: dict[str, str]
