@@ -19,7 +19,7 @@ IS_MODULE = Path(workflow.main_snakefile) != Path(workflow.snakefile)
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.recipe import choices, keys
-from quant.workflow import configuration, defaults, demands, gpus, outcome, paths, tracking, values
+from quant.workflow import configuration, defaults, demands, gpus, outcome, paths, shared_text, tracking, values
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]

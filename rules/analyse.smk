@@ -6,7 +6,7 @@ PRESENT = [(model, method) for model in STUDY["models"] for method in present(mo
 
 
 rule summarize:
-    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv."""
+    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv, and learnt.csv."""
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
         evaluations=[
@@ -21,6 +21,7 @@ rule summarize:
         comparisons=report("results/comparisons.csv", category="Summary", caption="../docs/captions/comparisons.rst"),
         linears="results/linears.csv",
         rounding="results/rounding_stats.csv",
+        learnt="results/learnt.csv",
     log:
         "results/logs/summarize.log",
     benchmark:
@@ -31,7 +32,7 @@ rule summarize:
         mem_mb=more(1000),
         runtime=more(20),
     params:
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
         code=code("summarize.py"),
     script:
@@ -73,7 +74,7 @@ rule check_mse:
         runtime=more(60),
     params:
         options=CONFIG["check_mse"],
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         linears=CONFIG["linears"],
         dataset=FIRST_DATASET,
         compute=COMPUTE,
@@ -179,7 +180,7 @@ rule summarize_sensitivity:
         mem_mb=more(1000),
         runtime=more(10),
     params:
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         code=code("summarize_sensitivity.py"),
     script:
         "../workflow_scripts/summarize_sensitivity.py"
@@ -192,6 +193,7 @@ rule answer_questions:
         comparisons=rules.summarize.output.comparisons,
         linears=rules.summarize.output.linears,
         rounding=rules.summarize.output.rounding,
+        learnt=rules.summarize.output.learnt,
         sensitivity=rules.summarize_sensitivity.output[0],
         parts=rules.summarize_sensitivity.input,
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
@@ -209,6 +211,11 @@ rule answer_questions:
         runtime=more(10),
     params:
         datasets=STUDY["datasets"],
+        by=CONFIG["comparison"]["by"],
+        kinds={
+            name: shared_text.same_kind(CONFIG["datasets"][name]["text"], CONFIG["calibration"]["text"])
+            for name in STUDY["datasets"]
+        },
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
         order=STUDY["methods"],
         code=code("answer_questions.py"),

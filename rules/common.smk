@@ -24,6 +24,8 @@ THREADS = CONFIG["compute"]["threads"]
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]
+# of every interval and p; which measure verdicts rest on is none of it
+COMPARISON = {key: CONFIG["comparison"][key] for key in ("resamples", "seed")}
 CARD_KEYS = ("base_model", "license", "caveat", "source")
 code = tracking.code_of
 model_files = configuration.model_files

@@ -67,6 +67,7 @@ rule plot:
         methods=COLOURED,
         sweeps=SWEEPS,
         choose=CHOOSE,
+        by=CONFIG["comparison"]["by"],
         code=code("plot.py"),
     script:
         "../workflow_scripts/plot.py"
@@ -81,6 +82,7 @@ rule report:
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
         answers=rules.answer_questions.output[0],
         rounding=rules.summarize.output.rounding,
+        learnt=rules.summarize.output.learnt,
         sensitivity=rules.summarize_sensitivity.output[0],
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,

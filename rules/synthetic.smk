@@ -18,7 +18,7 @@ rule synthetic_benchmark:
     params:
         options=CONFIG["synthetic"],
         praq=PRAQ_PARAMETERS,
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         code=code("synthetic_benchmark.py"),
     script:
         "../workflow_scripts/synthetic_benchmark.py"

@@ -12,7 +12,7 @@ from quant.workflow.job import job
 with job(snakemake.log[0]):
     tables = {
         name: read_table(snakemake.input[name])
-        for name in ("summary", "comparisons", "linears", "rounding", "sensitivity")
+        for name in ("summary", "comparisons", "linears", "rounding", "sensitivity", "learnt")
     }
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
     heldout = [read_table(path) for path in snakemake.input.heldout]
@@ -30,6 +30,8 @@ with job(snakemake.log[0]):
             channels=channels.get(model, {}),
             check=checks.get(model),
             heldout=mine[0] if mine else None,
+            by=snakemake.params.by,
+            kinds=snakemake.params.kinds,
         )
         models[model] = [asdict(answered) for answered in ask(evidence)]
     write_json(
@@ -38,6 +40,7 @@ with job(snakemake.log[0]):
             "models": models,
             "verdicts": {
                 "level": LEVEL,
+                "by": snakemake.params.by,
                 "correction": "Holm",
                 "pairs of methods": len(tables["comparisons"]),
                 "comparisons of parts": int((tables["sensitivity"]["against"] != "original").sum()),

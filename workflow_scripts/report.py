@@ -77,6 +77,7 @@ with job(snakemake.log[0]):
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),
             "rounding_stats.csv": read_table(snakemake.input.rounding),
+            "learnt.csv": read_table(snakemake.input.learnt),
         },
         missing=snakemake.params.missing,
     )

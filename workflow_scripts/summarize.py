@@ -1,9 +1,10 @@
-"""Every evaluation → summary.csv, comparisons.csv and the linears of all methods."""
+"""Every evaluation → summary.csv, comparisons.csv, learnt.csv and the linears of all methods."""
 
 import pandas as pd
 
-from quant.comparison.paired import comparison_table
+from quant.comparison.learnt import learnt_table
 from quant.comparison.summary import summary_row, summary_table
+from quant.comparison.table import comparison_table
 from quant.errors import InputError
 from quant.files.artifacts import read_json, rebuild, require
 from quant.files.csv_tables import read_table, write_table
@@ -63,6 +64,7 @@ with job(snakemake.log[0]):
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears),
+        snakemake.output.learnt: learnt_table(groups, originals, snakemake.params.recipes, *options),
     }
     for path, table in tables.items():
         write_table(path, table)

@@ -163,6 +163,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"comparison": {"resamples": 1999}},
         {"check_mse", "summarize", "summarize_sensitivity", "synthetic_benchmark"},
     ),
+    "what verdicts rest on": ({"comparison": {"by": "kl"}}, DRAWN | {"answer_questions"}),
     "check_mse": ({"check_mse": {"keep_ratio": 0.25}}, {"check_mse"}),
     "linears": (
         {"linears": {"mlp": ["mlp", "down_proj"], "attention": ["q_proj", "attn"]}},

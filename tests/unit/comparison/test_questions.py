@@ -14,10 +14,13 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidence, layer_errors
+from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidence
 from quant.comparison.correlation import rank_correlation
+from quant.comparison.learnt import COLUMNS
+from quant.comparison.measures import PREDICTED
 from quant.comparison.paired import detectable
-from quant.comparison.pairs import differing_keys, library, pairs_alike_but
+from quant.comparison.pairs import differing_keys, fitted_further, library, pairs_alike_but
+from quant.comparison.prediction import layer_errors
 from quant.comparison.questions import QUESTIONS, ask
 from quant.comparison.verdicts import difference_of, family
 from quant.report.figures import questions
@@ -35,12 +38,16 @@ def configured(text: str) -> dict[str, Any]:
     return configuration.load(config, SCHEMA)
 
 
-def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evidence:
-    """What a study of this configuration might have measured: every pair differs by `delta` with that corrected p."""
+def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0, delta_kl: float | None = None) -> Evidence:
+    """What a study of this configuration might have measured: every pair differs by `delta` with that corrected p, and
+    so by KL, if not otherwise."""
     methods, datasets = config["study"]["methods"], config["study"]["datasets"]
     recipes = {method: config["methods"][method] for method in methods}
     numbers = {"delta_nll": delta, "delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01,
                "p_holm": p, "detectable": 0.02, "sequences": 32}  # fmt: skip
+    by_kl = delta if delta_kl is None else delta_kl
+    numbers |= {"delta_kl": by_kl, "delta_kl_low": by_kl - 0.01, "delta_kl_high": by_kl + 0.01,
+                "p_holm_kl": p, "detectable_kl": 0.03, "kl_sequences": 30}  # fmt: skip
     pairs = [
         {"model": "m", "dataset": dataset, "method_a": a, "method_b": b, **numbers}
         for dataset in datasets
@@ -48,14 +55,14 @@ def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evid
     ]
     summary = [
         {"model": "m", "dataset": dataset, "method": method, "ppl": 20 + i, "size_mb": 1.0, "bits_per_weight": 4.0,
-         "quantize_s": 2.0, "storage": "simulated", **numbers, "delta_nll": 0.1 * i}
+         "quantize_s": 2.0, "storage": "simulated", **numbers, "delta_nll": 0.1 * i, "kl": 0.09 * i}
         for dataset in datasets
         for i, method in enumerate(["original", *methods])
     ]  # fmt: skip
     linears = [
         {"model": "m", "method": method, "linear": "model.layers.0.mlp.up_proj", "layer": 0, "mse": 0.1 * (i + 1),
          "relative_error": 0.01 * (i + 1), "rounded_up": 0.5, "rounded_down": 0.45, "unchanged": 0.05,
-         "flipped": 0.02 * i, "distance_median": 0.25}
+         "flipped": 0.02 * i, "distance_median": 0.25, "predicted_nats": 0.05 * (len(methods) - i)}
         for i, method in enumerate(methods)
     ]  # fmt: skip
     options, parts = config["sensitivity"], []
@@ -69,8 +76,14 @@ def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0) -> Evid
     frame = pd.DataFrame(linears)
     columns = ["model", "dataset", "by", "part", "method", "against", "rows", "weights", *numbers]
     comparisons = pd.DataFrame(pairs, columns=["model", "dataset", "method_a", "method_b", *numbers])
+    told = [
+        ("m", dataset, *names, 32, 0.1, 0.2, 0.1, 0.15, 0.02, 0.01, 0.03, p, 0.005, 0.5, 0.02)
+        for dataset in datasets
+        for names in fitted_further(recipes)
+    ]
     return Evidence("m", datasets, recipes, pd.DataFrame(summary), comparisons, frame, frame,
-                    pd.DataFrame(parts, columns=columns), counts)  # fmt: skip
+                    pd.DataFrame(parts, columns=columns), counts, learnt=pd.DataFrame(told, columns=COLUMNS),
+                    kinds={name: name == datasets[0] for name in datasets})  # fmt: skip
 
 
 def answers(found: Evidence) -> dict[str, Answered]:
@@ -117,7 +130,7 @@ def test_the_experiment_asks_every_question() -> None:
 def test_the_default_study_answers_what_it_can() -> None:
     found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
-    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "second-text"}
+    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "second-text", "learnt"}
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
 
@@ -134,6 +147,31 @@ def test_a_verdict_needs_a_small_corrected_p(delta: float, p: float, outcome: st
     answered = answers(evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), delta, p))
     assert answered["praq"].outcome == outcome and answered["praq"].verdict.startswith(start)
     assert [row["delta_nll"] for row in answered["praq"].pairs] == [-delta] * 2
+    assert "by KL" not in answered["praq"].verdict + " ".join(answered["praq"].lines)
+
+
+@pytest.mark.parametrize(("by", "outcome", "other"), [("nll", "first", "KL"), ("kl", "second", "NLL")])
+def test_a_verdict_rests_on_one_measure_and_says_where_the_other_differs(by: str, outcome: str, other: str) -> None:
+    """By NLL PRAQ is better in both pairs, by KL worse."""
+    found = evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), 0.05, 0.001, -0.04)
+    one = answers(found._replace(by=by))["praq"]
+    assert one.outcome == outcome
+    words = {"better": "PRAQ is better than AWQ in 2 of 2 pairs, worse in none",
+             "worse": "PRAQ is worse than AWQ in 2 of 2 pairs, better in none"}  # fmt: skip
+    mine, theirs = ("better", "worse") if by == "nll" else ("worse", "better")
+    assert one.verdict == f"{'Yes' if by == 'nll' else 'No'}: {words[mine]}; by {other}: {words[theirs]}"
+    assert all(f"; by {other} it is {theirs} (delta_{other.lower()} " in line for line in one.lines)
+    row = one.pairs[0]
+    assert (row["by"], row["outcome"]) == (by, mine) and (row["outcome_nll"], row["outcome_kl"]) == ("better", "worse")
+    assert (row["delta_nll"], row["delta_kl"], row["sequences"], row["kl_sequences"]) == (-0.05, 0.04, 32, 30)
+    assert smallest_of(answers(evidence(configured("study: {methods: [gw_awq, gw_praq]}"))._replace(by=by))) == (
+        "0.0200" if by == "nll" else "0.0300"
+    )
+
+
+def smallest_of(found: dict[str, Answered]) -> str:
+    """What could have been seen, in PRAQ's verdict."""
+    return found["praq"].verdict.partition("; ")[2].partition(" ")[0]
 
 
 def test_pairs_that_disagree_depend() -> None:
@@ -141,7 +179,9 @@ def test_pairs_that_disagree_depend() -> None:
     found.comparisons.loc[0, ["delta_nll", "delta_nll_low", "delta_nll_high"]] = 0.05, 0.04, 0.06
     one = answers(found)["praq"]
     assert one.outcome == "mixed"
-    assert one.verdict == "It depends: PRAQ is better than AWQ in 1 and worse in 1 of 2 pairs"
+    assert one.verdict.startswith(
+        "It depends: PRAQ is better than AWQ in 1 and worse in 1 of 2 pairs; by KL: PRAQ is worse"
+    )
 
 
 def test_pairs_are_alike_but_for_what_is_asked() -> None:
@@ -185,6 +225,7 @@ def test_the_order_on_a_second_text() -> None:
     found.comparisons.loc[0, "delta_nll"] = 0.05
     one = answers(found)["second-text"]
     assert one.outcome == "second" and one.verdict.endswith(", 1 change places")
+    assert answers(found._replace(by="kl"))["second-text"].verdict.endswith(", none change places")
 
 
 # ---- rank correlation
@@ -231,10 +272,20 @@ def test_a_perfect_order_still_has_an_interval() -> None:
 
 
 def test_layer_error_that_ranks_as_perplexity_is_shown() -> None:
-    """Errors rise with delta_nll in `evidence`."""
-    one = answers(evidence(configuration.load(DEFAULT, SCHEMA)))["layer-error"]
-    assert one.outcome == "first" and one.verdict.startswith("Yes: ")
-    assert {row["measure"] for row in one.values} == {"mean log relative error", "log total MSE"}
+    """Errors rise with delta_nll in `evidence`, and what is predicted falls."""
+    found = evidence(configuration.load(DEFAULT, SCHEMA))
+    for by in ("nll", "kl"):
+        plain = found._replace(linears=found.linears.drop(columns="predicted_nats"), by=by)
+        one = answers(plain)["layer-error"]
+        assert one.outcome == "first" and one.verdict.startswith("Yes: ")
+        assert f"as by {'delta_nll' if by == 'nll' else 'kl'} with" in one.verdict
+        assert {row["measure"] for row in one.values} == {"mean log relative error", "log total MSE"}
+    one = answers(found)["layer-error"]
+    assert one.outcome == "mixed" and f"; by {PREDICTED} with −1.00 [" in one.verdict
+    line = next(line for line in one.lines if line.startswith(PREDICTED))
+    assert line.count("−1.00 [") == 2 and "; with kl −1.00" in line
+    row = next(row for row in one.values if row["measure"] == PREDICTED)
+    assert row["value"] == pytest.approx(0.05 * len(found.linears)) and row["kl"] == pytest.approx(0.09)
 
 
 def test_layer_errors_are_logs_over_linears() -> None:

@@ -150,7 +150,7 @@ USERS: dict[str, set[str]] = {
     "methods/block": RECIPES,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": {"answer_questions", "describe", "report", "summarize_sensitivity"},
+    "recipe/choices": TABLES | {"describe", "report"},
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -188,8 +188,8 @@ USERS: dict[str, set[str]] = {
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": RECIPES,
-    "recipe/key": {"answer_questions", "describe", "report", "summarize_sensitivity"},
-    "recipe/keys": {"answer_questions", "describe", "report", "summarize_sensitivity"},
+    "recipe/key": TABLES | {"describe", "report"},
+    "recipe/keys": TABLES | {"describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
@@ -214,7 +214,7 @@ USERS: dict[str, set[str]] = {
     "workflow/values": set(),
     "checkpoints/packed": READERS | RECIPES | {"check_study"},
     "report/page": {"report"},
-    "comparison/pairs": {"answer_questions", "report", "summarize_sensitivity"},
+    "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
@@ -309,6 +309,11 @@ USERS: dict[str, set[str]] = {
     | MEASURES
     | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "report", "summarize"},
     "records/model": PASSES | QUANTIZERS | MEASURES | TEXTS | ANALYSES | {"check_study", "convert", "measure_error"},
+    "comparison/learnt": {"answer_questions", "report", "summarize"},
+    "comparison/measures": TABLES | {"check_mse", "check_study", "pick", "plot", "report", "synthetic_benchmark"},
+    "comparison/prediction": {"answer_questions"},
+    "comparison/table": {"summarize"},
+    "comparison/text_answers": {"answer_questions", "report"},
 }
 
 

@@ -10,13 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
-from quant.comparison.correlation import rank_correlation
-from quant.comparison.numbers import LEVEL, duration, number, percent, signed
-from quant.comparison.paired import holm
+from quant.comparison.measures import MEASURES, other
+from quant.comparison.numbers import duration, number, percent, signed
 from quant.comparison.pairs import Finder, Recipes, library
 from quant.comparison.part_names import OTHER, RISKY
 from quant.comparison.verdicts import (
@@ -26,6 +23,8 @@ from quant.comparison.verdicts import (
     difference_words,
     family,
     increase,
+    kl_words,
+    otherwise_words,
     p_words,
     pair_difference,
     quality,
@@ -36,7 +35,10 @@ NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
 
 
 class Evidence(NamedTuple):
-    """What a study measured of one model; datasets and methods in the study's order."""
+    """What a study measured of one model; datasets and methods in the study's order.
+
+    by: the measure that verdicts on pairs rest on; kinds: whether a data set is of the calibration's kind of text.
+    """
 
     model: str
     datasets: list[str]
@@ -49,12 +51,15 @@ class Evidence(NamedTuple):
     channels: dict[str, dict[str, int]]
     check: dict[str, Any] | None = None
     heldout: pd.DataFrame | None = None
+    by: str = "nll"
+    learnt: pd.DataFrame | None = None
+    kinds: dict[str, bool] | None = None
 
 
 @dataclass
 class Answered:
     """outcome: first, second (is better), mixed, no difference shown, described, or not asked; verdict: the answer in
-    one sentence. pairs: one row a paired difference; values: rows of a table of its own; unit of the pairs' numbers."""
+    one sentence. pairs: one row a paired difference; values: rows of a table of its own."""
 
     anchor: str
     question: str
@@ -92,14 +97,20 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def pair_row(label: str, first: str, second: str, dataset: str, found: Difference) -> dict[str, Any]:
-    """A paired difference as plain data."""
-    return {
-        **{"group": label, "first": first, "second": second, "dataset": dataset},
-        **{"delta_nll": finite(found.delta), "delta_nll_low": finite(found.low), "delta_nll_high": finite(found.high)},
-        **{"p_holm": finite(found.p), "detectable": finite(found.detectable)},
-        **{"sequences": found.sequences, "outcome": found.outcome},
-    }
+def pair_row(
+    label: str, first: str, second: str, dataset: str, found: Difference, another: Difference | None = None
+) -> dict[str, Any]:
+    """A paired difference as plain data; another: by the other measure, if there is one.
+
+    outcome is the verdict's measure's (`by`), outcome_nll and outcome_kl each one's.
+    """
+    row: dict[str, Any] = {"group": label, "first": first, "second": second, "dataset": dataset, "by": found.by}
+    for one in (found, *([] if another is None else [another])):
+        name, suffix = MEASURES[one.by].difference, MEASURES[one.by].suffix
+        row |= {name: finite(one.delta), f"{name}_low": finite(one.low), f"{name}_high": finite(one.high)}
+        row |= {f"p_holm{suffix}": finite(one.p), f"detectable{suffix}": finite(one.detectable)}
+        row |= {MEASURES[one.by].sequences: one.sequences, f"outcome_{one.by}": one.outcome}
+    return row | {"outcome": found.outcome}
 
 
 def of_pairs(
@@ -108,30 +119,33 @@ def of_pairs(
     """Answers by every pair that the finders give, each group of pairs under its label."""
 
     def answer(evidence: Evidence, answered: Answered) -> None:
-        places, found = [], []
+        places = [
+            (label, first, second, dataset)
+            for dataset in evidence.datasets
+            for label, find in groups.items()
+            for first, second in find(evidence.recipes)
+            if pair_difference(evidence.comparisons, evidence.model, dataset, first, second) is not None
+        ]
+        found, others = (
+            family([one for place in places if (one := difference_at(evidence, place, by)) is not None])
+            for by in (evidence.by, other(evidence.by))
+        )
+        measured = [
+            (pair_row(*place, one, another), one, another)
+            for place, one, another in zip(places, found, others, strict=True)
+        ]
         for dataset in evidence.datasets:
-            for label, find in groups.items():
-                for first, second in find(evidence.recipes):
-                    one = pair_difference(evidence.comparisons, evidence.model, dataset, first, second)
-                    if one is not None:
-                        places.append((label, first, second, dataset))
-                        found.append(one)
-        pairs = [(pair_row(*place, one), one) for place, one in zip(places, family(found), strict=True)]
-        for dataset in evidence.datasets:
-            rows, differences = [], []
-            for row, one in pairs:
-                if row["dataset"] == dataset:
-                    rows.append(row)
-                    differences.append(one)
-            if not rows:
+            own = [each for each in measured if each[0]["dataset"] == dataset]
+            if not own:
                 continue
-            outcomes = [row["outcome"] for row in rows]
-            outcome = judge(outcomes)
-            verdict = words_of(outcome, names, (outcomes.count("better"), outcomes.count("worse"), len(rows)), yes)
+            rows = [row for row, _, _ in own]
+            outcome = judge([row["outcome"] for row in rows])
+            verdict = judged_words([one for _, one, _ in own], names, yes)
             verdict = verdict[0].upper() + verdict[1:] + (smallest(rows) if outcome == NO_DIFFERENCE else "")
+            verdict += otherwise([one for _, one, _ in own], [another for _, _, another in own], names)
             if answered.outcome == NO_ANSWER:
                 answered.outcome, answered.verdict = outcome, verdict
-                answered.lines += group_lines(rows, differences)
+                answered.lines += group_lines(own)
             else:
                 answered.lines.append(f"On {dataset}: {verdict[0].lower() + verdict[1:]}.")
             answered.pairs += rows
@@ -139,17 +153,40 @@ def of_pairs(
     return answer
 
 
+def difference_at(evidence: Evidence, place: tuple[str, str, str, str], by: str) -> Difference | None:
+    """Of a pair's (label, first, second, data set)."""
+    _, first, second, dataset = place
+    return pair_difference(evidence.comparisons, evidence.model, dataset, first, second, by)
+
+
+def judged_words(found: Sequence[Difference], names: tuple[str, str], yes: bool) -> str:
+    """The verdict on several pairs."""
+    outcomes = [one.outcome for one in found]
+    return words_of(judge(outcomes), names, (outcomes.count("better"), outcomes.count("worse"), len(found)), yes)
+
+
+def otherwise(found: Sequence[Difference], others: Sequence[Difference], names: tuple[str, str]) -> str:
+    """What the other measure says of the same pairs, where that is another verdict; else nothing."""
+    told = [one for one in others if one.outcome != "unknown"]
+    if len(told) < len(others) or judge([one.outcome for one in found]) == judge([one.outcome for one in told]):
+        return ""
+    words = judged_words(told, names, False)
+    return f"; by {MEASURES[told[0].by].words}: {words[0].lower() if words.startswith('No ') else words[0]}{words[1:]}"
+
+
 def smallest(rows: Sequence[dict[str, Any]]) -> str:
-    """What difference could have been seen in every pair."""
-    seen = [row["detectable"] for row in rows if row["detectable"] is not None]
+    """What difference could have been seen in every pair, by the verdict's measure."""
+    keys = [f"detectable{MEASURES[row.get('by', 'nll')].suffix}" for row in rows]
+    seen = [row[key] for row, key in zip(rows, keys, strict=True) if row[key] is not None]
     return f"; {signed(max(seen), 4).lstrip('+')} nats per token could have been seen" if seen else ""
 
 
-def group_lines(rows: Sequence[dict[str, Any]], found: Sequence[Difference]) -> list[str]:
-    """A line for each pair, with its group."""
+def group_lines(own: Sequence[tuple[dict[str, Any], Difference, Difference]]) -> list[str]:
+    """A line for each pair, with its group, and the other measure's word where it is another."""
     return [
-        f"{row['group'][0].upper() + row['group'][1:]}: {difference_words(row['first'], row['second'], one)}."
-        for row, one in zip(rows, found, strict=True)
+        f"{row['group'][0].upper() + row['group'][1:]}: {difference_words(row['first'], row['second'], one)}"
+        f"{otherwise_words(one, another)}."
+        for row, one, another in own
     ]
 
 
@@ -170,7 +207,7 @@ def cost(evidence: Evidence, answered: Answered) -> None:
             answered.pairs.append(pair_row("against the original", row.method, ORIGINAL, dataset, one))
             answered.lines.append(
                 f"On {dataset}, {row.method}: perplexity {number(row.ppl, 2)}, {percent(increase(row))} "
-                f"({quality(increase(row))}); {difference_words(row.method, 'the original', one)}."
+                f"({quality(increase(row))}); {difference_words(row.method, 'the original', one)}{kl_words(row)}."
             )
         if len(rows) and answered.outcome == NO_ANSWER:
             answered.outcome = judge([found[i].outcome for i in rows.index])
@@ -269,91 +306,6 @@ def autoawq(evidence: Evidence, answered: Answered) -> None:
     ]
 
 
-def second_text(evidence: Evidence, answered: Answered) -> None:
-    """Pairs told apart on two texts: do any change places?"""
-    if len(evidence.datasets) < 2:
-        return
-    first, *others = evidence.datasets
-    for other in others:
-        tables = [evidence.comparisons[evidence.comparisons.dataset == name] for name in (first, other)]
-        both = tables[0].merge(tables[1], on=["method_a", "method_b"], suffixes=("", "_other"))
-        if both.empty:
-            continue
-        shown = both[(both.p_holm <= LEVEL) & (both.p_holm_other <= LEVEL)]
-        turned = shown[np.sign(shown.delta_nll) != np.sign(shown.delta_nll_other)]
-        verdict = (
-            f"No difference shown on both {first} and {other} in any of {len(both)} pairs"
-            if shown.empty
-            else f"{'No' if len(turned) else 'Yes'}: of {len(shown)} pairs told apart on both {first} and {other}, "
-            f"{len(turned) or 'none'} change places"
-        )
-        nll = evidence.summary[evidence.summary.method != ORIGINAL].pivot(
-            index="method", columns="dataset", values="delta_nll"
-        )
-        nll = nll[[first, other]].replace([np.inf, -np.inf], np.nan).dropna()
-        rho = rank_correlation(nll[first].to_numpy(), nll[other].to_numpy())
-        answered.lines.append(f"Between {first} and {other}, Spearman's ρ of delta_nll over methods is {rho.text()}.")
-        answered.values += [
-            {"method": method, first: f"{row[first]:.4f}", other: f"{row[other]:.4f}",
-             "place": f"{int(place)} and {int(place_other)}"}
-            for (method, row), place, place_other in zip(
-                nll.iterrows(), rankdata(nll[first]), rankdata(nll[other]), strict=True)
-        ]  # fmt: skip
-        if answered.outcome == NO_ANSWER:
-            answered.outcome = NO_DIFFERENCE if shown.empty else "second" if len(turned) else "first"
-            answered.verdict = verdict
-        else:
-            answered.lines.append(verdict + ".")
-
-
-AGGREGATES = {
-    "mean log relative error": "log of each linear's E‖(W−Ŵ)x‖²/E‖Wx‖² on the calibration text, averaged over linears",
-    "log total MSE": "log of E‖(W−Ŵ)x‖² on the calibration text, summed over linears",
-    "log MSE of the checked layer on the data set": "the same sum over one layer's linears on the first data set",
-}
-
-
-def layer_errors(linears: pd.DataFrame, heldout: pd.DataFrame | None) -> pd.DataFrame:
-    """method × AGGREGATES; a method without any error has no logarithm and is left out."""
-    with np.errstate(divide="ignore"):
-        logs = linears.assign(log=np.log(linears.relative_error)).groupby("method", sort=False)
-        columns = {"mean log relative error": logs.log.mean(), "log total MSE": np.log(logs.mse.sum())}
-        if heldout is not None and len(heldout):
-            sums = heldout.groupby("method", sort=False).mse.sum()
-            columns["log MSE of the checked layer on the data set"] = np.log(sums)
-    return pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan)
-
-
-def layer_error(evidence: Evidence, answered: Answered) -> None:
-    """Rank correlation over methods of each aggregate of layer errors with delta_nll on the first data set."""
-    rows = evidence.summary[evidence.summary.dataset == evidence.datasets[0]].set_index("method")
-    errors = layer_errors(evidence.linears, evidence.heldout)
-    deltas = rows.delta_nll[np.isfinite(rows.delta_nll)]
-    found = {}
-    for name in errors:
-        column = errors[name].dropna()
-        methods = [method for method in column.index if method in deltas.index]
-        found[name] = rank_correlation(column[methods].to_numpy(), deltas[methods].to_numpy())
-        answered.values += [
-            {"measure": name, "method": method, "value": float(column[method]), "delta_nll": float(deltas[method])}
-            for method in methods
-        ]
-    usable = {name: each for name, each in found.items() if math.isfinite(each.rho)}
-    if not usable:
-        answered.values = []
-        return
-    corrected = dict(zip(usable, holm([each.p for each in usable.values()]), strict=True))
-    shown = [name for name in usable if corrected[name] <= LEVEL and usable[name].rho > 0]
-    answered.outcome = "first" if len(shown) == len(usable) else "mixed" if shown else NO_DIFFERENCE
-    best = max(usable, key=lambda name: usable[name].rho)
-    start = {"first": "Yes", "mixed": "In part", NO_DIFFERENCE: "Not shown"}[answered.outcome]
-    answered.verdict = f"{start}: by {best}, methods rank as by delta_nll with Spearman's ρ {usable[best].text()}"
-    answered.lines += [
-        f"{name} ({AGGREGATES[name]}): ρ {each.text()}, {p_words(corrected[name])} corrected."
-        for name, each in usable.items()
-    ]
-
-
 def sensitivity(evidence: Evidence, answered: Answered) -> None:
     """Which kinds of linear suffer when only they are quantised, and which gain from a zero point."""
     table = evidence.sensitivity
@@ -380,16 +332,16 @@ def sensitivity(evidence: Evidence, answered: Answered) -> None:
                     f"{difference_of(worst).text(3)}, {100 * share:.0f} % of the sum over all {all_parts}"
                 )
         gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
-        for (method, other), rows in gains.groupby(["method", "against"], sort=False):
+        for (method, twin), rows in gains.groupby(["method", "against"], sort=False):
             best = next(rows.sort_values("delta_nll").itertuples())
             found = difference_of(best)
             shown = [row.part for row in rows.itertuples() if difference_of(row).outcome == "better"]
             answered.pairs += [
-                pair_row(f"{by}, {method} against {other}", row.part, other, row.dataset, difference_of(row))
+                pair_row(f"{by}, {method} against {twin}", row.part, twin, row.dataset, difference_of(row))
                 for row in rows.itertuples()
             ]
             answered.lines.append(
-                f"A zero point ({method} against {other}) gains most in {part_words(by, best.part)}: {found.text()}, "
+                f"A zero point ({method} against {twin}) gains most in {part_words(by, best.part)}: {found.text()}, "
                 f"{p_words(found.p)}; shown in {len(shown)} of {len(rows)}"
                 f"{' (' + ', '.join(shown) + ')' if 0 < len(shown) < 9 else ''}."
             )

@@ -7,24 +7,20 @@ too often far out in the tail, where corrected verdicts are made, the one for sy
 differences (tests/unit/comparison/test_paired.py simulates both).
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from quant.comparison.measures import MEASURES
 from quant.comparison.numbers import LEVEL
 
 FEW = 8  # with fewer sequences most resamples repeat another: Student's t instead of the bootstrap
 RESAMPLES_PER_COMPARISON = (
     200  # p is at least 2/(resamples + 1); corrected, it must be able to fall to a fifth of LEVEL
 )
-COLUMNS = [
-    *("model", "dataset", "method_a", "method_b", "delta_nll", "delta_nll_low", "delta_nll_high", "sequences"),
-    *("p", "error", "p_holm", "detectable"),
-]
 
 
 class Difference(NamedTuple):
@@ -106,11 +102,12 @@ def detectable(error: float, sequences: int, comparisons: int) -> float:
     return float(error * student.ppf(1 - LEVEL / (2 * max(comparisons, 1)), sequences - 1))
 
 
-def corrected(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows (p, error, sequences, …) that are one family, with p_holm and detectable."""
-    size = int(frame["p"].notna().sum())
-    seen = [detectable(row.error, row.sequences, size) for row in frame.itertuples()]
-    return frame.assign(p_holm=holm(frame["p"]), detectable=np.array(seen, dtype=float))
+def corrected(frame: pd.DataFrame, by: str = "nll") -> pd.DataFrame:
+    """Rows that are one family by that measure, with its p_holm and detectable."""
+    p, error, p_holm, smallest = (f"{name}{MEASURES[by].suffix}" for name in ("p", "error", "p_holm", "detectable"))
+    size, counts = int(frame[p].notna().sum()), frame[MEASURES[by].sequences]
+    seen = [detectable(one, n, size) for one, n in zip(frame[error], counts, strict=True)]
+    return frame.assign(**{p_holm: holm(frame[p]), smallest: np.array(seen, dtype=float)})
 
 
 def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) -> Difference:
@@ -122,43 +119,6 @@ def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) ->
 
 
 def check_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    if not a[["sequence", "tokens"]].equals(b[["sequence", "tokens"]]):
+    same = [name for name in ("sequence", "tokens", "kl_tokens") if name in a and name in b]
+    if not a[same].equals(b[same]):
         raise ValueError("the two evaluations are of different sequences")
-
-
-def comparison_table(groups: Sequence[Mapping[str, Mapping[str, Any]]], resamples: int, seed: int) -> pd.DataFrame:
-    """A row per unordered pair of methods in each group, the evaluations on one model and data set by method.
-
-    p_holm is corrected for all rows; where they are many, more than `resamples` are drawn.
-    """
-    total = sum(len(group) * (len(group) - 1) // 2 for group in groups)
-    resamples = max(resamples, RESAMPLES_PER_COMPARISON * total)
-    rows = [row for group in groups for row in _group_rows(group, resamples, seed)]
-    return corrected(pd.DataFrame(rows, columns=COLUMNS[:-2]))
-
-
-def _group_rows(evaluations: Mapping[str, Mapping[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
-    frames = {method: pd.DataFrame(evaluation["sequences"]) for method, evaluation in evaluations.items()}
-    pairs = list(combinations(frames, 2))
-    if not pairs:
-        return []
-    for a, b in pairs:
-        check_same(frames[a], frames[b])
-    nll = {method: frame["nll"].to_numpy(float) for method, frame in frames.items()}
-    weights = frames[pairs[0][0]]["tokens"].to_numpy(float)
-    found = paired_differences(np.stack([nll[a] - nll[b] for a, b in pairs]), weights, resamples, seed)
-    return [
-        {
-            "model": evaluations[a]["model"],
-            "dataset": evaluations[a]["dataset"],
-            "method_a": a,
-            "method_b": b,
-            "delta_nll": difference.mean,
-            "delta_nll_low": difference.low,
-            "delta_nll_high": difference.high,
-            "sequences": len(weights),
-            "p": difference.p,
-            "error": difference.error,
-        }
-        for (a, b), difference in zip(pairs, found, strict=True)
-    ]

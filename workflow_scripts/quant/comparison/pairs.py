@@ -92,6 +92,37 @@ def library(recipes: Recipes) -> list[tuple[str, str]]:
     )
 
 
+TUNED = "tuned"
+
+
+def steps(recipe: dict[str, Any]) -> set[str]:
+    """What fits a recipe further to the calibration text, once its linears are rounded for themselves."""
+    taken = {
+        "tune": recipe.get("tune") is not None,
+        "inputs": recipe.get("inputs") == "sequential",
+        "refine": bool(recipe.get("refine")),
+    }
+    return {name for name, is_taken in taken.items() if is_taken}
+
+
+def fitted_further(recipes: Recipes) -> list[tuple[str, str, str]]:
+    """(group, first, second): alike but that the first is tuned, or, neither being tuned, takes more steps."""
+    own = {name: recipe for name, recipe in recipes.items() if "algorithm" not in recipe}
+
+    def further(group: str, keys: set[str]) -> Finder:
+        return lambda found: ordered(
+            found,
+            lambda a, b: (
+                steps(a) > steps(b)
+                and ("tune" in steps(a) - steps(b)) == (group == TUNED)
+                and differing_keys(a, b) <= keys
+            ),
+        )
+
+    groups = {TUNED: {"tune"}, "fitted without tuning": {"inputs", "correction", "refine"}}
+    return [(group, *pair) for group, keys in groups.items() for pair in further(group, keys)(own)]
+
+
 def is_group(size: int) -> bool:
     return size > 0
 

@@ -8,8 +8,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from quant.comparison.measures import MEASURES, other
 from quant.comparison.numbers import number, percent
-from quant.comparison.verdicts import Difference, difference_words, increase, pair_difference, quality, ranked
+from quant.comparison.verdicts import (
+    Difference,
+    difference_words,
+    increase,
+    otherwise_words,
+    pair_difference,
+    quality,
+    ranked,
+)
 from quant.files.units import megabytes
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
@@ -17,14 +26,15 @@ LIMITS = {
     "max_bits_per_weight": ("bits_per_weight", "{:g} bits per weight"),
     "max_size_mb": ("size_mb", "{:g} MB"),
     "max_delta_nll": ("delta_nll", "a delta_nll of {:g}"),
+    "max_kl": ("kl", "a KL of {:g}"),
 }
 
 
 class Choice(NamedTuple):
     """method is None where no packed checkpoint is within the limits; runner_up where no other is.
 
-    difference: delta_nll of method minus runner_up, None where they were not compared; headline and lines say all of
-    it in words.
+    difference: of method minus runner_up by KL where it is chosen by that, else by NLL; None where they were not
+    compared. headline and lines say all of it in words.
     """
 
     model: str
@@ -85,18 +95,29 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
             least = packed.sort_values("bits_per_weight").iloc[0]
             lines = [
                 f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
-                f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB and a delta_nll of "
-                f"{least.delta_nll:.4f}."
+                f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
+                f"{least.delta_nll:.4f} and a KL of {least.kl:.4f}."
             ]
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines)
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""
     lines = [facts_words(best), f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
     runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
-    difference = None
+    difference, measure = None, "kl" if by == "kl" else "nll"
+
+    def pair(name: str, measure: str) -> Difference | None:
+        return pair_difference(comparisons, model, dataset, best.method, name, measure)
+
     if runner_up is not None:
-        difference = pair_difference(comparisons, model, dataset, best.method, runner_up)
-        lines.append(f"Runner-up: {runner_up}; {difference_words(best.method, runner_up, difference)}.")
+        difference = pair(runner_up, measure)
+        more = "" if difference is None else otherwise_words(difference, pair(runner_up, other(measure)))
+        lines.append(f"Runner-up: {runner_up}; {difference_words(best.method, runner_up, difference)}{more}.")
+    twin = MEASURES[other(measure)]
+    if by == MEASURES[measure].rise and fitting[twin.rise].map(math.isfinite).any():
+        first = fitting.sort_values([twin.rise, "size_mb", "method"], kind="stable").method.iloc[0]
+        if first != best.method:
+            words = difference_words(best.method, first, pair(first, other(measure)))
+            lines.append(f"By {twin.rise} it would be {first}: {words}.")
     ahead = rows[(rows.storage != "packed") & (rows[by] < getattr(best, by))]
     if not ahead.empty:
         first = ahead.sort_values(by).iloc[0]

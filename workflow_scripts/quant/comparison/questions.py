@@ -10,13 +10,13 @@ from quant.comparison.answers import (
     autoawq,
     cost,
     directions,
-    layer_error,
     of_pairs,
     risk,
-    second_text,
     sensitivity,
 )
 from quant.comparison.pairs import alike, calibrated, exact_praq, is_group, smaller_group
+from quant.comparison.prediction import layer_error
+from quant.comparison.text_answers import learnt, second_text
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,20 @@ study:
   add: {datasets: [docstrings]}
 """,
         ("Only pairs told apart on both texts say whether the order holds.",),
+    ),
+    Question(
+        "learnt",
+        "Has a method learnt the calibration's kind of text?",
+        learnt,
+        """\
+study:
+  add: {methods: [awq_clip_gptq_shared, frontier_fast, frontier]}
+""",
+        (
+            "Asked of a tuned method and the same untuned. What only brings a model back to the original takes the "
+            "same share off delta_nll and off KL; a method has learnt the text where delta_nll falls further, or "
+            "further than on text of another kind. Beside it methods that take more steps, but are not tuned.",
+        ),
     ),
     Question(
         "layer-error",

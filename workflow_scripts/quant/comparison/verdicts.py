@@ -1,6 +1,6 @@
 """What the numbers show, in words: a paired difference, the best method, the check of one layer.
 
-Signs: every delta_nll is first minus second in nats per token, so that below 0 the first is better.
+Signs: every delta_nll or delta_kl is first minus second in nats per token, so that below 0 the first is better.
 """
 
 import math
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from quant.comparison.measures import MEASURES, other
 from quant.comparison.numbers import LEVEL, QUALITY_BANDS, interval, number, percent, signed
 from quant.comparison.paired import detectable, holm
 
 ORIGINAL = "original"
+MOST = 6  # pairs that a line names
 
 
 class Answer(NamedTuple):
@@ -25,7 +27,7 @@ class Answer(NamedTuple):
 class Difference(NamedTuple):
     """A paired difference in nats per token with its 95 % interval over so many sequences, its p corrected for the
     number of comparisons in its family (None: by the interval alone), the smallest difference that could have been
-    seen, and what another family's correction starts from: its own p, and its standard error."""
+    seen, what another family's correction starts from (its own p, and its standard error), and the measure."""
 
     delta: float
     low: float
@@ -35,6 +37,7 @@ class Difference(NamedTuple):
     detectable: float = math.nan
     own_p: float | None = None
     error: float = math.nan
+    by: str = "nll"
 
     @property
     def outcome(self) -> str:
@@ -55,13 +58,24 @@ class Difference(NamedTuple):
         return f"{signed(self.delta, digits)} {interval(self.low, self.high, digits)}".strip()
 
 
-def difference_of(row: Any) -> Difference:
-    """From a row of comparisons.csv, summary.csv or sensitivity.csv."""
-    p = getattr(row, "p_holm", None)
-    own = getattr(row, "p", None)
-    return Difference(row.delta_nll, row.delta_nll_low, row.delta_nll_high, int(row.sequences),
-                      None if p is None or pd.isna(p) else p, getattr(row, "detectable", math.nan),
-                      None if own is None or pd.isna(own) else own, getattr(row, "error", math.nan))  # fmt: skip
+def difference_of(row: Any, by: str = "nll") -> Difference:
+    """From a row of comparisons.csv; by NLL of summary.csv or sensitivity.csv too. A table without the measure says
+    nothing of it."""
+    measure = MEASURES[by]
+
+    def value(name: str) -> float:
+        found = getattr(row, name, None)
+        return math.nan if found is None or pd.isna(found) else float(found)
+
+    def p_of(name: str) -> float | None:
+        found = value(f"{name}{measure.suffix}")
+        return None if math.isnan(found) else found
+
+    delta, low, high = (value(f"{measure.difference}{end}") for end in ("", "_low", "_high"))
+    n = value(measure.sequences)
+    seen, error = (value(f"{name}{measure.suffix}") for name in ("detectable", "error"))
+    sequences = 0 if math.isnan(n) else int(n)
+    return Difference(delta, low, high, sequences, p_of("p_holm"), seen, p_of("p"), error, by)
 
 
 def family(found: Sequence[Difference]) -> list[Difference]:
@@ -76,13 +90,18 @@ def family(found: Sequence[Difference]) -> list[Difference]:
     ]
 
 
-def difference_in(row: dict[str, Any]) -> Difference:
-    """The difference of an answer's pair; JSON has null where a number is missing."""
-    delta, low, high, detectable = (
-        float("nan") if row[key] is None else row[key]
-        for key in ("delta_nll", "delta_nll_low", "delta_nll_high", "detectable")
-    )
-    return Difference(delta, low, high, row["sequences"], row["p_holm"], detectable)
+def difference_in(row: dict[str, Any], by: str | None = None) -> Difference:
+    """The difference of an answer's pair by a measure, that of its verdict if none is named; JSON has null where a
+    number is missing."""
+    by = by or row.get("by", "nll")
+    measure = MEASURES[by]
+
+    def value(name: str) -> float:
+        return math.nan if row.get(name) is None else row[name]
+
+    delta, low, high = (value(f"{measure.difference}{end}") for end in ("", "_low", "_high"))
+    p, seen = row.get(f"p_holm{measure.suffix}"), value(f"detectable{measure.suffix}")
+    return Difference(delta, low, high, row.get(measure.sequences) or 0, p, seen, by=by)
 
 
 def quality(increase: float) -> str:
@@ -90,12 +109,14 @@ def quality(increase: float) -> str:
     return next((name for name, limit in QUALITY_BANDS if increase < limit), "poor")
 
 
-def pair_difference(comparisons: pd.DataFrame, model: str, dataset: str, first: str, second: str) -> Difference | None:
-    """nll(first) - nll(second), whichever way round the pair is stored; None where it was not compared."""
+def pair_difference(
+    comparisons: pd.DataFrame, model: str, dataset: str, first: str, second: str, by: str = "nll"
+) -> Difference | None:
+    """First minus second by that measure, whichever way round the pair is stored; None where it was not compared."""
     rows = comparisons[(comparisons.model == model) & (comparisons.dataset == dataset)]
     for a, b in ((first, second), (second, first)):
         for row in rows[(rows.method_a == a) & (rows.method_b == b)].itertuples():
-            return difference_of(row) if a == first else difference_of(row).reversed()
+            return difference_of(row, by) if a == first else difference_of(row, by).reversed()
     return None
 
 
@@ -110,21 +131,65 @@ def difference_words(name: str, other: str, difference: Difference | None) -> st
     """One clause that says what a paired difference shows."""
     if difference is None:
         return f"{name} and {other} were not compared"
-    numbers = ", ".join(part for part in (f"delta_nll {difference.text()}", p_words(difference.p)) if part)
+    column = MEASURES[difference.by].difference
+    numbers = ", ".join(part for part in (f"{column} {difference.text()}", p_words(difference.p)) if part)
     seen = f"; one of {difference.detectable:.3f} could have been seen" if math.isfinite(difference.detectable) else ""
     return {
         "better": f"{name} is better than {other} ({numbers})",
         "worse": f"{name} is worse than {other} ({numbers})",
         "none": f"no difference shown between {name} and {other} ({numbers}{seen})",
         "identical": f"{name} and {other} give the same result on every sequence",
-        "unknown": f"{name} against {other}: delta_nll {signed(difference.delta, 4)}, with no interval",
+        "unknown": f"{name} against {other}: {column} {signed(difference.delta, 4)}, with no interval",
     }[difference.outcome]
 
 
-def ranked(summary: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
-    """The quantised methods of a model on a data set, lowest NLL first."""
+OUTCOMES = {"better": "it is better", "worse": "it is worse", "none": "no difference is shown",
+            "identical": "they are the same"}  # fmt: skip
+
+
+def unlike(one: Difference, another: Difference | None) -> bool:
+    """Whether two measures of one pair do not say the same; what has no interval says nothing."""
+    return another is not None and "unknown" not in (one.outcome, another.outcome) and one.outcome != another.outcome
+
+
+def otherwise_words(one: Difference, another: Difference | None) -> str:
+    """What the other measure says of a pair, where it says something else; else nothing."""
+    if another is None or not unlike(one, another):
+        return ""
+    measure = MEASURES[another.by]
+    numbers = ", ".join(part for part in (f"{measure.difference} {another.text()}", p_words(another.p)) if part)
+    return f"; by {measure.words} {OUTCOMES[another.outcome]} ({numbers})"
+
+
+def contradictions(comparisons: pd.DataFrame) -> list[str]:
+    """Lines on one model and data set: which pairs are better by one measure and worse by the other, and how many are
+    told apart by one alone; none where no pair has both measures."""
+    found = [(row, difference_of(row, "nll"), difference_of(row, "kl")) for row in comparisons.itertuples()]
+    outcomes = [(row, nll.outcome, kl.outcome) for row, nll, kl in found if "unknown" not in (nll.outcome, kl.outcome)]
+    against = [
+        (row.method_a, row.method_b) if nll == "better" else (row.method_b, row.method_a)
+        for row, nll, kl in outcomes
+        if {nll, kl} == {"better", "worse"}
+    ]
+    shown = ("better", "worse")
+    nll_alone = sum(nll in shown and kl not in shown for _, nll, kl in outcomes)
+    kl_alone = sum(kl in shown and nll not in shown for _, nll, kl in outcomes)
+    lines = []
+    if against:
+        named = "; ".join(f"{a} against {b}" for a, b in against[:MOST]) + ("; …" if len(against) > MOST else "")
+        lines.append(f"Better by NLL, worse by KL, in {len(against)} of {len(outcomes)} pairs: {named}.")
+    if nll_alone or kl_alone:
+        lines.append(
+            f"Of {len(outcomes)} pairs {nll_alone} are told apart by NLL alone and {kl_alone} by KL alone, each "
+            "corrected for all pairs."
+        )
+    return lines
+
+
+def ranked(summary: pd.DataFrame, model: str, dataset: str, by: str = "nll") -> pd.DataFrame:
+    """The quantised methods of a model on a data set, lowest NLL, or KL, first."""
     rows = summary[(summary.model == model) & (summary.dataset == dataset) & (summary.method != ORIGINAL)]
-    return rows.sort_values("nll", kind="stable")
+    return rows.sort_values(MEASURES[by].own, kind="stable")
 
 
 def increase(row: Any) -> float:
@@ -132,28 +197,50 @@ def increase(row: Any) -> float:
     return math.expm1(row.delta_nll) if row.delta_nll < 700 else math.inf
 
 
-def best_answer(summary: pd.DataFrame, comparisons: pd.DataFrame, model: str, dataset: str) -> Answer:
-    """The best method, by how much, and how sure: against the runner-up, the original, and every other method."""
-    rows = ranked(summary, model, dataset)
+def best_answer(summary: pd.DataFrame, comparisons: pd.DataFrame, model: str, dataset: str, by: str = "nll") -> Answer:
+    """The best method by that measure, by how much, and how sure: against the runner-up, the original, and every other
+    method; and the best by the other measure where that is another."""
+    rows = ranked(summary, model, dataset, by)
     if rows.empty:
         return Answer("No quantised method was evaluated", [])
     best = next(rows.itertuples())
-    against = {name: pair_difference(comparisons, model, dataset, best.method, name) for name in rows.method[1:]}
+
+    def pair(name: str, measure: str) -> Difference | None:
+        return pair_difference(comparisons, model, dataset, best.method, name, measure)
+
+    against = {name: pair(name, by) for name in rows.method[1:]}
     lines = []
     if against:
         runner_up = rows.method.iloc[1]
-        lines.append(f"Against the runner-up: {difference_words(best.method, runner_up, against[runner_up])}.")
+        found = against[runner_up]
+        more = "" if found is None else otherwise_words(found, pair(runner_up, other(by)))
+        lines.append(f"Against the runner-up: {difference_words(best.method, runner_up, found)}{more}.")
     own = difference_of(best)
-    lines.append(f"Against the original: {difference_words(best.method, 'the original', own)}.")
+    lines.append(f"Against the original: {difference_words(best.method, 'the original', own)}{kl_words(best)}.")
     level = [name for name, found in against.items() if found and found.outcome in ("none", "identical")]
     if level:
         lines.append(f"Not told apart from it by this test: {', '.join(level)}.")
+    first = ranked(summary, model, dataset, other(by))
+    first = first[first[MEASURES[other(by)].own].notna()].method
+    if len(first) and first.iloc[0] != best.method:
+        words = difference_words(best.method, first.iloc[0], pair(first.iloc[0], other(by)))
+        lines.append(f"By {MEASURES[other(by)].words} the best is {first.iloc[0]}: {words}.")
     return Answer(best.method, lines)
 
 
-def best_by_bits(summary: pd.DataFrame, recipes: dict[str, dict[str, Any]], model: str, dataset: str) -> list[str]:
+def kl_words(row: Any) -> str:
+    """Of a row of the summary, how far its predictions are from the original's."""
+    low, high = getattr(row, "kl_low", math.nan), getattr(row, "kl_high", math.nan)
+    if not math.isfinite(getattr(row, "kl", math.nan)):
+        return ""
+    return f"; KL from it {number(row.kl, 4)} {interval(low, high, 4)}".rstrip().replace("+", "")
+
+
+def best_by_bits(
+    summary: pd.DataFrame, recipes: dict[str, dict[str, Any]], model: str, dataset: str, by: str = "nll"
+) -> list[str]:
     """A line per code width when the methods have several: a fair choice compares like with like."""
-    rows = ranked(summary, model, dataset)
+    rows = ranked(summary, model, dataset, by)
     widths = pd.Series(
         [recipes[row.method].get("bits", round(row.bits_per_weight)) for row in rows.itertuples()], rows.index
     )

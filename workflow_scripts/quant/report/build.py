@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from quant.comparison.measures import MEASURES
 from quant.comparison.numbers import duration, number, percent
 from quant.comparison.verdicts import ORIGINAL, increase, quality
 from quant.report.page import csv_uri, data_uri, json_uri
@@ -33,7 +34,8 @@ def build(study: Study) -> str:
         "sections": study.sections,
         "missing": study.missing,
         "n_pairs": len(study.comparisons),
-        "summary": summary_table(study.summary, study.colours),
+        "by": MEASURES[study.by].words,
+        "summary": summary_table(study.summary, study.colours, study.by),
         "definitions": DEFINITIONS,
         "measured": [*text_lines(study.summary), *_bands(study)],
         "recipes": recipes,

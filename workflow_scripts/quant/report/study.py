@@ -47,6 +47,11 @@ class Study:
     def models(self) -> list[str]:
         return list(dict.fromkeys(self.summary.model))
 
+    @property
+    def by(self) -> str:
+        """The measure that verdicts rest on."""
+        return str(self.config.get("comparison", {}).get("by", "nll"))
+
     @cached_property
     def recipes(self) -> dict[str, dict[str, Any]]:
         """By method."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from quant.comparison.measures import MEASURES, other
 from quant.comparison.numbers import QUALITY_BANDS, duration, percent
 from quant.comparison.verdicts import (
     ORIGINAL,
@@ -13,8 +14,10 @@ from quant.comparison.verdicts import (
     difference_in,
     difference_of,
     increase,
+    kl_words,
     p_words,
     quality,
+    unlike,
 )
 from quant.models.names import linear_kind
 from quant.report.page import Cell, Span, Table, number_cell, sortable, spans
@@ -25,7 +28,8 @@ DEFINITIONS = {
     "perplexity": "exp of the mean negative log likelihood (NLL) per token; lower is better",
     "rise": "how much higher the perplexity is than the original's, and the band that this falls in: " + BANDS,
     "delta_nll": "NLL minus the original's, nats per token, paired by sequence, with its 95 % bootstrap interval",
-    "KL": "Kullback-Leibler divergence from the original's next-token distribution, nats per token; 0: the same",
+    "KL": "Kullback-Leibler divergence from the original's next-token distribution, nats per token, with its 95 % "
+    "bootstrap interval; 0: the same",
     "top-1": "share of tokens whose most likely next token is the original's",
     "tokens/s": "evaluation speed; with simulated storage it says nothing about the speed of packed weights",
     "quantise": "seconds to quantise, the calibration pass not counted",
@@ -34,13 +38,15 @@ DEFINITIONS = {
 }
 
 
-def summary_table(summary: pd.DataFrame, colours: dict[str, str]) -> Table:
-    """Every method of every model and data set, each block with the best first and the original on top."""
+def summary_table(summary: pd.DataFrame, colours: dict[str, str], by: str = "nll") -> Table:
+    """Every method of every model and data set, each block with the original on top, then the best by that measure."""
     several = [key for key in ("model", "dataset") if summary[key].nunique() > 1]
     names = ["method", "perplexity", *several, "rise", "delta_nll", "bits/weight", "size, MB", "storage", "KL", "top-1",
              "tokens/s", "quantise"]  # fmt: skip
     blocks = summary.assign(last=summary.method != ORIGINAL).groupby(["model", "dataset"], sort=False)
-    ordered = [row for _, block in blocks for row in block.sort_values(["last", "nll"], kind="stable").itertuples()]
+    ordered = [
+        row for _, block in blocks for row in block.sort_values(["last", MEASURES[by].own], kind="stable").itertuples()
+    ]
     ends = [(row.delta_nll_low, row.delta_nll, row.delta_nll_high) for row in ordered]
     # one method gone wild does not press the others together
     drawn = spans(ends, 6 * max(summary.delta_nll[summary.method != ORIGINAL].abs().median(), 0.01))
@@ -62,7 +68,8 @@ def _summary_row(row: Any, several: list[str], colours: dict[str, str], span: Sp
         number_cell(row.bits_per_weight, 2),
         number_cell(row.size_mb, 1),
         Cell(str(row.storage), str(row.storage), title="" if pd.isna(row.storage_reason) else str(row.storage_reason)),
-        number_cell(row.kl, 4),
+        number_cell(row.kl, 4) if original else
+        Cell(kl_words(row).removeprefix("; KL from it ") or "–", sortable(row.kl), css="num"),
         Cell("–" if pd.isna(row.top1_agreement) else f"{100 * row.top1_agreement:.1f} %", sortable(row.top1_agreement),
              css="num"),
         number_cell(row.tokens_per_s, 0),
@@ -75,14 +82,24 @@ VERDICTS = {"better": "first is better", "worse": "second is better", "none": "n
 ALL_PAIRS, OWN_PAIRS = "all pairs of methods of this study", "this question's own pairs"
 
 
-def pair_headings(family: str) -> list[tuple[str, str]]:
-    """Of difference_cells; family: what the p is corrected for."""
+def pair_headings(family: str, by: str = "nll") -> list[tuple[str, str]]:
+    """Of difference_cells; family: what the p is corrected for; by: the measure that the verdict rests on."""
     return [
-        ("delta_nll", "first minus second, nats per token, with its 95 % interval"),
+        (MEASURES[by].difference, "first minus second, nats per token, with its 95 % interval"),
         ("p", f"the chance of so large a difference if there were none, corrected for {family} (Holm)"),
         ("could be seen", "a true difference of this size would be shown half of the time"),
-        ("verdict", "by the corrected p, at 5 %"),
+        ("verdict", f"by the corrected p of {MEASURES[by].words}, at 5 %"),
     ]
+
+
+def other_headings(by: str) -> list[tuple[str, str]]:
+    """Of other_cells."""
+    measure = MEASURES[other(by)]
+    return [
+        (measure.difference, f"the same by {measure.words}"),
+        (f"by {measure.words}", f"the verdict that {measure.words} gives, corrected in the same way; bold where it is "
+         "another"),
+    ]  # fmt: skip
 
 
 def pair_note(family: str) -> str:
@@ -101,35 +118,51 @@ def difference_cells(found: Difference, span: Span | None = None, digits: int = 
     ]
 
 
+def other_cells(found: Difference, another: Difference, digits: int = 4) -> list[Cell]:
+    """Under other_headings."""
+    verdict = VERDICTS[another.outcome] if another.outcome != "unknown" else "–"
+    return [
+        Cell(another.text(digits), sortable(another.delta), css="num", title=p_words(another.p)),
+        Cell(verdict, verdict, css="unlike" if unlike(found, another) else ""),
+    ]
+
+
 def difference_spans(found: Sequence[Difference]) -> list[Span | None]:
     return spans([(one.low, one.delta, one.high) for one in found])
 
 
-def pairs_table(comparisons: pd.DataFrame, colours: dict[str, str]) -> Table:
-    """Every pair of methods of one model and data set, the better one first."""
+def pairs_table(comparisons: pd.DataFrame, colours: dict[str, str], by: str = "nll") -> Table:
+    """Every pair of methods of one model and data set, the better one by that measure first."""
     ordered = []
     for row in comparisons.itertuples():
-        found, names = difference_of(row), (row.method_a, row.method_b)
-        ordered.append((found.reversed(), names[::-1]) if found.delta > 0 else (found, names))
-    drawn = difference_spans([found for found, _ in ordered])
+        found, another, names = difference_of(row, by), difference_of(row, other(by)), (row.method_a, row.method_b)
+        if found.delta > 0:
+            found, another, names = found.reversed(), another.reversed(), names[::-1]
+        ordered.append((found, another, names))
+    drawn = difference_spans([found for found, _, _ in ordered])
     rows = [
-        [*(Cell(name, name, colours.get(name, "")) for name in names), *difference_cells(found, span)]
-        for (found, names), span in zip(ordered, drawn, strict=True)
-    ]
-    columns = [("first", "the method with the lower NLL"), ("second", ""), *pair_headings(ALL_PAIRS)]
+        [*(Cell(name, name, colours.get(name, "")) for name in names), *difference_cells(found, span),
+         *other_cells(found, another)]
+        for (found, another, names), span in zip(ordered, drawn, strict=True)
+    ]  # fmt: skip
+    first = ("first", f"the method with the lower {MEASURES[by].words}")
+    columns = [first, ("second", ""), *pair_headings(ALL_PAIRS, by), *other_headings(by)]
     return Table("pairs", columns, rows, pair_note(ALL_PAIRS))
 
 
 def answer_pairs_table(pairs: list[dict[str, Any]], colours: dict[str, str]) -> Table:
     """The paired differences that an answer rests on."""
     several = len({row["dataset"] for row in pairs}) > 1
+    by, both = pairs[0].get("by", "nll"), all(f"outcome_{each}" in pairs[0] for each in MEASURES)
     differences, rows = list(map(difference_in, pairs)), []
     for row, found, span in zip(pairs, differences, difference_spans(differences), strict=True):
         names = [Cell(row[key], row[key], colours.get(row[key], "")) for key in ("first", "second")]
         place = [Cell(row["dataset"], row["dataset"])] if several else []
-        rows.append([Cell(row["group"], row["group"]), *names, *place, *difference_cells(found, span)])
+        more = other_cells(found, difference_in(row, other(by))) if both else []
+        rows.append([Cell(row["group"], row["group"]), *names, *place, *difference_cells(found, span), *more])
     where = [("data set", "")] if several else []
-    columns = [("what", ""), ("first", ""), ("second", ""), *where, *pair_headings(OWN_PAIRS)]
+    beside = other_headings(by) if both else []
+    columns = [("what", ""), ("first", ""), ("second", ""), *where, *pair_headings(OWN_PAIRS, by), *beside]
     return Table("answer", columns, rows, pair_note(OWN_PAIRS))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from quant.comparison.measures import MEASURES
 from quant.report.figures.check import check_mse
 from quant.report.figures.linears import alpha_by_layer, error_by_kind, error_by_layer
 from quant.report.figures.pairs import pairs
@@ -19,19 +20,20 @@ def draw(
     colours: dict[str, str],
     families: dict[str, list[str]] | None = None,
     chosen: dict[tuple[str, str], str | None] | None = None,
+    by: str = "nll",
 ) -> dict[str, Figure]:
     """Every figure of the report by key: model/name or model/dataset/name.
 
-    families: the methods of each sweep; chosen: what to deploy, by model and data set.
+    families: the methods of each sweep; chosen: what to deploy, by model and data set; by: what verdicts rest on.
     """
     drawn: dict[str, Figure] = {}
     for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False):
-        order = rows[rows.method != "original"].sort_values("nll", kind="stable").method.tolist()
+        order = rows[rows.method != "original"].sort_values(MEASURES[by].own, kind="stable").method.tolist()
         compared = comparisons[(comparisons.model == model) & (comparisons.dataset == dataset)]
         drawn[f"{model}/{dataset}/perplexity_bits"] = perplexity_bits(rows, colours)
         drawn[f"{model}/{dataset}/size_delta_nll"] = size_delta_nll(rows, colours, (chosen or {}).get((model, dataset)))
         drawn[f"{model}/{dataset}/delta_nll"] = delta_nll(rows, colours)
-        drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order)
+        drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order, by)
         for family, members in (families or {}).items():
             drawn[f"{model}/{dataset}/sweep-{family}"] = sweep(rows, members, colours)
     for model, rows in layers.groupby("model", sort=False):

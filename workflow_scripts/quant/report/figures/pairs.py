@@ -7,18 +7,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from quant.comparison.measures import MEASURES
 from quant.comparison.numbers import LEVEL, signed
 from quant.report.figures.style import INK, heat_map, message, short, styled, title_of
 
 
 @styled
-def pairs(comparisons: pd.DataFrame, order: Sequence[str]) -> Figure:
-    """Matrix of NLL differences, row minus column; rows of one model and data set, methods as in `order`."""
-    title = "Difference between every two methods"
+def pairs(comparisons: pd.DataFrame, order: Sequence[str], by: str = "nll") -> Figure:
+    """Matrix of differences by a measure, row minus column; rows of one model and data set, methods as in `order`."""
+    title = "Difference between every two methods" + ("" if by == "nll" else f", {MEASURES[by].words}")
     if comparisons.empty:
         return message(title, "There is only one method, so there is nothing to compare.")
     n = len(order)
-    value, shown = pair_tables(comparisons, order)
+    value, shown = pair_tables(comparisons, order, by)
     # square root: differences of 0.01 and of 1 nat both keep a visible shade
     shade = np.where(shown, np.sign(value) * np.sqrt(np.abs(value)), 0)
     limit = max(np.nanmax(np.abs(shade)), 1e-6) * 1.35
@@ -35,15 +36,16 @@ def pairs(comparisons: pd.DataFrame, order: Sequence[str]) -> Figure:
     return fig
 
 
-def pair_tables(comparisons: pd.DataFrame, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def pair_tables(comparisons: pd.DataFrame, order: Sequence[str], by: str = "nll") -> tuple[np.ndarray, np.ndarray]:
     """[n, n] differences, row minus column (NaN: not compared), and where the corrected p shows one."""
-    place = {method: i for i, method in enumerate(order)}
+    place, measure = {method: i for i, method in enumerate(order)}, MEASURES[by]
     value = np.full((len(order), len(order)), np.nan)
     shown = np.zeros(value.shape, dtype=bool)
     for row in comparisons.itertuples():
         i, j = place[row.method_a], place[row.method_b]
-        value[i, j], value[j, i] = row.delta_nll, -row.delta_nll
-        shown[i, j] = shown[j, i] = row.p_holm <= LEVEL
+        found = getattr(row, measure.difference)
+        value[i, j], value[j, i] = found, -found
+        shown[i, j] = shown[j, i] = getattr(row, f"p_holm{measure.suffix}") <= LEVEL
     return value, shown
 
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from quant.comparison.measures import MEASURES, PREDICTED
 from quant.comparison.numbers import interval, signed
 from quant.comparison.verdicts import difference_in
+from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
     AWQ_BETTER,
     FAINT,
@@ -31,6 +34,7 @@ def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
     """An answer's paired differences with their 95 % intervals, a row each; ends: what lies left and right of 0."""
     pairs = answered["pairs"][:LONGEST]
     found = [difference_in(row) for row in pairs]
+    column = MEASURES[found[0].by].difference
     fig, ax = canvas(2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1))
     labels = _labels(pairs)
     finite = np.array([[x.low, x.high] for x in found if np.isfinite([x.low, x.high]).all()]).ravel()
@@ -44,7 +48,7 @@ def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
                 transform=ax.get_yaxis_transform())  # fmt: skip
     ax.axvline(0, color=INK, lw=1.2)
     ax.set_yticks(range(len(labels)), labels[::-1])
-    ax.set(xlim=(-reach, reach), ylim=(-0.7, len(pairs) - 0.3), xlabel="delta_nll, nats per token")
+    ax.set(xlim=(-reach, reach), ylim=(-0.7, len(pairs) - 0.3), xlabel=f"{column}, nats per token")
     ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="y", visible=False)
     note = f"◀ {ends[0]} better   ·   {ends[1]} better ▶\n95 % intervals; grey: no difference shown (corrected)"
@@ -81,22 +85,45 @@ def damage(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
 
 @styled
 def error_against_nll(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
-    """A panel for each measure of layer error: a point a method."""
+    """A panel for each measure of layer error, a point a method: against delta_nll, and what was predicted in nats
+    against the measured KL, both on logarithmic axes, with the line on which they are the same."""
     table = pd.DataFrame(answered["values"])
-    measures = list(dict.fromkeys(table.measure))
+    measures = [name for name in dict.fromkeys(table.measure) if name != PREDICTED or _both_known(table)]
     fig = Figure(figsize=(5.4, 2.1 * len(measures)))
     axes = fig.subplots(len(measures), 1, squeeze=False, gridspec_kw={"hspace": 0.75})[:, 0]
     markers = method_markers(colours)
     for ax, measure in zip(axes, measures, strict=True):
-        for row in table[table.measure == measure].itertuples():
-            ax.plot(row.value, row.delta_nll, markers.get(row.method, "o"), ms=7, color=colours.get(row.method, INK),
-                    mec="white", label=short(row.method))  # fmt: skip
-        ax.set(xlabel=measure, ylabel="delta_nll")
-        ax.margins(0.08)
+        against = "kl" if measure == PREDICTED else "delta_nll"
+        rows = table[table.measure == measure]
+        rows = rows[(rows.value > 0) & (rows.kl > 0)] if measure == PREDICTED else rows
+        for row in rows.itertuples():
+            ax.plot(row.value, getattr(row, against), markers.get(row.method, "o"), ms=7, mec="white",
+                    color=colours.get(row.method, INK), label=short(row.method))  # fmt: skip
+        if measure == PREDICTED:
+            _same_axes(ax, rows)
+        else:
+            ax.set(xlabel=measure, ylabel="delta_nll")
+            ax.margins(0.08)
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.92, 0.9))
     title_of(axes[0], "Layer error against the rise of the NLL, by method", "")
     return fig
+
+
+def _both_known(table: pd.DataFrame) -> bool:
+    """Whether there is a prediction and a measured KL to draw on logarithmic axes."""
+    rows = table[table.measure == PREDICTED]
+    return "kl" in rows and bool(((rows.value > 0) & (rows.kl > 0)).any())
+
+
+def _same_axes(ax: Axes, rows: pd.DataFrame) -> None:
+    """Prediction and measured KL on logarithmic axes, and the identity."""
+    ends = [min(rows.value.min(), rows.kl.min()), max(rows.value.max(), rows.kl.max())]
+    ax.plot(ends, ends, color=FAINT, lw=1.2, ls=(0, (4, 2)), zorder=1)
+    log_ticks(ax, ax.xaxis, rows.value)
+    log_ticks(ax, ax.yaxis, rows.kl)
+    ax.set(xlabel="predicted from the end loss, nats per token (log scale)", ylabel="KL (log scale)")
+    ax.set_title("Predicted against measured; dashed: the same", x=0, fontsize=9.5, pad=5)
 
 
 # what lies left and right of 0, by question

@@ -5,15 +5,18 @@ from typing import Any
 import pandas as pd
 
 from quant.comparison.answers import NO_ANSWER
+from quant.comparison.measures import MEASURES
 from quant.comparison.numbers import number, percent
 from quant.comparison.pairs import full_words
 from quant.comparison.pick import Choice
+from quant.comparison.text_answers import learnt_lines
 from quant.comparison.untried import idea
 from quant.comparison.verdicts import (
     ORIGINAL,
     best_answer,
     best_by_bits,
     check_answer,
+    contradictions,
     damping_lines,
     increase,
     quality,
@@ -58,7 +61,7 @@ FEW = 0.9  # of the weights
 def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     """All that the page says about one model, the one at that place."""
     first, *others = study.datasets(model)
-    rows, best = study.rows(model, first), ranked(study.summary, model, first)
+    rows, best = study.rows(model, first), ranked(study.summary, model, first, study.by)
     check, choice = study.checks.get(model), study.choices.get(model)
     channels = None if study.channels is None else study.channels[study.channels.model == model]
     return {
@@ -68,10 +71,11 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "share": share_words(rows),
         "dataset": first,
         "n_methods": len(best),
-        "best": best_answer(study.summary, study.comparisons, model, first),
+        "best": best_answer(study.summary, study.comparisons, model, first, study.by),
         "facts": _best_facts(best, rows, study.recipes),
         "colour": "" if best.empty else study.colours.get(best.method.iloc[0], ""),
-        "by_bits": best_by_bits(study.summary, study.recipes, model, first),
+        "by_bits": best_by_bits(study.summary, study.recipes, model, first, study.by),
+        "learnt": learnt_lines(study.answers.get(model, []), _shown_methods(best, choice)),
         "elsewhere": [_elsewhere(study, model, dataset) for dataset in others],
         "plain": plain_words(best, rows),
         "praq": praq_words(study.answers.get(model, []), best),
@@ -87,6 +91,11 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
             "table": check_table(check, channels),
         },
     }  # fmt: skip
+
+
+def _shown_methods(best: pd.DataFrame, choice: Choice | None) -> list[str]:
+    """The best, and what to deploy: what the first screen names."""
+    return list(dict.fromkeys([*best.method[:1], *([choice.method] if choice and choice.method else [])]))
 
 
 def _best_facts(best: pd.DataFrame, rows: pd.DataFrame, recipes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
@@ -179,23 +188,26 @@ print(llm.generate("Once upon a time"))"""
 
 def _elsewhere(study: Study, model: str, dataset: str) -> str:
     """The best method on another data set in one line."""
-    answer = best_answer(study.summary, study.comparisons, model, dataset)
+    answer = best_answer(study.summary, study.comparisons, model, dataset, study.by)
     return f"On {dataset} the best is {answer.headline}. {answer.lines[0] if answer.lines else ''}"
 
 
 def _dataset(study: Study, model: str, dataset: str, anchor: str) -> dict[str, Any]:
     """The figures and the table of pairs of one model on one data set."""
     compared, prefix = study.compared(model, dataset), f"{model}/{dataset}/"
-    best = best_answer(study.summary, study.comparisons, model, dataset).headline
-    where = f"{model} on {dataset}; lowest NLL: {best}"
+    best = best_answer(study.summary, study.comparisons, model, dataset, study.by).headline
+    words = MEASURES[study.by].words
+    where = f"{model} on {dataset}; lowest {words}: {best}"
+    matrix = {"pairs": PAIR_WORDS.format(words=words)}
     # the first data set's stands on the first screen
     shown = DATASET_PICTURES | ({} if dataset == study.datasets(model)[0] else OVERVIEW)
     return {
         "name": dataset,
         "anchor": anchor,
         "pictures": pictures(study.figures, prefix, shown | _sweeps(study.figures), where),
-        "matrix": pictures(study.figures, prefix, PAIR_PICTURES, where),
-        "pairs": pairs_table(compared, study.colours) if len(compared) else None,
+        "matrix": pictures(study.figures, prefix, matrix, where),
+        "contradictions": contradictions(compared),
+        "pairs": pairs_table(compared, study.colours, study.by) if len(compared) else None,
     }
 
 
@@ -218,10 +230,10 @@ def _sweeps(figures: dict[str, str]) -> dict[str, str]:
     return {name: f"The methods that {name.removeprefix('sweep-')} makes of its list of values." for name in names}
 
 
-PAIR_PICTURES = {
-    "pairs": "Read along a row: blue means that the row's method has the lower NLL. Only differences that are "
+PAIR_WORDS = (
+    "Read along a row: blue means that the row's method has the lower {words}. Only differences that are "
     "shown after correction for all pairs have a colour."
-}
+)
 
 
 MODEL_PICTURES = {
