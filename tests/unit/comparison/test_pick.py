@@ -92,6 +92,32 @@ def test_limits_and_columns(options: dict[str, Any], method: str, runner_up: str
     assert (found.method, found.runner_up, found.shown) == (method, runner_up, shown)
 
 
+def test_by_kl_the_difference_is_kls_and_what_nll_would_take_is_said() -> None:
+    """near has the lower KL than good, and is better by it; by delta_nll good is chosen."""
+    rows = [row | ({"kl": 0.05} if row["method"] == "near" else {}) for row in ROWS]
+    kl = ["delta_kl", "delta_kl_low", "delta_kl_high", "kl_sequences", "p_holm_kl"]
+    pairs = pd.DataFrame(
+        [("m", "d", *PAIRS[0], 9, 0.6, -0.05, -0.07, -0.03, 8, 0.001)], columns=[*COLUMNS, "p_holm", *kl]
+    )
+    found = choose(pd.DataFrame(rows), pairs, OPTIONS | {"by": "kl"})
+    assert (found.method, found.runner_up, found.shown) == ("near", "good", True)
+    assert found.difference is not None and found.difference[:4] == (-0.05, -0.07, -0.03, 8)
+    words = " ".join(found.lines)
+    assert (
+        "near is better than good (delta_kl −0.0500 [−0.0700, −0.0300], p 0.001); by NLL no difference is shown"
+        in words
+    )
+    assert "By delta_nll it would be good: no difference shown between near and good (delta_nll +0.0100" in words
+    other = " ".join(choose(pd.DataFrame(rows), pairs, OPTIONS).lines)
+    assert (
+        "; by KL it is worse (delta_kl +0.0500" in other and "By kl it would be near: good is worse than near" in other
+    )
+    assert choose(pd.DataFrame(rows), pairs, OPTIONS | {"max_kl": 0.06}).method == "near"
+    assert "at most 4.5 bits per weight and a KL of 0.04" in choose(
+        pd.DataFrame(rows), pairs, OPTIONS | {"max_kl": 0.04}
+    ).lines[0]  # fmt: skip
+
+
 def test_nothing_that_fits_is_said_with_what_is_nearest() -> None:
     found = chosen(max_bits_per_weight=4)
     assert found.method is None and "the smallest, far, has 4.16 bits per weight" in found.lines[0]

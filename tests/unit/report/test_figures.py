@@ -11,10 +11,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from quant.comparison.measures import PREDICTED
 from quant.comparison.numbers import signed
 from quant.report.figures import linears, study, style
 from quant.report.figures.draw import draw
 from quant.report.figures.pairs import pair_tables, pairs
+from quant.report.figures.questions import error_against_nll
 
 METHODS = ["rtn", "gw_awq", "gw_praq"]
 COLOURS = style.method_colours(METHODS)
@@ -113,6 +115,10 @@ def test_pair_tables_are_antisymmetric_and_mark_what_is_shown():
     assert value[0, 1] == 0.2 and value[1, 0] == -0.2 and value[2, 1] == 0.01
     assert shown[0, 1] and shown[1, 0] and not shown[2, 1]
     assert np.isnan(value[0, 2])
+    by_kl = comparisons().assign(delta_kl=[-0.3, 0.02], p_holm_kl=[0.6, 0.01])
+    value, shown = pair_tables(by_kl, METHODS, "kl")
+    assert value[0, 1] == -0.3 and not shown[0, 1] and shown[2, 1]
+    style.to_svg(pairs(by_kl, METHODS, "kl"), {})
 
 
 @pytest.mark.parametrize(("value", "text"), [(-0.0004, "0.000"), (0.25, "+0.250"), (-1, "−1.000"), (math.nan, "–")])
@@ -195,6 +201,23 @@ def test_a_name_with_dollars_is_no_formula():
     name = "$\\frac{$"
     svg = style.to_svg(study.delta_nll(summary({name: 0.1}), style.method_colours([name])), {})
     assert svg.startswith("<?xml")
+
+
+def values(measure: str, kl: dict[str, float]) -> list[dict]:
+    return [{"measure": measure, "method": m, "value": 0.8 * x, "delta_nll": x, "kl": x} for m, x in kl.items()]
+
+
+@pytest.mark.parametrize(("kl", "panels"), [({"rtn": 0.3, "gw_awq": 0.05}, 2), ({"rtn": 0.0}, 1)])
+def test_a_prediction_stands_against_the_measured_kl_with_the_identity(kl: dict[str, float], panels: int):
+    rows = [*values("log total MSE", {"rtn": 0.3, "gw_awq": 0.1}), *values(PREDICTED, kl)]
+    fig = error_against_nll({"values": rows}, COLOURS)
+    assert len(fig.axes) == panels
+    style.to_svg(fig, {})
+    if panels == 2:
+        ax = fig.axes[1]
+        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+        (line,) = [each for each in ax.lines if len(each.get_xdata()) == 2]
+        assert list(line.get_xdata()) == list(line.get_ydata()) == [pytest.approx(0.04), pytest.approx(0.3)]
 
 
 def test_the_same_data_gives_the_same_svg_with_its_provenance(tmp_path):

@@ -253,6 +253,48 @@ def test_the_page_says_which_share_is_quantised(shares: tuple[float, float], wor
     assert words in html.unescape(page(frame, comparisons(("rtn", "gw_awq", 0, -1, 1))))
 
 
+BY_KL = {"delta_kl": [-0.1, -0.1, 0.02], "delta_kl_low": [-0.2, -0.2, 0.01], "delta_kl_high": [-0.05, -0.05, 0.03],
+         "kl_sequences": 9, "p_kl": 0.001, "p_holm_kl": 0.002, "detectable_kl": 0.04}  # fmt: skip
+
+
+def test_the_page_says_where_nll_and_kl_differ():
+    """By KL rtn is the better of its two pairs; gw_awq and gw_praq are told apart by KL alone."""
+    text = html.unescape(page(summary(DELTAS), PAIRS.assign(**BY_KL)))
+    assert "Better by NLL, worse by KL, in 2 of 3 pairs: gw_awq against rtn; gw_praq against rtn." in text
+    assert "Of 3 pairs 0 are told apart by NLL alone and 1 by KL alone" in text
+    assert text.count('class="unlike"') >= 3 and "by NLL on d" in text
+    assert (
+        "no difference shown between gw_awq and gw_praq (delta_nll −0.0100 [−0.0300, +0.0100], p 0.40; one of 0.050 "
+        in text
+    )
+    assert "; by KL it is worse (delta_kl +0.0200 [+0.0100, +0.0300], p 0.002)." in text
+    assert "Better by NLL" not in page(summary(DELTAS), PAIRS)
+
+
+def test_the_best_by_kl_is_the_one_of_least_kl():
+    frame = summary(DELTAS).assign(kl=[0.0, 0.05, 0.1, 0.11])
+    answer = verdicts.best_answer(frame, PAIRS.assign(**BY_KL), "m", "d", "kl")
+    assert answer.headline == "rtn"
+    assert answer.lines[0].startswith("Against the runner-up: rtn is better than gw_awq (delta_kl −0.1000")
+    assert "; by NLL it is worse (delta_nll +0.2000" in answer.lines[0]
+    assert "; KL from it 0.0500 [0.2900, 0.3100]." in answer.lines[1]
+    assert answer.lines[-1].startswith("By NLL the best is gw_awq: rtn is worse than gw_awq (delta_nll +0.2000")
+    config = {"comparison": {"by": "kl"}}
+    assert Study(frame, PAIRS, layers(), {}, {}, config, provenance={}, command="", adding="").by == "kl"
+
+
+def test_that_what_to_take_has_learnt_the_text_stands_on_the_first_screen():
+    """The last of the questions' answers given to a page; here by the words that the answer gives."""
+    told = [
+        {
+            "anchor": "learnt",
+            "lines": ["gw_awq has learnt the text: on d it takes <much>.", "rtn has learnt the text: no."],
+        }
+    ]
+    best = verdicts.ranked(summary(DELTAS), "m", "d")
+    assert models.learnt_lines(told, models._shown_methods(best, None)) == [told[0]["lines"][0]]
+
+
 # ---- numbers
 
 

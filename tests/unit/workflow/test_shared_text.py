@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from quant.workflow import configuration
+from quant.workflow.shared_text import same_kind
 from tests.unit.workflow.test_configuration import SCHEMA, changed
 
 
@@ -51,3 +52,20 @@ def test_other_texts_and_data_sets_that_do_not_run_split_nothing() -> None:
     config = changed("datasets.unused", {"text": "python_reference"})
     config["study"]["datasets"] = ["python_reference"]
     assert "part" not in configuration.load(config, SCHEMA)["calibration"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "same"),
+    [
+        ({"pydoc_topics": "calibration"}, {"pydoc_topics": "heldout"}, True),
+        (HUB, {"hub": HUB["hub"] | {"split": "test", "revision": "x"}}, True),
+        (HUB, {"hub": HUB["hub"] | {"name": "raw"}}, False),
+        ({"docstrings": ["argparse"]}, {"docstrings": ["typing"]}, True),
+        ({"docstrings": ["argparse"]}, {"pydoc_topics": "heldout"}, False),
+        ({"files": ["a/train.txt"]}, {"files": ["a/../a/test.txt"], "part": "heldout"}, True),
+        ({"files": ["a/train.txt"]}, {"files": ["b/train.txt"]}, False),
+        ({"files": ["a/train.txt"]}, HUB, False),
+    ],
+)
+def test_texts_of_one_kind(text: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    assert same_kind(text, other) is same_kind(other, text) is same
