@@ -18,6 +18,7 @@ ROOT = Path(workflow.snakefile).parent
 IS_MODULE = Path(workflow.main_snakefile) != Path(workflow.snakefile)
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from quant.data import task_yaml
 from quant.recipe import choices, keys
 from quant.workflow import configuration, defaults, demands, gpus, outcome, paths, shared_text, tracking, values
 from quant.errors import InputError
@@ -45,6 +46,7 @@ include: "rules/analyse.smk"
 include: "rules/preactivations.smk"
 include: "rules/synthetic.smk"
 include: "rules/deploy.smk"
+include: "rules/tasks.smk"
 include: "rules/report.smk"
 
 

@@ -20,6 +20,8 @@ METHODS = CONFIG["methods"]
 # methods that failed, by model, where the study may do without them
 MISSING = outcome.missing(STUDY, Path("results")) if STUDY["allow_missing"] else []
 ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
+# in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
+COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 THREADS = CONFIG["compute"]["threads"]
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
@@ -85,6 +87,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, CONFIG["models"])),
     method="|".join(map(re.escape, METHODS)),
     dataset="|".join(map(re.escape, CONFIG["datasets"])),
+    task="|".join(map(re.escape, CONFIG["tasks"])) or "(?!)",
     calibration=r"n\d+-s\d+",
     noise_std=r"[0-9.e-]+",
     n_noise_samples=r"\d+",

@@ -6,8 +6,6 @@ SWEEPS = {
     for family, members in CONFIG["families"].items()
     if set(members) <= set(STUDY["methods"]) - {method for _, method in ABSENT}
 }
-# in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
-COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 # the questions with a figure; question_figures.py draws each
 DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
@@ -94,6 +92,8 @@ rule report:
         dive_figures=expand(rules.plot_deep_dive.output, model=STUDY["models"], layer=DEEP_DIVES),
         synthetic=rules.synthetic_benchmark.output.summary,
         synthetic_figure=rules.plot_synthetic.output,
+        tasks=rules.summarize_tasks.output if STUDY["tasks"] else [],
+        task_figures=rules.plot_tasks.output if STUDY["tasks"] else [],
         checked=expand(rules.check_study.output, model=STUDY["models"]),
         # not read: whoever takes a checkpoint finds its card in it
         cards=rules.describe.output,

@@ -1,8 +1,8 @@
-"""How many sequences the texts gave, and how much of each data set has been seen in calibration."""
+"""How many sequences the texts gave, and how much of each data set and task has been seen in calibration."""
 
 from pathlib import Path
 
-from quant.data import tokens
+from quant.data import task_items, tokens
 from quant.data.overlap import check_overlap, counted, fingerprints, seen_share
 from quant.files.artifacts import versions, write_json
 from quant.models import tokenizers
@@ -21,13 +21,23 @@ with job(snakemake.log[0]):
         for kind, sets in read.items()
     }
     seen = set().union(*map(fingerprints, texts["calibrations"].values()))
-    shares = {name: seen_share(sequences, seen) for name, sequences in texts["datasets"].items()}
+    asked = [task_items.load(path) for path in snakemake.input.tasks]
+    texts["tasks"] = {task.name: [item.text for item in task.items] for task in asked}
+    shares = {
+        f"{kind}.{name}": seen_share(sequences, seen)
+        for kind in ("datasets", "tasks")
+        for name, sequences in texts[kind].items()
+    }
     for name, share in shares.items():
-        print(f"datasets.{name}: {share:.2%} of it has been seen in calibration")
+        print(f"{name}: {share:.2%} of it has been seen in calibration")
     check_overlap(shares, snakemake.params.allow_overlap)
+    for task in asked:  # an item that the model cannot hold
+        task_items.requests_of(task, Path(snakemake.input.config).parent)
     facts = {kind: {name: counted(found.sequences) for name, found in sets.items()} for kind, sets in read.items()}
+    facts["tasks"] = {task.name: {"items": len(task.items)} for task in asked}
     for name, share in shares.items():
-        facts["datasets"][name] |= {"seen_share": share}
+        kind, _, own = name.partition(".")
+        facts[kind][own] |= {"seen_share": share}
     prints = {f"{kind}.{name}": found.fingerprint for kind, sets in read.items() for name, found in sets.items()}
     provenance = {"versions": versions(), "token_fingerprints": prints} | made_from
     write_json(snakemake.output[0], {"model": snakemake.wildcards.model, **facts, "provenance": provenance})

@@ -11,10 +11,28 @@ from quant.files.csv_tables import read_table
 from quant.report.build import build
 from quant.report.figures.style import method_colours
 from quant.report.page import Section
-from quant.report.sections import layer, preactivations, synthetic
+from quant.report.sections import layer, preactivations, synthetic, tasks
 from quant.report.steps import read_benchmarks
 from quant.report.study import Study
 from quant.workflow.job import job
+
+
+def asked(summary: pd.DataFrame, colours: dict[str, str]) -> Iterator[Section]:
+    """A section of tasks for each model, where the study asks any; summary: of all data sets."""
+    if not snakemake.input.tasks:
+        return
+    table, pairs = map(read_table, snakemake.input.tasks)
+    models = snakemake.params.config["study"]["models"]
+    for i, (model, path) in enumerate(zip(models, snakemake.input.task_figures, strict=True)):
+        first = summary[(summary.model == model) & (summary.dataset == snakemake.params.config["study"]["datasets"][0])]
+        yield tasks.tasks(
+            f"-{i}" if len(models) > 1 else "",
+            table[table.model == model],
+            pairs[pairs.model == model],
+            first,
+            colours,
+            Path(path).read_text(encoding="utf-8"),
+        )
 
 
 def analyses() -> Iterator[Section]:
@@ -56,13 +74,14 @@ with job(snakemake.log[0]):
         "token_fingerprints": ", ".join(sorted(set(summary["token_fingerprint"]))),
     }
     comparisons = read_table(snakemake.input.comparisons)
+    colours = method_colours(snakemake.params.methods)
     choices = [choose(summary, comparisons, options) for options in snakemake.params.choose]
     study = Study(
         summary,
         comparisons,
         linears=read_table(snakemake.input.linears),
         figures=drawn,
-        colours=method_colours(snakemake.params.methods),
+        colours=colours,
         config=config,
         provenance=provenance,
         command=snakemake.params.command,
@@ -73,12 +92,13 @@ with job(snakemake.log[0]):
         answers=read_json(snakemake.input.answers)["models"],
         choices={choice.model: choice for choice in choices},
         steps=read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
-        sections=list(analyses()),
+        sections=[*asked(summary, colours), *analyses()],
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),
             "rounding_stats.csv": read_table(snakemake.input.rounding),
             "learnt.csv": read_table(snakemake.input.learnt),
-        },
+        }
+        | {Path(path).name: read_table(path) for path in snakemake.input.tasks},
         missing=snakemake.params.missing,
     )
     write_text(snakemake.output[0], build(study))

@@ -71,13 +71,13 @@ def test_nothing_to_compare() -> None:
 
 
 def test_overlap_is_refused_unless_asked_for() -> None:
-    shares = {"d": 0.004, "e": 0.43, "f": 0.012}
-    with pytest.raises(InputError, match=r"^datasets\.e: 43 %, datasets\.f: 1\.2 % of the evaluated text") as caught:
+    shares = {"datasets.d": 0.004, "datasets.e": 0.43, "tasks.f": 0.012}
+    with pytest.raises(InputError, match=r"^datasets\.e: 43 %, tasks\.f: 1\.2 % of the evaluated text") as caught:
         check_overlap(shares, False)
     text = str(caught.value)
     assert "allow_overlap: true" in text and "80 characters" in text and "1% may" in text and "\n" not in text
     check_overlap(shares, True)
-    check_overlap({"d": 0.01}, False)
+    check_overlap({"datasets.d": 0.01}, False)
 
 
 def test_words() -> None:

@@ -55,8 +55,9 @@ def counted(sequences: Sequence[Any]) -> dict[str, int]:
 
 
 def check_overlap(shares: dict[str, float], allowed: bool) -> None:
-    """Refuses data sets of which more has been seen than SHARE, unless the study asks for it; shares: by data set."""
-    found = [f"datasets.{name}: {percent(share)}" for name, share in shares.items() if share > SHARE]
+    """Refuses data sets and tasks of which more has been seen than SHARE, unless the study asks for it; shares: by what
+    they are called, as datasets.NAME."""
+    found = [f"{name}: {percent(share)}" for name, share in shares.items() if share > SHARE]
     if found and not allowed:
         raise InputError(
             f"{', '.join(found)} of the evaluated text has been seen in calibration (it stands in passages of {LENGTH} "

@@ -141,6 +141,14 @@ class Head:
             return self._before_head(ids)
         return self.model(input_ids=ids, use_cache=False).logits
 
+    def read(self, ids: Tensor) -> Any:
+        """What the body keeps of ids [n, width], for `behind`."""
+        return self._body(input_ids=ids, use_cache=True).past_key_values
+
+    def behind(self, kept: Any, ids: Tensor) -> Tensor:
+        """`states` of ids that follow those of `kept`, to which it adds them."""
+        return self._body(input_ids=ids, past_key_values=kept, use_cache=True).last_hidden_state
+
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocab] of rows [n, …] of `states`."""
         if self.parts is Parts.WHOLE:

@@ -9,7 +9,7 @@ from quant.files.artifacts import whole
 # columns of words: a method may be called 1e5 or NA, and a fingerprint of hexadecimal digits may look like 12e34
 WORDS = (
     *("model", "method", "method_a", "method_b", "against", "dataset", "linear", "kind", "part"),
-    *("checkpoint", "token_fingerprint"),
+    *("checkpoint", "token_fingerprint", "task", "task_fingerprint", "rule"),
 )
 
 

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from quant.data import task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import MOMENT, ROUNDINGS
@@ -15,7 +16,7 @@ from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_
 from quant.workflow.shared_text import split_shared
 
 # folders of results/, and of a model's in it
-RESERVED = {"environments", "figures", "logs", "benchmarks", "sources", "best"} | {
+RESERVED = {"environments", "figures", "logs", "benchmarks", "sources", "best", "tasks"} | {
     *("original", "calibration", "datasets", "check_mse", "analysis")
 }
 
@@ -50,7 +51,7 @@ def spread(wanted: str | list[str], families: dict[str, list[str]]) -> str | lis
 
 def check_names(config: dict[str, Any]) -> None:
     """Refuses names that the results directory uses itself, and names that differ only in case."""
-    for table in ("models", "datasets", "methods"):
+    for table in ("models", "datasets", "methods", "tasks"):
         seen: dict[str, str] = {}
         for name in config[table]:
             if name.lower() in RESERVED:
@@ -118,7 +119,10 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["study"]["methods"] = spread(config["study"]["methods"], families)
     added = config["study"].pop("add")
     added["methods"] = spread(added["methods"], families)
-    config["study"] |= {table: select(config, table, added[table]) for table in ("models", "datasets", "methods")}
+    config["study"] |= {
+        table: select(config, table, added[table]) for table in ("models", "datasets", "methods", "tasks")
+    }
+    check_task_methods(config["study"], families)
     split_shared(config)
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
@@ -126,6 +130,18 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
     return in_order(config, schema, schema) | {"methods": config["methods"]}
+
+
+def check_task_methods(study: dict[str, Any], families: dict[str, list[str]]) -> None:
+    """Spreads sweeps in study.task_methods, in the study's order; refuses methods that the study does not run."""
+    wanted = spread(study["task_methods"], families)
+    if wanted != "all":
+        for name in wanted:
+            if name not in study["methods"]:
+                raise InputError(
+                    f"study.task_methods: the study runs no {name!r}; {nearest_of(name, study['methods'])}"
+                )
+    study["task_methods"] = [name for name in study["methods"] if wanted == "all" or name in wanted]
 
 
 def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) -> None:
@@ -256,6 +272,13 @@ def check_files(config: dict[str, Any]) -> None:
             raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
         for path in model_files(source):
             check_braces(path, f"models.{name}: ")
+    for name in config["study"]["tasks"]:
+        if path := config["tasks"][name].get("yaml"):
+            task_yaml.check(path, f"tasks.{name}")
+            for file in task_yaml.data_files(path):
+                if not Path(file).is_file():
+                    raise InputError(f"tasks.{name}: {file}: no such file; name what stands beside the task file")
+                check_braces(file, f"tasks.{name}: ")
     users = {"calibration": config["calibration"]}
     users |= {f"datasets.{name}": config["datasets"][name] for name in config["study"]["datasets"]}
     for where, user in users.items():

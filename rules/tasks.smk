@@ -1,0 +1,147 @@
+# Tasks: items once for all models, each checkpoint's answers, and what they show item by item.
+
+TASKS = CONFIG["tasks"]
+LM_EVAL_KEYS = {"lm_eval", "yaml"}
+# who answers, of each model
+answering = lambda model: ["original", *(m for m in STUDY["task_methods"] if (model, m) not in ABSENT)]
+ANSWERS = [
+    f"results/{model}/{method}/tasks/{task}.json"
+    for model in STUDY["models"]
+    for task in STUDY["tasks"]
+    for method in answering(model)
+]
+
+
+rule build_lm_eval:
+    """The environment in which lm-eval makes the items of its tasks."""
+    input:
+        requirements=paths.short(ROOT / "envs/lm_eval.txt"),
+    output:
+        complete="results/environments/lm_eval/complete",
+        packages="results/environments/lm_eval/packages.txt",
+    log:
+        "results/logs/build_lm_eval.log",
+    benchmark:
+        "results/benchmarks/build_lm_eval.tsv"
+    conda:
+        "../envs/lm_eval.yaml"
+    resources:
+        mem_mb=more(2000),
+        runtime=more(60),
+    # no hash of the code: the environment is what its requirements say
+    script:
+        "../workflow_scripts/build_lm_eval.py"
+
+
+rule make_task:
+    """The items of a task: what is asked, and which answer is right."""
+    input:
+        unpack(
+            lambda w: (
+                {"environment": rules.build_lm_eval.output.complete} if LM_EVAL_KEYS & TASKS[w.task].keys() else {}
+            )
+        ),
+        files=lambda w: task_yaml.data_files(TASKS[w.task]["yaml"]) if "yaml" in TASKS[w.task] else [],
+    output:
+        "results/tasks/{task}.json",
+    log:
+        "results/logs/make_task/{task}.log",
+    benchmark:
+        "results/benchmarks/make_task/{task}.tsv"
+    priority: 9  # before the long jobs, which a refused task would end
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(2000),
+        runtime=more(30),
+    params:
+        spec=lambda w: TASKS[w.task],
+        code=code("make_task.py"),
+        worker=lambda w: code("lm_eval_worker.py") if LM_EVAL_KEYS & TASKS[w.task].keys() else "",
+    script:
+        "../workflow_scripts/make_task.py"
+
+
+rule evaluate_task:
+    """A checkpoint's answers to every item of a task."""
+    input:
+        unpack(lambda w: ({} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"})),
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        model=rules.convert.output.record,
+        task=rules.make_task.output[0],
+    output:
+        "results/{model}/{method}/tasks/{task}.json",
+    log:
+        "results/logs/evaluate_task/{model}/{method}/{task}.log",
+    benchmark:
+        "results/benchmarks/evaluate_task/{model}/{method}/{task}.tsv"
+    wildcard_constraints:
+        method="|".join(["original", *map(re.escape, METHODS)]),
+    priority: 3
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=more(3000),
+        runtime=more(120),
+    params:
+        spec=lambda w: TASKS[w.task],
+        compute=COMPUTE,
+        recipe=lambda w: METHODS.get(w.method),
+        code=code("evaluate_task.py"),
+    script:
+        "../workflow_scripts/evaluate_task.py"
+
+
+rule summarize_tasks:
+    """Scores and paired differences of every method, tasks.csv, and of every pair, task_pairs.csv."""
+    input:
+        answers=ANSWERS,
+        texts=expand("results/{model}/calibration/texts.json", model=STUDY["models"]),
+    output:
+        tasks=report("results/tasks.csv", category="Tasks", caption="../docs/captions/tasks.rst"),
+        pairs=report("results/task_pairs.csv", category="Tasks", caption="../docs/captions/tasks.rst"),
+    log:
+        "results/logs/summarize_tasks.log",
+    benchmark:
+        "results/benchmarks/summarize_tasks.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(2000),
+        runtime=more(20),
+    params:
+        comparison=CONFIG["comparison"],
+        recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},
+        code=code("summarize_tasks.py"),
+    script:
+        "../workflow_scripts/summarize_tasks.py"
+
+
+rule plot_tasks:
+    """Every method's score beside the original's, a figure a model."""
+    input:
+        tasks=rules.summarize_tasks.output.tasks,
+    output:
+        report(
+            expand("results/figures/{model}/tasks.svg", model=STUDY["models"]),
+            category="Tasks",
+            caption="../docs/captions/tasks.rst",
+        ),
+    log:
+        "results/logs/plot_tasks.log",
+    benchmark:
+        "results/benchmarks/plot_tasks.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(1000),
+        runtime=more(10),
+    params:
+        models=STUDY["models"],
+        methods=COLOURED,
+        code=code("plot_tasks.py"),
+    script:
+        "../workflow_scripts/plot_tasks.py"

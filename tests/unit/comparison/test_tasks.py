@@ -1,0 +1,143 @@
+"""Scores and likelihoods of tasks, paired item by item."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quant.comparison import tasks
+from quant.comparison.numbers import LEVEL
+from quant.comparison.paired import holm, paired_differences
+
+ITEMS = 300
+
+
+def bits(*counts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers of two methods: both, only the first, only the second, neither so often."""
+    a, b, c, d = counts
+    first = np.repeat([True, True, False, False], counts)
+    second = np.repeat([True, False, True, False], counts)
+    assert len(first) == a + b + c + d
+    return first, second
+
+
+def slow_mcnemar(b: int, c: int) -> float:
+    """Twice the binomial tail of the rarer kind, by its terms."""
+    n, k = b + c, min(b, c)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 1), (5, 0), (0, 6), (12, 2), (7, 7), (40, 61)])
+def test_mcnemar_is_exact(b: int, c: int) -> None:
+    found = tasks.compare_answers(*bits(50, b, c, 10))
+    assert found.p == pytest.approx(slow_mcnemar(b, c))
+    assert found.delta == pytest.approx((b - c) / (60 + b + c)) and (found.gained, found.lost) == (b, c)
+    assert found.low <= found.delta <= found.high and found.low < found.high
+
+
+def test_the_interval_is_newcombes() -> None:
+    """An example of his paper (table II: 36, 12, 2, 0 gives 0.0569 to 0.3404 by method 10)."""
+    assert tasks.newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    low, high = tasks.newcombe(36, 2, 12, 0)
+    assert (low, high) == pytest.approx((-0.3404, -0.0569), abs=5e-5)
+
+
+@pytest.mark.parametrize(("both", "changes"), [(0.5, 0.02), (0.6, 0.2), (0.02, 0.04)])
+def test_intervals_cover_a_known_difference_as_often_as_they_say(both: float, changes: float) -> None:
+    """93 % or more of 1,000 simulations: few answers that change make it wider than it must be."""
+    rng = np.random.default_rng(0)
+    share = 0.7  # of those that change, the first has right
+    counts = rng.multinomial(ITEMS, [both, share * changes, (1 - share) * changes, 1 - both - changes], 1000)
+    true = (2 * share - 1) * changes
+    assert np.mean([low <= true <= high for low, high in (tasks.newcombe(*row) for row in counts.tolist())]) >= 0.93
+
+
+def answers(method: str, right: np.ndarray, log_p: np.ndarray, task: str = "t", **made: Any) -> dict[str, Any]:
+    """As evaluate_task writes them."""
+    rows = [
+        {"log_p": [x, 0.0], "gold": 0, "answer": int(not hit), "right": bool(hit), "right_log_p": float(x)}
+        for hit, x in zip(right, log_p, strict=True)
+    ]
+    provenance = {"versions": {"python": "3"}, "task_fingerprint": "f", "recipe": {"bits": 4}, "seed": 42} | made
+    names = {"model": "m", "method": method, "task": task, "score": "acc", "rule": "a rule", "chance": 0.25}
+    return names | {"seconds": 1.0, "items": rows, "provenance": provenance}
+
+
+def likelihoods(rng: np.random.Generator, effects: np.ndarray, n: int = ITEMS) -> np.ndarray:
+    """log p of the right answers [methods, n]: an item's difficulty is common, each method moves it by its effect and
+    by noise of its own, skewed as likelihoods of rare words are. The right answer is given where it is above -1."""
+    shape = (len(effects), n)
+    noise = rng.normal(0, 0.25, shape) - (rng.gamma(0.5, 0.4, shape) - 0.2)
+    return rng.normal(-1.2, 1.5, n) - effects[:, None] + noise
+
+
+def test_two_alike_are_rarely_told_apart() -> None:
+    """Three methods of one kind (seeds of one recipe) on two tasks: of 300 reports at most 5 % claim a difference."""
+    rng, first, second = np.random.default_rng(1), *np.triu_indices(3, 1)
+    log_p = np.stack([likelihoods(rng, np.zeros(3)) for _ in range(600)])  # [reports x tasks, methods, items]
+    a, b = log_p[:, first].reshape(-1, ITEMS), log_p[:, second].reshape(-1, ITEMS)
+    nll = [one.p for one in paired_differences(b - a, np.ones(ITEMS), 999, 0)]
+    score = [tasks.compare_answers(x > -1, y > -1).p for x, y in zip(a, b, strict=True)]
+    reports = np.stack([nll, score], axis=1).reshape(300, -1)
+    assert reports.shape == (300, 2 * 3 * 2)
+    assert np.mean([holm(p.tolist()).min() <= LEVEL for p in reports]) <= 0.05
+
+
+def test_those_that_differ_are_told_apart() -> None:
+    rng = np.random.default_rng(2)
+    effects = {"original": 0.0, "near": 0.15, "far": 0.6, "same": 0.0}
+    log_p = dict(zip(effects, likelihoods(rng, np.array(list(effects.values()))), strict=True))
+    groups = {("m", "t"): {method: answers(method, one > -1, one) for method, one in log_p.items()}}
+    table = tasks.tasks_table(groups, 999, 0).set_index("method")
+    shown = {row.Index: tasks.found(row) for row in table.itertuples()}
+    assert shown["far"] == ("worse", "answers") and shown["near"].outcome == "worse"
+    assert table.loc["near", "p_nll_holm"] < LEVEL
+    assert shown["same"].outcome == "none" and np.isnan(table.loc["original", "p_holm"])
+    pairs = tasks.task_pairs_table(groups, 999, 0)
+    row = pairs[(pairs.method_a == "near") & (pairs.method_b == "far")].iloc[0]
+    assert tasks.found(row) == ("better", "answers") and len(pairs) == 3
+
+
+def test_columns_say_what_they_hold() -> None:
+    first, second = bits(150, 6, 24, 120)
+    log_p = np.linspace(-3, -0.1, ITEMS)
+    groups = {("m", "t"): {"original": answers("original", second, log_p, recipe=None),
+                           "a": answers("a", first, log_p - 0.25)}}  # fmt: skip
+    table = tasks.tasks_table(groups, 999, 0).set_index("method")
+    row, original = table.loc["a"], table.loc["original"]
+    assert (row.score, original.score, row.delta) == pytest.approx((156 / 300, 174 / 300, -18 / 300))
+    assert (row.gained, row.lost, row.changed, row["items"]) == (6, 24, 30 / 300, 300)
+    assert row.delta_nll == pytest.approx(0.25) and row.nll == pytest.approx(original.nll + 0.25)
+    assert json.loads(row.recipe) == {"bits": 4} and row.rule == "a rule" and row.chance == 0.25
+    # √30/300 of error, two comparisons: half the width of an interval; of 1 %, as many items as that is larger, squared
+    error = math.sqrt(30) / 300
+    assert row.detectable == pytest.approx(2.25 * error, rel=0.01)
+    assert row.items_for_1_percent == pytest.approx(300 * (2.2414 * error / 0.01) ** 2, rel=0.001)
+    assert tasks.kept(table.reset_index()) == [("a", pytest.approx(0.9))]
+
+
+def test_answers_to_other_items_are_not_paired() -> None:
+    hit, log_p = np.array([True, False]), np.zeros(2)
+    group = {"original": answers("original", hit, log_p), "a": answers("a", hit, log_p, task_fingerprint="g")}
+    with pytest.raises(ValueError, match="different items"):
+        tasks.tasks_table({("m", "t"): group}, 999, 0)
+
+
+def test_a_method_that_answers_alike_differs_in_nothing() -> None:
+    hit, log_p = np.array([True, False, True] * 20), np.linspace(-1, 0, 60)
+    group = {name: answers(name, hit, log_p) for name in ("original", "a")}
+    row = tasks.tasks_table({("m", "t"): group}, 999, 0).iloc[1]
+    assert (row.delta, row.p, row.p_holm, row.delta_nll, row.p_nll_holm) == (0, 1, 1, 0, 1)
+    assert tasks.found(row).outcome == "none" and row.delta_low < 0 < row.delta_high
+
+
+def test_an_original_at_chance_is_said() -> None:
+    hit, log_p = np.arange(300) % 4 == 0, np.zeros(300)
+    table = tasks.tasks_table({("m", "t"): {"original": answers("original", hit, log_p)}}, 999, 0)
+    assert not tasks.above_chance(table)
+    table = tasks.tasks_table(
+        {("m", "t"): {"original": answers("original", hit | (np.arange(300) < 40), log_p)}}, 999, 0
+    )
+    assert tasks.above_chance(table)

@@ -1,0 +1,220 @@
+"""What tasks show: scores, paired differences item by item, and how much could have been seen.
+
+Of two methods' answers to the same items those alone say something that one has right and the other wrong: McNemar's
+exact test. How likely the right answer is moves long before the answer does, so it is compared too, as NLL is:
+Student's t and the bootstrap over items (quant.comparison.paired).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, norm
+
+from quant.comparison.numbers import CONFIDENCE, LEVEL
+from quant.comparison.paired import RESAMPLES_PER_COMPARISON, detectable, holm, paired_differences
+from quant.comparison.verdicts import ORIGINAL
+
+ONE_PERCENT = 0.01  # of the items
+
+
+class Answers(NamedTuple):
+    """Difference of two scores on n items: first minus second, its 95 % interval, McNemar's p, its standard error if
+    there were no difference, and how many items only the first, and only the second, has right."""
+
+    delta: float
+    low: float
+    high: float
+    p: float
+    error: float
+    gained: int
+    lost: int
+
+
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share right/n (Wilson 1927)."""
+    z, share = float(norm.ppf(0.5 + CONFIDENCE / 2)), right / n
+    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max((centre - half) / (1 + z**2 / n), 0.0), min((centre + half) / (1 + z**2 / n), 1.0)
+
+
+def newcombe(a: int, b: int, c: int, d: int) -> tuple[float, float]:
+    """95 % interval of (b - c)/n, the difference of two paired shares; a: items that both have right, b and c: only the
+    first, only the second, d: neither. Newcombe (1998), method 10: Wilson's intervals joined by the answers'
+    correlation. It has a width where no answer differs."""
+    n = a + b + c + d
+    p, q = (a + b) / n, (a + c) / n
+    (low_p, high_p), (low_q, high_q) = wilson(a + b, n), wilson(a + c, n)
+    spread = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    cross = a * d - b * c
+    phi = 0.0 if spread == 0 else (max(cross - n / 2, 0) if cross > 0 else cross) / spread
+    below, above = p - low_p, high_q - q
+    over, under = high_p - p, q - low_q
+    low = math.sqrt(max(below**2 - 2 * phi * below * above + above**2, 0))
+    high = math.sqrt(max(over**2 - 2 * phi * over * under + under**2, 0))
+    return (p - q) - low, (p - q) + high
+
+
+def compare_answers(first: np.ndarray, second: np.ndarray) -> Answers:
+    """first, second [n]: whether each item's answer is right."""
+    a, b = int((first & second).sum()), int((first & ~second).sum())
+    c, d = int((~first & second).sum()), int((~first & ~second).sum())
+    n = len(first)
+    p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    # one item that differs is the least that could have been seen to differ at all
+    return Answers((b - c) / n, *newcombe(a, b, c, d), p, math.sqrt(max(b + c, 1)) / n, b, c)
+
+
+def items_to_show(error: float, items: int, size: float, comparisons: int) -> float:
+    """Items after which a difference of that size would be shown half of the time, answers differing as often."""
+    z = float(norm.ppf(1 - LEVEL / (2 * max(comparisons, 1))))
+    return math.ceil(items * (z * error / size) ** 2)
+
+
+def check_same(answers: Sequence[dict[str, Any]]) -> None:
+    """Refuses answers to different items, which are never paired."""
+    prints = {one["provenance"]["task_fingerprint"] for one in answers}
+    if len(prints) > 1:
+        raise ValueError("the answers are to different items")
+
+
+def right(answers: dict[str, Any]) -> np.ndarray:
+    return np.array([row["right"] for row in answers["items"]], dtype=bool)
+
+
+def log_p(answers: dict[str, Any]) -> np.ndarray:
+    """Of the right answer of each item, nats."""
+    return np.array([row["right_log_p"] for row in answers["items"]], dtype=float)
+
+
+def differences(
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Columns of each pair's first against its second, of one task: scores, and nats per item of the right answer's
+    NLL (below 0: the first gives it more)."""
+    if not pairs:
+        return []
+    rows = np.stack([log_p(b) - log_p(a) for a, b in pairs])
+    likelihoods = paired_differences(rows, np.ones(rows.shape[1]), resamples, seed)
+    found = []
+    for (a, b), nll in zip(pairs, likelihoods, strict=True):
+        score = compare_answers(right(a), right(b))
+        answers = [[row["answer"] for row in one["items"]] for one in (a, b)]
+        found.append(
+            {f"delta_{key}": value for key, value in score._asdict().items() if key in ("low", "high")}
+            | {"delta": score.delta, "p": score.p, "error": score.error, "gained": score.gained, "lost": score.lost}
+            | {"changed": float(np.mean(np.array(answers[0]) != np.array(answers[1])))}
+            | {"delta_nll": nll.mean, "delta_nll_low": nll.low, "delta_nll_high": nll.high}
+            | {"p_nll": nll.p, "error_nll": nll.error}
+        )
+    return found
+
+
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are one family, both of their p among them: with p_holm, p_nll_holm, what could have been seen in each
+    measure, and the items that would show a difference of 1 %."""
+    both = np.concatenate([frame["p"], frame["p_nll"]]).astype(float)
+    size, (score, nll) = int(np.isfinite(both).sum()), np.split(holm(both.tolist()), 2)
+    items = frame["items"]
+    return frame.assign(
+        p_holm=score,
+        p_nll_holm=nll,
+        detectable=[detectable(e, n, size) for e, n in zip(frame["error"], items, strict=True)],
+        detectable_nll=[detectable(e, n, size) for e, n in zip(frame["error_nll"], items, strict=True)],
+        items_for_1_percent=[
+            items_to_show(e, n, ONE_PERCENT, size) if np.isfinite(e) else np.nan
+            for e, n in zip(frame["error"], items, strict=True)
+        ],
+    )
+
+
+Groups = dict[tuple[str, str], dict[str, dict[str, Any]]]  # by model and task, then by method, the original first
+
+
+def tasks_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
+    """tasks.csv: a row per model, task and method, each but the original compared with the original."""
+    resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * sum(len(group) - 1 for group in groups.values()))
+    rows = []
+    for (model, task), group in groups.items():
+        check_same(list(group.values()))
+        original = group[ORIGINAL]
+        methods = [method for method in group if method != ORIGINAL]
+        against = dict(zip(methods, differences([(group[m], original) for m in methods], resamples, seed), strict=True))
+        nothing = {"delta": 0.0, "delta_low": 0.0, "delta_high": 0.0, "p": np.nan, "error": np.nan}
+        nothing |= {"gained": 0, "lost": 0, "changed": 0.0, "delta_nll": 0.0, "delta_nll_low": 0.0}
+        nothing |= {"delta_nll_high": 0.0, "p_nll": np.nan, "error_nll": np.nan}
+        for method, answers in group.items():
+            made, hits = answers["provenance"], right(answers)
+            low, high = wilson(float(hits.sum()), len(hits))
+            rows.append(
+                {"model": model, "method": method, "task": task, "scored_by": answers["score"]}
+                | {"items": len(hits), "chance": answers["chance"]}
+                | {"score": float(hits.mean()), "score_low": low, "score_high": high}
+                | {"nll": float(-log_p(answers).mean())}
+                | against.get(method, nothing)
+                | {"seconds": answers["seconds"], "recipe": json.dumps(made.get("recipe")), "seed": made.get("seed")}
+                | {"versions": json.dumps(made["versions"]), "task_fingerprint": made["task_fingerprint"]}
+                | {"rule": answers["rule"]}
+            )
+    return corrected(pd.DataFrame(rows))
+
+
+def task_pairs_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
+    """task_pairs.csv: a row per model, task and pair of methods."""
+    pairs = {key: list(combinations([m for m in group if m != ORIGINAL], 2)) for key, group in groups.items()}
+    resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * sum(map(len, pairs.values())))
+    rows: list[dict[str, Any]] = []
+    for (model, task), group in groups.items():
+        names = pairs[model, task]
+        found = differences([(group[a], group[b]) for a, b in names], resamples, seed)
+        items = len(group[ORIGINAL]["items"])
+        rows += [
+            {"model": model, "task": task, "method_a": a, "method_b": b, "items": items} | columns
+            for (a, b), columns in zip(names, found, strict=True)
+        ]
+    empty = ["model", "task", "method_a", "method_b", "items", "p", "p_nll", "error", "error_nll"]
+    return corrected(pd.DataFrame(rows) if rows else pd.DataFrame(columns=empty))
+
+
+def above_chance(rows: pd.DataFrame) -> bool:
+    """Whether the original answers better than by guessing: its interval begins above chance."""
+    original = rows[rows.method == ORIGINAL]
+    return bool((original.score_low > original.chance).all())
+
+
+class Found(NamedTuple):
+    """What one row shows: better, worse (by the corrected p of the score, else of the likelihood) or none; and by which
+    of the two."""
+
+    outcome: str
+    by: str
+
+
+def found(row: Any) -> Found:
+    """Of a row of tasks.csv or task_pairs.csv, the first of the pair."""
+    if row.p_holm <= LEVEL:
+        return Found("better" if row.delta > 0 else "worse", "answers")
+    if row.p_nll_holm <= LEVEL:
+        return Found("better" if row.delta_nll < 0 else "worse", "likelihood")
+    return Found("none", "")
+
+
+def kept(frame: pd.DataFrame) -> list[tuple[str, float]]:
+    """Methods with the share of answers, over all tasks, that are the original's; the most first."""
+    rows = frame[frame.method != ORIGINAL]
+    totals = {
+        str(method): 1 - float((one.changed * one["items"]).sum() / one["items"].sum())
+        for method, one in rows.groupby("method", sort=False)
+    }
+    return sorted(totals.items(), key=lambda one: (-one[1], one[0]))
+
+
+def damage(frame: pd.DataFrame) -> pd.Series:
+    """Of each method the rise of the right answers' NLL, nats per item, each task in units of its largest, the mean."""
+    rows = frame[frame.method != ORIGINAL]
+    scaled = rows.delta_nll / rows.groupby("task").delta_nll.transform(lambda x: x.abs().max() or 1.0)
+    return scaled.groupby(rows.method, sort=False).mean()

@@ -1,0 +1,88 @@
+"""A checkpoint's answers to a task's items, from files to a file."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quant.data.task_items import Item, requests_of
+from quant.data.task_items import load as load_task
+from quant.errors import InputError
+from quant.evaluation.items import Likelihood, log_likelihoods
+from quant.evaluation.record import opened_head
+from quant.files import tensorfile
+from quant.files.artifacts import mark, read_json, require, versions, write_json
+from quant.models.compute import batch_tokens, device, dtype
+from quant.models.record import model_record as opened_model
+
+logger = logging.getLogger("quant")
+
+
+def answered(item: Item, found: list[Likelihood], score: str) -> dict[str, Any]:
+    """An item's row: log p of every choice, in nats; its answer and whether it is right; log p of the right one, among
+    the choices where there are several. A word's answer is whether it is the greedy one."""
+    log_p = np.array([one.log_p for one in found])
+    row = {"log_p": log_p.tolist(), "gold": item.gold}
+    if score == "greedy":
+        right = found[0].greedy
+        return row | {"answer": int(right), "right": right, "right_log_p": float(log_p[0])}
+    answer = int(np.argmax(log_p / np.array(item.lengths, dtype=float) if score == "acc_norm" else log_p))
+    among = log_p - np.logaddexp.reduce(log_p)
+    return row | {"answer": answer, "right": answer == item.gold, "right_log_p": float(among[item.gold])}
+
+
+def run(
+    config_path: str,
+    task_path: str,
+    spec: dict[str, Any],
+    compute: dict[str, Any],
+    names: dict[str, str],
+    out: str,
+    model_record: str,
+    record: str | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Answers of the checkpoint beside config_path to every item of a task.
+
+    spec: of the task, as the configuration has it; record and recipe: of a quantised checkpoint, model_record: of the
+    original. What was not made from them is refused.
+    """
+    checkpoint, task = Path(config_path).parent, load_task(task_path)
+    require(task_path, task.provenance, spec=spec)
+    of_model = {"model_fingerprint": opened_model(model_record)["fingerprint"]}
+    if record is None:
+        made = {"provenance": {"versions": versions()} | of_model}
+    else:
+        made = read_json(record)
+        require(record, made["provenance"], **of_model, recipe=recipe)
+        with tensorfile.opened(checkpoint / "model.safetensors") as file:
+            require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
+    tensorfile.verify(checkpoint / "model.safetensors")
+    where = device(compute["device"])
+    requests = requests_of(task, checkpoint)
+    with torch.inference_mode():
+        head = opened_head(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
+    largest = max(max(r.context + r.continuation) for asked in requests for r in asked)
+    if largest >= head.vocabulary:
+        raise InputError(f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} embeddings")
+    begun = time.perf_counter()
+    found = log_likelihoods(head, requests, batch_tokens(compute["batch_tokens"], where))
+    seconds = time.perf_counter() - begun
+    rows = [answered(item, one, task.score) for item, one in zip(task.items, found, strict=True)]
+    logger.info("%d of %d items right, %.1f s", sum(row["right"] for row in rows), len(rows), seconds)
+    write_json(
+        out,
+        {
+            **{key: names[key] for key in ("model", "method", "task")},
+            "score": task.score,
+            "rule": task.rule,
+            "chance": task.chance,
+            "seconds": seconds,
+            "checkpoint": mark(made["provenance"]),
+            "items": rows,
+            "provenance": made["provenance"] | {"task_fingerprint": task.fingerprint, "device": where},
+        },
+    )

@@ -1,0 +1,155 @@
+"""What the report says of tasks: scores, what differs from the original, and whether tasks order methods as NLL."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from quant.comparison.correlation import rank_correlation
+from quant.comparison.numbers import interval, number, signed
+from quant.comparison.tasks import above_chance, damage, found, kept
+from quant.comparison.verdicts import ORIGINAL, p_words
+from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell, sortable, spans
+from quant.report.sections.words import of_model, pct, text_cell
+
+NOTE = (
+    "Score: share of right answers (of words: that are the model's own greedy guess). Differences are paired item by "
+    "item. The first p is McNemar's exact test of answers that only one of the two has right; the second of how likely "
+    "each makes the right answer (nats per item, below 0: likelier). Both are corrected for all of them together "
+    "(Holm), apart from the verdicts on NLL. “Could be seen”: a true difference of that size would be shown half of "
+    "the time."
+)
+MOST = 40  # pairs that a table lists
+
+
+def tasks(
+    place: str, rows: pd.DataFrame, pairs: pd.DataFrame, summary: pd.DataFrame, colours: dict[str, str], figure: str
+) -> Section:
+    """Of one model; rows of tasks.csv and task_pairs.csv, summary: its rows on the first data set; figure: SVG."""
+    model = str(rows.model.iloc[0])
+    title = f"Tasks{of_model(model, place)}"
+    caption = "Filled: the answers differ from the original's by the corrected p. Intervals are 95 %, each on its own."
+    picture = Picture(data_uri("image/svg+xml", figure), f"Scores on tasks. {headline(rows)}.", caption)
+    tables = [("Scores by task and method", scores_table(rows, colours))]
+    if len(pairs):
+        tables.append(("Pairs of methods by task", pairs_table(pairs, colours)))
+    return Section(
+        f"tasks{place}", title, headline(rows), tuple(lines(rows, summary)), (picture,), tuple(tables), (NOTE,)
+    )
+
+
+def headline(rows: pd.DataFrame) -> str:
+    """Which methods answer worse than the original, which better, and which show no difference."""
+    told: dict[str, list[str]] = {"worse": [], "better": [], "none": []}
+    for method, of_method in rows[rows.method != ORIGINAL].groupby("method", sort=False):
+        outcomes = {found(row).outcome for row in of_method.itertuples()}
+        told["worse" if "worse" in outcomes else "better" if "better" in outcomes else "none"].append(str(method))
+    n = rows.task.nunique()
+    of = "the task" if n == 1 else f"at least one of {n} tasks"
+    words = [
+        f"{', '.join(told['worse'])}: worse than the original on {of}" if told["worse"] else "",
+        f"{', '.join(told['better'])}: better on {of}" if told["better"] else "",
+        f"{', '.join(told['none'])}: no difference shown" if told["none"] else "",
+    ]
+    return "; ".join(filter(None, words)) or "No quantised method has answered"
+
+
+def lines(rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+    said = []
+    for task, of_task in rows.groupby("task", sort=False):
+        row = of_task[of_task.method == ORIGINAL].iloc[0]
+        known = f"{pct(row.score, 1)} [{number(100 * row.score_low, 1)}, {number(100 * row.score_high, 1)}]"
+        line = f"{task}: {row.rule}. {int(row['items']):,} items, chance {pct(row.chance, 0)}, the original {known}"
+        said.append(f"{line}." if above_chance(of_task) else f"{line}, not above chance: this task shows nothing here.")
+        others = of_task[of_task.method != ORIGINAL]
+        if len(others):
+            seen, needed = others.detectable.median(), others.items_for_1_percent.median()
+            said.append(
+                f"{task}: a difference of {pct(seen, 1)} in the score could have been seen (half of the time, the "
+                f"median method); 1 % would take about {number(needed, 0)} items."
+            )
+    if share := kept(rows):
+        (first, most), (last, least) = share[0], share[-1]
+        line = f"{first} keeps most of the original's answers, right or wrong: {pct(most, 1)}"
+        said.append(line + (f"; {last} fewest: {pct(least, 1)}." if len(share) > 1 else "."))
+    return said + orders(rows, summary)
+
+
+def orders(rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+    """Whether tasks order the methods as NLL, and as KL, does."""
+    both = summary.set_index("method").join(damage(rows).rename("damage"), how="inner")
+    if len(both) < 3:
+        return []
+    told = []
+    for key, words in (("delta_nll", "the rise of the NLL"), ("kl", "KL divergence")):
+        found_here = rank_correlation(both["damage"].to_numpy(float), both[key].to_numpy(float))
+        if math.isfinite(found_here.rho):
+            told.append(
+                f"Damage to the right answers' likelihood and {words} on {summary.dataset.iloc[0]}: rank correlation "
+                f"{found_here.text()}"
+            )
+    return [f"{line}." for line in told]
+
+
+def difference_cells(row: Any) -> list[Cell]:
+    """Score and likelihood, first minus second, and what they show."""
+    score = f"{signed(100 * row.delta, 1)} {interval(100 * row.delta_low, 100 * row.delta_high, 1)}"
+    shown = found(row)
+    verdict = f"{shown.outcome} (by {shown.by})" if shown.by else "no difference shown"
+    nll = f"{signed(row.delta_nll, 3)} {interval(row.delta_nll_low, row.delta_nll_high, 3)}"
+    return [
+        Cell(score.strip(), sortable(row.delta), css="num"),
+        Cell(p_words(row.p_holm).removeprefix("p ") or "–", sortable(row.p_holm), css="num"),
+        Cell(f"{pct(row.detectable, 1)}", sortable(row.detectable), css="num"),
+        Cell(nll.strip(), sortable(row.delta_nll), css="num"),
+        Cell(p_words(row.p_nll_holm).removeprefix("p ") or "–", sortable(row.p_nll_holm), css="num"),
+        Cell(pct(row.changed, 1), sortable(row.changed), css="num"),
+        Cell(verdict, verdict),
+    ]
+
+
+DIFFERENCES = [
+    ("score difference, points", "percentage points, first minus second, with its 95 % interval (Newcombe)"),
+    ("p", "McNemar's exact test, corrected"),
+    ("could be seen", "a true difference of this size would be shown half of the time"),
+    ("NLL of the right answer", "nats per item, first minus second; below 0 the first makes it likelier"),
+    ("p of that", "paired by item, corrected"),
+    ("answers changed", "share of items that the two answer differently"),
+    ("verdict", "of the first, by the corrected p, at 5 %"),
+]
+
+
+def scores_table(rows: pd.DataFrame, colours: dict[str, str]) -> Table:
+    """Every method's score beside the original's."""
+    ends = [(row.score_low, row.score, row.score_high) for row in rows.itertuples()]
+    cells = []
+    for row, span in zip(rows.itertuples(), spans(ends), strict=True):
+        original = row.method == ORIGINAL
+        cells.append(
+            [
+                Cell(row.method, row.method, colours.get(row.method, "")),
+                text_cell(str(row.task)),
+                Cell(pct(row.score, 1), sortable(row.score), css="num", span=span),
+                *([text_cell("–")] * len(DIFFERENCES) if original else difference_cells(row)),
+                Cell("–", -1.0) if original else number_cell(row.items_for_1_percent, 0),
+            ]
+        )
+    needed = ("items for 1 %", "items after which a difference of 1 % would be shown half of the time")
+    return Table(
+        "tasks", [("method", ""), ("task", ""), ("score", "with its 95 % interval"), *DIFFERENCES, needed], cells
+    )
+
+
+def pairs_table(pairs: pd.DataFrame, colours: dict[str, str]) -> Table:
+    """Pairs of methods, those that differ first."""
+    ordered = pairs.assign(least=pairs[["p_holm", "p_nll_holm"]].min(axis=1)).sort_values("least", kind="stable")
+    cells = [
+        [
+            text_cell(str(row.task)),
+            *(Cell(name, name, colours.get(name, "")) for name in (row.method_a, row.method_b)),
+            *difference_cells(row),
+        ]
+        for row in ordered.head(MOST).itertuples()
+    ]
+    note = f"The first {MOST} of {len(pairs)}; all are in task_pairs.csv." if len(pairs) > MOST else ""
+    return Table("task-pairs", [("task", ""), ("first", ""), ("second", ""), *DIFFERENCES], cells, note)
