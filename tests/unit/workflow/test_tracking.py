@@ -130,7 +130,7 @@ USERS: dict[str, set[str]] = {
     "report/figures/linears": {"plot"},
     "report/figures/pairs": {"plot"},
     "report/figures/preactivations": {"plot_preactivations"},
-    "report/figures/style": PLOTS | {"plot", "report"},
+    "report/figures/style": PLOTS | {"plot", "plot_tasks", "report"},
     "report/figures/synthetic": {"plot_synthetic"},
     "report/sections/layer": {"report"},
     "report/sections/models": {"report"},
@@ -144,7 +144,30 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
-    "files/artifacts": OURS,
+    "files/artifacts": PASSES
+    | READERS
+    | QUANTIZERS
+    | PLOTS
+    | TEXTS
+    | TABLES
+    | ANALYSES
+    | {
+        "build_autoawq",
+        "build_lm_eval",
+        "check_study",
+        "convert",
+        "describe",
+        "evaluate_original",
+        "evaluate_task",
+        "fetch_package",
+        "make_task",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "synthetic_benchmark",
+    },
     "methods/autoawq": {"check_study", "quantize_autoawq"},
     "methods/autoawq_environment": {"check_study", "quantize_autoawq"},
     "methods/block": RECIPES,
@@ -158,23 +181,61 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
-    "comparison/paired": TABLES | {"check_mse", "check_study", "pick", "plot", "report", "synthetic_benchmark"},
+    "comparison/paired": TABLES
+    | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
-    "models/compute": PASSES | QUANTIZERS | MEASURES | {"check_study", "measure_error", "measure_heldout"},
+    "models/compute": PASSES
+    | QUANTIZERS
+    | MEASURES
+    | {"check_study", "evaluate_task", "measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original"},
+    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original", "evaluate_task"},
     "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
     | FROM_FILES
-    | {"check_mse", "describe", "measure_error", "measure_heldout", "pick", "plot", "report", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "describe",
+        "measure_error",
+        "measure_heldout",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "synthetic_benchmark",
+    },
     "analysis/deep_dive": {"deep_dive"},
-    "evaluation/divergence": MEASURES,
-    "errors": OURS,
-    "evaluation/perplexity": MEASURES,
-    "evaluation/record": {"evaluate", "evaluate_original"},
+    "evaluation/divergence": MEASURES | {"evaluate_task"},
+    "errors": PASSES
+    | READERS
+    | QUANTIZERS
+    | PLOTS
+    | TEXTS
+    | TABLES
+    | ANALYSES
+    | {
+        "build_autoawq",
+        "build_lm_eval",
+        "check_study",
+        "convert",
+        "describe",
+        "evaluate_original",
+        "evaluate_task",
+        "fetch_package",
+        "make_task",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "synthetic_benchmark",
+    },
+    "evaluation/perplexity": MEASURES | {"evaluate_task"},
+    "evaluation/record": {"evaluate", "evaluate_original", "evaluate_task"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
@@ -182,11 +243,34 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gemm": {"check_study", "export", "quantize_autoawq"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": QUANTIZERS | READERS | {"check_mse", "check_study"},
+    "recipe/grids": READERS | QUANTIZERS | {"check_mse", "check_study", "evaluate_task"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
-    "workflow/job": OURS,
+    "workflow/job": PASSES
+    | READERS
+    | QUANTIZERS
+    | PLOTS
+    | TEXTS
+    | TABLES
+    | ANALYSES
+    | {
+        "build_autoawq",
+        "build_lm_eval",
+        "check_study",
+        "convert",
+        "describe",
+        "evaluate_original",
+        "evaluate_task",
+        "fetch_package",
+        "make_task",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "synthetic_benchmark",
+    },
     "recipe/grid_kernels": RECIPES,
     "recipe/key": TABLES | {"describe", "report"},
     "recipe/keys": TABLES | {"describe", "report"},
@@ -197,22 +281,32 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | {"convert"},
-    "models/experts": PASSES | MEASURES | {"convert"},
+    "models/experts": PASSES | MEASURES | {"convert", "evaluate_task"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | {"convert"},
     "models/quantised": {"convert"},
-    "evaluation/loss_kernels": MEASURES,
+    "evaluation/loss_kernels": MEASURES | {"evaluate_task"},
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": TABLES
-    | {"check_mse", "check_study", "deep_dive", "pick", "plot", "report", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "check_study",
+        "deep_dive",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "synthetic_benchmark",
+    },
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | RECIPES | {"check_study"},
+    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -228,7 +322,12 @@ USERS: dict[str, set[str]] = {
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
     "recipe/recipe": RECIPES | {"check_study"},
-    "models/record": PASSES | QUANTIZERS | MEASURES | ANALYSES | TEXTS | {"check_study", "convert", "measure_error"},
+    "models/record": PASSES
+    | QUANTIZERS
+    | MEASURES
+    | TEXTS
+    | ANALYSES
+    | {"check_study", "convert", "evaluate_task", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -249,18 +348,18 @@ USERS: dict[str, set[str]] = {
     "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
-    "checkpoints/sizes": {"evaluate", "evaluate_original"},
-    "models/gguf_pretokenizers": TEXTS | {"convert", "export"},
-    "models/gguf_tokenizer": TEXTS | {"convert", "export"},
-    "models/sentencepiece_model": TEXTS | {"convert", "export"},
-    "models/tokenizers": TEXTS | {"convert", "export"},
-    "models/rotary": PASSES | MEASURES,
-    "data/text_files": TOKENS,
-    "models/gguf_hyperparameters": TEXTS | {"convert", "export"},
-    "models/sources": TEXTS | {"convert", "export"},
+    "checkpoints/sizes": {"evaluate", "evaluate_original", "evaluate_task"},
+    "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/rotary": PASSES | MEASURES | {"evaluate_task"},
+    "data/text_files": TEXTS | {"evaluate_task", "make_task"},
+    "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
-    "checkpoints/stored": READERS,
+    "checkpoints/stored": READERS | {"evaluate_task"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -269,30 +368,41 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": {"check_study", "describe", "pick", "plot", "report"},
     "files/tensorfile": PASSES
-    | QUANTIZERS
     | READERS
-    | MEASURES
+    | QUANTIZERS
+    | TEXTS
     | ANALYSES
     | FROM_FILES
+    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize"},
+    "data/split": TEXTS | {"evaluate_task", "make_task"},
+    "data/texts": TEXTS | {"evaluate_task", "make_task"},
+    "data/tokens": PASSES
+    | QUANTIZERS
+    | MEASURES
     | TEXTS
-    | {"check_study", "convert", "synthetic_benchmark"},
-    "data/overlap": TEXTS | {"describe", "plot", "report", "summarize"},
-    "data/split": TOKENS,
-    "data/texts": TOKENS,
-    "data/tokens": PASSES | QUANTIZERS | MEASURES | TEXTS | {"check_study", "measure_error"},
-    "data/wording": TOKENS | {"describe"},
+    | {"check_study", "evaluate_task", "make_task", "measure_error"},
+    "data/wording": TEXTS | {"describe", "evaluate_task", "make_task"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
     "methods/with_model": {"quantize_with_model"},
     "workflow/tracking": set(),  # what it says is what counts
-    "comparison/verdicts": {"answer_questions", "check_study", "pick", "plot", "report"},
+    "comparison/verdicts": {
+        "answer_questions",
+        "check_study",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+    },
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
     "methods/packing": RECIPES | {"check_study"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
-    "evaluation/sanity": {"evaluate", "evaluate_original"},
+    "evaluation/sanity": {"evaluate", "evaluate_original", "evaluate_task"},
     "calibration/material": PASSES,
     "files/pieces": PASSES
     | READERS
@@ -300,20 +410,36 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "synthetic_benchmark"},
-    "models/unrolled": PASSES | MEASURES | {"convert"},
-    "evaluation/head": MEASURES,
-    "models/loading": MEASURES | {"quantize_with_model"},
-    "records/evaluation": MEASURES | {"plot", "report", "summarize"},
+    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "evaluate_task"},
+    "evaluation/head": MEASURES | {"evaluate_task"},
+    "models/loading": MEASURES | {"evaluate_task", "quantize_with_model"},
+    "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize"},
     "records/method": QUANTIZERS
     | MEASURES
-    | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "report", "summarize"},
-    "records/model": PASSES | QUANTIZERS | MEASURES | TEXTS | ANALYSES | {"check_study", "convert", "measure_error"},
+    | {"check_study", "describe", "evaluate_task", "measure_error", "measure_heldout", "plot", "report", "summarize"},
+    "records/model": PASSES
+    | QUANTIZERS
+    | MEASURES
+    | TEXTS
+    | ANALYSES
+    | {"check_study", "convert", "evaluate_task", "measure_error"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
-    "comparison/measures": TABLES | {"check_mse", "check_study", "pick", "plot", "report", "synthetic_benchmark"},
+    "comparison/measures": TABLES
+    | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
     "comparison/table": {"summarize"},
     "comparison/text_answers": {"answer_questions", "report"},
+    "comparison/tasks": {"plot_tasks", "report", "summarize_tasks"},
+    "data/embedded_tasks": {"make_task"},
+    "data/lm_eval": {"make_task"},
+    "data/task_items": {"check_texts", "evaluate_task", "make_task"},
+    "data/task_yaml": {"make_task"},
+    "evaluation/items": {"evaluate_task"},
+    "evaluation/tasks": {"evaluate_task"},
+    "report/figures/tasks": {"plot_tasks"},
+    "report/sections/tasks": {"report"},
+    "workflow/environment": {"build_autoawq", "build_lm_eval"},
 }
 
 
