@@ -1,14 +1,19 @@
 """Every evaluation → summary.csv, comparisons.csv, learnt.csv and the linears of all methods."""
 
+import logging
+
 import pandas as pd
 
 from quant.comparison.learnt import learnt_table
-from quant.comparison.summary import summary_row, summary_table
+from quant.comparison.summary import recipes_of, summary_row, summary_table
 from quant.comparison.table import comparison_table
+from quant.comparison.twins import said, twins
 from quant.errors import InputError
 from quant.files.artifacts import read_json, rebuild, require
 from quant.files.csv_tables import read_table, write_table
 from quant.workflow.job import job
+
+logger = logging.getLogger("quant")
 
 
 def rounding_statistics(linears: pd.DataFrame) -> pd.DataFrame:
@@ -58,13 +63,17 @@ with job(snakemake.log[0]):
         for key, original in originals.items()
         for evaluation in [original, *groups[key].values()]
     ]
+    table = summary_table(summary)
+    recipes = recipes_of(table)
+    for found in twins(table):
+        logger.warning("%s: %s", found.model, said(found, recipes))
     linears = pd.concat([read_linears(path, checkpoints) for path in snakemake.input.linears])
     tables = {
-        snakemake.output.summary: summary_table(summary),
+        snakemake.output.summary: table,
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears),
         snakemake.output.learnt: learnt_table(groups, originals, snakemake.params.recipes, *options),
     }
-    for path, table in tables.items():
-        write_table(path, table)
+    for path, content in tables.items():
+        write_table(path, content)

@@ -21,7 +21,7 @@ def evaluation(method: str, nll: float, recipe: dict | None) -> dict:
         **{"bits_per_weight": 4.0, "size_mb": 50.0 if recipe else 100.0, "linears_mb": 20.0 if recipe else 70.0},
         **{"embeddings_mb": 10.0, "head_mb": 10.0, "other_mb": 10.0, "kl": 0.1, "top1_agreement": 0.9},
         **{"tokens_per_s": 300.0, "quantize_s": 2.0, "storage": "packed", "storage_reason": None},
-        **{"quantized_share": 0.8 if recipe else 0.0, "file_bits_per_weight": 6.0},
+        **{"quantized_share": 0.8 if recipe else 0.0, "file_bits_per_weight": 6.0, "tensors": method},
         "sequences": [
             {"sequence": i, "tokens": 10, "nll": 10 * (nll * (1 + i / 100))}
             | {"kl_tokens": n, "kl": n * (0.1 + i / 100)}

@@ -52,6 +52,7 @@ def test_run_writes_original_and_method(
     assert same["kl"] == pytest.approx(0, abs=1e-5) and same["top1_agreement"] == 1
     assert (original["bits_per_weight"], same["bits_per_weight"]) == (32, 4)
     assert (original["quantized_share"], same["quantized_share"]) == (0, 0.5)
+    assert original["tensors"] == same["tensors"]
     assert same["file_bits_per_weight"] == 8 * same["size_mb"] * 1e3
     assert original["size_mb"] == (tiny_checkpoint / "model.safetensors").stat().st_size / 1e6
     row = summary_row(same, original, {"calibrations": {}, "datasets": {"d": {"seen_share": 0.0}}}, 99, 0)

@@ -123,6 +123,22 @@ def test_order_of_writing_does_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "abc").read_bytes() == (tmp_path / "cba").read_bytes()
 
 
+def test_a_mark_is_of_the_tensors_alone(tmp_path: Path) -> None:
+    """Not of what made them; with checksums or without."""
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int32)}
+
+    def mark(changes: dict[str, Tensor], **metadata: str) -> str:
+        tensorfile.save(tmp_path / "one.safetensors", tensors | changes, metadata)
+        with tensorfile.opened(tmp_path / "one.safetensors") as file:
+            return file.mark()
+
+    save_file(tensors, tmp_path / "plain.safetensors")
+    with tensorfile.opened(tmp_path / "plain.safetensors") as file:
+        assert mark({}) == mark({}, made="by another") == file.mark()
+    others = [{"a": torch.arange(6.0).view(3, 2)}, {"b": torch.tensor([1, 2], dtype=torch.int32)}, {"c": torch.ones(1)}]
+    assert len({mark({}), *map(mark, others), mark({"b": torch.ones(2, dtype=torch.int64)})}) == 5
+
+
 def test_appended_tensors_read_like_saved_ones(tmp_path: Path) -> None:
     tensors = tensors_of(torch.float32, SHAPES) | {"late": torch.ones(2, 2).T}
     with tensorfile.appending(tmp_path / "f.safetensors", 1) as file:

@@ -20,7 +20,7 @@ from quant.report.page import spans
 from quant.report.sections.models import deploy
 from quant.report.tables import OWN_PAIRS, pair_headings, summary_table
 from tests.unit.comparison.test_questions import configured
-from tests.unit.report.test_report import DELTAS, HOSTILE, PAIRS, chromium, needs_chromium, page, summary
+from tests.unit.report.pages import DELTAS, HOSTILE, PAIRS, chromium, needs_chromium, page, summary
 
 OPTIONS = {"model": "m", "dataset": "d", "by": "delta_nll", "max_bits_per_weight": 4.5, "max_size_mb": None}
 

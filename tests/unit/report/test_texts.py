@@ -5,7 +5,7 @@ import pytest
 from quant.comparison.verdicts import ranked
 from quant.report.sections.models import plain_words
 from quant.report.texts import text_lines
-from tests.unit.report.test_report import summary
+from tests.unit.report.pages import summary
 
 
 def test_texts_are_said_with_what_was_seen_and_what_is_short() -> None:

@@ -440,6 +440,7 @@ USERS: dict[str, set[str]] = {
     "report/figures/tasks": {"plot_tasks"},
     "report/sections/tasks": {"report"},
     "workflow/environment": {"build_autoawq", "build_lm_eval"},
+    "comparison/twins": {"report", "summarize"},
 }
 
 

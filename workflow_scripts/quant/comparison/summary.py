@@ -23,7 +23,7 @@ class SummaryRow:
     sizes: 10⁶ bytes; tokens_per_s of the evaluation, quantize_s in seconds; compression: how many times smaller than
     the original; recipe, versions: JSON; p: of no difference from the original, NaN for itself; error: delta_nll's
     standard error. seen_share: of the data set's text, how much has been seen in calibration; calibration_sequences and
-    _tokens: that the method learnt from, if from any.
+    _tokens: that the method learnt from, if from any. tensors: a mark of the checkpoint's, equal where they are.
     """
 
     model: str
@@ -68,13 +68,14 @@ class SummaryRow:
     token_fingerprint: str
     quantized_share: float
     file_bits_per_weight: float
+    tensors: str
 
 
 # taken from the evaluation's record as they are
 MEASURED = (
     *("model", "method", "dataset", "bits_per_weight", "size_mb", "kl", "top1_agreement", "tokens_per_s", "quantize_s"),
     *("storage", "storage_reason", "linears_mb", "embeddings_mb", "head_mb", "other_mb"),
-    *("protocol", "seq_len", "kl_tokens", "quantized_share", "file_bits_per_weight"),
+    *("protocol", "seq_len", "kl_tokens", "quantized_share", "file_bits_per_weight", "tensors"),
 )
 
 

@@ -117,6 +117,8 @@ def run(task: Task, side: Original | Quantised, out: str) -> None:
         doubted(found.doubt, f"{task.model} on {task.dataset_name}", side.implausible)
         summary["storage_reason"] = found.doubt
     size, parts = checkpoint_bytes(task.checkpoint), parts_mb(task.weights, head.model)
+    with tensorfile.opened(task.weights) as file:
+        tensors = file.mark()
     evaluation: Evaluation = {
         "model": task.model,
         "method": task.method,
@@ -133,6 +135,7 @@ def run(task: Task, side: Original | Quantised, out: str) -> None:
         **sense,
         "file_bits_per_weight": 8 * size / summary["parameters"],
         "checkpoint": mark(made),
+        "tensors": tensors,
         "sequences": rows,
         "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": where},
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import pieces
-from quant.files.artifacts import rebuild, whole
+from quant.files.artifacts import digest, rebuild, whole
 
 DTYPES = {
     torch.float64: "F64",
@@ -126,6 +126,16 @@ class TensorFile:
             dtype, shape = stored[piece.whole]
             found[name] = dtype, tuple(piece.of(torch.empty(shape, device="meta")).shape)
         return dict(sorted(found.items()))
+
+    def mark(self) -> str:
+        """16 hexadecimal digits of every tensor's name, type, shape and checksum: of the same tensors always the same,
+        whatever made them. Those that the file has no checksums of are read."""
+        slices = {name: self._handle.get_slice(name) for name in sorted(self._stored)}
+        held = [
+            (name, part.get_dtype(), part.get_shape(), self._checksums.get(name) or checksum(raw(self._checked(name))))
+            for name, part in slices.items()
+        ]
+        return digest(json.dumps(held).encode())
 
     def info(self, key: str) -> Any:
         """A JSON value from the file's metadata."""

@@ -34,7 +34,7 @@ class Sense(TypedDict, total=False):
 
 class Evaluation(Summary, Sizes, Sense):
     """Of a checkpoint on a data set. kl, nats, and top1_agreement: means over kl_tokens predictions; size_mb: 10⁶
-    bytes; checkpoint: a mark of what made it."""
+    bytes; checkpoint, tensors: marks of what made it, and of what it holds."""
 
     model: str
     method: str
@@ -48,5 +48,6 @@ class Evaluation(Summary, Sizes, Sense):
     size_mb: float
     file_bits_per_weight: float
     checkpoint: str
+    tensors: str
     sequences: list[SequenceRow]
     provenance: dict[str, Any]

@@ -10,6 +10,7 @@ from quant.comparison.numbers import number, percent
 from quant.comparison.pairs import full_words
 from quant.comparison.pick import Choice
 from quant.comparison.text_answers import learnt_lines
+from quant.comparison.twins import said, twins
 from quant.comparison.untried import idea
 from quant.comparison.verdicts import (
     ORIGINAL,
@@ -69,6 +70,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "anchor": f"model-{place}",
         "caveat": caveat(study, model),
         "share": share_words(rows),
+        "twins": [said(found, study.recipes) for found in twins(study.summary) if found.model == model],
         "dataset": first,
         "n_methods": len(best),
         "best": best_answer(study.summary, study.comparisons, model, first, study.by),
