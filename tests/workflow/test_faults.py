@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.workflow.strike import INTERRUPT, KILL, site, strike
 
-TIMES = {"quantize_s", "milliseconds", "tokens_per_s", "checksum"}
+TIMES = {"quantize_s", "milliseconds", "seconds", "tokens_per_s", "checksum"}
 RULES = [
     *("convert", "tokenize_calibration", "tokenize_dataset", "collect_statistics", "quantize", "measure_error"),
     *("evaluate_original", "evaluate", "check_mse", "measure_heldout", "summarize", "plot", "report"),
@@ -37,6 +37,11 @@ ASKED = {
     "export_gguf": "half/blocks/export/gguf/export.json",
     "fetch_package": "sources/good-wheel-1.0.whl",
     "build_autoawq": "environments/autoawq/complete",
+    "build_lm_eval": "environments/lm_eval/complete",
+    "make_task": "tasks/module.json",
+    "evaluate_task": "tiny/rtn_g/tasks/module.json",
+    "summarize_tasks": "tasks.csv",
+    "plot_tasks": "figures/tiny/tasks.svg",
 }
 ELSEWHERE = {"quantize_autoawq"}  # test_autoawq.py, which has the library
 
@@ -109,6 +114,8 @@ def asked_overlay(folder: Path) -> None:
     wheel = tiny.save_wheel(folder / "wheels", "good_wheel")
     tiny.save_wheel(folder / "wheels", "awq", "__init__.py")
     (folder / "envs/autoawq.txt").write_text("wheels/awq-1.0-py3-none-any.whl\n")
+    tiny.save_wheel(folder / "wheels", "lm_eval", "__init__.py")
+    (folder / "envs/lm_eval.txt").write_text("wheels/lm_eval-1.0-py3-none-any.whl\n")
     save_half(folder / "inputs/half")
     gguf = {"package": "good-wheel", "version": "1.0", "sha256": wheel, "member": "good_wheel/model.gguf"}
     overlay = tiny.OVERLAY | {
@@ -119,6 +126,8 @@ def asked_overlay(folder: Path) -> None:
             "streamed": {"inputs": "sequential", "rounding": "gptq", "tune": {"epochs": 1}},
         },
         "choose": {"max_bits_per_weight": 7},
+        "study": tiny.OVERLAY["study"] | {"tasks": ["module"], "task_methods": ["rtn_g"]},
+        "tasks": {"module": {"n_items": 8}},
     }
     tiny.write_overlay(folder, overlay)
 

@@ -190,7 +190,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "evaluate_task", "measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original", "evaluate_task"},
+    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original"},
     "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -235,7 +235,7 @@ USERS: dict[str, set[str]] = {
         "synthetic_benchmark",
     },
     "evaluation/perplexity": MEASURES | {"evaluate_task"},
-    "evaluation/record": {"evaluate", "evaluate_original", "evaluate_task"},
+    "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
@@ -281,7 +281,7 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | {"convert"},
-    "models/experts": PASSES | MEASURES | {"convert", "evaluate_task"},
+    "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | {"convert"},
@@ -348,7 +348,7 @@ USERS: dict[str, set[str]] = {
     "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
-    "checkpoints/sizes": {"evaluate", "evaluate_original", "evaluate_task"},
+    "checkpoints/sizes": {"evaluate", "evaluate_original"},
     "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
     "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
@@ -402,7 +402,7 @@ USERS: dict[str, set[str]] = {
     "methods/packing": RECIPES | {"check_study"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
-    "evaluation/sanity": {"evaluate", "evaluate_original", "evaluate_task"},
+    "evaluation/sanity": {"evaluate", "evaluate_original"},
     "calibration/material": PASSES,
     "files/pieces": PASSES
     | READERS
@@ -411,7 +411,7 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
-    "models/unrolled": PASSES | MEASURES | {"convert", "evaluate_task"},
+    "models/unrolled": PASSES | MEASURES | {"convert"},
     "evaluation/head": MEASURES | {"evaluate_task"},
     "models/loading": MEASURES | {"evaluate_task", "quantize_with_model"},
     "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize"},

@@ -11,8 +11,9 @@ import torch
 from quant.data.task_items import Item, requests_of
 from quant.data.task_items import load as load_task
 from quant.errors import InputError
+from quant.evaluation.head import Head
 from quant.evaluation.items import Likelihood, log_likelihoods
-from quant.evaluation.record import opened_head
+from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
@@ -64,7 +65,7 @@ def run(
     where = device(compute["device"])
     requests = requests_of(task, checkpoint)
     with torch.inference_mode():
-        head = opened_head(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
+        head = Head(load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint)), where)
     largest = max(max(r.context + r.continuation) for asked in requests for r in asked)
     if largest >= head.vocabulary:
         raise InputError(f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} embeddings")

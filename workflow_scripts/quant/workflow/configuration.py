@@ -272,7 +272,7 @@ def check_files(config: dict[str, Any]) -> None:
             raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
         for path in model_files(source):
             check_braces(path, f"models.{name}: ")
-    for name in config["study"]["tasks"]:
+    for name in config["study"].get("tasks", ()):
         if path := config["tasks"][name].get("yaml"):
             task_yaml.check(path, f"tasks.{name}")
             for file in task_yaml.data_files(path):
