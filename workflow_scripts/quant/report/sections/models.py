@@ -19,6 +19,7 @@ from quant.comparison.verdicts import (
     contradictions,
     damping_lines,
     increase,
+    lent_lines,
     quality,
     ranked,
 )
@@ -64,6 +65,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     rows, best = study.rows(model, first), ranked(study.summary, model, first, study.by)
     check, choice = study.checks.get(model), study.choices.get(model)
     channels = None if study.channels is None else study.channels[study.channels.model == model]
+    linears = study.linears[study.linears.model == model]
     return {
         "name": model,
         "anchor": f"model-{place}",
@@ -84,7 +86,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "sections": [_dataset(study, model, dataset, f"model-{place}-data-{i}")
                      for i, dataset in enumerate([first, *others])],
         "pictures": pictures(study.figures, f"{model}/", MODEL_PICTURES, model),
-        "damping": damping_lines(study.linears[study.linears.model == model], study.recipes),
+        "notes": [*damping_lines(linears, study.recipes), *lent_lines(linears)],
         "check": None if check is None else {
             "answer": check_answer(check),
             "pictures": pictures(study.figures, f"{model}/", CHECK_PICTURES, model),
