@@ -30,8 +30,9 @@ from quant.report.tables import BANDS, check_table, pairs_table
 
 
 def caveat(study: Study, model: str) -> str:
-    """What the configuration says of a model, and why its original makes no sense where it does not."""
-    said = study.config.get("models", {}).get(model, {}).get("caveat", "")
+    """What the configuration says of a model, or convert of one quantised before, and why its original makes no sense
+    where it does not."""
+    said = study.config.get("models", {}).get(model, {}).get("caveat") or study.caveats.get(model, "")
     rows = study.summary[(study.summary.model == model) & (study.summary.method == ORIGINAL)]
     doubts = [
         f"On {row.dataset} the original makes no sense: {row.storage_reason}. No verdict below says anything of a "
