@@ -17,7 +17,7 @@ from torch import Tensor
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
-from quant.models import dequantised, quantised, sources, tokenizers
+from quant.models import dequantised, published, quantised, sources, tokenizers
 from quant.models.experts import held, unrolling
 from quant.models.linears import all_linears, decoder_blocks, left_alone
 from quant.models.minicpm import granite_config
@@ -163,7 +163,7 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
     if not linears:
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
-    metadata = unrolling(model).written.metadata()
+    metadata = unrolling(model).written.metadata() | published.names(model).metadata()
     return Checked(
         config, tensors, metadata, {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
     )
