@@ -38,7 +38,7 @@ def kinds(block: nn.Module) -> list[Kind]:
     for path, module in routing(block).items():
         for leaf in module.readers():
             names = tuple(".".join(filter(None, (path, str(i), leaf))) for i in range(module.called()))
-            width = block.get_submodule(names[0]).in_features
+            width = block.get_parameter(f"{names[0]}.weight").shape[1]
             found.append(Kind(".".join(filter(None, (path, leaf))), width, names))
     return sorted(found, key=lambda kind: (kind.width, kind.name))
 

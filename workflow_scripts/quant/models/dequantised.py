@@ -95,12 +95,13 @@ def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: st
         for file in [*files, *folder.glob("*.safetensors.index.json")]:
             (Path(alone) / file.name).symlink_to(file.resolve())
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 alone, dtype=getattr(torch, named), output_loading_info=True, trust_remote_code=False
             )
         except Exception as error:  # a reader raises whatever an unexpected value led to
             failed = f"transformers cannot dequantise them ({type(error).__name__}: {one_line(error)})"
             raise InputError(f"{already}, and {failed}; give the unquantised model") from None
+    model, report = loaded
     for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "holds"), ("mismatched_keys", "misshapes")):
         odd = sorted(map(str, report[key]))
         if odd:

@@ -1,18 +1,21 @@
 """The names that a model's tensors are published under: those that transformers writes, where they are not its own."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.files import naming
 from quant.files.naming import Names
 from quant.files.pieces import Piece
 from quant.models.experts import unrolling
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def written(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
+
+def written(model: "PreTrainedModel", name: str, value: Tensor) -> dict[str, Tensor]:
     """What transformers writes in place of one tensor; nothing where an operation wants more than that."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -22,7 +25,7 @@ def written(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
         return {}
 
 
-def samples(model: Any) -> Iterator[tuple[str, str]]:
+def samples(model: "PreTrainedModel") -> Iterator[tuple[str, str]]:
     """Names of an unrolled model's tensors and those that transformers writes, one or more of each template."""
     split: dict[str, dict[str, Piece]] = {}
     for name, piece in unrolling(model).split.items():
@@ -53,11 +56,11 @@ def samples(model: Any) -> Iterator[tuple[str, str]]:
                 yield by_code[value.item()], other
 
 
-def stored(model: Any) -> list[str]:
+def stored(model: "PreTrainedModel") -> list[str]:
     """The names that a file of an unrolled model has, were they the model's: larger parameters where it holds those."""
     whole = {name: piece.whole for name, piece in unrolling(model).written.pieces.items()}
     return list(dict.fromkeys(whole.get(name, name) for name in model.state_dict()))
 
 
-def names(model: Any) -> Names:
+def names(model: "PreTrainedModel") -> Names:
     return naming.of(dict(samples(model)), stored(model))
