@@ -58,7 +58,7 @@ DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in d
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
 # what the token ids of a calibration set are made by
-CALIBRATION = {key: value for key, value in CONFIG["calibration"].items() if key != "allow_overlap"}
+CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k not in ("allow_overlap", "moments_gb")}
 calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration))))
 # every calibration set that the study reads
 CALIBRATIONS = sorted(

@@ -7,6 +7,7 @@ rule describe:
     input:
         summary=rules.summarize.output.summary,
         records=[f"results/{model}/{method}/quantize.json" for model, method in PRESENT],
+        converted=expand(rules.convert.output.record, model=STUDY["models"]),
     output:
         [f"results/{model}/{method}/checkpoint/README.md" for model, method in PRESENT],
     log:

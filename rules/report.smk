@@ -95,6 +95,7 @@ rule report:
         tasks=rules.summarize_tasks.output if STUDY["tasks"] else [],
         task_figures=rules.plot_tasks.output if STUDY["tasks"] else [],
         checked=expand(rules.check_study.output, model=STUDY["models"]),
+        converted=expand(rules.convert.output.record, model=STUDY["models"]),
         # not read: whoever takes a checkpoint finds its card in it
         cards=rules.describe.output,
     output:

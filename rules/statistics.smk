@@ -28,6 +28,7 @@ rule collect_statistics:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
+        moments_gb=CONFIG["calibration"]["moments_gb"],
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"

@@ -340,6 +340,8 @@ def page(outcomes: dict[str, Outcome]) -> str:
         "packed weights say what the simulated ones say, and each second moment is that of the linear's inputs in "
         "the whole model. This file is made by that command.",
         "",
+        *READ,
+        "",
         ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + ".",
         "",
         "| type | | linears | of experts | |",
@@ -351,6 +353,13 @@ def page(outcomes: dict[str, Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+READ = [
+    "Weights that are stored in a quantised format are dequantised by transformers, to the type that config.json "
+    "names, where it does that on a CPU: compressed-tensors (pack-, int- and float-quantized), FP8 in blocks, "
+    "MXFP4 as gpt-oss is published, and GGUF. Every tensor of the file must have a place then, and a scale, and "
+    "report and cards say that an earlier grid shows through. GPTQ, AWQ, bitsandbytes and others are refused by "
+    "name (`models/dequantised.py`, `models/quantised.py`).",
+]
 VERDICTS = ["right", "wrong", "refused", "not built"]
 
 

@@ -9,5 +9,6 @@ with job(snakemake.log[0], snakemake.threads):
     material = Material.of(snakemake.input.model, snakemake.input.tokens, snakemake.params.spec)
     out = [snakemake.output[name] for name in ("channels", "moments")]
     Compute.of(snakemake.params.compute, material.checkpoint).halving(
-        lambda compute: collect(material, *out, compute, snakemake.output.preactivations), material.tokens.sequences
+        lambda compute: collect(material, *out, compute, snakemake.output.preactivations, snakemake.params.moments_gb),
+        material.tokens.sequences,
     )

@@ -99,6 +99,7 @@ with job(snakemake.log[0]):
             "learnt.csv": read_table(snakemake.input.learnt),
         }
         | {Path(path).name: read_table(path) for path in snakemake.input.tasks},
+        caveats={Path(path).parents[1].name: read_json(path).get("caveat", "") for path in snakemake.input.converted},
         missing=snakemake.params.missing,
     )
     write_text(snakemake.output[0], build(study))

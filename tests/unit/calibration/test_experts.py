@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from quant.calibration import expert_moments
 from quant.calibration.channels import input_of
 from quant.calibration.material import Material
-from quant.calibration.second_moments import from_triangle
+from quant.calibration.second_moments import from_triangle, to_triangle, triangle_bytes
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
@@ -20,7 +21,7 @@ from quant.files import tensorfile
 from quant.models.compute import Compute
 from quant.models.convert import convert
 from quant.models.experts import unroll
-from quant.models.linears import skeleton
+from quant.models.linears import decoder_blocks, skeleton
 from tests import tiny
 
 UNSEEN = (6, 7)  # experts that no token is routed to
@@ -156,6 +157,91 @@ def test_moments_are_of_the_routed_tokens_and_lean_on_the_layers(
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
                 assert seen.get(f"{name}.{leaf}", 0) == n
     assert 0 in counts and max(counts) >= WIDTH and any(0 < n < WIDTH for n in counts)
+
+
+# bytes of a block's own moments: 8 of down's 16 inputs (544 each), 8 of gate's and up's 32 (2,112 each)
+@pytest.mark.parametrize(("room", "own"), [(0, (0, 0)), (5 * 544 + 1, (5, 0)), (8 * 544 + 3 * 2112, (8, 3))])
+def test_experts_beyond_the_budget_are_lent_their_layers_moment(
+    converted: tuple[Path, dict[str, Any]], ids: list[Tensor], files: dict[str, str], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, room: int, own: tuple[int, int],
+) -> None:  # fmt: skip
+    """Own ones, of the experts with most tokens, and everything else are those of no budget to the bit."""
+    from tests import matrix
+
+    checkpoint, record = converted
+    paths = {name: str(tmp_path / name) for name in ("channels", "moments")}
+    made = {"model_fingerprint": record["fingerprint"]}
+    material, compute = Material(checkpoint, Tokens(ids, fingerprint(ids), {}), made), Compute("cpu", torch.float32, 80)
+    with caplog.at_level("INFO", "quant"):
+        collect(material, *paths.values(), compute, moments_gb=2 * room / 1e9)
+    lent = 16 - sum(own)
+    said = f"would take 0.042 MB and calibration.moments_gb is {2 * room / 1e9:g}: {2 * lent} of 32 are lent"
+    assert said in caplog.text
+    small, before = (tensorfile.opened(each["channels"]) for each in (paths, files))
+    with small as found, before as expected:
+        assert found.names == expected.names
+        assert all(torch.equal(found.get(name), expected.get(name)) for name in expected.names)
+    with tensorfile.opened(files["moments"]) as before, tensorfile.opened(paths["moments"]) as after:
+        seen, loans, experts = after.info("seen"), after.info("lent"), [n for n in after.names if ".experts." in n]
+        assert len(loans) == 2 * lent and not set(loans) & after.names
+        assert sum(after.get(name).nbytes for name in experts if name not in loans.values()) <= 2 * room
+        assert all(torch.equal(after.get(name), before.get(name)) for name in after.names - set(loans.values()))
+        for layer in (0, 1):
+            reads, x, chosen = inputs(checkpoint, ids, layer)
+            for leaf, n in zip(("down_proj", "up_proj"), own, strict=True):
+                path = f"model.layers.{layer}.mlp.experts"
+                order = sorted(range(8), key=lambda index: -seen.get(f"{path}.{index}.{leaf}", 0))
+                assert [index for index in order if f"{path}.{index}.{leaf}" not in loans] == order[:n]
+                rows = [x[(chosen == index).any(1)] for index in range(8)]
+                if leaf == "down_proj":
+                    halves = [(h @ w.T).chunk(2, 1) for h, w in zip(rows, reads.gate_up_proj.detach(), strict=True)]
+                    rows = [nn.functional.silu(gate) * up for gate, up in halves]
+                if n < 8:
+                    expected = torch.cat(rows).T @ torch.cat(rows) / sum(map(len, rows))
+                    pooled = from_triangle(after.get(f"{path}.{leaf}")).double()
+                    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    (tmp_path / "results/original").mkdir(parents=True)
+    (tmp_path / "results/original/checkpoint").symlink_to(checkpoint)
+    done = matrix.quantized(tmp_path, "method", matrix.RECIPE | {"rounding": "gptq"}, record, paths)
+    assert {row["linear"] for row in done["rows"] if row["lent"]} == {
+        linear for linear, source in reads_of(paths["moments"]).items() if source in loans
+    }
+
+
+def reads_of(path: str) -> dict[str, str]:
+    with tensorfile.opened(path) as file:
+        return file.info("reads")
+
+
+@pytest.mark.parametrize("kind", ["jetmoe", "llama4_text", "longcat_flash"])
+def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path) -> None:
+    """Whichever way experts are called: what reads first is known before the pass, and every linear has a moment."""
+    from tests import matrix
+
+    matrix.build(kind).save_pretrained(tmp_path / "model")
+    tiny.save_byte_tokenizer(tmp_path / "model")
+    folder, paths = tmp_path / "results/original", [str(tmp_path / name) for name in ("channels", "moments")]
+    convert({"directory": str(tmp_path / "model")}, folder / "checkpoint", folder / "convert.json")
+    record, sequences = tiny.read(folder / "convert.json"), matrix.sequences(3)
+    made = {"model_fingerprint": record["fingerprint"]}
+    material = Material(folder / "checkpoint", Tokens(sequences, fingerprint(sequences), {}), made)
+    collect(material, *paths, Compute("cpu", torch.float32, 60), moments_gb=0)
+    known = [
+        each for block in decoder_blocks(skeleton(folder / "checkpoint"))[1] for each in expert_moments.kinds(block)
+    ]
+    with tensorfile.opened(paths[1]) as file:
+        loans, reads = file.info("lent"), file.info("reads")
+        assert len(loans) == sum(len(each.readers) for each in known) > 0
+        assert not set(loans) & file.names and set(loans.values()) <= file.names
+        assert set(record["linears"]) <= set(reads)
+        for source in set(reads.values()):
+            width = file.get(loans.get(source, source)).shape[1] - 1
+            assert source not in loans or width == next(e.width for e in known if source.endswith(e.readers))
+
+
+def test_a_budget_that_is_enough_is_none() -> None:
+    assert all(triangle_bytes(n) == to_triangle(torch.eye(n)).nbytes for n in (1, 4, 5))
+    assert expert_moments.rooms([nn.Linear(2, 2)], 1) == (float("inf"), "")
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

@@ -76,6 +76,12 @@ def test_pairs_are_alike_but_for_salience():
     ]
 
 
+def test_experts_without_a_moment_of_their_own_are_said():
+    table = pd.DataFrame({"linear": ["a", "b", "c"] * 2, "lent": [False, True, True, math.nan, math.nan, math.nan]})
+    assert "2 of 3 linears, experts, have no second moment of their own" in verdicts.lent_lines(table)[0]
+    assert not verdicts.lent_lines(table.assign(lent=False)) and not verdicts.lent_lines(table[["linear"]])
+
+
 def test_more_damping_than_asked_is_said():
     table = pd.concat([layers("gptq").assign(damp=damp) for damp in (0.01, 0.1, 1.0)] + [layers("rtn")])
     recipes = {"gptq": {"damp": 0.01}, "rtn": {"damp": 0.01}, "autoawq": {}}

@@ -22,6 +22,12 @@ def test_an_original_that_makes_no_sense_is_a_caveat_of_its_model():
     assert "No verdict below says anything of a working model." in text
 
 
+def test_weights_quantised_before_are_a_caveat_where_the_configuration_has_none():
+    caveats = {"m": "stored in <FP8> once before"}
+    assert "stored in &lt;FP8&gt; once before" in page(summary(DELTAS), PAIRS, caveats=caveats)
+    assert "once before" not in page(summary(DELTAS), PAIRS, caveats=caveats, caveat="Mine.")
+
+
 @pytest.mark.parametrize(
     ("shares", "words"),
     [

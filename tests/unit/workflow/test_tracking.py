@@ -366,7 +366,7 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": {"check_study", "describe", "pick", "plot", "report"},
+    "files/units": PASSES | {"check_study", "describe", "pick", "plot", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
@@ -441,6 +441,16 @@ USERS: dict[str, set[str]] = {
     "report/sections/tasks": {"report"},
     "workflow/environment": {"build_autoawq", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
+    "calibration/expert_moments": PASSES,
+    "files/naming": PASSES
+    | READERS
+    | QUANTIZERS
+    | TEXTS
+    | ANALYSES
+    | FROM_FILES
+    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    "models/dequantised": {"convert"},
+    "models/published": {"convert"},
 }
 
 

@@ -39,6 +39,11 @@ def input_of(linear: str, reads: Mapping[str, str]) -> str:
     return reads[linear]
 
 
+def lent_in(moments: TensorFile) -> dict[str, str]:
+    """By input, the moment that stands for its own in a file of second moments (expert_moments)."""
+    return moments.info("lent") if "lent" in moments.metadata else {}
+
+
 def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
     """One linear's per-channel statistics."""
     x_abs, x_sq, x_mean = (file.get(f"{input_of(name, reads)}.{key}", device) for key in OF_INPUT)

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from quant.calibration.channels import OF_INPUT, Channels, channels_of, input_of
+from quant.calibration.channels import OF_INPUT, Channels, channels_of, input_of, lent_in
 from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import from_triangle
 from quant.files import tensorfile
@@ -67,6 +67,7 @@ class Statistics:
             self._expected["token_fingerprint"] = token_fingerprint
         self._files: dict[str, tensorfile.TensorFile] = {}
         self._reads: dict[str, str] = {}
+        self._lent: dict[str, str] = {}
         self._last: tuple[tuple[str, ...], Tensor | None] = (), None  # the last moment read, which linears may share
 
     def __enter__(self) -> "Statistics":
@@ -74,6 +75,7 @@ class Statistics:
             file = self._files[key] = self._stack.enter_context(tensorfile.opened(path))
             require(path, file.info("provenance"), **self._expected)
             self._reads |= file.info("reads")
+            self._lent |= lent_in(file)
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -92,7 +94,8 @@ class Statistics:
         """The files, names and shares of what makes a linear's second moment."""
         if "moments" not in self._files:
             return []
-        plain = (self._files["moments"], input_of(linear, self._reads))
+        source = input_of(linear, self._reads)
+        plain = (self._files["moments"], self._lent.get(source, source))
         if not self._weighted(linear):
             return [(*plain, 1.0)]
         mixed = (self._files["weighted"], f"{linear}.moment", 1 - self._plain_share), (*plain, self._plain_share)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
 from quant.calibration.channels import OF_INPUT, OF_OUTPUT
+from quant.calibration.expert_moments import kinds, own, rooms
 from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
@@ -136,7 +137,10 @@ def real_rows(t: Tensor, batch: Batch, routed: Tensor | None = None) -> Tensor:
 
 
 class Watch:
-    """Hooks on a block's linears that feed the sums with real tokens only, an expert's with those routed to it."""
+    """Hooks on a block's linears that feed the sums with real tokens only, an expert's with those routed to it.
+
+    room: bytes for experts' own moments (expert_moments).
+    """
 
     def __init__(
         self,
@@ -144,6 +148,7 @@ class Watch:
         activation: Callable[[Tensor], Tensor],
         sample: TokenSample | None,
         pool: TokenSample | None = None,
+        room: float = float("inf"),
     ) -> None:
         self.inputs: dict[str, InputSums] = {}  # by the first linear that reads the input
         self.outputs: dict[str, OutputSums] = {}
@@ -155,7 +160,11 @@ class Watch:
         self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
         self._experts, self._pool, self._drawn = routing(block), pool, torch.empty(0)
         self._pooled: dict[str, list[Tensor]] = {name: [] for name in self._experts}
-        self._leaning = False
+        self._leaning, self._full = False, set[str]()
+        self._short = {kind: n for kind, n in own(kinds(block), room).items() if n < len(kind.readers)}
+        self.common: dict[str, InputSums] = {}  # by kind
+        # kinds, by the inputs that have no moment of their own
+        self.lent = {name: kind.name for kind, n in self._short.items() if not n for name in kind.readers}
         self._hooks = [
             block.get_submodule(name).register_forward_hook(self._hook(name)) for name in linear_names(block)
         ]
@@ -203,15 +212,42 @@ class Watch:
 
     def _add(self, name: str, source: str, x: Tensor, z: Tensor, weight: float, kept: Tensor) -> None:
         if source == name:
-            self.inputs.setdefault(name, InputSums(x.shape[-1], x.device)).add(x, weight)
-        self.outputs.setdefault(name, OutputSums(z.shape[-1], z.device, self._activation)).add(z, weight)
+            kind = self.lent.get(name)
+            if name not in self.inputs:
+                self.inputs[name] = InputSums(x.shape[-1], x.device, kind is None)
+            self.inputs[name].add(x, weight)
+            if kind is not None and not (self._leaning and kind in self._full):
+                if kind not in self.common:
+                    self.common[kind] = InputSums(x.shape[-1], x.device)
+                self.common[kind].add(x, weight)
+        if name not in self.outputs:
+            self.outputs[name] = OutputSums(z.shape[-1], z.device, self._activation)
+        self.outputs[name].add(z, weight)
         if self._sample is not None:
             self.preactivations.setdefault(name, Preactivations()).add(z.float(), kept)
+
+    def pool(self) -> None:
+        """Where the room is for some experts' moments only: theirs who saw most tokens, and the mean of all."""
+        for kind, n in self._short.items():
+            known = [self.inputs[name] for name in kind.readers if name in self.inputs]
+            if not known:  # of no expert is there anything to choose by
+                self.lent |= dict.fromkeys(kind.readers, kind.name)
+            if not n or not known:
+                continue
+            pooled = self.common[kind.name] = InputSums(kind.width, known[0].sums.device)
+            for sums in known:
+                assert pooled.outer is not None and sums.outer is not None
+                pooled.outer += sums.outer
+                pooled.count += sums.count
+            for name in sorted(kind.readers, key=lambda name: -self.tokens.get(name, 0))[n:]:
+                self.lent[name] = kind.name
+                if name in self.inputs:
+                    self.inputs[name].outer = None
 
     def lean(self) -> None:
         """Gives each linear of an expert that saw n tokens, fewer than its d inputs, what the layer's pooled tokens
         would say there, at the weight of d - n of them: H = (n·H_expert + (d - n)·H_pooled)/d."""
-        self._leaning = True
+        self._leaning, self._full = True, set(self.common)
         for name, module in self._experts.items():
             if not self._pooled[name]:
                 continue
@@ -243,9 +279,10 @@ def collect(
     moments_path: str | Path,
     compute: Compute,
     preactivations_path: str | Path | None = None,
+    moments_gb: float | None = None,
 ) -> None:
     """One pass; writes the small per-channel statistics, the second moments, one triangle of each, and where a path is
-    given the ranges and samples of z, as files."""
+    given the ranges and samples of z, as files. moments_gb: for the moments of all experts together, None for any."""
     sequences = material.tokens.sequences
     run = Run(material.checkpoint, sequences, *compute, progress="calibration")
     activation = activation_of(run.model)
@@ -253,21 +290,28 @@ def collect(
     pool = TokenSample([len(ids) for ids in sequences], POOL)
     reads: dict[str, str] = {}
     seen: dict[str, int] = {}
+    lent: dict[str, str] = {}
     small: dict[str, Tensor] = {}
     preactivations: dict[str, Tensor] = {}
     made = material.provenance | {"tokens": material.tokens.count}
+    room, words = rooms(run.blocks, moments_gb)
+    if words:
+        logger.info(words)
     with tensorfile.appending(moments_path, run.n_linears) as moments:
         for _, prefix, block, advance in run.each():
-            watch = Watch(block, activation, sample, pool)
+            watch = Watch(block, activation, sample, pool, room)
             advance(watch.observe)
+            watch.pool()
             watch.lean()
             watch.close()
             seen |= {f"{prefix}.{name}": n for name, n in watch.tokens.items()}
             found: dict[str, Tensor] = {}
+            for name, sums in (watch.inputs | watch.common).items():
+                if sums.outer is not None:
+                    moment = sums.moment()
+                    check_statistic(f"{prefix}.{name}", moment)
+                    moments.put(f"{prefix}.{name}", to_triangle(moment))
             for name, sums in watch.inputs.items():
-                moment = sums.moment()
-                check_statistic(f"{prefix}.{name}", moment)
-                moments.put(f"{prefix}.{name}", to_triangle(moment))
                 found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
             for name, of_output in watch.outputs.items():
                 found |= {f"{prefix}.{name}.{key}": value for key, value in of_output.means().items()}
@@ -281,8 +325,11 @@ def collect(
             small |= found
             preactivations |= kept
             reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+            lent |= {
+                f"{prefix}.{name}": f"{prefix}.{kind}" for name, kind in watch.lent.items() if name in watch.inputs
+            }
         metadata = {"reads": json.dumps(reads), "seen": json.dumps(seen), "provenance": json.dumps(made)}
-        moments.metadata = metadata
+        moments.metadata = metadata | {"lent": json.dumps(lent)}
         tensorfile.save(channels_path, small, metadata)
     if preactivations_path is not None:
         tensorfile.save(preactivations_path, preactivations, metadata)

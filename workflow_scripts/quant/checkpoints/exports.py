@@ -153,7 +153,7 @@ def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, 
         key.removesuffix(".weight") for key, value in tensors.items() if value.ndim == 2 and key.endswith(".weight")
     }
     quantization = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True, "version": "gemm"}
-    quantization["modules_to_not_convert"] = sorted({"lm_head"} | left)
+    quantization["modules_to_not_convert"] = sorted(held.file.naming.both({"lm_head"} | left))
     changed = {"dtype": "float16", "quantization_config": quantization}
     write_plain_json(target / "config.json", without_packing(config) | changed)
     worst = 0.0

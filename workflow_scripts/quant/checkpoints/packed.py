@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
+from quant.files.naming import Names
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
@@ -113,9 +114,11 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
     return Codes(grids.to_groups(codes, grid.group_size), step, zero, grid, n_in)
 
 
-def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str], left: Iterable[str] = ()) -> dict[str, Any]:
+def quantization_config(
+    grid: Grid, dense: Layout, linears: Iterable[str], left: Iterable[str] = (), naming: Names | None = None
+) -> dict[str, Any]:
     """config.json's entry; every matrix that is none of the linears, and every linear of `left`, is named as left
-    alone."""
+    alone, by the model's name and by the file's."""
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
     weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
     size = None if grid.group_size == -1 else grid.group_size
@@ -125,7 +128,7 @@ def quantization_config(grid: Grid, dense: Layout, linears: Iterable[str], left:
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": sorted({HEAD, *left} | matrices - set(linears)),
+        "ignore": sorted((naming or Names()).both({HEAD, *left} | matrices - set(linears))),
     }
 
 

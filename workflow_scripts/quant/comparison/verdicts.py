@@ -268,6 +268,17 @@ def damping_lines(layers: pd.DataFrame, recipes: dict[str, dict[str, Any]]) -> l
     return lines
 
 
+def lent_lines(layers: pd.DataFrame) -> list[str]:
+    """A line where experts have no second moment of their own; of one model."""
+    one = layers.drop_duplicates("linear")
+    if "lent" not in one or not (lent := one.lent.fillna(False).astype(bool)).any():
+        return []
+    return [
+        f"{lent.sum():,} of {len(one):,} linears, experts, have no second moment of their own: it is their layer's "
+        "pooled one, by which their errors too are measured, since calibration.moments_gb allows no more."
+    ]
+
+
 def check_difference(linear: dict[str, Any]) -> Difference:
     """PRAQ's error minus AWQ's of one linear of the checked layer."""
     return Difference(linear["difference"], linear["low"], linear["high"], 0, linear.get("p_holm"))

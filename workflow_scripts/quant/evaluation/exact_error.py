@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quant.calibration.channels import input_of
+from quant.calibration.channels import input_of, lent_in
 from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints import stored
@@ -41,7 +41,8 @@ def measure(
     device: str,
     end_loss: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """The record's row of each linear with its kind, the calibration tokens that reached it, and its errors.
+    """The record's row of each linear with its kind, the calibration tokens that reached it, whether its second moment
+    is lent (calibration/expert_moments.py), and its errors.
 
     checkpoint: the method's directory. folds: scales that a recipe moved into other operations, so that its weights act
     on other inputs and outputs. end_loss: moments weighted by the loss, where there are some, for `predicted`.
@@ -55,17 +56,19 @@ def measure(
         contextlib.nullcontext() if end_loss is None else tensorfile.opened(end_loss) as weighted,
     ):
         reads, seen = second.info("reads"), second.info("seen") if "seen" in second.metadata else None
+        lent = lent_in(second)
         for row in tqdm(record["linears"], desc="measure", unit="linear"):
             w = before.get(f"{row['linear']}.weight", device, torch.float32)
             quantized = after.weight(row["linear"], device)
             for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
-            found = errors(w, quantized, from_triangle(second.get(input_of(row["linear"], reads), device)))
+            source = input_of(row["linear"], reads)
+            found = errors(w, quantized, from_triangle(second.get(lent.get(source, source), device)))
             if weighted is not None:
                 own = [weighted.get(f"{row['linear']}.{key}", device) for key in ("moment", "fisher")]
                 whole = torch.stack([from_triangle(each) for each in own[0]])
                 found["predicted_nats"] = predicted(w - quantized, whole, own[1])
-            counted = {} if seen is None else {"tokens": seen.get(row["linear"], 0)}
+            counted = {} if seen is None else {"tokens": seen.get(row["linear"], 0), "lent": source in lent}
             rows.append(row | {"kind": kind_of(row["linear"], patterns)} | counted | found)
     return rows

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files import pieces
+from quant.files import naming, pieces
 from quant.files.artifacts import digest, rebuild, whole
 
 DTYPES = {
@@ -56,9 +56,10 @@ class TensorFile:
 
     def __init__(self, path: Path, handle: safe_open) -> None:
         self.path, self._handle = path, handle
-        self._stored = set(handle.keys())
         # safetensors gives them in any order; what is copied into another file is the same bytes every time
         self.metadata: dict[str, str] = dict(sorted((handle.metadata() or {}).items()))
+        self.naming = naming.read(self.metadata, str(path))
+        self._stored = {self.naming.inside(name) for name in handle.keys()}  # noqa: SIM118
         wholes = pieces.read(self.metadata, str(path))
         self._pieces = wholes.pieces
         self.names = (self._stored - set(wholes.shapes)) | set(self._pieces)
@@ -79,13 +80,13 @@ class TensorFile:
         if piece is None:
             return self._checked(name)
         if piece.whole in self._held:
-            return piece.of(self._handle.get_tensor(piece.whole)).contiguous()
+            return piece.of(self._handle.get_tensor(self.naming.outside(piece.whole))).contiguous()
         found = piece.of(self._checked(piece.whole)).contiguous()
         self._held.add(piece.whole)
         return found
 
     def _checked(self, name: str) -> Tensor:
-        tensor = self._handle.get_tensor(name)
+        tensor = self._handle.get_tensor(self.naming.outside(name))
         if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
             raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
         return tensor
@@ -118,7 +119,7 @@ class TensorFile:
 
     def layout(self) -> Layout:
         """Every tensor's dtype and shape, without reading it."""
-        slices = {name: self._handle.get_slice(name) for name in sorted(self._stored)}
+        slices = {name: self._handle.get_slice(self.naming.outside(name)) for name in sorted(self._stored)}
         by_code = {code: dtype for dtype, code in DTYPES.items()}
         stored = {name: (by_code[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
         found = {name: value for name, value in stored.items() if name in self.names}
@@ -245,14 +246,14 @@ class Writer:
         self._missing = set(layout)
         layout = pieces.gathered(wholes, layout)
         self._checksums = dict.fromkeys(layout, "0" * 8)
-        self._metadata = metadata
+        self._metadata, called = metadata, naming.read(metadata, str(path))
         header: dict[str, object] = {}
         self._offset: dict[str, int] = {}
         end = 0
         # widest dtype first keeps every tensor aligned to its own width
         for name, (dtype, shape) in sorted(layout.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
             start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-            header[name] = _entry(dtype, shape, start, end)
+            header[called.outside(name)] = _entry(dtype, shape, start, end)
             self._offset[name] = start
         self._tensors = header
         self._file = path.open("wb")

@@ -19,7 +19,7 @@ from quant.checkpoints.gemm import read_packed
 from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import copy, read_json, versions
 from quant.files.tensorfile import put_finite
 from quant.methods.autoawq_environment import interpreter_of, run_worker
@@ -102,6 +102,7 @@ def write_checkpoint(
     with tensorfile.opened(source / "model.safetensors") as model, tensorfile.opened(packed_path) as file:
         layout = model.layout()
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
+        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         packed = read_packed(file, linears)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
             for name, parts in packed.items():

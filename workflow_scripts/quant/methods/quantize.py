@@ -16,7 +16,7 @@ from tqdm import tqdm
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
 from quant.checkpoints.coverage import quantized_share, without_kernels
-from quant.files import pieces, tensorfile
+from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.methods.block import Block
@@ -69,10 +69,12 @@ def quantize_checkpoint(
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         if reason is None:
             layout = packed.layout(dense, linears, recipe.grid)
-            config |= {"quantization_config": packed.quantization_config(recipe.grid, dense, linears, left)}
+            config |= {
+                "quantization_config": packed.quantization_config(recipe.grid, dense, linears, left, model.naming)
+            }
         begun = time.perf_counter()
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
-        metadata |= {key: model.metadata[key] for key in (pieces.KEY,) if key in model.metadata}
+        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         untouched = set(model.names)
         with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
             by_block = [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]

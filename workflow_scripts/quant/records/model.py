@@ -13,10 +13,11 @@ class Linears(TypedDict):
 
 
 class Origin(TypedDict, total=False):
-    """sha256: of a GGUF file; commit: of a hub's repository."""
+    """sha256: of a GGUF file; commit: of a hub's repository; caveat: of weights that were quantised before."""
 
     sha256: str
     commit: str
+    caveat: str
 
 
 class ModelRecord(Origin, Linears):

@@ -21,7 +21,8 @@ class Study:
     figures.questions give it; colours: by method; written: the configuration as the user wrote it, to run it again.
     checks (of one layer), answers (of the research questions) and choices (what to deploy) by model; channels: those
     that the check keeps; steps: what each job cost; sections: of the analyses; sources: more tables to download, by
-    file name; missing: model, method and reason of those that failed.
+    file name; caveats: of models whose weights were quantised before convert; missing: model, method and reason of
+    those that failed.
     """
 
     summary: pd.DataFrame
@@ -41,6 +42,7 @@ class Study:
     steps: pd.DataFrame | None = None
     sections: Sequence[Section] = ()
     sources: dict[str, pd.DataFrame] = field(default_factory=dict)
+    caveats: dict[str, str] = field(default_factory=dict)
     missing: Sequence[dict[str, str]] = ()
 
     @cached_property

@@ -20,6 +20,7 @@ from quant.comparison.verdicts import (
     contradictions,
     damping_lines,
     increase,
+    lent_lines,
     quality,
     ranked,
 )
@@ -30,8 +31,9 @@ from quant.report.tables import BANDS, check_table, pairs_table
 
 
 def caveat(study: Study, model: str) -> str:
-    """What the configuration says of a model, and why its original makes no sense where it does not."""
-    said = study.config.get("models", {}).get(model, {}).get("caveat", "")
+    """What the configuration says of a model, or convert of one quantised before, and why its original makes no sense
+    where it does not."""
+    said = study.config.get("models", {}).get(model, {}).get("caveat") or study.caveats.get(model, "")
     rows = study.summary[(study.summary.model == model) & (study.summary.method == ORIGINAL)]
     doubts = [
         f"On {row.dataset} the original makes no sense: {row.storage_reason}. No verdict below says anything of a "
@@ -65,6 +67,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
     rows, best = study.rows(model, first), ranked(study.summary, model, first, study.by)
     check, choice = study.checks.get(model), study.choices.get(model)
     channels = None if study.channels is None else study.channels[study.channels.model == model]
+    linears = study.linears[study.linears.model == model]
     return {
         "name": model,
         "anchor": f"model-{place}",
@@ -86,7 +89,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "sections": [_dataset(study, model, dataset, f"model-{place}-data-{i}")
                      for i, dataset in enumerate([first, *others])],
         "pictures": pictures(study.figures, f"{model}/", MODEL_PICTURES, model),
-        "damping": damping_lines(study.linears[study.linears.model == model], study.recipes),
+        "notes": [*damping_lines(linears, study.recipes), *lent_lines(linears)],
         "check": None if check is None else {
             "answer": check_answer(check),
             "pictures": pictures(study.figures, f"{model}/", CHECK_PICTURES, model),

@@ -1,0 +1,73 @@
+"""Which experts have a second moment of their own where disk is short: the others have the mean of their layer's.
+
+An expert reads two inputs, one for gate and up, one for down: kinds of an experts module, with a moment each expert. Of
+a budget each block with experts gets an equal share. There the narrower kind comes first, and of a kind's experts those
+that saw most tokens; what is left over is lent the mean over every token of the layer and each expert that it was
+routed to.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+
+from quant.calibration.second_moments import triangle_bytes
+from quant.files.units import megabytes
+from quant.models.experts import routing
+
+GB = 10**9
+
+
+class Kind(NamedTuple):
+    """What experts of one module read at one place: its name within the block, its width, and by expert the linear that
+    reads it first."""
+
+    name: str
+    width: int
+    readers: tuple[str, ...]
+
+    @property
+    def each(self) -> int:
+        """Bytes of one moment."""
+        return triangle_bytes(self.width)
+
+
+def kinds(block: nn.Module) -> list[Kind]:
+    """The kinds of input of a block's experts, the narrowest first."""
+    found = []
+    for path, module in routing(block).items():
+        for leaf in module.readers():
+            names = tuple(".".join(filter(None, (path, str(i), leaf))) for i in range(module.called()))
+            width = block.get_parameter(f"{names[0]}.weight").shape[1]
+            found.append(Kind(".".join(filter(None, (path, leaf))), width, names))
+    return sorted(found, key=lambda kind: (kind.width, kind.name))
+
+
+def own(of_block: list[Kind], room: float) -> dict[Kind, int]:
+    """How many experts of each kind have a moment of their own within so many bytes."""
+    counts = {}
+    for kind in of_block:
+        counts[kind] = int(min(len(kind.readers), room // kind.each))
+        room -= counts[kind] * kind.each
+    return counts
+
+
+def rooms(blocks: Iterable[nn.Module], moments_gb: float | None) -> tuple[float, str]:
+    """Bytes that each block's experts have for their own moments, and what that means in words; none without experts.
+
+    moments_gb: GB of all blocks together, None for as many as it takes.
+    """
+    mixtures = [found for found in map(kinds, blocks) if found]
+    if not mixtures:
+        return float("inf"), ""
+    room = float("inf") if moments_gb is None else moments_gb * GB / len(mixtures)
+    whole = sum(kind.each * len(kind.readers) for found in mixtures for kind in found)
+    if moments_gb is None or whole <= moments_gb * GB:
+        return float("inf"), f"experts' second moments take {megabytes(whole / 1e6)} MB"
+    kept = [(n, kind) for found in mixtures for kind, n in own(found, room).items()]
+    total, lent = (sum(counts) for counts in zip(*((len(k.readers), len(k.readers) - n) for n, k in kept), strict=True))
+    return room, (
+        f"experts' second moments would take {megabytes(whole / 1e6)} MB and calibration.moments_gb is {moments_gb:g}: "
+        f"{lent} of {total} are lent their layer's pooled one, the others take "
+        f"{megabytes(sum(n * kind.each for n, kind in kept) / 1e6)} MB"
+    )

@@ -1,0 +1,113 @@
+"""Checkpoints stored in a quantised format that transformers dequantises on a CPU: read by it, as plain weights.
+
+Every tensor of the file must have a place in the model and every tensor of the model one in the file, so that no scale
+and no zero point is passed over. Other formats are refused by name (quantised).
+"""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from quant.errors import InputError
+from quant.models import quantised
+from quant.models.sources import one_line, weight_files
+
+logger = logging.getLogger("quant")
+
+FORMATS = {  # by quant_method, in words
+    "compressed-tensors": "compressed-tensors",
+    "fp8": "FP8",
+    "mxfp4": "MXFP4",
+}
+NARROW = ("F8_", "I8", "U8", "I32")  # how a file's header calls the types of quantised weights
+SCALES = ("_scale_inv", "_scale", "_scales", ".scale")  # of the tensors that say what those are worth
+
+
+def format_of(config: dict[str, Any]) -> str | None:
+    """The format of a config.json's weights, where it is one that can be dequantised."""
+    stored = config.get("quantization_config") or config.get("compression_config")
+    method = quantised.method_of(stored).lower() if isinstance(stored, dict) else ""
+    return method if method in FORMATS else None
+
+
+def words(config: dict[str, Any]) -> str:
+    """A format with what its configuration says of it: compressed-tensors (pack-quantized)."""
+    stored = config.get("quantization_config") or config.get("compression_config") or {}
+    more = stored.get("format") or (stored.get("weight_block_size") and "blocks of {} × {}".format(
+        *stored["weight_block_size"]
+    ))  # fmt: skip
+    name = FORMATS[str(format_of(config))]
+    return f"{name} ({more})" if more else name
+
+
+def caveat(stored: str) -> str:
+    """What report and cards say of a model whose weights were quantised before."""
+    return (
+        f"This model's weights were stored in {stored} once before, so that grid shows through: compare methods with "
+        "one another, not with figures from full-precision models."
+    )
+
+
+def check_scales(files: list[Path], where: str) -> None:
+    """Refuses a narrow tensor without a scale beside it, which would be read as if it were the weight itself, and zero
+    points of experts."""
+    kinds: dict[str, str] = {}
+    for file in files:
+        with safe_open(str(file), framework="pt") as handle:
+            kinds |= {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+    for name, kind in sorted(kinds.items()):
+        if ".experts." in name and name.endswith("_zero_point"):
+            unread = "is a zero point of experts, which transformers does not read"
+            raise InputError(f"{where}: {name} {unread}; give the unquantised model")
+        stem = name.removesuffix("_packed").removesuffix("_blocks")
+        if not kind.startswith(NARROW) or name.endswith((*SCALES, "_shape", "_zero_point", "_g_idx")):
+            continue
+        if not any(f"{part}{scale}" in kinds for part in {stem, stem.removesuffix(".weight")} for scale in SCALES):
+            raise InputError(f"{where}: {name} is {kind} and has no scale beside it; give the unquantised model")
+
+
+def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: str) -> dict[str, Tensor]:
+    """The model's tensors in the type that its config.json names (bfloat16 where it names none).
+
+    config: config.json as it is; native: the same as a native architecture's, without its code.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import set_verbosity_error
+
+    files = weight_files(folder)
+    if any(file.suffix != ".safetensors" for file in files):
+        raise InputError(f"{where}: {words(config)} weights are read from safetensors only; give those")
+    check_scales(files, where)
+    set_verbosity_error()  # what it would warn of at length is refused below in one line
+    already = f"{where}: its weights are quantised already ({words(config)})"
+    named = native.get("dtype") or native.get("torch_dtype") or "bfloat16"
+    stored = dict(config.get("quantization_config") or config["compression_config"])
+    stored.pop("run_compressed", None)
+    with tempfile.TemporaryDirectory() as alone:
+        written = native | {"quantization_config": stored | {"dequantize": True}}
+        (Path(alone) / "config.json").write_text(json.dumps(written))
+        for file in [*files, *folder.glob("*.safetensors.index.json")]:
+            (Path(alone) / file.name).symlink_to(file.resolve())
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                alone, dtype=getattr(torch, named), output_loading_info=True, trust_remote_code=False
+            )
+        except Exception as error:  # a reader raises whatever an unexpected value led to
+            failed = f"transformers cannot dequantise them ({type(error).__name__}: {one_line(error)})"
+            raise InputError(f"{already}, and {failed}; give the unquantised model") from None
+    model, report = loaded
+    for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "holds"), ("mismatched_keys", "misshapes")):
+        odd = sorted(map(str, report[key]))
+        if odd:
+            more = f" and {len(odd) - 1} more" if odd[1:] else ""
+            raise InputError(
+                f"{already}, and as transformers dequantises them it {what} {odd[0]}{more}; give the unquantised model"
+            )
+    logger.info("%s: its weights are %s, dequantised by transformers to %s", where, words(config), named)
+    return {name: value.detach() for name, value in model.state_dict().items()}
