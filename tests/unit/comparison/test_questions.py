@@ -28,6 +28,7 @@ from quant.report.figures.style import to_svg
 from quant.workflow import configuration
 from tests.unit.workflow.test_configuration import DEFAULT, ROOT, SCHEMA
 
+ONE_TEXT = "study: {methods: [full_awq, full_praq, gw_awq, gw_praq], datasets: [python_reference]}"
 BY_ANCHOR = {question.anchor: question for question in QUESTIONS}
 
 
@@ -91,17 +92,17 @@ def answers(found: Evidence) -> dict[str, Answered]:
 
 
 def test_a_questions_own_pairs_are_its_family() -> None:
-    """However many pairs the study has: 36 here, of which the question asks of 5."""
+    """However many pairs the study has: 36 on each of two texts here, of which the question asks of few."""
     found = evidence(configuration.load(DEFAULT, SCHEMA), -0.02, 0.36)
     error = 0.005
     found = found._replace(comparisons=found.comparisons.assign(p=0.01 * 0.9, error=error))
     answered = answers(found)["praq"]
     pairs = len(answered.pairs)
-    assert 1 < pairs < len(found.comparisons) == 36
+    assert 1 < pairs < len(found.comparisons) == 72
     assert [row["p_holm"] for row in answered.pairs] == pytest.approx([0.009 * pairs] * pairs)
     assert answered.outcome != "no difference shown"
     assert answered.pairs[0]["detectable"] == pytest.approx(detectable(error, 32, pairs))
-    assert family([difference_of(row) for row in found.comparisons.itertuples()])[0].p == pytest.approx(0.009 * 36)
+    assert family([difference_of(row) for row in found.comparisons.itertuples()])[0].p == pytest.approx(0.009 * 72)
 
 
 @pytest.mark.parametrize("anchor", BY_ANCHOR)
@@ -130,7 +131,7 @@ def test_the_experiment_asks_every_question() -> None:
 def test_the_default_study_answers_what_it_can() -> None:
     found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
-    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "second-text", "learnt"}
+    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "learnt"}
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
 
@@ -144,7 +145,7 @@ def test_the_default_study_answers_what_it_can() -> None:
 )
 def test_a_verdict_needs_a_small_corrected_p(delta: float, p: float, outcome: str, start: str) -> None:
     """The stored pairs are AWQ minus PRAQ: their order in the study."""
-    answered = answers(evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), delta, p))
+    answered = answers(evidence(configured(ONE_TEXT), delta, p))
     assert answered["praq"].outcome == outcome and answered["praq"].verdict.startswith(start)
     assert [row["delta_nll"] for row in answered["praq"].pairs] == [-delta] * 2
     assert "by KL" not in answered["praq"].verdict + " ".join(answered["praq"].lines)
@@ -153,7 +154,7 @@ def test_a_verdict_needs_a_small_corrected_p(delta: float, p: float, outcome: st
 @pytest.mark.parametrize(("by", "outcome", "other"), [("nll", "first", "KL"), ("kl", "second", "NLL")])
 def test_a_verdict_rests_on_one_measure_and_says_where_the_other_differs(by: str, outcome: str, other: str) -> None:
     """By NLL PRAQ is better in both pairs, by KL worse."""
-    found = evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), 0.05, 0.001, -0.04)
+    found = evidence(configured(ONE_TEXT), 0.05, 0.001, -0.04)
     one = answers(found._replace(by=by))["praq"]
     assert one.outcome == outcome
     words = {"better": "PRAQ is better than AWQ in 2 of 2 pairs, worse in none",
@@ -164,7 +165,7 @@ def test_a_verdict_rests_on_one_measure_and_says_where_the_other_differs(by: str
     row = one.pairs[0]
     assert (row["by"], row["outcome"]) == (by, mine) and (row["outcome_nll"], row["outcome_kl"]) == ("better", "worse")
     assert (row["delta_nll"], row["delta_kl"], row["sequences"], row["kl_sequences"]) == (-0.05, 0.04, 32, 30)
-    assert smallest_of(answers(evidence(configured("study: {methods: [gw_awq, gw_praq]}"))._replace(by=by))) == (
+    assert smallest_of(answers(evidence(configured(ONE_TEXT))._replace(by=by))) == (
         "0.0200" if by == "nll" else "0.0300"
     )
 
@@ -175,7 +176,7 @@ def smallest_of(found: dict[str, Answered]) -> str:
 
 
 def test_pairs_that_disagree_depend() -> None:
-    found = evidence(configured("study: {methods: [full_awq, full_praq, gw_awq, gw_praq]}"), -0.05, 0.001)
+    found = evidence(configured(ONE_TEXT), -0.05, 0.001)
     found.comparisons.loc[0, ["delta_nll", "delta_nll_low", "delta_nll_high"]] = 0.05, 0.04, 0.06
     one = answers(found)["praq"]
     assert one.outcome == "mixed"

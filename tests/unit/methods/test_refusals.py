@@ -133,7 +133,9 @@ def wanted(**changes: Any) -> dict[str, Any]:
 def test_the_default_study_demands_what_it_says() -> None:
     plain = wanted()
     assert plain["layers"] == {"check_mse.layer": ["auto"], "deep_dive.layers": ["auto"]}
-    assert plain["seq_len"] == {"calibration.seq_len": 512, "datasets.python_reference.seq_len": 256}
+    assert plain["seq_len"] == {
+        **{"calibration.seq_len": 512, "datasets.python_reference.seq_len": 256, "datasets.docstrings.seq_len": 128}
+    }
     assert plain["limits"] == plain["recipes"] == {}, "nobody wrote a limit"
     assert wanted(check_mse={"layer": None}, deep_dive={"layers": []})["layers"] == {
         **{"check_mse.layer": [], "deep_dive.layers": []}

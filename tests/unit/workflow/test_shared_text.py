@@ -13,6 +13,8 @@ from tests.unit.workflow.test_configuration import SCHEMA, changed
 def texts(calibration: Any, evaluation: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the calibration and the data set of the study read."""
     config = changed("texts", {"a": calibration, "b": evaluation})
+    config["study"]["datasets"] = ["python_reference"]
+    del config["datasets"]["docstrings"]
     config["calibration"] |= {"text": "a"} | options
     config["datasets"]["python_reference"]["text"] = "b"
     found = configuration.load(config, SCHEMA)

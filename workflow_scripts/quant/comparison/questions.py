@@ -162,14 +162,7 @@ study:
         "second-text",
         "Does the order hold on a second text?",
         second_text,
-        """\
-texts:
-  docstrings: {docstrings: [argparse, difflib, doctest, inspect, ipaddress, random, statistics, tarfile, typing]}
-datasets:
-  docstrings: {text: docstrings, seq_len: 256, n_samples: 32}
-study:
-  add: {datasets: [docstrings]}
-""",
+        "study:\n  add: {datasets: [docstrings]}\n",
         ("Only pairs told apart on both texts say whether the order holds.",),
     ),
     Question(
