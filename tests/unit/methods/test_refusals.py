@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.tensorfile import opened
@@ -14,6 +15,7 @@ from quant.methods.refusals import limit_mistakes, mistakes, refuse
 from quant.models.linears import all_linears, skeleton
 from quant.workflow import configuration
 from quant.workflow.demands import demands
+from tests.unit.recipe.test_recipe import recast
 from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
 
 NOTHING: dict[str, Any] = {
@@ -21,6 +23,7 @@ NOTHING: dict[str, Any] = {
     "seq_len": {},
     "jacobian": [],
     "shared": [],
+    "sequential": [],
     "library": {},
     "limits": {},
     "recipes": {},
@@ -47,7 +50,7 @@ def of_kind(checkpoint: Path, tmp_path: Path, kind: str) -> Path:
 
 def test_what_the_model_has_is_no_mistake(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
     layers = {"check_mse.layer": ["auto"], "deep_dive.layers": ["auto", 0]}
-    wanted = {"seq_len": {"calibration.seq_len": 128}, "jacobian": ["a"], "shared": ["b"]}
+    wanted = {"seq_len": {"calibration.seq_len": 128}, "jacobian": ["a"], "shared": ["b"], "sequential": ["c"]}
     assert found(tiny_checkpoint, linears, layers=layers, **wanted) == []
 
 
@@ -147,9 +150,26 @@ def test_another_value_of_a_parameter_demands_nothing_new() -> None:
     assert wanted(methods={**methods, "gw_awq": {"salience": "l1", "n_grid": 7, "bits": 3}}) == wanted()
 
 
+def test_experts_are_refused_by_name_where_inputs_are_sequential(
+    tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path
+) -> None:
+    """They read some tokens and not others."""
+
+    def rename(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if ".mlp." in name]:
+            tensors[name.replace("mlp.", "mlp.experts.0.")] = tensors.pop(name)
+
+    checkpoint = recast(tiny_checkpoint, tmp_path / "experts", rename)
+    names = {name.replace("mlp.", "mlp.experts.0."): layer for name, layer in linears.items()}
+    (line,) = found(checkpoint, names, sequential=["frontier", "frontier_fast"])
+    assert line.startswith("methods frontier, frontier_fast: inputs: sequential: model.layers.0.mlp.experts.0.")
+    assert "use inputs: parallel" in line and found(checkpoint, names) == []
+
+
 def test_methods_that_need_facts_of_the_model() -> None:
     names = ["praq_jacobian", "awq_clip_gptq_shared", "autoawq"]
     found = wanted(study={**DEFAULT["study"], "methods": names}, choose={"max_size_mb": 100})
     assert found["jacobian"] == ["praq_jacobian"] and found["shared"] == ["awq_clip_gptq_shared"]
+    assert found["sequential"] == []
     assert found["library"] == {"autoawq": {"group_size": 64, "clip": True}}
     assert found["limits"] == {"max_size_mb": 100} and found["recipes"].keys() == set(names) - {"autoawq"}

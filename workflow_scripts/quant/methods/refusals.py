@@ -103,6 +103,11 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) 
         found.append(f"methods {', '.join(wanted['jacobian'])}: jacobian: {reason}")
     if wanted["shared"] and (reason := why_not_shared(config, blocks)):
         found.append(f"methods {', '.join(wanted['shared'])}: {reason}")
+    if wanted["sequential"] and (expert := next((name for name in linears if ".experts." in name), None)):
+        found.append(
+            f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens and not others, "
+            "so that its inputs in two models do not compare; use inputs: parallel for this model"
+        )
     for name, recipe in wanted["library"].items():
         try:
             check_model(checkpoint, linears, recipe)

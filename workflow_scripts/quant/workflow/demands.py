@@ -23,6 +23,7 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         },
         "jacobian": [name for name, recipe in own.items() if "jacobian" in (recipe["moment"], recipe["objective"])],
         "shared": [name for name, recipe in own.items() if recipe["scope"] == "shared"],
+        "sequential": [name for name, recipe in own.items() if recipe["inputs"] == "sequential"],
         "library": {
             name: {key: recipe[key] for key in ("group_size", "clip")}
             for name, recipe in recipes.items()
