@@ -20,6 +20,9 @@ METHODS = CONFIG["methods"]
 # methods that failed, by model, where the study may do without them
 MISSING = outcome.missing(STUDY, Path("results")) if STUDY["allow_missing"] else []
 ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
+# the tasks that are asked or written on
+WORDS = CONFIG["words"]
+ASKED = list(dict.fromkeys([*STUDY["tasks"], *([WORDS["task"]] if WORDS["task"] else [])]))
 # in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
 COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 THREADS = CONFIG["compute"]["threads"]

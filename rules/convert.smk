@@ -143,7 +143,7 @@ rule check_texts:
         model=rules.convert.output.record,
         calibrations=expand(rules.tokenize_calibration.output[0], calibration=CALIBRATIONS, allow_missing=True),
         datasets=expand(rules.tokenize_dataset.output[0], dataset=STUDY["datasets"], allow_missing=True),
-        tasks=expand("results/tasks/{task}.json", task=STUDY["tasks"]),
+        tasks=expand("results/tasks/{task}.json", task=ASKED),
     output:
         "results/{model}/calibration/texts.json",
     log:

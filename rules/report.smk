@@ -94,6 +94,7 @@ rule report:
         synthetic_figure=rules.plot_synthetic.output,
         tasks=rules.summarize_tasks.output if STUDY["tasks"] else [],
         task_figures=rules.plot_tasks.output if STUDY["tasks"] else [],
+        words=rules.summarize_words.output if WORDS["task"] else [],
         checked=expand(rules.check_study.output, model=STUDY["models"]),
         converted=expand(rules.convert.output.record, model=STUDY["models"]),
         # not read: whoever takes a checkpoint finds its card in it

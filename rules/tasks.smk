@@ -145,3 +145,62 @@ rule plot_tasks:
         code=code("plot_tasks.py"),
     script:
         "../workflow_scripts/plot_tasks.py"
+
+
+rule write_words:
+    """What a checkpoint writes by itself behind a task's contexts."""
+    input:
+        unpack(lambda w: {} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"}),
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        model=rules.convert.output.record,
+        task=f"results/tasks/{WORDS['task']}.json",
+    output:
+        "results/{model}/{method}/words.json",
+    log:
+        "results/logs/write_words/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/write_words/{model}/{method}.tsv"
+    wildcard_constraints:
+        method="|".join(["original", *map(re.escape, METHODS)]),
+    priority: 3
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=more(3000),
+        runtime=more(120),
+    params:
+        words={key: WORDS[key] for key in ("prompts", "tokens")},
+        compute=COMPUTE,
+        recipe=lambda w: METHODS.get(w.method),
+        code=code("write_words.py"),
+    script:
+        "../workflow_scripts/write_words.py"
+
+
+rule summarize_words:
+    """How long every method writes what the original writes, words.csv, and texts side by side."""
+    input:
+        texts=[f"results/{model}/{method}/words.json" for model in STUDY["models"] for method in answering(model)],
+        texts_seen=expand("results/{model}/calibration/texts.json", model=STUDY["models"]),
+    output:
+        table=report("results/words.csv", category="Tasks", caption="../docs/captions/words.rst"),
+        examples="results/words.json",
+    log:
+        "results/logs/summarize_words.log",
+    benchmark:
+        "results/benchmarks/summarize_words.tsv"
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        mem_mb=more(1000),
+        runtime=more(10),
+    params:
+        comparison=CONFIG["comparison"],
+        recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},
+        show=WORDS["show"],
+        code=code("summarize_words.py"),
+    script:
+        "../workflow_scripts/summarize_words.py"

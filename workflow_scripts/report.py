@@ -11,7 +11,7 @@ from quant.files.csv_tables import read_table
 from quant.report.build import build
 from quant.report.figures.style import method_colours
 from quant.report.page import Section
-from quant.report.sections import layer, preactivations, synthetic, tasks
+from quant.report.sections import greedy, layer, preactivations, synthetic, tasks
 from quant.report.steps import read_benchmarks
 from quant.report.study import Study
 from quant.workflow.job import job
@@ -32,6 +32,22 @@ def asked(summary: pd.DataFrame, colours: dict[str, str]) -> Iterator[Section]:
             first,
             colours,
             Path(path).read_text(encoding="utf-8"),
+        )
+
+
+def in_words(summary: pd.DataFrame, colours: dict[str, str]) -> Iterator[Section]:
+    """A section of what is written for each model, where the study has it; summary: of all data sets."""
+    if not snakemake.input.words:
+        return
+    table, examples = read_table(snakemake.input.words[0]), read_json(snakemake.input.words[1])["examples"]
+    models, dataset = (snakemake.params.config["study"][key] for key in ("models", "datasets"))
+    for i, model in enumerate(models):
+        yield greedy.greedy(
+            f"-{i}" if len(models) > 1 else "",
+            table[table.model == model],
+            [one for one in examples if one["model"] == model],
+            summary[(summary.model == model) & (summary.dataset == dataset[0])],
+            colours,
         )
 
 
@@ -92,13 +108,13 @@ with job(snakemake.log[0]):
         answers=read_json(snakemake.input.answers)["models"],
         choices={choice.model: choice for choice in choices},
         steps=read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
-        sections=[*asked(summary, colours), *analyses()],
+        sections=[*asked(summary, colours), *in_words(summary, colours), *analyses()],
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),
             "rounding_stats.csv": read_table(snakemake.input.rounding),
             "learnt.csv": read_table(snakemake.input.learnt),
         }
-        | {Path(path).name: read_table(path) for path in snakemake.input.tasks},
+        | {Path(path).name: read_table(path) for path in (*snakemake.input.tasks, *snakemake.input.words[:1])},
         caveats={Path(path).parents[1].name: read_json(path).get("caveat", "") for path in snakemake.input.converted},
         missing=snakemake.params.missing,
     )

@@ -35,6 +35,20 @@ def answered(item: Item, found: list[Likelihood], score: str) -> dict[str, Any]:
     return row | {"answer": answer, "right": answer == item.gold, "right_log_p": float(among[item.gold])}
 
 
+def made_of(checkpoint: Path, model_record: str, record: str | None, recipe: dict[str, Any] | None) -> dict[str, Any]:
+    """The provenance of a whole checkpoint, of the original where there is no record; refused where it is of another
+    model or recipe than these."""
+    of_model = {"model_fingerprint": opened_model(model_record)["fingerprint"]}
+    made = {"versions": versions()} | of_model
+    if record is not None:
+        made = read_json(record)["provenance"]
+        require(record, made, **of_model, recipe=recipe)
+        with tensorfile.opened(checkpoint / "model.safetensors") as file:
+            require(file.path, {"record": file.info("provenance")}, record=made)
+    tensorfile.verify(checkpoint / "model.safetensors")
+    return made
+
+
 def run(
     config_path: str,
     task_path: str,
@@ -53,15 +67,7 @@ def run(
     """
     checkpoint, task = Path(config_path).parent, load_task(task_path)
     require(task_path, task.provenance, spec=spec)
-    of_model = {"model_fingerprint": opened_model(model_record)["fingerprint"]}
-    if record is None:
-        made = {"provenance": {"versions": versions()} | of_model}
-    else:
-        made = read_json(record)
-        require(record, made["provenance"], **of_model, recipe=recipe)
-        with tensorfile.opened(checkpoint / "model.safetensors") as file:
-            require(file.path, {"record": file.info("provenance")}, record=made["provenance"])
-    tensorfile.verify(checkpoint / "model.safetensors")
+    made = made_of(checkpoint, model_record, record, recipe)
     where = device(compute["device"])
     requests = requests_of(task, checkpoint)
     with torch.inference_mode():
@@ -82,8 +88,8 @@ def run(
             "rule": task.rule,
             "chance": task.chance,
             "seconds": seconds,
-            "checkpoint": mark(made["provenance"]),
+            "checkpoint": mark(made),
             "items": rows,
-            "provenance": made["provenance"] | {"task_fingerprint": task.fingerprint, "device": where},
+            "provenance": made | {"task_fingerprint": task.fingerprint, "device": where},
         },
     )

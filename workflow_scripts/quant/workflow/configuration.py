@@ -123,6 +123,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         table: select(config, table, added[table]) for table in ("models", "datasets", "methods", "tasks")
     }
     check_task_methods(config["study"], families)
+    check_words(config)
     split_shared(config)
     for name in config["study"]["methods"]:
         check_library(name, config["methods"][name])
@@ -130,6 +131,12 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
     return in_order(config, schema, schema) | {"methods": config["methods"]}
+
+
+def check_words(config: dict[str, Any]) -> None:
+    name = config["words"]["task"]
+    if name is not None and name not in config["tasks"]:
+        raise InputError(f"words.task: no entry {name!r} in tasks; {nearest_of(name, list(config['tasks']))}")
 
 
 def check_task_methods(study: dict[str, Any], families: dict[str, list[str]]) -> None:
@@ -272,7 +279,8 @@ def check_files(config: dict[str, Any]) -> None:
             raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
         for path in model_files(source):
             check_braces(path, f"models.{name}: ")
-    for name in config["study"].get("tasks", ()):
+    written = config.get("words", {}).get("task")
+    for name in dict.fromkeys([*config["study"].get("tasks", ()), *([written] if written else [])]):
         if path := config["tasks"][name].get("yaml"):
             task_yaml.check(path, f"tasks.{name}")
             for file in task_yaml.data_files(path):

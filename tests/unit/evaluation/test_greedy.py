@@ -1,0 +1,58 @@
+"""Greedy texts: the likeliest next token of a forward pass, again and again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quant.data.embedded_tasks import RULES
+from quant.data.task_items import Item, Task, save
+from quant.errors import InputError
+from quant.evaluation import greedy
+from quant.evaluation.perplexity import load_model
+from quant.files.artifacts import write_json
+from quant.models.record import checkpoint_fingerprint
+from tests import tiny
+
+CPU = {"device": "cpu", "dtype": "float32", "batch_tokens": "auto"}
+
+
+def slow(model: torch.nn.Module, prompt: list[int], tokens: int, ends: list[int]) -> list[int]:
+    ids: list[int] = []
+    with torch.inference_mode():
+        while len(ids) < tokens and not (ids and ids[-1] in ends):
+            ids.append(int(model(torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("room", [1, 10_000])
+def test_each_token_is_the_likeliest(tmp_path: Path, room: int) -> None:
+    model = load_model(tiny.save_model(tmp_path), "cpu", torch.float32)
+    model.generation_config.repetition_penalty = 9.0  # a checkpoint's own settings do not count
+    prompts = torch.randint(3, 200, (5, 9), generator=torch.Generator().manual_seed(0))
+    free = greedy.written(model, prompts, 12, [], room)
+    assert free == [slow(model, prompt, 12, []) for prompt in prompts.tolist()]
+    ends = [free[0][4]]
+    stopped = greedy.written(model, prompts, 12, ends, room)
+    assert stopped == [slow(model, prompt, 12, ends) for prompt in prompts.tolist()]
+    assert len(stopped[0]) == free[0].index(ends[0]) + 1
+
+
+def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
+    checkpoint = tiny.save_model(tmp_path / "checkpoint")
+    words = [" ".join(tiny.WORDS[i : i + 8 + i % 3]) for i in range(6)]
+    task = Task("t", "acc", RULES["continuation"].words, [Item([(one, " w1")], 0, [2]) for one in words], {"spec": {}})
+    save(tmp_path / "t.json", task)
+    write_json(tmp_path / "convert.json", {"fingerprint": checkpoint_fingerprint(checkpoint)})
+    arguments = str(checkpoint / "config.json"), str(tmp_path / "t.json"), {"prompts": 5, "tokens": 6}, CPU
+    names, out = {"model": "m", "method": "original"}, str(tmp_path / "words.json")
+    greedy.run(*arguments, names, out, str(tmp_path / "convert.json"))
+    found = tiny.read(Path(out))
+    assert len(found["texts"]) == 5 and found["prompt_tokens"] == 8 and found["task"] == "t"
+    for row, context in zip(found["texts"], words, strict=False):
+        assert context.endswith(row["prompt"].strip()) and len(row["ids"]) == len(row["ends"]) <= 6
+        assert row["ends"] == sorted(row["ends"]) and row["ends"][-1] == len(row["text"])
+    task = task._replace(items=[*task.items, Item([("w1 w2", " w3")], 0, [2])])
+    save(tmp_path / "t.json", task)
+    with pytest.raises(InputError, match=r"^words\.task: t: a context has 2 tokens, too few"):
+        greedy.run(*arguments[:2], {"prompts": 7, "tokens": 6}, CPU, names, out, str(tmp_path / "convert.json"))

@@ -1,0 +1,104 @@
+"""What a checkpoint writes on by itself: its greedy continuations of a task's contexts, from files to a file."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.data.task_items import load as load_task
+from quant.data.task_items import requests_of
+from quant.errors import InputError
+from quant.evaluation.perplexity import load_model
+from quant.evaluation.tasks import made_of
+from quant.files.artifacts import mark, write_json
+from quant.models import tokenizers
+from quant.models.compute import batch_tokens, device, dtype
+
+logger = logging.getLogger("quant")
+
+LEAST = 8  # tokens of a context that is written on
+
+
+@torch.inference_mode()
+def written(model: Any, prompts: Tensor, tokens: int, ends: list[int], room: int) -> list[list[int]]:
+    """The likeliest next token, again and again, behind each of prompts [n, width]: at most so many, up to the first of
+    `ends`, which is kept. room: tokens in a batch."""
+    from transformers import GenerationConfig
+
+    # nothing of the checkpoint's own settings: no sampling, no penalties
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, pad_token_id=ends[0] if ends else 0, eos_token_id=ends or None
+    )
+    found: list[list[int]] = []
+    for some in prompts.split(max(1, room // (prompts.shape[1] + tokens))):
+        some = some.to(model.device)
+        ids = model.generate(some, attention_mask=torch.ones_like(some), generation_config=greedy)
+        found += [cut(row[some.shape[1] :].tolist(), ends) for row in ids]
+    return found
+
+
+def cut(ids: list[int], ends: list[int]) -> list[int]:
+    """Up to the first end, which is kept; what follows it is padding."""
+    at = next((i for i, one in enumerate(ids) if one in ends), len(ids))
+    return ids[: at + 1]
+
+
+def run(
+    config_path: str,
+    task_path: str,
+    words: dict[str, Any],
+    compute: dict[str, Any],
+    names: dict[str, str],
+    out: str,
+    model_record: str,
+    record: str | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Continuations by the checkpoint beside config_path of the first contexts of a task, each cut on the left to the
+    tokens of the shortest. words: prompts (how many), tokens (of a continuation, at most); others as
+    quant.evaluation.tasks has them.
+
+    A row has its prompt and text, the ids, and `ends`: the characters of the text that its first tokens make.
+    """
+    checkpoint, task = Path(config_path).parent, load_task(task_path)
+    made = made_of(checkpoint, model_record, record, recipe)
+    first = task._replace(items=task.items[: words["prompts"]])
+    contexts = [requests[0].context for requests in requests_of(first, checkpoint)]
+    width = min(map(len, contexts))
+    if width < LEAST:
+        raise InputError(
+            f"words.task: {task.name}: a context has {width} tokens, too few to write on (at least {LEAST}); name "
+            "another task"
+        )
+    prompts = torch.tensor([context[-width:] for context in contexts])
+    where = device(compute["device"])
+    with torch.inference_mode():
+        model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
+    tokenizer = tokenizers.load(checkpoint)
+    ends = [one for one in [tokenizer.eos_token_id] if one is not None]
+    begun = time.perf_counter()
+    found = written(model, prompts, words["tokens"], ends, batch_tokens(compute["batch_tokens"], where) * 4)
+    seconds = time.perf_counter() - begun
+    logger.info("%d tokens written in %.1f s", sum(map(len, found)), seconds)
+    rows = []
+    for prompt, ids in zip(prompts, found, strict=True):
+        before = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        whole = [[*prompt.tolist(), *ids[: i + 1]] for i in range(len(ids))]
+        texts = [text[len(before) :] for text in tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False)]
+        rows.append({"prompt": before, "text": texts[-1], "ids": ids, "ends": list(map(len, texts))})
+    write_json(
+        out,
+        {
+            **{key: names[key] for key in ("model", "method")},
+            "task": task.name,
+            "tokens": words["tokens"],
+            "prompt_tokens": width,
+            "seconds": seconds,
+            "checkpoint": mark(made),
+            "texts": rows,
+            "provenance": made | {"task_fingerprint": task.fingerprint, "device": where},
+        },
+    )
