@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,9 +16,13 @@ from quant.calibration.channels import input_of
 from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle, to_triangle, triangle_bytes
 from quant.calibration.statistics import collect
+from quant.checkpoints.card import card
+from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
+from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
+from quant.files.units import megabytes
 from quant.models.compute import Compute
 from quant.models.convert import convert
 from quant.models.experts import unroll
@@ -259,6 +264,53 @@ def test_packed_experts_load_in_plain_transformers(
     assert tokens["model.layers.0.mlp.experts.6.gate_proj"] == 0 < tokens["model.layers.0.self_attn.q_proj"]
     config = json.loads((tmp_path / "results/method/checkpoint/config.json").read_text())
     assert "model.layers.0.mlp.gate" in config["quantization_config"]["ignore"]
+
+
+def test_a_mixture_of_whose_experts_two_see_no_token_evaluates_and_has_a_true_card(
+    converted: tuple[Path, dict[str, Any]], ids: list[Tensor], files: dict[str, str], tmp_path: Path
+) -> None:
+    """What is counted here by hand, from the files: shares, bits, megabytes; and that transformers' own loading says
+    what was evaluated."""
+    from tests import matrix
+    from tests.unit.comparison.test_pick import ABOUT, CALIBRATION, row
+
+    original, record = converted
+    (tmp_path / "results/original").mkdir(parents=True)
+    (tmp_path / "results/original/checkpoint").symlink_to(original)
+    entry = matrix.RECIPE | {"rounding": "gptq", "n_calib": len(ids)}
+    found = matrix.quantized(tmp_path, "gptq", entry, record, files)
+    unseen = {f"model.layers.{i}.mlp.experts.{e}.{leaf}_proj" for i in (0, 1) for e in UNSEEN
+              for leaf in ("gate", "up", "down")}  # fmt: skip
+    assert unseen <= {each["linear"] for each in found["rows"] if not each["tokens"]}
+    checkpoint, tokens = tmp_path / "results/gptq/checkpoint", Tokens(ids, fingerprint(ids), {})
+    model = load_model(checkpoint, "cpu", torch.float32)
+    evaluated, _ = evaluate(model, tokens, "cpu", 80)
+    alone = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        for sequence, each in zip(ids, evaluated, strict=True):
+            log_p = alone(sequence[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+            assert each["nll"] == pytest.approx(-log_p.gather(1, sequence[1:, None]).sum().item(), rel=1e-4)
+    before, after = (load_file(folder / "model.safetensors") for folder in (original, checkpoint))
+    packed = {name for name in after if name.endswith("weight_packed")}
+    share = sum(before[name.removesuffix("_packed")].numel() for name in packed) / sum(
+        v.numel() for v in before.values()
+    )
+    bits = 8 * sum(v.nbytes for name, v in after.items() if "_proj.weight_" in name) / share / sum(
+        v.numel() for v in before.values()
+    )  # fmt: skip
+    assert len(packed) == len(record["linears"]) == 2 * (4 + 3 * 8)
+    mb = (checkpoint / "model.safetensors").stat().st_size / 1e6
+    summary = found["summary"] | parts_mb(checkpoint / "model.safetensors", model) | {"size_mb": mb}
+    rows = pd.DataFrame([row("original", 0.0, 32.0, "original"), row("gptq", 0.1, 4.0) | summary])
+    provenance = {"recipe": entry, "versions": {}, "model_fingerprint": "m", "token_fingerprint": tokens.fingerprint}
+    made = {"summary": summary, "provenance": provenance}
+    text = card("m", "gptq", rows, made, ABOUT, CALIBRATION, "p")  # type: ignore[arg-type]
+    assert "in 4 bits, packed as compressed-tensors" in text
+    assert f"linear layers ({bits:.3f} bits per weight)" in text
+    assert f"{100 * share:.1f} % of the model's weights are quantised" in text and "Less than 90 %" in text
+    linears = sum(v.nbytes for name, v in after.items() if "_proj.weight_" in name) / 1e6
+    assert f"bits per weight) | {megabytes(linears)} |" in text
+    assert "vLLM is not recommended" in text and "from vllm" not in text  # 32 inputs: Marlin has no product
 
 
 def test_zero_points_of_experts_are_not_packed(

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from quant.calibration.reader import Statistics
 from quant.evaluation.perplexity import load_model
+from quant.methods import block
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
-from tests.unit.methods.test_degenerate import DAMAGES, constants, small_steps, statistics_of
+from tests.unit.methods.test_degenerate import DAMAGES, Watched, constants, small_steps, statistics_of
 from tests.unit.methods.test_sequential import CALIBRATION
 from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, recast
 
@@ -30,9 +31,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_recipes_that_run_the_model_are_finite(
-    tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], None]
+    tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every weight, number of the record, and logit."""
+    """Every weight, number of the record, and logit; and no worse than where they began: each linear than nearest
+    rounding by what it minimises, the tuned model than the untuned one on the part held out."""
     dtype = torch.bfloat16 if damage in (small_steps, constants) else torch.float16
 
     def change(tensors: dict[str, Tensor]) -> None:
@@ -47,7 +49,11 @@ def test_recipes_that_run_the_model_are_finite(
         recipe = PLAIN | {"bits": 4, "group_size": 16, "n_grid": 5, "tune": None} | changes
         names, statistics, target = all_linears(skeleton(source)), Statistics(paths, "tiny", PATTERNS), tmp_path / name
         given = (source, target, tmp_path / f"{name}.folds.safetensors", names, statistics, recipe, CALIBRATION)
+        monkeypatch.setattr(block, "round_linear", watched := Watched())
         record = quantize_with_model(*given, Compute("cpu", torch.float32, 64), {"model_fingerprint": "tiny"})
+        assert watched.seen == len(names)
+        if recipe["tune"]:
+            assert record["tuning"]["kl_tuned"] <= record["tuning"]["kl_start"]
         tensors = load_file(target / "model.safetensors")
         assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()), name
         for row in record["linears"]:
