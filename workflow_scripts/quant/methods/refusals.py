@@ -71,7 +71,7 @@ def limit_mistakes(
     for name, recipe in ((name, Recipe.of(entry)) for name, entry in recipes.items()):
         if why_not_packed(recipe, shapes) is not None:
             continue
-        whole = packed.bits_of(packed.layout(layout, linears, recipe.grid))
+        whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
         rest = packed.bits_of(
             {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
         )
