@@ -164,6 +164,7 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
         "synthetic_benchmark",
@@ -190,7 +191,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "evaluate_task", "measure_error", "measure_heldout"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original"},
+    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original", "quantize_budget"},
     "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -204,6 +205,7 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
         "synthetic_benchmark",
@@ -230,6 +232,7 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
         "synthetic_benchmark",
@@ -243,7 +246,7 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gemm": {"check_study", "export", "quantize_autoawq"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": READERS | QUANTIZERS | {"check_mse", "check_study", "evaluate_task"},
+    "recipe/grids": READERS | QUANTIZERS | {"check_mse", "check_study", "evaluate_task", "quantize_budget"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
@@ -267,6 +270,7 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
         "synthetic_benchmark",
@@ -306,7 +310,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task"},
+    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task", "quantize_budget"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -321,13 +325,13 @@ USERS: dict[str, set[str]] = {
     "comparison/questions": {"answer_questions"},
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
-    "recipe/recipe": RECIPES | {"check_study"},
+    "recipe/recipe": RECIPES | {"check_study", "quantize_budget"},
     "models/record": PASSES
     | QUANTIZERS
     | MEASURES
     | TEXTS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -359,21 +363,29 @@ USERS: dict[str, set[str]] = {
     "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | {"evaluate_task"},
+    "checkpoints/stored": READERS | {"evaluate_task", "quantize_budget"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": {"check_study", "describe", "pick", "plot", "report"},
+    "files/units": {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+    },
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize"},
     "data/split": TEXTS | {"evaluate_task", "make_task"},
     "data/texts": TEXTS | {"evaluate_task", "make_task"},
@@ -381,7 +393,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | MEASURES
     | TEXTS
-    | {"check_study", "evaluate_task", "make_task", "measure_error"},
+    | {"check_study", "evaluate_task", "make_task", "measure_error", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -399,7 +411,7 @@ USERS: dict[str, set[str]] = {
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
-    "methods/packing": RECIPES | {"check_study"},
+    "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
@@ -410,20 +422,38 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+    },
     "models/unrolled": PASSES | MEASURES | {"convert"},
     "evaluation/head": MEASURES | {"evaluate_task"},
     "models/loading": MEASURES | {"evaluate_task", "quantize_with_model"},
     "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize"},
     "records/method": QUANTIZERS
     | MEASURES
-    | {"check_study", "describe", "evaluate_task", "measure_error", "measure_heldout", "plot", "report", "summarize"},
+    | {
+        "check_study",
+        "describe",
+        "evaluate_task",
+        "measure_error",
+        "measure_heldout",
+        "plot",
+        "quantize_budget",
+        "report",
+        "summarize",
+    },
     "records/model": PASSES
     | QUANTIZERS
     | MEASURES
     | TEXTS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": TABLES
     | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
@@ -441,6 +471,10 @@ USERS: dict[str, set[str]] = {
     "report/sections/tasks": {"report"},
     "workflow/environment": {"build_autoawq", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
+    "methods/allocation": {"quantize_budget"},
+    "methods/mixed": {"quantize_budget"},
+    "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
+    "workflow/budgets": set(),
 }
 
 

@@ -4,9 +4,9 @@ A linear of [out, in] in groups of g inputs becomes weight_packed int32 [out, wo
 the model's own dtype, weight_shape int64 [2] and, where the grid has zero points, weight_zero_point int32
 [words(out), in/g]. An int32 holds ⌊32/bits⌋ codes, the first in its lowest bits: 10 of 3 bits, which so take 3.2. Where
 grids are several, each is a config group whose targets are its linears' full names: a class name would match by
-substring in vLLM, and a pattern more than was meant. What is written is packed by the library; its configuration is held
-against the library's classes in the tests, and what is read back is unpacked here, since importing the library imports
-transformers.
+substring in vLLM, and a pattern more than was meant. What is written is packed by the library; its configuration is
+held against the library's classes in the tests, and what is read back is unpacked here, since importing the library
+imports transformers.
 """
 
 import functools
