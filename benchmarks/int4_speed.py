@@ -78,10 +78,10 @@ def dequantize(checkpoint: Path, folder: Path) -> set[str]:
     """The same weights dense, with all else that the checkpoint has; names of the linears that were packed."""
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     with stored.opened(checkpoint) as held:
-        if held.grid is None or held.grid.bits != 4:
+        if {grid.bits for grid in held.packed.values()} != {4}:
             raise InputError(f"{checkpoint}: is not packed in 4 bits; give such a method's checkpoint")
         exports.dense(held, read_json(checkpoint / "config.json"), folder)
-        return held.packed
+        return set(held.packed)
 
 
 def replace_linears(model: nn.Module, checkpoint: Path, device: str) -> None:

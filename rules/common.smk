@@ -35,11 +35,11 @@ CARD_KEYS = ("base_model", "license", "caveat", "source")
 code = tracking.code_of
 model_files = configuration.model_files
 
-# wildcard constraints: methods that are recipes, those that run the model, and those of a library of its own; (?!)
-# matches nothing
-RECIPES, MODEL_RECIPES, LIBRARY_METHODS = (
+# wildcard constraints: methods that are recipes, those that run the model, those of a library of its own, and those that
+# are put together from others; (?!) matches nothing
+RECIPES, MODEL_RECIPES, LIBRARY_METHODS, BUDGETS = (
     "|".join(re.escape(name) for name, recipe in METHODS.items() if keys.way_of(recipe) == way) or "(?!)"
-    for way in ("weights", "model", "library")
+    for way in ("weights", "model", "library", "candidates")
 )
 
 # the common calibration set, and the one of a method: results/{model}/calibration/n64-s42/
@@ -78,9 +78,10 @@ CALIBRATIONS = sorted(
 # the end loss's moments where a method of the study reads those of the common calibration set, None elsewhere
 END_LOSS = next(
     (
-        keys.statistics_files(METHODS[method])["weighted"]
+        file
         for method in STUDY["methods"]
-        if METHODS[method].get("moment") == "end_loss" and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
+        for file in keys.statistics_files(METHODS[method]).values()
+        if "/end_loss-" in file and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
     ),
     None,
 )

@@ -120,3 +120,46 @@ rule measure_error:
         code=code("measure_error.py"),
     script:
         "../workflow_scripts/measure_error.py"
+
+
+# another budget takes seconds: what it is put together from is there
+rule quantize_budget:
+    """A model within a budget: each linear from the candidate that the whole model suffers least by."""
+    input:
+        records=lambda w: expand("results/{{model}}/{method}/quantize.json", method=CONFIG["candidates"][w.method]),
+        tables=lambda w: expand("results/{{model}}/{method}/linears.csv", method=CONFIG["candidates"][w.method]),
+        checkpoints=lambda w: expand(
+            "results/{{model}}/{method}/checkpoint/{file}",
+            method=CONFIG["candidates"][w.method],
+            file=["model.safetensors", "config.json"],
+        ),
+        folds=lambda w: expand("results/{{model}}/{method}/folds.safetensors", method=CONFIG["candidates"][w.method]),
+        tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
+        moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        config="results/{model}/{method}/checkpoint/config.json",
+        record="results/{model}/{method}/quantize.json",
+        folds="results/{model}/{method}/folds.safetensors",
+    log:
+        "results/logs/quantize_budget/{model}/{method}.log",
+    benchmark:
+        "results/benchmarks/quantize_budget/{model}/{method}.tsv"
+    wildcard_constraints:
+        method=BUDGETS,
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    # one linear, and the mapped files
+    resources:
+        mem_mb=more(1500),
+        runtime=more(30),
+    params:
+        recipe=lambda w: METHODS[w.method],
+        candidates=lambda w: {method: METHODS[method] for method in CONFIG["candidates"][w.method]},
+        code=code("quantize_budget.py"),
+    script:
+        "../workflow_scripts/quantize_budget.py"

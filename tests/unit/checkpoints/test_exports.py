@@ -148,7 +148,8 @@ def test_smaller_groups_hold_the_same_weights() -> None:
         ("awq", {"bits": 8}, "has 8 bits, and AutoAWQ's layout holds 4"),
         ("gguf", {"group_size": 16}, "groups of 16 inputs, which GGUF's 32 does not divide"),
         ("awq", {"group_size": 16}, "groups of 16 inputs, which AutoAWQ's 32 does not divide"),
-        ("gguf", {"bits": 3}, "simulated"),
+        ("gguf", {"bits": 3}, "has 3 bits, and GGUF holds 4 or 8"),
+        ("gguf", {"noise_injection": 0.1}, "simulated"),
         ("awq", {"dtype": torch.float32, "symmetric": True}, "is no float16"),
     ],
 )
@@ -162,7 +163,7 @@ def test_what_a_format_cannot_hold_is_refused_in_one_line(
 
 
 def test_a_simulated_checkpoint_is_dense_already(checkpoint: Any, tmp_path: Path) -> None:
-    folder = checkpoint(bits=3)
+    folder = checkpoint(noise_injection=0.1)
     made = export(folder, tmp_path / "dense", "dense", "tiny")
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "dense"))
     assert made["largest_deviation"] == 0 and before.keys() == after.keys()

@@ -183,6 +183,7 @@ def test_the_residual_variant_is_a_file_of_its_own() -> None:
 # key: a value other than its default, the key that it needs, and the values of that which give it an effect
 SEARCHED = ("salience", {"l1", "l2", "praq"})
 RULES: dict[str, tuple[Any, str, set[str]]] = {
+    "search_bits": (3, *SEARCHED),
     "n_grid": (5, *SEARCHED),
     "noise_std": (0.1, *SEARCHED),
     "objective": ("praq", *SEARCHED),
@@ -202,7 +203,8 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
 
 def test_every_rule_is_here() -> None:
     conditional = {key for key, what in KEYS.items() if what.when is not None}
-    assert set(RULES) == conditional - {"n_noise_samples"}  # which needs a number, below
+    apart = {"n_noise_samples", "bits", "candidates"}  # which need a number, below, or a budget (test_budgets.py)
+    assert set(RULES) == conditional - apart
     assert all(DEFAULTS[key] != value for key, (value, _, _) in RULES.items())
 
 

@@ -110,7 +110,12 @@ def limited(checkpoint: Path, linears: dict[str, int], limits: dict[str, float],
 
 def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
     """4 bits in groups of 16 with a float32 step and a zero point of 4 bits: 4 + 36/16 = 6.25, and a shape of 128."""
-    methods: dict[str, Any] = {"low": {}, "high": {"bits": 8}, "dense": {"salience": "l1"}, "two": {"bits": 2}}
+    methods: dict[str, Any] = {
+        "low": {},
+        "high": {"bits": 8},
+        "dense": {"salience": "l1"},
+        "two": {"bits": 2, "keep": "awq"},
+    }
     (line,) = limited(tiny_checkpoint, linears, {"max_bits_per_weight": 6.2}, **methods)
     assert line.startswith("choose.max_bits_per_weight: no packed method of the study has at most 6.2 bits per weight")
     assert "the smallest, low, has 6.30" in line

@@ -164,9 +164,12 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
+        "summarize_words",
         "synthetic_benchmark",
+        "write_words",
     },
     "methods/autoawq": {"check_study", "quantize_autoawq"},
     "methods/autoawq_environment": {"check_study", "quantize_autoawq"},
@@ -182,15 +185,25 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
     "comparison/paired": TABLES
-    | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "check_study",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "summarize_words",
+        "synthetic_benchmark",
+    },
     "comparison/summary": {"plot", "report", "summarize"},
     "models/compute": PASSES
     | QUANTIZERS
     | MEASURES
-    | {"check_study", "evaluate_task", "measure_error", "measure_heldout"},
+    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original"},
+    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original", "quantize_budget"},
     "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -204,12 +217,14 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
+        "summarize_words",
         "synthetic_benchmark",
     },
     "analysis/deep_dive": {"deep_dive"},
-    "evaluation/divergence": MEASURES | {"evaluate_task"},
+    "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
     "errors": PASSES
     | READERS
     | QUANTIZERS
@@ -230,11 +245,14 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
+        "summarize_words",
         "synthetic_benchmark",
+        "write_words",
     },
-    "evaluation/perplexity": MEASURES | {"evaluate_task"},
+    "evaluation/perplexity": MEASURES | {"evaluate_task", "write_words"},
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
@@ -243,7 +261,9 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gemm": {"check_study", "export", "quantize_autoawq"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": READERS | QUANTIZERS | {"check_mse", "check_study", "evaluate_task"},
+    "recipe/grids": READERS
+    | QUANTIZERS
+    | {"check_mse", "check_study", "evaluate_task", "quantize_budget", "write_words"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
@@ -267,9 +287,12 @@ USERS: dict[str, set[str]] = {
         "pick",
         "plot",
         "plot_tasks",
+        "quantize_budget",
         "report",
         "summarize_tasks",
+        "summarize_words",
         "synthetic_benchmark",
+        "write_words",
     },
     "recipe/grid_kernels": RECIPES,
     "recipe/key": TABLES | {"describe", "report"},
@@ -286,7 +309,7 @@ USERS: dict[str, set[str]] = {
     "models/native": {"convert"},
     "models/notes": PASSES | {"convert"},
     "models/quantised": {"convert"},
-    "evaluation/loss_kernels": MEASURES | {"evaluate_task"},
+    "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": TABLES
     | {
@@ -298,6 +321,7 @@ USERS: dict[str, set[str]] = {
         "plot_tasks",
         "report",
         "summarize_tasks",
+        "summarize_words",
         "synthetic_benchmark",
     },
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
@@ -306,7 +330,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task"},
+    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -321,13 +345,13 @@ USERS: dict[str, set[str]] = {
     "comparison/questions": {"answer_questions"},
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
-    "recipe/recipe": RECIPES | {"check_study"},
+    "recipe/recipe": RECIPES | {"check_study", "quantize_budget"},
     "models/record": PASSES
     | QUANTIZERS
     | MEASURES
     | TEXTS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget", "write_words"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -349,40 +373,49 @@ USERS: dict[str, set[str]] = {
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": {"evaluate", "evaluate_original"},
-    "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
-    "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
-    "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
-    "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
-    "models/rotary": PASSES | MEASURES | {"evaluate_task"},
-    "data/text_files": TEXTS | {"evaluate_task", "make_task"},
-    "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
-    "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task"},
+    "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words"},
+    "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
+    "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "calibration/statistics": PASSES,
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | {"evaluate_task"},
+    "checkpoints/stored": READERS | {"evaluate_task", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": PASSES | {"check_study", "describe", "pick", "plot", "report"},
+    "files/units": PASSES | {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
-    "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize"},
-    "data/split": TEXTS | {"evaluate_task", "make_task"},
-    "data/texts": TEXTS | {"evaluate_task", "make_task"},
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+        "write_words",
+    },
+    "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
+    "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
+    "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/tokens": PASSES
     | QUANTIZERS
     | MEASURES
     | TEXTS
-    | {"check_study", "evaluate_task", "make_task", "measure_error"},
-    "data/wording": TEXTS | {"describe", "evaluate_task", "make_task"},
+    | {"check_study", "evaluate_task", "make_task", "measure_error", "quantize_budget", "write_words"},
+    "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
     "methods/with_model": {"quantize_with_model"},
@@ -395,11 +428,12 @@ USERS: dict[str, set[str]] = {
         "plot_tasks",
         "report",
         "summarize_tasks",
+        "summarize_words",
     },
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
-    "methods/packing": RECIPES | {"check_study"},
+    "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": {"evaluate", "evaluate_original"},
@@ -410,33 +444,63 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+        "write_words",
+    },
     "models/unrolled": PASSES | MEASURES | {"convert"},
-    "evaluation/head": MEASURES | {"evaluate_task"},
-    "models/loading": MEASURES | {"evaluate_task", "quantize_with_model"},
-    "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize"},
+    "evaluation/head": MEASURES | {"evaluate_task", "write_words"},
+    "models/loading": MEASURES | {"evaluate_task", "quantize_with_model", "write_words"},
+    "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize", "write_words"},
     "records/method": QUANTIZERS
     | MEASURES
-    | {"check_study", "describe", "evaluate_task", "measure_error", "measure_heldout", "plot", "report", "summarize"},
+    | {
+        "check_study",
+        "describe",
+        "evaluate_task",
+        "measure_error",
+        "measure_heldout",
+        "plot",
+        "quantize_budget",
+        "report",
+        "summarize",
+        "write_words",
+    },
     "records/model": PASSES
     | QUANTIZERS
     | MEASURES
     | TEXTS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget", "write_words"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": TABLES
-    | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "check_study",
+        "pick",
+        "plot",
+        "plot_tasks",
+        "report",
+        "summarize_tasks",
+        "summarize_words",
+        "synthetic_benchmark",
+    },
     "comparison/prediction": {"answer_questions"},
     "comparison/table": {"summarize"},
     "comparison/text_answers": {"answer_questions", "report"},
     "comparison/tasks": {"plot_tasks", "report", "summarize_tasks"},
     "data/embedded_tasks": {"make_task"},
     "data/lm_eval": {"make_task"},
-    "data/task_items": {"check_texts", "evaluate_task", "make_task"},
+    "data/task_items": {"check_texts", "evaluate_task", "make_task", "write_words"},
     "data/task_yaml": {"make_task"},
-    "evaluation/items": {"evaluate_task"},
-    "evaluation/tasks": {"evaluate_task"},
+    "evaluation/items": {"evaluate_task", "write_words"},
+    "evaluation/tasks": {"evaluate_task", "write_words"},
     "report/figures/tasks": {"plot_tasks"},
     "report/sections/tasks": {"report"},
     "workflow/environment": {"build_autoawq", "build_lm_eval"},
@@ -448,9 +512,25 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | ANALYSES
     | FROM_FILES
-    | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+        "write_words",
+    },
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
+    "comparison/greedy": {"report", "summarize_words"},
+    "evaluation/greedy": {"write_words"},
+    "methods/allocation": {"quantize_budget"},
+    "methods/mixed": {"quantize_budget"},
+    "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
+    "report/sections/greedy": {"report"},
+    "workflow/budgets": set(),
 }
 
 

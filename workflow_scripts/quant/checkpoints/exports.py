@@ -5,6 +5,7 @@ after it is written, and the largest deviation from the checkpoint, in steps, st
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.recipe import grids
-from quant.recipe.grids import Codes, Grid
+from quant.recipe.grids import Codes
 
 AWQ_SIZES = (128, 64, 32)  # groups that AutoAWQ's readers have products for, largest first
 
@@ -31,26 +32,25 @@ def regrouped(linear: Codes, size: int) -> Codes:
     return Codes(codes, step, zero, linear.grid._replace(group_size=size), linear.n_in)
 
 
-def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> Grid:
-    """The checkpoint's grid, refused where it is not packed in one of the widths."""
-    if held.grid is None:
+def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
+    """Refuses a checkpoint that is not packed in these widths."""
+    if not held.packed:
         reason = "its weights are simulated (storage_reason in quantize.json says why)"
         raise InputError(
             f"{held.file.path}: {reason}, and {what} stores codes; export a method whose storage is packed"
         )
-    if held.grid.bits not in bits:
-        raise InputError(
-            f"{held.file.path}: has {held.grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; export "
-            "another method"
-        )
-    return held.grid
+    for name, grid in sorted(held.packed.items()):
+        if grid.bits not in bits:
+            raise InputError(
+                f"{held.file.path}: {name} has {grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; "
+                "export another method"
+            )
 
 
 def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
     """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
-    group_size = held.grid.group_size if held.grid else -1
     widths = {name: int(held.file.get(f"{name}.weight_shape")[1]) for name in held.packed}
-    found = {name: n_in if group_size == -1 else group_size for name, n_in in widths.items()}
+    found = {name: n_in if (own := held.packed[name].group_size) == -1 else own for name, n_in in widths.items()}
     for size in sizes:
         if all(group % size == 0 for group in found.values()):
             return size
@@ -197,14 +197,18 @@ GGUF_BLOCK = 32
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
-    """model.gguf: linears as Q4_0 (symmetric), Q4_1 (with zero points) or Q8_0, the rest as it is, norms in float32."""
-    grid = needs(held, (4, 8), "GGUF")
-    if (grid.bits, grid.symmetric) not in BLOCKS:
-        raise InputError(
-            f"{held.file.path}: GGUF has no blocks of {grid.bits} bits with zero points; export a symmetric method"
-        )
+    """model.gguf: each linear as Q4_0 (symmetric), Q4_1 (with zero points) or Q8_0, the rest as it is, norms in
+    float32."""
+    needs(held, (4, 8), "GGUF")
+    for name, grid in sorted(held.packed.items()):
+        if (grid.bits, grid.symmetric) not in BLOCKS:
+            raise InputError(
+                f"{held.file.path}: {name}: GGUF has no blocks of {grid.bits} bits with zero points; export a "
+                "symmetric method"
+            )
     size = fitting_size(held, (GGUF_BLOCK,), "GGUF")
-    kind, blocks = BLOCKS[grid.bits, grid.symmetric]
+    kinds = Counter(BLOCKS[grid.bits, grid.symmetric][0] for grid in held.packed.values())
+    kind = kinds.most_common(1)[0][0]  # what the file is called after
     names = gguf_file.Names(config)
 
     def tensors() -> Iterator[tuple[str, np.ndarray, str]]:
@@ -212,7 +216,8 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
             linear = in_float16(regrouped(held.linear(name), size))
             order = names.rows(name, len(linear.codes))
             linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
-            yield names.of(f"{name}.weight"), blocks(name, linear), kind
+            own, blocks = BLOCKS[linear.grid.bits, linear.grid.symmetric]
+            yield names.of(f"{name}.weight"), blocks(name, linear), own
         for key in sorted(held.file.names):
             name = key.rpartition(".")[0]
             if name not in held.packed or key.endswith(".bias"):
@@ -226,7 +231,7 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
         w = read.get(names.of(f"{name}.weight"))
         w = w[names.rows(name, len(w)).argsort()]
         worst = max(worst, deviation(w, held.linear(name)))
-    return {"type": kind, "largest_deviation": worst}
+    return {"type": "+".join(sorted(kinds)), "largest_deviation": worst}
 
 
 def try_forward(checkpoint: Path, dtype: torch.dtype, what: str) -> None:

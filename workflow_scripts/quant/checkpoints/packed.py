@@ -1,15 +1,17 @@
 """The checkpoint format that vLLM and transformers load: compressed-tensors `pack-quantized`.
 
-A linear of [out, in] in groups of g inputs becomes weight_packed int32 [out, ⌈in·bits/32⌉], weight_scale [out, in/g] in
+A linear of [out, in] in groups of g inputs becomes weight_packed int32 [out, words(in)], weight_scale [out, in/g] in
 the model's own dtype, weight_shape int64 [2] and, where the grid has zero points, weight_zero_point int32
-[⌈out·bits/32⌉, in/g]. An int32 holds 32/bits codes, the first in its lowest bits. What is written is packed by the
-library; its configuration is held against the library's classes in the tests, and what is read back is unpacked here,
-since importing the library imports transformers.
+[words(out), in/g]. An int32 holds ⌊32/bits⌋ codes, the first in its lowest bits: 10 of 3 bits, which so take 3.2. Where
+grids are several, each is a config group whose targets are its linears' full names: a class name would match by
+substring in vLLM, and a pattern more than was meant. What is written is packed by the library; its configuration is
+held against the library's classes in the tests, and what is read back is unpacked here, since importing the library
+imports transformers.
 """
 
 import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
 
 FORMAT = "pack-quantized"
-BITS = (4, 8)  # those that fill an int32 and that vLLM has products for
+BITS = (2, 3, 4, 8)
+FAST = (4, 8)  # those that vLLM has products for
+ANY = "Linear"  # the target of a checkpoint of one grid
 HEAD = "lm_head"  # named even where it is tied, and so not in the file: it is a Linear of the model all the same
 
 
@@ -51,12 +55,12 @@ def layout_of(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid)
     return parts
 
 
-def layout(dense: Layout, linears: Iterable[str], grid: Grid) -> Layout:
-    """A dense checkpoint's layout with its linears packed."""
-    names = {f"{name}.weight": name for name in linears}
+def layout(dense: Layout, grids: Mapping[str, Grid]) -> Layout:
+    """A dense checkpoint's layout with its linears packed; grids: by linear."""
+    names = {f"{name}.weight": name for name in grids}
     whole = {key: value for key, value in dense.items() if key not in names}
     for key, name in names.items():
-        whole |= layout_of(name, dense[key][1], dense[key][0], grid)
+        whole |= layout_of(name, dense[key][1], dense[key][0], grids[name])
     return whole
 
 
@@ -97,7 +101,7 @@ def pack(name: str, linear: Codes) -> dict[str, Tensor]:
 
 def unpack_words(packed: Tensor, bits: int, n: int) -> Tensor:
     """int32 [rows, words] → unsigned codes 0 to 2^bits-1, int32 [rows, n]."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
+    shifts = bits * torch.arange(32 // bits, dtype=torch.int32, device=packed.device)
     return ((packed[:, :, None] >> shifts) & (2**bits - 1)).flatten(1)[:, :n]
 
 
@@ -115,65 +119,110 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
 
 
 def quantization_config(
-    grid: Grid, dense: Layout, linears: Iterable[str], left: Iterable[str] = (), naming: Names | None = None
+    grids: Mapping[str, Grid], dense: Layout, left: Iterable[str] = (), naming: Names | None = None
 ) -> dict[str, Any]:
-    """config.json's entry; every matrix that is none of the linears, and every linear of `left`, is named as left
-    alone, by the model's name and by the file's."""
+    """config.json's entry for linears on these grids; every matrix that is none of them, and every linear of `left`, is
+    named as left alone. Names are the model's and the file's."""
+    both = (naming or Names()).both
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
-    weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
-    size = None if grid.group_size == -1 else grid.group_size
-    weights |= {"strategy": "group" if size else "channel", "group_size": size}
+    kinds = sorted(set(grids.values()))
+    targets = {grid: [ANY] if len(kinds) == 1 else [name for name in grids if grids[name] == grid] for grid in kinds}
     return {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": sorted((naming or Names()).both({HEAD, *left} | matrices - set(linears))),
+        "config_groups": {
+            f"group_{i}": {"targets": sorted(both(targets[grid])), "weights": weights_of(grid)}
+            for i, grid in enumerate(kinds)
+        },
+        "ignore": sorted(both({HEAD, *left} | matrices - set(grids))),
     }
 
 
-def grid_of(config: dict[str, Any], where: str) -> Grid | None:
-    """The grid that a config.json names; None where its checkpoint is dense. Refuses formats other than ours."""
+def weights_of(grid: Grid) -> dict[str, Any]:
+    """A grid as a config group has it."""
+    size = None if grid.group_size == -1 else grid.group_size
+    weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
+    return weights | {"strategy": "group" if size else "channel", "group_size": size}
+
+
+def grids_of(config: dict[str, Any], where: str) -> dict[str, Grid] | None:
+    """The grids that a config.json names, by target; None where its checkpoint is dense. Refuses formats other than
+    ours."""
     stored = config.get("quantization_config")
     if stored is None:
         return None
+    found: dict[str, Grid] = {}
     try:
-        (group,) = stored["config_groups"].values()
-        weights, written = group["weights"], stored["format"]
-        grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+        for group in stored["config_groups"].values():
+            weights = group["weights"]
+            grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+            found |= dict.fromkeys(group["targets"], grid)
+        written = stored["format"]
+        several = len(stored["config_groups"]) > 1
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{where}: its quantization_config is none of {FORMAT}; {rebuild(where)}") from None
-    if written != FORMAT or grid.bits not in BITS:
-        raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; {rebuild(where)}")
-    return grid
+    if not found or several == (ANY in found):
+        raise InputError(
+            f"{where}: its quantization_config is none of {FORMAT}, with {ANY} as the one target or a group of names "
+            f"for each grid; {rebuild(where)}"
+        )
+    for grid in found.values():
+        if written != FORMAT or grid.bits not in BITS:
+            raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; {rebuild(where)}")
+    return found
 
 
-def check(file: TensorFile, grid: Grid | None, where: str) -> set[str]:
-    """The packed linears of a file, each with the tensors that its grid asks for; refuses any other by its name."""
+def check(file: TensorFile, grids: Mapping[str, Grid] | None, where: str) -> dict[str, Grid]:
+    """The grid of each packed linear of a file, which holds the tensors that it asks for; refuses any other by its
+    name. grids: by target."""
     held = file.layout()
     named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
-    if bool(named) != (grid is not None):
+    if bool(named) != (grids is not None):
         holds = "packed weights" if named else "no packed weights"
         raise InputError(f"{file.path}: holds {holds}, but {where} says otherwise; {rebuild(file.path)}")
-    if grid is None:
-        return set()
-    for name in sorted(named):
-        shape: tuple[int, ...] = tuple(file.get(f"{name}.weight_shape").tolist())
-        size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
-        if grid.group_size != -1 and shape[1] % grid.group_size:
+    if grids is None:
+        return {}
+    parts_of = by_linear(held, named)
+    found: dict[str, Grid] = {}
+    for name in sorted(named if ANY in grids else named | set(grids)):
+        grid = grids.get(name, grids.get(ANY))
+        if grid is None or name not in named:
+            does, says = ("holds", "no") if grid is None else ("lacks", "a")
             raise InputError(
-                f"{file.path}: {name} has {shape[1]} inputs, which {size} in {where} does not divide; "
+                f"{file.path}: {does} {name} packed, and {where} has {says} grid for it; {rebuild(file.path)}"
+            )
+        found[name] = grid
+        check_linear(file, name, grid, parts_of[name], where)
+    return found
+
+
+def by_linear(held: Layout, named: Iterable[str]) -> dict[str, Layout]:
+    """The tensors of each linear's weight."""
+    found: dict[str, Layout] = {name: {} for name in named}
+    for key, value in held.items():
+        name, _, part = key.rpartition(".")
+        if name in found and part.startswith("weight"):
+            found[name][key] = value
+    return found
+
+
+def check_linear(file: TensorFile, name: str, grid: Grid, held: Layout, where: str) -> None:
+    """Refuses a packed linear whose tensors are not those that its grid asks for."""
+    shape: tuple[int, ...] = tuple(file.get(f"{name}.weight_shape").tolist())
+    size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
+    if grid.group_size != -1 and shape[1] % grid.group_size:
+        raise InputError(
+            f"{file.path}: {name} has {shape[1]} inputs, which {size} in {where} does not divide; {rebuild(file.path)}"
+        )
+    dtype = held[f"{name}.weight_scale"][0] if f"{name}.weight_scale" in held else torch.float32
+    present = {key: parts for key, (_, parts) in held.items()}
+    asked = {key: parts for key, (_, parts) in layout_of(name, shape, dtype, grid).items()}
+    for key in asked | present:
+        if (found := present.get(key)) != (wanted := asked.get(key)):
+            what = "is missing" if found is None else f"is {list(found)}"
+            kind = f"{'symmetric ' if grid.symmetric else ''}{grid.bits} bits and {size}"
+            raise InputError(
+                f"{file.path}: {key} {what} where {kind} in {where} ask for {list(wanted) if wanted else 'none'}; "
                 f"{rebuild(file.path)}"
             )
-        dtype = held[f"{name}.weight_scale"][0] if f"{name}.weight_scale" in held else torch.float32
-        present = {key: parts for key, (_, parts) in held.items() if key.startswith(f"{name}.weight")}
-        asked = {key: parts for key, (_, parts) in layout_of(name, shape, dtype, grid).items()}
-        for key in asked | present:
-            if (found := present.get(key)) != (wanted := asked.get(key)):
-                what = "is missing" if found is None else f"is {list(found)}"
-                kind = f"{'symmetric ' if grid.symmetric else ''}{grid.bits} bits and {size}"
-                raise InputError(
-                    f"{file.path}: {key} {what} where {kind} in {where} ask for {list(wanted) if wanted else 'none'}; "
-                    f"{rebuild(file.path)}"
-                )
-    return named

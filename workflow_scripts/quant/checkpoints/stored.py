@@ -15,16 +15,16 @@ from quant.recipe.grids import Grid
 
 
 class Stored:
-    """model.safetensors of a checkpoint directory; grid is None where nothing in it is packed."""
+    """model.safetensors of a checkpoint directory; packed: the grid of each packed linear, none where all is dense."""
 
-    def __init__(self, file: tensorfile.TensorFile, grid: Grid | None, linears: set[str]) -> None:
-        self.file, self.grid, self.packed = file, grid, linears
+    def __init__(self, file: tensorfile.TensorFile, grids: dict[str, Grid]) -> None:
+        self.file, self.packed = file, grids
 
     def linear(self, name: str, device: str = "cpu") -> packed.Codes:
         """Codes, step and zero of a packed linear."""
-        if name not in self.packed or self.grid is None:
+        if name not in self.packed:
             raise InputError(f"{self.file.path}: {name} is not packed; use a method whose storage is packed")
-        return packed.unpack(self.file, name, self.grid, device)
+        return packed.unpack(self.file, name, self.packed[name], device)
 
     def weight(self, name: str, device: str = "cpu") -> Tensor:
         """[out, in], float32."""
@@ -37,11 +37,11 @@ class Stored:
 def opened(checkpoint: Path, model_fingerprint: str | None = None) -> Iterator[Stored]:
     """A checkpoint directory whose weights are what its config.json says; refuses one of another model by name."""
     config = checkpoint / "config.json"
-    grid = packed.grid_of(read_json(config), str(config))
+    grids = packed.grids_of(read_json(config), str(config))
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         if model_fingerprint is not None:
             require(file.path, file.info("provenance"), model_fingerprint=model_fingerprint)
-        yield Stored(file, grid, packed.check(file, grid, str(config)))
+        yield Stored(file, packed.check(file, grids, str(config)))
 
 
 def check(checkpoint: Path) -> None:

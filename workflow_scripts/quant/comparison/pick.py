@@ -90,7 +90,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     fitting = within(packed, options).sort_values([by, "size_mb", "method"], kind="stable")
     limits = limits_words(options)
     if fitting.empty:
-        lines = ["No method of the study is stored packed (no salience or scope: shared, at 4 or 8 bits)."]
+        lines = ["No method of the study is stored packed (no salience or scope: shared)."]
         if not packed.empty:
             least = packed.sort_values("bits_per_weight").iloc[0]
             lines = [

@@ -228,6 +228,19 @@ def _entry(dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> 
     return {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
 
 
+def entry_bytes(name: str, dtype: torch.dtype, shape: tuple[int, ...], end: int) -> int:
+    """What a tensor adds to a header, its checksum with it, at most; end: bytes of all tensors."""
+    entry = _entry(dtype, shape, end, end)
+    return len(json.dumps({name: entry}, separators=(",", ":"))) - 1 + 8
+
+
+def header_bytes(layout: Layout, metadata: dict[str, str]) -> int:
+    """A header's length, at most."""
+    end = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in layout.values())
+    empty = len(json.dumps({"__metadata__": metadata | {"checksums": ""}}, separators=(",", ":")))
+    return 8 + 8 + empty + sum(entry_bytes(name, *value, end) for name, value in layout.items())
+
+
 def verify(path: str | Path) -> None:
     """Holds every tensor of a file against its checksum, for readers that do not read by `get`."""
     with opened(path) as file:

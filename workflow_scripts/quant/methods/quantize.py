@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
-from quant.checkpoints.coverage import quantized_share, without_kernels
+from quant.checkpoints.coverage import quantized_share
 from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.methods.block import Block
-from quant.methods.packing import why_not_packed
+from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, shared_groups
 from quant.recipe.grids import Codes
 from quant.recipe.quantized import rounding_statistics
@@ -68,10 +68,9 @@ def quantize_checkpoint(
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         if reason is None:
-            layout = packed.layout(dense, linears, recipe.grid)
-            config |= {
-                "quantization_config": packed.quantization_config(recipe.grid, dense, linears, left, model.naming)
-            }
+            grids = dict.fromkeys(linears, recipe.grid)
+            layout = packed.layout(dense, grids)
+            config |= {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
         begun = time.perf_counter()
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
@@ -97,12 +96,13 @@ def quantize_checkpoint(
                     folds |= {key: value.cpu() for key, value in block.folds(name)}
                     if reason is None:
                         written = packed.pack(name, block.codes(name))
-                        bits += packed.bits_of({key: layout[key] for key in written})
+                        own_bits = packed.bits_of({key: layout[key] for key in written})
                     else:
                         written = {f"{name}.weight": block.weight(name)}
-                        bits += result.storage_bits(name in block.folded)
-                    weights += block.weights[name].numel()
-                    row = {"linear": name, "layer": layer, "alpha": result.alpha, "objective": result.objective}
+                        own_bits = result.storage_bits(name in block.folded)
+                    bits, weights = bits + own_bits, weights + block.weights[name].numel()
+                    row = {"linear": name, "layer": layer, "storage_bits": own_bits}
+                    row |= {"alpha": result.alpha, "objective": result.objective}
                     row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
                     if result.damp is not None and result.damp > recipe.parameters["damp"]:
                         logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
@@ -124,7 +124,7 @@ def quantize_checkpoint(
         "quantize_s": time.perf_counter() - begun,
         "storage": "packed" if reason is None else "simulated",
         "storage_reason": reason or "",
-        "no_kernels": (without_kernels(dense, linears, recipe.group_size) if reason is None else None) or "",
+        "no_kernels": (without_kernels(dense, grids) if reason is None else None) or "",
         **quantized_share(dense, linears),
         "left": dict(left),
     }

@@ -71,7 +71,7 @@ def limit_mistakes(
     for name, recipe in ((name, Recipe.of(entry)) for name, entry in recipes.items()):
         if why_not_packed(recipe, shapes) is not None:
             continue
-        whole = packed.bits_of(packed.layout(layout, linears, recipe.grid))
+        whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
         rest = packed.bits_of(
             {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
         )
@@ -105,7 +105,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) 
         found.append(f"methods {', '.join(wanted['shared'])}: {reason}")
     if wanted["sequential"] and (expert := next((name for name in linears if ".experts." in name), None)):
         found.append(
-            f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens and not others, "
+            f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens, not others, "
             "so that its inputs in two models do not compare; use inputs: parallel for this model"
         )
     for name, recipe in wanted["library"].items():

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from quant.calibration.reader import Statistics
-from quant.checkpoints import packed
 from quant.data.tokens import Tokens
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
@@ -82,7 +81,7 @@ def tune_checkpoint(
         old = {name: norm.detach().cpu().clone() for name, norm in tuner.norms.items()}
         found = tuner.tune(calibration.sequences, tuning, seed)
     if found["epoch"]:
-        changed = tuned_tensors(tuner, packed.grid_of(config, str(target / "config.json")) is not None)
+        changed = tuned_tensors(tuner, "quantization_config" in config)
         rewrite(weights, changed)
         refold(folds, {name: (before, changed[f"{name}.weight"]) for name, before in old.items()}, config["model_type"])
     return found

@@ -12,7 +12,8 @@ BOUNDS = {"minimum": "minimum", "above": "exclusiveMinimum", "maximum": "maximum
 class Key:
     """default: None where it is calibration's. values: all there are, or None; bounds otherwise, and `apart` a number
     that is allowed outside of them. when: another key and the values of it with which this one has an effect, None for
-    any but that key's default. keys: those of an object (null: none), which then needs no default."""
+    any but that key's default. keys: those of an object (null: none), which then needs no default. items: those of each
+    object of a list, all of them wanted but for those whose default is None."""
 
     default: Any
     words: str
@@ -24,6 +25,7 @@ class Key:
     apart: int | None = None
     when: tuple[str, tuple[Any, ...] | None] | None = None
     keys: Mapping[str, "Key"] | None = None
+    items: Mapping[str, "Key"] | None = None
 
     def only_with(self, key: str, values: tuple[Any, ...]) -> "Key":
         """The same with `when`."""
@@ -32,6 +34,8 @@ class Key:
     @property
     def kind(self) -> str:
         """Its type in JSON."""
+        if self.items is not None:
+            return "array"
         return "object" if self.keys is not None else "integer" if self.default is None else KINDS[type(self.default)]
 
     def schema(self) -> dict[str, Any]:
@@ -42,6 +46,11 @@ class Key:
         if self.keys is not None:
             inner = {name: key.schema() | {"default": key.default} for name, key in self.keys.items()}
             return {"type": ["object", "null"], "additionalProperties": False, "properties": inner} | words
+        if self.items is not None:
+            inner = {name: key.schema() for name, key in self.items.items()}
+            wanted = [name for name, key in self.items.items() if key.default is not None]
+            each = {"type": "object", "additionalProperties": False, "properties": inner, "required": wanted}
+            return {"type": ["array", "null"], "items": each, "minItems": 1, "uniqueItems": True} | words
         held = {name: getattr(self, ours) for ours, name in BOUNDS.items() if getattr(self, ours) is not None}
         bounds = held if self.apart is None else {"oneOf": [{"const": self.apart}, held]}
         return {"type": self.kind} | bounds | words
@@ -54,6 +63,8 @@ class Key:
         default = "" if self.default is None else f"; default {shown(self.default)}"
         if self.keys is not None:
             default = "; its keys: " + "; ".join(f"{name}, {key.said()}" for name, key in self.keys.items())
+        if self.items is not None:
+            default = "; keys of each: " + "; ".join(f"{name}, {key.said()}" for name, key in self.items.items())
         return f"{self.words}{default}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
 from quant.recipe.key import Key
+from quant.recipe.widths import CANDIDATES, UNTOUCHED
 
 WEIGHTED = ("jacobian", "end_loss")  # moments of weighted tokens
 
@@ -20,11 +21,17 @@ def table() -> dict[str, Key]:
         **own_keys("salience"),
         "noise_std": Key(0.0, "noise on the inputs in units of their std, for Robust-PRAQ", minimum=0, when=searched),
         "n_noise_samples": Key(3, "draws that each of its expectations is averaged over", minimum=1, when=noisy),
-        "bits": Key(4, "bits of a code", (2, 3, 4, 8)),
+        "bits": Key(4, "bits of a code", (2, 3, 4, 8), when=("budget", (None,))),
         "group_size": Key(128, "inputs that share a range; -1: one range per output channel", minimum=1, apart=-1),
         "symmetric": Key(False, "true: codes about 0; false: a range with a zero point"),
         "clip": Key(False, "true: shrink each range to where its weighted error is least"),
         "n_grid": Key(20, "α is searched in {0, 1/n_grid, …, 1}", minimum=1, maximum=1000, when=searched),
+        "search_bits": Key(
+            0,
+            "bits for which the scale is searched; 0: its own; a budget's candidates share one",
+            (0, 2, 3, 4, 8),
+            when=searched,
+        ),
         "objective": Key(
             "uniform", "whose error counts in that search", ("uniform", "praq", "jacobian"), when=searched
         ),
@@ -83,6 +90,24 @@ def table() -> dict[str, Key]:
                 "held_out": Key(0.125, "share of the sequences held out", above=0, maximum=0.5),
             },
         ),
+        "budget": Key(
+            None,
+            "{bits_per_weight: 3.5} or {size_mb: 90}: each linear gets the candidate with which the model is damaged "
+            "least, by the end loss, within that",
+            keys={
+                "bits_per_weight": Key(0.0, "of the linears, as they are stored; 0: no limit", minimum=0),
+                "size_mb": Key(0.0, "of the whole file, 10⁶ bytes; 0: no limit", minimum=0),
+            },
+        ),
+        "candidates": Key(
+            None,
+            "what a linear may get: the recipe at these bits; 2, 3, 4, 8 and 16 where it is left out",
+            items={
+                "bits": Key(4, "16: as it is", (2, 3, 4, 8, 16)),
+                "group_size": Key(None, "the recipe's where it is left out", minimum=1, apart=-1),
+            },
+            when=("budget", None),
+        ),
         "keep": Key("none", "score by which output channels stay in 16 bit", tuple(SCORES)),
         "keep_ratio": Key(0.5, "share of them (the research: 0.2, 0.3, 0.5, 0.7)", above=0, below=1, when=kept),
         **own_keys("keep"),
@@ -112,9 +137,16 @@ def defaults() -> dict[str, Any]:
 
 
 def filled(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the keys that an object in it leaves out."""
+    """The recipe with the keys that an object in it leaves out, and a budget's candidates."""
     nested = {name: key.keys for name, key in KEYS.items() if key.keys is not None and recipe.get(name) is not None}
-    return recipe | {name: {k: key.default for k, key in keys.items()} | recipe[name] for name, keys in nested.items()}
+    found = {name: {k: key.default for k, key in keys.items()} | recipe[name] for name, keys in nested.items()}
+    if "budget" in found:
+        listed = recipe["candidates"] or [{"bits": bits} for bits in CANDIDATES]
+        found["candidates"] = [
+            {"bits": each["bits"], "group_size": None if each["bits"] == UNTOUCHED else each.get("group_size")}
+            for each in listed
+        ]
+    return recipe | found
 
 
 def reads(recipe: Mapping[str, Any]) -> set[str]:
@@ -186,13 +218,17 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     weighted = {"jacobian": jacobian, "end_loss": f"end_loss-{recipe['parts']}.safetensors"}
     files |= {"weighted": weighted[recipe["moment"]]} if recipe["moment"] in WEIGHTED else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
+    files |= {"end_loss": f"end_loss-{recipe['parts']}.safetensors"} if recipe["budget"] is not None else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 
 def way_of(recipe: Mapping[str, Any]) -> str:
-    """What quantising takes: weights (and statistics), the model, run over the calibration tokens, or a library."""
+    """What quantising takes: weights (and statistics), the model, run over the calibration tokens, a library, or the
+    finished candidates of a budget."""
     if "algorithm" in recipe:
         return "library"
+    if recipe["budget"] is not None:
+        return "candidates"
     return "model" if recipe["inputs"] == "sequential" or recipe["tune"] is not None else "weights"
 
 

@@ -49,7 +49,7 @@ def find_scale(
     total = torch.stack([salience(w, s.channels) for w, s in zip(weights, statistics, strict=True)]).mean(0)
     total = total if heads is None else tie_heads(total, heads)
     targets = [target for w, s in zip(weights, statistics, strict=True) for target in targets_of(w, s, recipe)]
-    return search_scale(targets, total, recipe.grid, recipe.n_grid, recipe.clip)
+    return search_scale(targets, total, recipe.search_grid, recipe.n_grid, recipe.clip)
 
 
 def targets_of(w: Tensor, statistics: LinearStatistics, recipe: Recipe) -> list[Target]:

@@ -18,6 +18,7 @@ class Recipe:
     symmetric: bool
     clip: bool
     n_grid: int
+    search_bits: int
     objective: str
     plain_share: float
     scope: str
@@ -41,3 +42,8 @@ class Recipe:
     @property
     def grid(self) -> Grid:
         return Grid(self.bits, self.group_size, self.symmetric)
+
+    @property
+    def search_grid(self) -> Grid:
+        """That the scale is searched for."""
+        return Grid(self.search_bits or self.bits, self.group_size, self.symmetric)

@@ -5,7 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 class Provenance(TypedDict):
     """What a checkpoint was made from. recipe: as the configuration has it; calibration_tokens: of a library that does
-    not take all of them."""
+    not take all of them; candidates: of a budget, by method, a mark of what each was made from."""
 
     model: NotRequired[str]
     method: NotRequired[str]
@@ -15,6 +15,7 @@ class Provenance(TypedDict):
     model_fingerprint: str
     token_fingerprint: NotRequired[str | None]
     calibration_tokens: NotRequired[int]
+    candidates: NotRequired[dict[str, str]]
 
 
 class Coverage(TypedDict):
@@ -41,9 +42,10 @@ class Summary(Coverage):
 
 class MethodRecord(TypedDict):
     """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; tuning: how that
-    went."""
+    went; predicted_nats: of a budget, what its choice is predicted to cost the model, nats a token."""
 
     linears: list[dict[str, Any]]
     summary: Summary
     provenance: Provenance
     tuning: NotRequired[dict[str, Any]]
+    predicted_nats: NotRequired[float]

@@ -10,6 +10,8 @@ from quant.data import task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import MOMENT, ROUNDINGS
+from quant.recipe.key import shown
+from quant.workflow.budgets import check_budget, with_candidates
 from quant.workflow.paths import check_braces
 from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
@@ -74,14 +76,21 @@ def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A method, or, where values are lists, one method for each combination, named by what varies."""
-    swept = [key for key, value in entry.items() if isinstance(value, list)]
+    swept = [key for key, value in entry.items() if isinstance(value, list) and keys.KEYS[key].items is None]
     if not swept:
         yield name, entry
     for values in product(*(entry[key] for key in swept) if swept else ()):
         chosen = dict(zip(swept, values, strict=True))
         if chosen:
-            label = "-".join(f"{key}{value}" for key, value in chosen.items())
+            label = "-".join(labelled(key, value) for key, value in chosen.items())
             yield f"{name}-{label}", entry | chosen
+
+
+def labelled(key: str, value: Any) -> str:
+    """What a method of a sweep is told apart by: bits3, or the contents of an object, size_mb90."""
+    if isinstance(value, dict):
+        return "-".join(f"{name}{number:g}" for name, number in value.items())
+    return f"{key}{value}"
 
 
 def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
@@ -95,6 +104,8 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
                 raise InputError(f"methods.{family}: its sweep makes a second method named {name}; rename one of them")
             recipe = methods[name] = complete(own, config)
             if "algorithm" not in recipe:
+                if recipe["budget"] is not None:
+                    check_budget(name, own, recipe, {key: config["calibration"][key] for key in keys.OF_CALIBRATION})
                 check_recipe(name, own, recipe)
                 methods[name] = keys.without_idle(recipe)
             families[family].append(name)
@@ -114,7 +125,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         raise InputError(problem)
     fill_defaults(config, schema, schema)
     name_texts(config)
-    config["methods"], families = recipes(config)
+    config["methods"], families, config["candidates"] = with_candidates(*recipes(config))
     check_names(config)
     config["study"]["methods"] = spread(config["study"]["methods"], families)
     added = config["study"].pop("add")
@@ -181,9 +192,9 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         if not keys.has_effect(key, recipe) and entry[key] != known[key]:
             other, values = keys.needed(key)
             choices = "" if values is None else f" to {' or '.join(map(str, values))}"
-            value = f"{recipe[other]:g}" if isinstance(recipe[other], float) else recipe[other]
             raise InputError(
-                f"methods.{name}: {key} has no effect with {other}: {value}; set {other}{choices}, or leave {key} out"
+                f"methods.{name}: {key} has no effect with {other}: {shown(recipe[other])}; set {other}{choices}, or "
+                f"leave {key} out"
             )
     if recipe["tune"] is not None:
         check_tune(name, recipe)

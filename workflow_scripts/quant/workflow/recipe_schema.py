@@ -25,7 +25,10 @@ def swept(reference: str) -> dict[str, Any]:
 def definitions() -> dict[str, Any]:
     """What a recipe and a method may hold, as the table of keys has it."""
     recipe = {name: key.schema() for name, key in keys.KEYS.items()}
-    method = {name: swept(f"#/$defs/recipe/properties/{name}") for name in keys.KEYS}
+    method = {
+        name: swept(f"#/$defs/recipe/properties/{name}") if key.items is None else key.schema()
+        for name, key in keys.KEYS.items()
+    }
     algorithm = {"enum": ["autoawq"], "description": "A library instead of a recipe: see autoawq."}
     return {
         "recipe": {"type": "object", "additionalProperties": False, "properties": recipe},
@@ -103,7 +106,7 @@ def page() -> str:
     lines = ["# A recipe's keys", "", "Made by `make schema` from `keys.py` and `choices.py` in quant/recipe.", ""]
     lines += [row("key", "may hold", "default", "what it is", "has an effect where"), row(*["---"] * 5)]
     for name, key in keys.KEYS.items():
-        default = "calibration's" if key.default is None else f"`{shown(key.default)}`"
+        default = "calibration's" if name in keys.OF_CALIBRATION else f"`{shown(key.default)}`"
         lines.append(row(f"`{name}`", bounds(name), default, key.words, effect(name)))
     for name, (package, choices) in CHOICES.items():
         lines += ["", f"## {name}", "", row("value", "what it does", "reads", "keys of its own"), row(*["---"] * 4)]
