@@ -115,7 +115,7 @@ def test_linears_and_blocks_that_are_left_stay_as_they_are(models: Callable[[str
     w = case.model.get_submodule(name).weight.detach().double().numpy()
     codes = reference.gptq(w, reference.second_moment(after[name]), 3, -1, False, 0.01, True)
     _, steps, zeros = reference.by_column(w, 3, -1, False)
-    with tensorfile.opened(tmp_path / "model.safetensors") as file:
-        found = file.get(f"{name}.weight").double().numpy()
+    with stored.opened(tmp_path) as file:
+        found = file.weight(name).double().numpy()
     assert (np.abs(found - (codes - zeros) * steps) > 1e-4).mean() < 0.02
     assert np.allclose(x["model.layers.1.self_attn.q_proj"], after["model.layers.1.self_attn.q_proj"], atol=1e-5)
