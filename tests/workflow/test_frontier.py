@@ -12,11 +12,12 @@ from tests import tiny
 pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
 
 SHARED = {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared"}
+SEQUENTIAL = SHARED | {"inputs": "sequential", "correction": 0.5, "bits": 2, "refine": 1}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": SHARED,
     "refined": SHARED | {"refine": 2},
-    "sequential": SHARED | {"inputs": "sequential", "correction": 0.5, "refine": 1},
-    "tuned": SHARED | {"inputs": "sequential", "correction": 0.5, "bits": 2, "tune": {"epochs": 1}},
+    "sequential": SEQUENTIAL,
+    "tuned": SEQUENTIAL | {"tune": {"epochs": 1}},
     "bare": {"inputs": "sequential", "rounding": "gptq", "tune": {"rate": 0.01}},
     "end_loss": SHARED | {"moment": "end_loss", "parts": 4, "plain_share": 0.5, "refine": 1},
 }
@@ -53,6 +54,21 @@ def test_what_a_linear_costs_the_model_is_predicted_of_every_method(finished: Pa
     for method in METHODS:
         found = read_table(finished / f"results/tiny/{method}/linears.csv")["predicted_nats"]
         assert len(found) == 14 and (found > 0).all()
+
+
+def test_the_page_asks_what_was_learnt_and_what_was_predicted(finished: Path) -> None:
+    """Both correlations of the end loss's prediction, and the tuned method beside the same untuned."""
+    found = tiny.read(finished / "results/comparison_results.json")["models"]["tiny"]
+    answered = {one["anchor"]: one for one in found}
+    predicted = [row for row in answered["layer-error"]["values"] if row["measure"] == "predicted nats"]
+    assert [row["method"] for row in predicted] == list(METHODS) and all(row["kl"] > 0 for row in predicted)
+    (line,) = [line for line in answered["layer-error"]["lines"] if line.startswith("predicted nats")]
+    assert "ρ with delta_nll" in line and "; with kl " in line and line.count("[") == 2
+    learnt = read_table(finished / "results/learnt.csv")
+    assert ("tuned", "sequential") in set(zip(learnt["method"], learnt["before"], strict=True))
+    assert (
+        answered["learnt"]["outcome"] != "not asked" and "learnt.csv" in (finished / "results/report.html").read_text()
+    )
 
 
 def test_an_edit_of_the_end_loss_collects_it_again_and_what_reads_it(finished: Path) -> None:
