@@ -59,7 +59,9 @@ def test_the_page_shows_the_original_the_best_and_the_worst_side_by_side() -> No
     rows = words_table([ORIGINAL, NEAR, middle, FAR], 999, 0)
     summary = pd.DataFrame({"method": ["original", "near", "middle", "far", "mute"], "nll": [1.0, 1.1, 1.5, 2.0, 9.0]})
     found = greedy.greedy("", rows, examples([ORIGINAL, NEAR, middle, FAR], 1), summary, {})
-    assert found.headline == "Tokens until a text parts from the original's, on average of 2: near 2.5 of 4, far 1.0 of 4"
+    assert (
+        found.headline == "Tokens until a text parts from the original's, on average of 2: near 2.5 of 4, far 1.0 of 4"
+    )
     lengths, texts = (table for _, table in found.tables)
     assert [row[0].text for row in lengths.rows] == ["original", "near", "middle", "far"]
     assert [[cell.text for cell in row] for row in texts.rows] == [
