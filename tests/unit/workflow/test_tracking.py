@@ -104,14 +104,22 @@ PASSES = {
 }  # the model, block by block
 RECIPES = {"quantize", "quantize_with_model"}
 QUANTIZERS = {"quantize", "quantize_with_model", "quantize_autoawq"}
-READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
-MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
+READERS = {
+    "evaluate",
+    "evaluate_task",
+    "write_words",
+    "measure_error",
+    "measure_heldout",
+    "measure_sensitivity",
+    "export",
+}  # of a method's checkpoint
+MEASURES = {"evaluate", "evaluate_original", "evaluate_task", "write_words", "measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
 TOKENS = {"tokenize_calibration", "tokenize_dataset"}
-TEXTS = {*TOKENS, "check_texts"}
-TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
+TEXTS = {*TOKENS, "check_texts", "evaluate_task", "make_task", "write_words"}
+TABLES = {"summarize", "summarize_sensitivity", "summarize_tasks", "summarize_words", "answer_questions"}
 LIBRARY = tracking.SCRIPTS / "quant"
 CHOSEN = {
     key: {name: f"quant.recipe.{package}.{name}" for name in table if name != "none"}
@@ -121,7 +129,7 @@ CHOSEN = {
 BY_NAME = dict.fromkeys(RECIPES, tuple(module for names in CHOSEN.values() for module in names.values()))
 BY_NAME |= {"check_study": ()}
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
-OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
+OURS = ALL - {"autoawq_worker", "lm_eval_worker"}  # they run with their libraries' own packages
 USERS: dict[str, set[str]] = {
     "report/figures/axes": PLOTS | {"plot"},
     "report/figures/check": {"plot"},
@@ -173,7 +181,7 @@ USERS: dict[str, set[str]] = {
     "methods/block": RECIPES,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": TABLES | {"describe", "report"},
+    "recipe/choices": {"answer_questions", "describe", "report", "summarize", "summarize_sensitivity"},
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -272,8 +280,8 @@ USERS: dict[str, set[str]] = {
         "synthetic_benchmark",
     },
     "recipe/grid_kernels": RECIPES,
-    "recipe/key": TABLES | {"describe", "report"},
-    "recipe/keys": TABLES | {"describe", "report"},
+    "recipe/key": {"answer_questions", "describe", "report", "summarize", "summarize_sensitivity"},
+    "recipe/keys": {"answer_questions", "describe", "report", "summarize", "summarize_sensitivity"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
@@ -281,7 +289,7 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | {"convert"},
-    "models/experts": PASSES | MEASURES | {"convert"},
+    "models/experts": PASSES | {"convert", "evaluate", "evaluate_original", "measure_sensitivity"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | {"convert"},
@@ -308,7 +316,7 @@ USERS: dict[str, set[str]] = {
     "workflow/values": set(),
     "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task"},
     "report/page": {"report"},
-    "comparison/pairs": TABLES | {"report"},
+    "comparison/pairs": {"answer_questions", "report", "summarize", "summarize_sensitivity"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
     "analysis/parts": {"measure_sensitivity"},
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
@@ -323,11 +331,11 @@ USERS: dict[str, set[str]] = {
     "recipe/ranges": RECIPES,
     "recipe/recipe": RECIPES | {"check_study"},
     "models/record": PASSES
-    | QUANTIZERS
     | MEASURES
-    | TEXTS
+    | QUANTIZERS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | TOKENS
+    | {"check_study", "check_texts", "convert", "measure_error"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -395,6 +403,7 @@ USERS: dict[str, set[str]] = {
         "plot_tasks",
         "report",
         "summarize_tasks",
+        "summarize_words",
     },
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
@@ -411,7 +420,7 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
-    "models/unrolled": PASSES | MEASURES | {"convert"},
+    "models/unrolled": PASSES | {"convert", "evaluate", "evaluate_original", "measure_sensitivity"},
     "evaluation/head": MEASURES | {"evaluate_task"},
     "models/loading": MEASURES | {"evaluate_task", "quantize_with_model"},
     "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize"},
@@ -419,11 +428,11 @@ USERS: dict[str, set[str]] = {
     | MEASURES
     | {"check_study", "describe", "evaluate_task", "measure_error", "measure_heldout", "plot", "report", "summarize"},
     "records/model": PASSES
-    | QUANTIZERS
     | MEASURES
-    | TEXTS
+    | QUANTIZERS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error"},
+    | TOKENS
+    | {"check_study", "check_texts", "convert", "measure_error"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": TABLES
     | {"check_mse", "check_study", "pick", "plot", "plot_tasks", "report", "summarize_tasks", "synthetic_benchmark"},
@@ -433,7 +442,7 @@ USERS: dict[str, set[str]] = {
     "comparison/tasks": {"plot_tasks", "report", "summarize_tasks"},
     "data/embedded_tasks": {"make_task"},
     "data/lm_eval": {"make_task"},
-    "data/task_items": {"check_texts", "evaluate_task", "make_task"},
+    "data/task_items": {"check_texts", "evaluate_task", "make_task", "write_words"},
     "data/task_yaml": {"make_task"},
     "evaluation/items": {"evaluate_task"},
     "evaluation/tasks": {"evaluate_task"},
@@ -451,6 +460,10 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "convert", "evaluate_original", "evaluate_task", "make_task", "synthetic_benchmark"},
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
+    "comparison/greedy": {"report", "summarize_words"},
+    "evaluation/greedy": {"write_words"},
+    "evaluation/provenance": {"evaluate_task", "write_words"},
+    "report/sections/greedy": {"report"},
 }
 
 
