@@ -195,7 +195,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"mine": {"yaml": "none.yaml"}}, "tasks.mine: none.yaml: cannot be read"),
         ({"mine": {"yaml": "code.yaml"}}, "tasks.mine: code.yaml:2: process_docs: !function names code"),
         ({"mine": {"yaml": "data.yaml"}}, "tasks.mine: missing.jsonl: no such file"),
-        ({"mine": {"embedded": "last_words"}}, "did you mean 'last_word'?"),
+        ({"mine": {"embedded": "last_words"}}, "tasks.mine.embedded: 'last_words'; did you mean last_word?"),
         ({"mine": {"embedded": "module", "lm_eval": "hellaswag"}}, "must hold exactly one of: embedded, lm_eval, yaml"),
     ],
 )
