@@ -42,6 +42,8 @@ ASKED = {
     "evaluate_task": "tiny/rtn_g/tasks/module.json",
     "summarize_tasks": "tasks.csv",
     "plot_tasks": "figures/tiny/tasks.svg",
+    "write_words": "tiny/rtn_g/words.json",
+    "summarize_words": "words.csv",
 }
 ELSEWHERE = {"quantize_autoawq"}  # test_autoawq.py, which has the library
 
@@ -128,6 +130,7 @@ def asked_overlay(folder: Path) -> None:
         "choose": {"max_bits_per_weight": 7},
         "study": tiny.OVERLAY["study"] | {"tasks": ["module"], "task_methods": ["rtn_g"]},
         "tasks": {"module": {"n_items": 8}},
+        "words": {"task": "module", "prompts": 4, "tokens": 4},
     }
     tiny.write_overlay(folder, overlay)
 

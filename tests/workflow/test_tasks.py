@@ -111,8 +111,16 @@ def asked(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
         os.utime(environment / name)
     study = tiny.OVERLAY["study"] | {"tasks": ["choice", "word", "module"], "task_methods": ["rtn_g", "gw_awq"]}
     tasks: dict[str, Any] = {name: {"yaml": f"mine/{name}.yaml"} for name in ("choice", "word")}
-    tiny.write_overlay(folder, tiny.OVERLAY | {"study": study, "tasks": tasks | {"module": {"n_items": 8}}})
-    done = tiny.snakemake(folder, "results/tasks.csv", "results/figures/tiny/tasks.svg")
+    tiny.write_overlay(
+        folder,
+        tiny.OVERLAY
+        | {
+            "study": study,
+            "tasks": tasks | {"module": {"n_items": 8}},
+            "words": {"task": "module", "prompts": 6, "tokens": 5},
+        },
+    )
+    done = tiny.snakemake(folder, "results/report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -153,6 +161,11 @@ def test_every_result_says_what_made_it(asked: Path) -> None:
     assert task["provenance"]["lm_eval"]["versions"]["lm_eval"] == "0.4.13"
     assert task["provenance"]["fingerprint"] == made["task_fingerprint"] and task["score"] == "acc_norm"
     assert tiny.read(asked / "results/tiny/calibration/texts.json")["tasks"]["choice"]["items"] == 30
+    words = pd.read_csv(asked / "results/words.csv").set_index("method")
+    assert words.texts.tolist() == [6] * 3 and words.loc["original", "agreed"] == words.tokens.max() == 5
+    page = (asked / "results/report.html").read_text()
+    for anchor in ("tasks", "words"):
+        assert f'<section id="{anchor}">' in page and f'href="#{anchor}"' in page
     assert tiny.pending_in(tiny.snakemake(asked, "--dry-run", "results/tasks.csv").stdout) == {}
 
 
@@ -182,7 +195,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"mine": {"yaml": "none.yaml"}}, "tasks.mine: none.yaml: cannot be read"),
         ({"mine": {"yaml": "code.yaml"}}, "tasks.mine: code.yaml:2: process_docs: !function names code"),
         ({"mine": {"yaml": "data.yaml"}}, "tasks.mine: missing.jsonl: no such file"),
-        ({"mine": {"embedded": "last_words"}}, "did you mean 'last_word'?"),
+        ({"mine": {"embedded": "last_words"}}, "tasks.mine.embedded: 'last_words'; did you mean last_word?"),
         ({"mine": {"embedded": "module", "lm_eval": "hellaswag"}}, "must hold exactly one of: embedded, lm_eval, yaml"),
     ],
 )

@@ -12,7 +12,7 @@ from quant.data.task_items import load as load_task
 from quant.data.task_items import requests_of
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
-from quant.evaluation.tasks import made_of
+from quant.evaluation.provenance import made_of
 from quant.files.artifacts import mark, write_json
 from quant.models import tokenizers
 from quant.models.compute import batch_tokens, device, dtype
@@ -28,7 +28,7 @@ def written(model: Any, prompts: Tensor, tokens: int, ends: list[int], room: int
     `ends`, which is kept. room: tokens in a batch."""
     from transformers import GenerationConfig
 
-    # nothing of the checkpoint's own settings: no sampling, no penalties
+    model.generation_config = GenerationConfig()  # not the checkpoint's own, whose penalties would be merged in
     greedy = GenerationConfig(
         do_sample=False, max_new_tokens=tokens, pad_token_id=ends[0] if ends else 0, eos_token_id=ends or None
     )

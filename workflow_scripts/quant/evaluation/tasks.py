@@ -14,10 +14,9 @@ from quant.errors import InputError
 from quant.evaluation.head import Head
 from quant.evaluation.items import Likelihood, log_likelihoods
 from quant.evaluation.perplexity import load_model
-from quant.files import tensorfile
-from quant.files.artifacts import mark, read_json, require, versions, write_json
+from quant.evaluation.provenance import made_of
+from quant.files.artifacts import mark, require, write_json
 from quant.models.compute import batch_tokens, device, dtype
-from quant.models.record import model_record as opened_model
 
 logger = logging.getLogger("quant")
 
@@ -33,20 +32,6 @@ def answered(item: Item, found: list[Likelihood], score: str) -> dict[str, Any]:
     answer = int(np.argmax(log_p / np.array(item.lengths, dtype=float) if score == "acc_norm" else log_p))
     among = log_p - np.logaddexp.reduce(log_p)
     return row | {"answer": answer, "right": answer == item.gold, "right_log_p": float(among[item.gold])}
-
-
-def made_of(checkpoint: Path, model_record: str, record: str | None, recipe: dict[str, Any] | None) -> dict[str, Any]:
-    """The provenance of a whole checkpoint, of the original where there is no record; refused where it is of another
-    model or recipe than these."""
-    of_model = {"model_fingerprint": opened_model(model_record)["fingerprint"]}
-    made = {"versions": versions()} | of_model
-    if record is not None:
-        made = read_json(record)["provenance"]
-        require(record, made, **of_model, recipe=recipe)
-        with tensorfile.opened(checkpoint / "model.safetensors") as file:
-            require(file.path, {"record": file.info("provenance")}, record=made)
-    tensorfile.verify(checkpoint / "model.safetensors")
-    return made
 
 
 def run(
