@@ -161,6 +161,9 @@ class Run:
                     filled.append(module)
                 elif module is not self.blocks:
                     module.to(self._device)
+            for name, _ in list(body.named_parameters(recurse=False)):  # beside its modules
+                value = weights.get(base + name, self._device, self._dtype)
+                setattr(body, name, nn.Parameter(value, requires_grad=False))
             for i, batch in enumerate(self._batches):
                 if self._alike:
                     forget(body)
