@@ -81,7 +81,7 @@ END_LOSS = next(
         file
         for method in STUDY["methods"]
         for file in keys.statistics_files(METHODS[method]).values()
-        if "/end_loss-" in file and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
+        if Path(file).name.startswith("end_loss-") and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
     ),
     None,
 )

@@ -499,8 +499,8 @@ USERS: dict[str, set[str]] = {
     "data/lm_eval": {"make_task"},
     "data/task_items": {"check_texts", "evaluate_task", "make_task", "write_words"},
     "data/task_yaml": {"make_task"},
-    "evaluation/items": {"evaluate_task", "write_words"},
-    "evaluation/tasks": {"evaluate_task", "write_words"},
+    "evaluation/items": {"evaluate_task"},
+    "evaluation/tasks": {"evaluate_task"},
     "report/figures/tasks": {"plot_tasks"},
     "report/sections/tasks": {"report"},
     "workflow/environment": {"build_autoawq", "build_lm_eval"},
@@ -531,6 +531,7 @@ USERS: dict[str, set[str]] = {
     "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
+    "evaluation/provenance": {"evaluate_task", "write_words"},
 }
 
 
