@@ -171,6 +171,19 @@ def snakemake(
         return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
 
 
+def with_methods(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """OVERLAY with these methods alone."""
+    study = OVERLAY["study"] | {"methods": list(methods)}
+    return OVERLAY | {"study": study, "methods": methods, "sensitivity": {"methods": []}}
+
+
+def finished(folder: Path) -> Path:
+    """A clone whose study has run to its report."""
+    done = snakemake(folder, "results/report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 def dry_run(folder: Path, config: str | Path = "tiny.yaml") -> tuple[int, str]:
     """Exit status of a dry run, and what it said."""
     done = snakemake(folder, "--dry-run", "results/report.html", config=str(config))

@@ -23,22 +23,15 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def overlay(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    study = tiny.OVERLAY["study"] | {"methods": list(METHODS)}
-    return tiny.OVERLAY | {"study": study, "methods": methods, "sensitivity": {"methods": []}}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of METHODS."""
     folder = tiny.clone(tmp_path_factory.mktemp("frontier"))
-    tiny.write_overlay(folder, overlay(METHODS))
+    tiny.write_overlay(folder, tiny.with_methods(METHODS))
     jobs = tiny.pending(folder)
     assert jobs["quantize"] == 3 and jobs["quantize_with_model"] == 3 and jobs["collect_statistics"] == 1
     assert jobs["collect_end_loss"] == 1
-    done = tiny.snakemake(folder, "results/report.html")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return tiny.finished(folder)
 
 
 def test_they_are_measured_like_all_others(finished: Path) -> None:
@@ -96,7 +89,7 @@ def test_a_changed_value_quantises_its_method_alone(
     finished: Path, method: str, changes: dict[str, Any], job: str, tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed.yaml"
-    changed.write_text(yaml.safe_dump(overlay(METHODS | {method: METHODS[method] | changes})))
+    changed.write_text(yaml.safe_dump(tiny.with_methods(METHODS | {method: METHODS[method] | changes})))
     jobs = {rule: n for rule, n in tiny.pending(finished, changed).items() if n}
     assert jobs[job] == jobs["evaluate"] == jobs["measure_error"] == 1
     assert {rule for rule in jobs if rule.startswith(("quantize", "collect"))} == {job}

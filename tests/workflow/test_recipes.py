@@ -27,22 +27,15 @@ METHODS: dict[str, dict[str, Any]] = {
 NAMES = ["widths-bits3", "widths-bits4", "sizes-n_calib4", "sizes-n_calib12", "robust", "exact", "flips", "1e5"]
 
 
-def overlay(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    study = tiny.OVERLAY["study"] | {"methods": list(METHODS)}
-    return tiny.OVERLAY | {"study": study, "methods": methods, "sensitivity": {"methods": []}}
-
-
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of METHODS."""
     folder = tiny.clone(tmp_path_factory.mktemp("recipes"))
-    tiny.write_overlay(folder, overlay(METHODS))
+    tiny.write_overlay(folder, tiny.with_methods(METHODS))
     jobs = tiny.pending(folder)
     counts = {"collect_statistics": 2, "collect_noisy": 1, "collect_jacobian": 1, "quantize": len(NAMES)}
     assert {rule: jobs[rule] for rule in counts} == counts, "the plain statistics once for each size, the others once"
-    done = tiny.snakemake(folder, "results/report.html")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return tiny.finished(folder)
 
 
 def test_every_recipe_is_measured(recipes: Path) -> None:
@@ -82,7 +75,7 @@ def test_rounding_statistics_are_of_every_method(recipes: Path) -> None:
 
 def test_changed_noise_touches_nothing_else(recipes: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.yaml"
-    changed.write_text(yaml.safe_dump(overlay(METHODS | {"robust": {"salience": "praq", "noise_std": 0.1}})))
+    changed.write_text(yaml.safe_dump(tiny.with_methods(METHODS | {"robust": {"salience": "praq", "noise_std": 0.1}})))
     done = tiny.snakemake(recipes, "--dry-run", "results/report.html", config=str(changed))
     jobs = {rule: n for rule, n in tiny.pending_in(done.stdout + done.stderr).items() if n}
     once = ("collect_noisy", "quantize", "measure_error", "measure_heldout", "evaluate", "describe")

@@ -11,25 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant.data.tokens import Tokens, fingerprint
+from quant.data.tokens import Tokens
 from quant.errors import InputError
 from quant.evaluation import head
 from quant.evaluation.divergence import Reference
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import evaluate, load_model, measure, token_nll
 from tests.unit import reference as slow
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> nn.Module:
-    return load_model(tiny_checkpoint, "cpu", torch.float32)
-
-
-@pytest.fixture(scope="module")
-def ragged() -> Tokens:
-    generator = torch.Generator().manual_seed(0)
-    sequences = [torch.randint(0, 256, (length,), generator=generator) for length in (9, 4, 12, 12, 2, 7)]
-    return Tokens(sequences, fingerprint(sequences), {})
 
 
 def logits_of(n: int, vocab: int = 20, seed: int = 0) -> Tensor:

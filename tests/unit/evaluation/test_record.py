@@ -10,25 +10,12 @@ import torch
 from torch import nn
 
 from quant.comparison.summary import summary_row
-from quant.data.tokens import Tokens, fingerprint, save
+from quant.data.tokens import Tokens, save
 from quant.evaluation import record
-from quant.evaluation.perplexity import load_model
 from tests.unit import reference as slow
 
 SUMMARY = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "keep: awq"}
 SUMMARY |= {"quantized_share": 0.5, "parameters": 1000}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> nn.Module:
-    return load_model(tiny_checkpoint, "cpu", torch.float32)
-
-
-@pytest.fixture(scope="module")
-def ragged() -> Tokens:
-    generator = torch.Generator().manual_seed(0)
-    sequences = [torch.randint(0, 256, (length,), generator=generator) for length in (9, 4, 12, 12, 2, 7)]
-    return Tokens(sequences, fingerprint(sequences), {})
 
 
 def test_run_writes_original_and_method(
