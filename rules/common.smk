@@ -15,13 +15,12 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
-STUDY = CONFIG["study"]
+STUDY, WORDS = CONFIG["study"], CONFIG["words"]
 METHODS = CONFIG["methods"]
 # methods that failed, by model, where the study may do without them
-MISSING = outcome.missing(STUDY, Path("results")) if STUDY["allow_missing"] else []
+MISSING = outcome.missing(STUDY, Path("results"), WORDS["task"] is not None) if STUDY["allow_missing"] else []
 ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
 # the tasks that are asked or written on
-WORDS = CONFIG["words"]
 ASKED = list(dict.fromkeys([*STUDY["tasks"], *([WORDS["task"]] if WORDS["task"] else [])]))
 # in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
 COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))

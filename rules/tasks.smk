@@ -113,7 +113,7 @@ rule summarize_tasks:
         mem_mb=more(2000),
         runtime=more(20),
     params:
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},
         code=code("summarize_tasks.py"),
     script:
@@ -198,7 +198,7 @@ rule summarize_words:
         mem_mb=more(1000),
         runtime=more(10),
     params:
-        comparison=CONFIG["comparison"],
+        comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},
         show=WORDS["show"],
         code=code("summarize_words.py"),

@@ -79,3 +79,18 @@ def test_what_was_chosen_and_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "best/choice.json").write_text(words)
     said = outcome.chosen(tmp_path)
     assert said == f"Best: gptq_clip, at most 4.5 bits per weight\nTake {tmp_path}/best/checkpoint, gptq_clip of m"
+
+
+def test_a_method_that_failed_to_answer_is_missing_where_it_is_asked(tmp_path: Path) -> None:
+    study = {"models": ["m"], "methods": ["a", "b"], "datasets": [], "tasks": ["t"], "task_methods": ["a"]}
+    for log in (
+        "evaluate_task/m/a/t.log",
+        "evaluate_task/m/a/other.log",
+        "evaluate_task/m/b/t.log",
+        "write_words/m/a.log",
+    ):
+        (tmp_path / "logs" / log).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / log).write_text("ERROR broken\n")
+    assert outcome.missing(study, tmp_path) == [{"model": "m", "method": "a", "reason": "evaluate_task: broken"}]
+    assert outcome.missing(study | {"tasks": []}, tmp_path) == []
+    assert outcome.missing(study | {"tasks": []}, tmp_path, words=True)[0]["reason"] == "write_words: broken"

@@ -71,16 +71,19 @@ def chosen(results: Path) -> str:
     return f"Best: {choice['headline']}\nTake {results / 'best/checkpoint'}, {choice['method']} of {choice['model']}"
 
 
-def missing(study: dict[str, Any], results: Path) -> list[dict[str, str]]:
+def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[dict[str, str]]:
     """model, method and reason of every method that a failed job left without a result.
 
-    Its last run is in the job's log; a method whose jobs have not run yet is not missing.
+    Its last run is in the job's log; a method whose jobs have not run yet is not missing. words: whether methods write.
     """
     found = []
     for model in study["models"]:
         for method in study["methods"]:
             logs = [results / f"logs/{step}/{model}/{method}.log" for step in STEPS[:3]]
             logs += [results / f"logs/evaluate/{model}/{method}/{dataset}.log" for dataset in study["datasets"]]
+            if method in study.get("task_methods", ()):
+                logs += [results / f"logs/evaluate_task/{model}/{method}/{task}.log" for task in study["tasks"]]
+                logs += [results / f"logs/write_words/{model}/{method}.log"] * words
             failed = [log for log in logs if log.is_file() and not FINISHED.search(read(log))]
             if failed:
                 step = failed[0].relative_to(results / "logs").parts[0]
