@@ -21,7 +21,7 @@ from quant.data import tokens
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.linears import all_linears, decoder_blocks, skeleton
-from quant.models.notes import Note, noting, run_noted
+from quant.models.notes import Note, check_extras, noting, run_noted
 from quant.models.rotary import by_length, forget
 from quant.models.unrolled import Sorted
 
@@ -143,6 +143,7 @@ class Run:
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
         self._alike = by_length(self.model.config) or any(isinstance(each, Sorted) for each in self.model.modules())
+        self._handed: set[int] = set()  # extras that blocks hand on
         self._batches = list(tokens.batches(sequences, batch_tokens, self._alike))
 
     def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[Arguments]]]:
@@ -167,7 +168,7 @@ class Run:
             for i, batch in enumerate(self._batches):
                 if self._alike:
                     forget(body)
-                run_noted(body, notes, batch.ids.to(self._device))
+                self._handed |= run_noted(body, notes, batch.ids.to(self._device))
                 assert notes[0].hidden is not None
                 hidden.put(i, notes[0].hidden.to(self._dtype))
                 seen: dict[int, Any] = {}
@@ -197,6 +198,8 @@ class Run:
                     for i, batch in enumerate(self._batches):
                         before(batch)
                         out = arguments[i][index].call(block, hidden.get(i))
+                        if index + 1 < len(self.blocks):
+                            check_extras(out, self._handed, index)
                         out = out[0] if isinstance(out, (tuple, list)) else out
                         after(out)
                         hidden.put(i, out)

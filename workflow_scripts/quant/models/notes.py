@@ -41,10 +41,32 @@ def shares(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
+def reads_more(index: int) -> NotAChain:
+    return NotAChain(f"decoder block {index} reads more of an earlier one than its hidden states")
+
+
+def check_extras(out: Any, handed: set[int], index: int) -> None:
+    """Refuses what block `index` returns where the next one reads of it more than hidden states: `run_noted` says which
+    extras those are. One that is None says nothing."""
+    extras = out[1:] if isinstance(out, tuple) else ()
+    if any(k < len(extras) and extras[k] is not None for k in handed):
+        raise reads_more(index + 1)
+
+
+class Whole(Tensor):
+    """Hidden states that a loop does not take apart by rows where it expects a tuple of as many."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise TypeError("a tensor, no tuple")
+
+
 class Note(nn.Module):
     """Stands in a block's place for one pass of the model."""
 
     more: int | None = None  # what a block returns beside hidden states, as a tuple; None where it returns these alone
+    marked = True  # whether those are tensors, so that a later block that reads them is found, or None
 
     def __init__(self, block: nn.Module, index: int, notes: "list[Note]") -> None:
         super().__init__()
@@ -55,6 +77,8 @@ class Note(nn.Module):
     def forget(self) -> None:
         self.hidden: Tensor | None = None
         self.returned: Tensor | None = None
+        self.extras: list[Tensor] = []
+        self.handed: set[int] = set()  # which extras of an earlier block it reads
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.place: str | None = None
@@ -84,15 +108,17 @@ class Note(nn.Module):
             )
         for each in leaves((self.args, self.kwargs)):
             if any(note.returned is not None and shares(each, note.returned) for note in self.notes):
-                raise NotAChain(f"decoder block {self.index} reads more of an earlier one than its hidden states")
+                raise reads_more(self.index)
+            self.handed |= {k for note in self.notes for k, extra in enumerate(note.extras) if shares(each, extra)}
         if not isinstance(hidden, Tensor):
             raise NotAChain(f"decoder block {self.index} reads a {type(hidden).__name__} in place of hidden states")
         first = self.notes[0].hidden
         assert first is not None
         self.returned = first.clone()
         if self.more is None:
-            return self.returned  # whole again where the model's loop takes [0] of it, as of a tuple
-        return (self.returned, *[None] * self.more)
+            return self.returned.as_subclass(Whole)  # again where the model's loop takes [0] of it, as of a tuple
+        self.extras = [first.new_zeros(1) for _ in range(self.more)] if self.marked else []
+        return (self.returned, *(self.extras if self.marked else [None] * self.more))
 
 
 @contextlib.contextmanager
@@ -111,13 +137,16 @@ def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
             blocks[index] = block
 
 
-def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> None:
-    """One pass of the body over token ids [n, width], in which every block's stand-in takes its notes."""
+def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> set[int]:
+    """One pass of the body over token ids [n, width], in which every block's stand-in takes its notes; returns which
+    of the extras that a block returns a later one reads (check_extras)."""
     failure: Exception | None = None
-    for more in dict.fromkeys((notes[0].more, None, 1, 2, 3)):
+    handed: set[int] = set()
+    ways = [(n, marked) for n in dict.fromkeys((notes[0].more, None, 1, 2, 3)) for marked in (True, False)]
+    for more, marked in ways:
         for note in notes:
             note.forget()
-            note.more = more
+            note.more, note.marked = more, marked
         try:
             body(input_ids=ids, use_cache=False)
         except (NotAChain, torch.OutOfMemoryError):
@@ -125,7 +154,9 @@ def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> None:
         except Exception as error:  # the loop takes more of a block, or what follows the last one cannot go on
             failure = error
         if notes[-1].returned is not None:
-            return
+            handed |= {k for note in notes for k in note.handed}
+            if not (marked and handed):  # else once more, with None in the marks' place
+                return handed
     reason = (
         "it never calls them"
         if failure is None
@@ -141,12 +172,15 @@ def called(model: "PreTrainedModel", blocks: nn.ModuleList) -> set[str] | None:
     """
     ids = torch.zeros(1, 8, dtype=torch.int64, device="meta")
     names: set[str] = set()
+    given: list[tuple[int, Any]] = []  # what each block returns
     whole: nn.Module = model
     hooks = [
         module.register_forward_hook(lambda module, args, out, name=name: names.add(name))
         for name, module in whole.to("meta").named_modules()
         if isinstance(module, nn.Linear)
     ]
+    for index, block in enumerate(blocks):
+        hooks.append(block.register_forward_hook(lambda module, args, out, index=index: given.append((index, out))))
     # whoever traces a model may not read its masks' numbers either
     with torch.no_grad(), mock.patch("transformers.masking_utils.is_tracing", lambda tensor=None: True):
         try:
@@ -157,7 +191,9 @@ def called(model: "PreTrainedModel", blocks: nn.ModuleList) -> set[str] | None:
             for hook in hooks:
                 hook.remove()
         with noting(blocks) as notes:
-            run_noted(model.base_model, notes, ids)
+            handed = run_noted(model.base_model, notes, ids)
+        for index, out in given[:-1]:
+            check_extras(out, handed, index)
     return names
 
 
