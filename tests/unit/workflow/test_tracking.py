@@ -266,6 +266,7 @@ USERS: dict[str, set[str]] = {
     | {"check_mse", "check_study", "evaluate_task", "quantize_budget", "write_words"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
+    "calibration/kept": {"quantize_with_model"},
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": PASSES
     | READERS
