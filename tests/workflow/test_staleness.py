@@ -281,7 +281,7 @@ MODULES = [
     "report/build",
     "calibration/jacobian",
     "calibration/end_loss",
-    "methods/autoawq",
+    "methods/library",
 ]
 
 
