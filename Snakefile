@@ -19,7 +19,7 @@ IS_MODULE = Path(workflow.main_snakefile) != Path(workflow.snakefile)
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.data import task_yaml
-from quant.recipe import choices, keys
+from quant.recipe import choices, keys, libraries
 from quant.workflow import configuration, defaults, demands, gpus, outcome, paths, shared_text, tracking, values
 from quant.errors import InputError
 
@@ -40,7 +40,7 @@ include: "rules/common.smk"
 include: "rules/convert.smk"
 include: "rules/statistics.smk"
 include: "rules/quantize.smk"
-include: "rules/autoawq.smk"
+include: "rules/library.smk"
 include: "rules/evaluate.smk"
 include: "rules/analyse.smk"
 include: "rules/preactivations.smk"

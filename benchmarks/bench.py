@@ -4,7 +4,7 @@ Times statistics, loading, each recipe's search and rounding, a whole quantize j
 and evaluation; on a GPU also the seconds in which it was busy (gpu_s), of one more run under a profiler. Beside each
 stands the limit: what its products and copies take at the device's measured rates; times_limit is gpu_s, or seconds
 where there is none, over that. Then how cost grows with depth, width, tokens and methods. Writes bench.csv and
-bench.svg into --out. AutoAWQ runs on the same weights and tokens where its environment (rule build_autoawq) is there.
+bench.svg into --out. AutoAWQ runs on the same weights and tokens where its environment (rule build_library) is there.
 """
 
 import argparse
@@ -228,16 +228,17 @@ def quantize_job(given: dict[str, Any]) -> None:
 def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
     """The library on the same weights and tokens, in its own environment."""
     if not (AUTOAWQ / "complete").exists():
-        print(f"AutoAWQ: left out, {AUTOAWQ.relative_to(ROOT)} is not there (snakemake build_autoawq makes it)")
+        print(f"AutoAWQ: left out, {AUTOAWQ.relative_to(ROOT)} is not there (its rule, build_library, makes it)")
         return
-    from quant.methods.autoawq import quantize_autoawq
+    from quant.methods.library import quantize_library
 
     recipe = recipes(["autoawq"], shape)["autoawq"]
     (bench.folder / "awq/checkpoint").mkdir(parents=True)
     begun = time.perf_counter()
-    record = quantize_autoawq(
+    record = quantize_library(
         model / "checkpoint", bench.folder / "awq/checkpoint", bench.folder / "awq/folds", bench.folder / "tokens",
-        AUTOAWQ, read_json(model / "convert.json"), recipe, bench.where, batch_tokens("auto", bench.where), {},
+        AUTOAWQ, read_json(model / "convert.json"), recipe, bench.where, batch_tokens("auto", bench.where),
+        {"model": "random", "method": "autoawq"},
     )  # fmt: skip
     spent = time.perf_counter() - begun
     bench.note("search", record["summary"]["quantize_s"], None, shape, recipe="autoawq", call_s=spent)

@@ -57,6 +57,10 @@ more = lambda amount: lambda wildcards, attempt: amount * attempt
 
 CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
 DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})
+# what knows the libraries of the study
+DEMANDED_MODULES = tuple(
+    sorted({module for recipe in DEMANDS["library"].values() for module in choices.modules(recipe)})
+)
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
 # what the token ids of a calibration set are made by

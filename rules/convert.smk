@@ -75,7 +75,8 @@ rule check_study:
         runtime=more(10),
     params:
         demands=lambda w: DEMANDS | ({} if w.model == FIRST_MODEL else {"limits": {}, "recipes": {}}),
-        code=code("check_study.py", modules=()),  # it runs none of the functions that a recipe names
+        # of the functions that it imports by name it runs those that know a library
+        code=code("check_study.py", modules=DEMANDED_MODULES),
     script:
         "../workflow_scripts/check_study.py"
 

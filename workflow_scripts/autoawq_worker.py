@@ -23,14 +23,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Job:
-    """What to do; parallel: sequences in one forward pass."""
+    """What to do; parallel: sequences in one forward pass. Bits and linears are the library's own; it draws nothing."""
 
     model: str
     tokens: str
     out: str
     device: str
+    linears: list[str]
+    bits: int
     group_size: int
     clip: bool
+    seed: int
     parallel: int
     threads: int
 
@@ -110,7 +113,7 @@ def run(job: Job) -> None:
     begun = time.perf_counter()
     model.quantize(
         tokenizer=None,  # the calibration is token ids already
-        quant_config={"zero_point": True, "q_group_size": job.group_size, "w_bit": 4, "version": "GEMM"},
+        quant_config={"zero_point": True, "q_group_size": job.group_size, "w_bit": job.bits, "version": "GEMM"},
         calib_data=calibration,
         max_calib_samples=len(calibration),
         # it joins the sequences and cuts them at this length: where all have it, into themselves
@@ -125,7 +128,7 @@ def run(job: Job) -> None:
     save_file(model.quantizer.scales, Path(job.out, "scales.safetensors"))
     result = {
         "seconds": seconds,
-        "block_seconds": model.quantizer.block_seconds,
+        "seconds_of": model.quantizer.block_seconds,
         "versions": {"autoawq": metadata.version("autoawq")}
         | {f"autoawq's {name}": metadata.version(name) for name in ("transformers", "torch")},
     }

@@ -11,6 +11,6 @@ LM_EVAL = Library("lm-eval", "lm_eval", "leave its tasks out of study.tasks")
 if __name__ == "__main__":
     with job(snakemake.log[0]):
         environment = Path(snakemake.output.complete).parent
-        packages = build(environment, Path(snakemake.input.requirements), LM_EVAL)
+        _, packages = build(environment, Path(snakemake.input.requirements), LM_EVAL)
         write_text(snakemake.output.packages, packages)
         write_text(snakemake.output.complete, f"{environment / 'bin' / 'python'}\n")

@@ -1,14 +1,8 @@
-"""The AutoAWQ library for real, on tiny models, in the environment that the workflow makes for it.
-
-The environment is built once by its own rule and kept beside other temporary files, under a name that changes with its
-requirements; clones link to it.
-"""
+"""The AutoAWQ library for real, on tiny models, in the environment that the workflow makes for it."""
 
 import json
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,51 +10,28 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from quant.checkpoints import gemm
 from quant.checkpoints.exports import export
 from quant.data import tokens
 from quant.evaluation.perplexity import load_model
-from quant.files.artifacts import digest
-from quant.methods import autoawq
+from quant.methods import library
 from quant.models import convert
 from quant.recipe import grids
 from tests import tiny
 from tests.unit.recipe.test_recipe import run
+from tests.workflow.environments import environment_of, link
 from tests.workflow.strike import KILL, strike
 
 pytestmark = pytest.mark.slow
-REQUIREMENTS = tiny.ROOT / "envs/autoawq.txt"
 # its clipping wants output channels in multiples of 64, the values' of grouped-query attention too
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "initializer_range": 0.15}
 
 
 @pytest.fixture(scope="module")
-def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """results/environments with AutoAWQ's in it, made by rule build_autoawq where an earlier run has not."""
-    kept = Path(tempfile.gettempdir()) / f"quant-autoawq-{digest(REQUIREMENTS.read_bytes())}"
-    with FileLock(f"{kept}.lock"):
-        if not (kept / "results/environments/autoawq/complete").is_file():
-            shutil.rmtree(kept, ignore_errors=True)
-            tiny.clone(kept)
-            done = tiny.snakemake(kept, "results/environments/autoawq/complete")
-            seen = done.stdout + done.stderr
-            if done.returncode:
-                shutil.rmtree(kept)
-                if "pip install failed" in seen:
-                    pytest.skip("pip cannot install AutoAWQ's environment here")
-                raise AssertionError(seen)
-    return kept / "results/environments"
-
-
-def link(clone: Path, environments: Path) -> None:
-    """The shared environment in a clone; newer than the clone's copy of its requirements."""
-    (clone / "results").mkdir(exist_ok=True)
-    (clone / "results/environments").symlink_to(environments)
-    for name in ("complete", "packages.txt"):
-        os.utime(environments / "autoawq" / name)
+def environment() -> Path:
+    return environment_of("autoawq")
 
 
 def save_granite(folder: Path) -> None:
@@ -85,10 +56,10 @@ def save_granite(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
     """A Granite through the whole chain to summary.csv."""
     folder = tiny.clone(tmp_path_factory.mktemp("autoawq") / "clone")
-    link(folder, environments)
+    link(folder, environment)
     shutil.rmtree(folder / "inputs/model")
     save_granite(folder / "inputs/model")
     overlay = tiny.OVERLAY | {
@@ -153,15 +124,15 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(
     before = {name: (folder / name).read_bytes() for name in names}
     with monkeypatch.context() as patch:
         struck = strike(tmp_path, patch, KILL)
-        assert tiny.snakemake(study, target, "--forcerun", "quantize_autoawq").returncode == 1
-    assert [path.name for path in struck.iterdir()] == ["quantize_autoawq"]
+        assert tiny.snakemake(study, target, "--forcerun", "quantize_library").returncode == 1
+    assert [path.name for path in struck.iterdir()] == ["quantize_library"]
     assert not (study / target).exists()
     done = tiny.snakemake(study, target, "results/summary.csv")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [name for name in names if (folder / name).read_bytes() != before[name]] == []
 
 
-def test_a_llama_with_grouped_queries(environments: Path, tmp_path: Path) -> None:
+def test_a_llama_with_grouped_queries(environment: Path, tmp_path: Path) -> None:
     """By the library function: o_proj, which v_proj cannot scale for, has no fold; the others' are exact."""
     source, target = tiny.save_model(tmp_path / "source", num_key_value_heads=2, **SHAPE), tmp_path / "target"
     target.mkdir()
@@ -169,17 +140,17 @@ def test_a_llama_with_grouped_queries(environments: Path, tmp_path: Path) -> Non
     linears = {name.removesuffix(".weight"): int(name.split(".")[2]) for name in names if "_proj" in name}
     sequences = list(torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0)))
     tokens.save(tmp_path / "tokens.safetensors", sequences, {"model_fingerprint": "its own"})
-    record = autoawq.quantize_autoawq(
+    record = library.quantize_library(
         source,
         target,
         tmp_path / "folds.safetensors",
         tmp_path / "tokens.safetensors",
-        environments / "autoawq",
+        environment,
         {"fingerprint": "its own", "linears": linears, "left": {}},
         {"algorithm": "autoawq", "bits": 4, "clip": False, "group_size": 64, "n_calib": 8, "seed": 0},
         "cpu",
         48,
-        {},
+        {"model": "tiny", "method": "autoawq"},
     )
     assert record["summary"]["bits_per_weight"] == 4 + (4 + 16) / 64
     assert not list(tmp_path.glob(".autoawq.*"))
@@ -204,7 +175,7 @@ def test_a_llama_with_grouped_queries(environments: Path, tmp_path: Path) -> Non
 
 def test_nothing_to_do_the_second_time_and_a_changed_key_reruns_it_alone(study: Path) -> None:
     overlay = yaml.safe_load((study / "tiny.yaml").read_text())
-    for entry, expected in (({}, {}), ({"clip": False}, {"quantize_autoawq": 1, "evaluate": 1, "measure_error": 1})):
+    for entry, expected in (({}, {}), ({"clip": False}, {"quantize_library": 1, "evaluate": 1, "measure_error": 1})):
         overlay["methods"] = {"autoawq": {"algorithm": "autoawq"} | entry}
         (study / "changed.yaml").write_text(yaml.safe_dump(overlay))
         done = tiny.snakemake(study, "--dry-run", "results/summary.csv", config="changed.yaml")
@@ -260,7 +231,7 @@ def older_words(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(environments: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def compared(environment: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """A linear on a 4-bit grid, and models whose positions and multipliers are not the usual ones."""
     folder = tmp_path_factory.mktemp("library")
     generator = torch.Generator().manual_seed(0)
@@ -276,7 +247,7 @@ def compared(environments: Path, study: Path, tmp_path_factory: pytest.TempPathF
     for name, source in sources.items():
         shutil.copytree(source, folder / name)
         older_words(folder / name)
-    python = environments / "autoawq/bin/python"
+    python = environment / "bin/python"
     done = subprocess.run([str(python), "-c", LIBRARY, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Compared(codes, zeros, weight, ids, sources, folder)
@@ -319,7 +290,7 @@ save_file({"logits": model(ids).logits.detach().float()}, sys.argv[3])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_library_loads_an_export(environments: Path, tmp_path: Path, symmetric: bool) -> None:
+def test_the_library_loads_an_export(environment: Path, tmp_path: Path, symmetric: bool) -> None:
     """Its logits, of float16 products, are the packed checkpoint's."""
     source = tiny.save_model(tmp_path / "source", rope_parameters=ROPE["llama3"], dtype="float16", **SHAPE)
     half = {name: value.half() for name, value in load_file(source / "model.safetensors").items()}
@@ -330,7 +301,7 @@ def test_the_library_loads_an_export(environments: Path, tmp_path: Path, symmetr
     ids = torch.randint(3, 200, (2, 48), generator=torch.Generator().manual_seed(0))
     save_file({"ids": ids}, tmp_path / "given.safetensors")
     paths = [str(tmp_path / name) for name in ("awq", "given.safetensors", "logits.safetensors")]
-    python = environments / "autoawq/bin/python"
+    python = environment / "bin/python"
     done = subprocess.run([str(python), "-c", LOADER, *paths], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "logits.safetensors")["logits"]

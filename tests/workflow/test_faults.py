@@ -36,7 +36,7 @@ ASKED = {
     "export": "tiny/rtn_g/export/dense/export.json",
     "export_gguf": "half/blocks/export/gguf/export.json",
     "fetch_package": "sources/good-wheel-1.0.whl",
-    "build_autoawq": "environments/autoawq/complete",
+    "build_library": "environments/autoawq/complete",
     "build_lm_eval": "environments/lm_eval/complete",
     "make_task": "tasks/module.json",
     "evaluate_task": "tiny/rtn_g/tasks/module.json",
@@ -45,7 +45,7 @@ ASKED = {
     "write_words": "tiny/rtn_g/words.json",
     "summarize_words": "words.csv",
 }
-ELSEWHERE = {"quantize_autoawq"}  # test_autoawq.py, which has the library
+ELSEWHERE = {"quantize_library"}  # test_autoawq.py, which has the library
 
 
 def hear_interrupts() -> None:
@@ -115,7 +115,8 @@ def asked_overlay(folder: Path) -> None:
     """What the rules of ASKED need beside the finished study."""
     wheel = tiny.save_wheel(folder / "wheels", "good_wheel")
     tiny.save_wheel(folder / "wheels", "awq", "__init__.py")
-    (folder / "envs/autoawq.txt").write_text("wheels/awq-1.0-py3-none-any.whl\n")
+    tiny.save_wheel(folder / "wheels", "autoawq", "__init__.py", "0.2.9")
+    (folder / "envs/autoawq.txt").write_text("wheels/awq-1.0-py3-none-any.whl\nwheels/autoawq-0.2.9-py3-none-any.whl\n")
     tiny.save_wheel(folder / "wheels", "lm_eval", "__init__.py")
     (folder / "envs/lm_eval.txt").write_text("wheels/lm_eval-1.0-py3-none-any.whl\n")
     save_half(folder / "inputs/half")

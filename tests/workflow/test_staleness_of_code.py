@@ -41,7 +41,7 @@ MODULES = [
     "report/build",
     "calibration/jacobian",
     "calibration/end_loss",
-    "methods/autoawq",
+    "methods/library",
 ]
 
 

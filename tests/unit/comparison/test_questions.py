@@ -19,7 +19,7 @@ from quant.comparison.correlation import rank_correlation
 from quant.comparison.learnt import COLUMNS
 from quant.comparison.measures import PREDICTED
 from quant.comparison.paired import detectable
-from quant.comparison.pairs import differing_keys, fitted_further, library, pairs_alike_but
+from quant.comparison.pairs import AUTOAWQ, AUTOROUND, differing_keys, fitted_further, pairs_alike_but
 from quant.comparison.prediction import layer_errors
 from quant.comparison.questions import QUESTIONS, ask
 from quant.comparison.verdicts import difference_of, family
@@ -131,7 +131,7 @@ def test_the_experiment_asks_every_question() -> None:
 def test_the_default_study_answers_what_it_can() -> None:
     found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
-    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "learnt"}
+    assert unasked == {"robust", "norm", "flips", "group-size", "autoawq", "autoround", "llmcompressor", "learnt"}
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
 
@@ -200,9 +200,21 @@ def test_pairs_are_alike_but_for_what_is_asked() -> None:
 
 
 def test_library_pairs_share_bits_groups_and_a_zero_point() -> None:
-    found = library(configured(BY_ANCHOR["autoawq"].yaml)["methods"])
+    found = AUTOAWQ(configured(BY_ANCHOR["autoawq"].yaml)["methods"])
     assert ("autoawq", "awq_clip") in found and ("autoawq", "gw_awq") not in found
     assert all(a == "autoawq" for a, _ in found)
+
+
+def test_autoround_is_paired_with_the_frontier_of_its_bits() -> None:
+    config = configured((ROOT / "experiments/frontier.yaml").read_text())
+    found = AUTOROUND({name: config["methods"][name] for name in config["study"]["methods"]})
+    four = {("autoround", name) for name in ("awq_clip_gptq_shared", "refined", "frontier_fast", "frontier")}
+    fewer = {
+        (f"autoround_{bits}bit", f"{name}_{bits}bit")
+        for bits in (3, 2)
+        for name in ("awq_clip_gptq_shared", "frontier")
+    }
+    assert set(found) == four | fewer  # that of version 2 is symmetric, as none of ours is there
 
 
 @pytest.mark.parametrize(("delta", "outcome"), [(0.05, "second"), (-0.05, "first"), (0.0, NO_DIFFERENCE)])

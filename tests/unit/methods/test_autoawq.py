@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from quant.checkpoints import gemm
-from quant.data.tokens import Tokens
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods import autoawq, autoawq_environment
+from quant.methods import library
 from quant.recipe import keys
 from quant.workflow import configuration
 
+AUTOAWQ = {"algorithm": "autoawq"}
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
 DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -58,17 +58,6 @@ def test_dequantised_weights_equal_the_slow_loop(n_in: int, n_out: int, group: i
     np.testing.assert_allclose(packed.unpack().dequantize().numpy(), expected, rtol=1e-6)
 
 
-def test_bits_count_codes_zeros_and_steps() -> None:
-    packed, *_ = random_packed(64, 16, 32)
-    assert packed.bits / (64 * 16) == 4 + (4 + 16) / 32
-
-
-def test_tokens_left_over_are_counted() -> None:
-    sequences = [torch.zeros(length, dtype=torch.int64) for length in (5, 3, 4)]
-    assert autoawq.used(Tokens(sequences, "", {})) == 10
-    assert autoawq.used(Tokens(sequences[:1] * 3, "", {})) == 15
-
-
 def checkpoint(folder: Path, shape: tuple[int, int], kind: str = "llama", name: str = "o_proj") -> tuple[Path, dict]:
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     linear = f"model.layers.0.self_attn.{name}"
@@ -88,7 +77,7 @@ def checkpoint(folder: Path, shape: tuple[int, int], kind: str = "llama", name: 
 )  # fmt: skip
 def test_shapes_it_cannot_take(tmp_path: Path, shape: tuple[int, int], kind: str, name: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
-        autoawq.check_model(*checkpoint(tmp_path, shape, kind, name), {"group_size": 64, "clip": True})
+        library.check_model(*checkpoint(tmp_path, shape, kind, name), AUTOAWQ | {"group_size": 64, "clip": True})
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -97,23 +86,12 @@ def test_positions_that_differ_by_layer_are_refused(tmp_path: Path) -> None:
     config = {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r": its rope_parameters differ by layer, .*; leave autoawq out"):
-        autoawq.check_model(folder, linears, {"group_size": 64, "clip": True})
+        library.check_model(folder, linears, AUTOAWQ | {"group_size": 64, "clip": True})
 
 
 def test_shapes_it_takes(tmp_path: Path) -> None:
-    autoawq.check_model(*checkpoint(tmp_path, (96, 64), name="k_proj"), {"group_size": 64, "clip": True})
-    autoawq.check_model(*checkpoint(tmp_path, (96, 64)), {"group_size": 64, "clip": False})
-
-
-def test_other_linears_packed_than_the_workflow_quantises(tmp_path: Path) -> None:
-    tensorfile.save(tmp_path / "packed", {"a.qweight": torch.zeros(8, 1, dtype=torch.int32)}, {})
-    with tensorfile.opened(tmp_path / "packed") as file, pytest.raises(InputError, match="differ about a: only one"):
-        gemm.read_packed(file, {"b": 0})
-
-
-def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such file; delete .* and run again to rebuild AutoAWQ's environment"):
-        autoawq_environment.interpreter_of(tmp_path)
+    library.check_model(*checkpoint(tmp_path, (96, 64), name="k_proj"), AUTOAWQ | {"group_size": 64, "clip": True})
+    library.check_model(*checkpoint(tmp_path, (96, 64)), AUTOAWQ | {"group_size": 64, "clip": False})
 
 
 # ---- its entry in config.yaml

@@ -28,6 +28,7 @@ NOTHING: dict[str, Any] = {
     "limits": {},
     "recipes": {},
 }
+LIBRARY = {"algorithm": "autoawq", "group_size": 16, "clip": False}
 DEFAULTS = {"max_bits_per_weight": 4.5, "max_size_mb": None}
 
 
@@ -61,7 +62,7 @@ def test_what_the_model_has_is_no_mistake(tiny_checkpoint: Path, linears: dict[s
         ({"layers": {"deep_dive.layers": [0, 5, 28]}}, "deep_dive.layers: 5, 28: the model has layers 0 to 1"),
         ({"layers": {"deep_dive.layers": ["auto", 1]}}, "deep_dive.layers: auto is layer 1 here"),
         ({"seq_len": {"datasets.d.seq_len": 129}}, "datasets.d.seq_len: 129: the model was made for 128 tokens"),
-        ({"library": {"lib": {"group_size": 32, "clip": False}}}, "methods.lib: .* no multiple of group_size 32"),
+        ({"library": {"lib": LIBRARY | {"group_size": 32}}}, "methods.lib: .* no multiple of group_size 32"),
     ],
 )
 def test_each_mistake_is_named_by_its_key(
@@ -75,7 +76,7 @@ def test_an_architecture_without_facts(tiny_checkpoint: Path, linears: dict[str,
     """All in one message."""
     unknown = of_kind(tiny_checkpoint, tmp_path, "unheard_of")
     lines = found(
-        unknown, linears, jacobian=["a", "b"], shared=["c"], library={"d": {"group_size": 16, "clip": False}},
+        unknown, linears, jacobian=["a", "b"], shared=["c"], library={"d": LIBRARY},
         layers={"check_mse.layer": [9]},
     )  # fmt: skip
     assert [line.split(":")[0] for line in lines] == ["check_mse.layer", "methods a, b", "methods c", "methods.d"]
@@ -176,5 +177,5 @@ def test_methods_that_need_facts_of_the_model() -> None:
     found = wanted(study={**DEFAULT["study"], "methods": names}, choose={"max_size_mb": 100})
     assert found["jacobian"] == ["praq_jacobian"] and found["shared"] == ["awq_clip_gptq_shared"]
     assert found["sequential"] == []
-    assert found["library"] == {"autoawq": {"group_size": 64, "clip": True}}
+    assert found["library"] == {"autoawq": {"algorithm": "autoawq", "group_size": 64, "clip": True}}
     assert found["limits"] == {"max_size_mb": 100} and found["recipes"].keys() == set(names) - {"autoawq"}

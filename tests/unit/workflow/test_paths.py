@@ -135,7 +135,7 @@ def test_a_path_with_braces_works_or_is_refused_in_one_line(place: Path, named: 
             "datasets": {"d": {"text": {"files": [f"t {named}/a.txt"]}}},
         },
     }.items():
-        config = {"study": study, **texts, **changes}
+        config = {"study": study, "environments": {}, **texts, **changes}
         if not refused:
             configuration.check_files(config)
             continue

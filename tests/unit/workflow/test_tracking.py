@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quant.recipe import choices
+from quant.recipe import choices, libraries
 from quant.workflow import tracking
 
 
@@ -103,7 +103,8 @@ PASSES = {
     "check_mse",
 }  # the model, block by block
 RECIPES = {"quantize", "quantize_with_model"}
-QUANTIZERS = {"quantize", "quantize_with_model", "quantize_autoawq"}
+QUANTIZERS = {"quantize", "quantize_with_model", "quantize_library"}
+LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
 MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
@@ -119,9 +120,9 @@ CHOSEN = {
 }
 # all that a script may import by a recipe's names
 BY_NAME = dict.fromkeys(RECIPES, tuple(module for names in CHOSEN.values() for module in names.values()))
-BY_NAME |= {"check_study": ()}
+BY_NAME |= dict.fromkeys(LIBRARIAN, tuple(map(libraries.module_of, libraries.LIBRARIES)))
 ALL = {path.stem for path in tracking.SCRIPTS.glob("*.py")}
-OURS = ALL - {"autoawq_worker"}  # it runs with the library's own transformers
+OURS = ALL - {f"{name}_worker" for name in (*libraries.LIBRARIES, "lm_eval")}  # they run in environments of their own
 USERS: dict[str, set[str]] = {
     "report/figures/axes": PLOTS | {"plot"},
     "report/figures/check": {"plot"},
@@ -144,35 +145,7 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
-    "files/artifacts": PASSES
-    | READERS
-    | QUANTIZERS
-    | PLOTS
-    | TEXTS
-    | TABLES
-    | ANALYSES
-    | {
-        "build_autoawq",
-        "build_lm_eval",
-        "check_study",
-        "convert",
-        "describe",
-        "evaluate_original",
-        "evaluate_task",
-        "fetch_package",
-        "make_task",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "quantize_budget",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-        "write_words",
-    },
-    "methods/autoawq": {"check_study", "quantize_autoawq"},
-    "methods/autoawq_environment": {"check_study", "quantize_autoawq"},
+    "files/artifacts": OURS,
     "methods/block": RECIPES,
     "calibration/blocks": PASSES,
     "checkpoints/card": {"describe"},
@@ -225,40 +198,14 @@ USERS: dict[str, set[str]] = {
     },
     "analysis/deep_dive": {"deep_dive"},
     "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
-    "errors": PASSES
-    | READERS
-    | QUANTIZERS
-    | PLOTS
-    | TEXTS
-    | TABLES
-    | ANALYSES
-    | {
-        "build_autoawq",
-        "build_lm_eval",
-        "check_study",
-        "convert",
-        "describe",
-        "evaluate_original",
-        "evaluate_task",
-        "fetch_package",
-        "make_task",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "quantize_budget",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-        "write_words",
-    },
+    "errors": OURS,
     "evaluation/perplexity": MEASURES | {"evaluate_task", "write_words"},
     "evaluation/record": {"evaluate", "evaluate_original"},
     "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": RECIPES,
-    "checkpoints/gemm": {"check_study", "export", "quantize_autoawq"},
+    "checkpoints/gemm": {"check_study", "export", "quantize_library"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
     "recipe/grids": READERS
@@ -267,35 +214,9 @@ USERS: dict[str, set[str]] = {
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES,
     "calibration/jacobian": {"collect_jacobian"},
-    "workflow/job": PASSES
-    | READERS
-    | QUANTIZERS
-    | PLOTS
-    | TEXTS
-    | TABLES
-    | ANALYSES
-    | {
-        "build_autoawq",
-        "build_lm_eval",
-        "check_study",
-        "convert",
-        "describe",
-        "evaluate_original",
-        "evaluate_task",
-        "fetch_package",
-        "make_task",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "quantize_budget",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-        "write_words",
-    },
+    "workflow/job": OURS,
     "recipe/grid_kernels": RECIPES,
-    "recipe/key": TABLES | {"describe", "report"},
+    "recipe/key": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "recipe/keys": TABLES | {"describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
@@ -330,7 +251,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | RECIPES | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/packed": READERS | QUANTIZERS | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -503,7 +424,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/tasks": {"evaluate_task"},
     "report/figures/tasks": {"plot_tasks"},
     "report/sections/tasks": {"report"},
-    "workflow/environment": {"build_autoawq", "build_lm_eval"},
+    "workflow/environment": {"build_library", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
     "calibration/expert_moments": PASSES,
     "files/naming": PASSES
@@ -531,6 +452,15 @@ USERS: dict[str, set[str]] = {
     "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
+    "calibration/kept": {"quantize_with_model"},
+    "checkpoints/gptq_layout": {"check_study", "quantize_library"},
+    "methods/libraries/autoawq": {"check_study", "quantize_library"},
+    "methods/libraries/autoround": {"check_study", "quantize_library"},
+    "methods/libraries/llmcompressor": {"check_study", "quantize_library"},
+    "methods/library": {"check_study", "quantize_library"},
+    "methods/library_environment": {"check_study", "quantize_library"},
+    "methods/results": {"check_study", "quantize_library"},
+    "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/provenance": {"evaluate_task", "write_words"},
 }
 
@@ -594,11 +524,23 @@ def test_an_edited_choice_changes_the_code_of_the_recipes_that_name_it(
     assert changed == [recipe for recipe in recipes if recipe[key] == name] != []
 
 
-def test_only_one_module_imports_by_name_and_its_scripts_must_say_what() -> None:
+def test_two_modules_import_by_name_and_their_scripts_must_say_what() -> None:
     library = {path for path in LIBRARY.rglob("*.py") if "importlib.import_module" in path.read_text()}
-    assert library == {tracking.SCRIPTS / tracking.BY_NAME}
-    with pytest.raises(ValueError, match=r"quantize\.py imports by name"):
-        tracking.code_of("quantize.py")
+    assert library == {tracking.SCRIPTS / path for path in tracking.BY_NAME}
+    for script in ("quantize.py", "quantize_library.py"):
+        with pytest.raises(ValueError, match=rf"{script[:-3]}\.py imports by name"):
+            tracking.code_of(script)
+
+
+def test_a_librarys_jobs_hang_on_its_own_module_alone() -> None:
+    """The worker's code is another parameter of the job."""
+    codes = {
+        name: tracking.code_of("quantize_library.py", modules=choices.modules({"algorithm": name}))
+        for name in libraries.LIBRARIES
+    }
+    assert len(set(codes.values())) == len(libraries.LIBRARIES)
+    modules = {name: tracking.closure(tracking.SCRIPTS / f"{name}_worker.py")[0] for name in libraries.LIBRARIES}
+    assert all(len(files) == 1 for files in modules.values())
 
 
 def test_every_choice_has_its_function_and_every_function_its_entry() -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.hidden import HiddenStates, hidden_states
+from quant.calibration.kept import Budget, Inputs, Outputs
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
 from quant.calibration.statistics import check_statistic, token_rows
 from quant.data.tokens import Batch
@@ -76,6 +77,11 @@ def reading_order(block: nn.Module, hidden: Tensor, arguments: Arguments) -> lis
     return [tuple(group) for group in groups.values()]
 
 
+def hidden_of(out: Any) -> Tensor:
+    """Of a block's output."""
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
 def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += leftᵀ·right of two [n, in], float32; 16-bit factors as in second_moments.add_outer."""
     narrow = left.is_cuda and left.dtype.itemsize == 2
@@ -87,7 +93,11 @@ def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class Pair:
-    """One block of both models. groups: its linears by `reading_order`, named within the block."""
+    """One block of both models. groups: its linears by `reading_order`, named within the block.
+
+    The original runs once a batch, and of the quantised block only what has not run with its final weights: to ask for
+    a group's moments is to say that the groups before it are final.
+    """
 
     def __init__(
         self,
@@ -100,6 +110,10 @@ class Pair:
         self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
         self._blocks = original, copy.deepcopy(original)
         self.groups = reading_order(original, streams[0].get(0), arguments[0])
+        device = next(original.parameters()).device
+        self._inputs = Inputs(original, [group[0] for group in self.groups], Budget(device))
+        self._outputs = Outputs(self._blocks[1], Budget(device))
+        self._ahead: set[int] = set()  # batches whose original is in the next block already
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Parameters of the quantised block by their full names, in any float type."""
@@ -107,11 +121,24 @@ class Pair:
         for full, value in weights.items():
             path, _, name = full.removeprefix(f"{self.name}.").rpartition(".")
             owner = block.get_submodule(path)
+            self._outputs.forget(path)
             old = getattr(owner, name)
             setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
-    def _rows(self, which: int, linear: str, i: int) -> Tensor:
-        x = input_of(self._blocks[which], linear, self._streams[which].get(i), self._arguments[i])
+    def _original_rows(self, linear: str, i: int) -> Tensor:
+        states, arguments = self._streams[0], self._arguments[i]
+        if i not in self._ahead and linear == self.groups[0][0]:
+            out, held = self._inputs.run(i, lambda: arguments.call(self._blocks[0], states.get(i)))
+            if held:
+                states.put(i, hidden_of(out))
+                self._ahead.add(i)
+        if i in self._ahead:
+            return token_rows(self._inputs.get(linear, i), self._batches[i])
+        return token_rows(input_of(self._blocks[0], linear, states.get(i), arguments), self._batches[i])
+
+    def _quantised_rows(self, linear: str, i: int) -> Tensor:
+        with self._outputs.of(i):
+            x = input_of(self._blocks[1], linear, self._streams[1].get(i), self._arguments[i])
         return token_rows(x, self._batches[i])
 
     def moments(self, linear: str, with_cross: bool) -> tuple[Tensor, Tensor | None]:
@@ -121,12 +148,15 @@ class Pair:
         n_in, count = weight.shape[1], 0
         total = torch.zeros(n_in, n_in, device=weight.device)
         cross = torch.zeros_like(total) if with_cross else None
+        at = next(i for i, group in enumerate(self.groups) if linear in group)
+        self._outputs.settle([name for group in self.groups[:at] for name in group])
+        self._inputs.release([group[0] for group in self.groups[:at]])
         for i in range(len(self._batches)):
-            rows = self._rows(1, linear, i)
+            rows = self._quantised_rows(linear, i)
             count += len(rows)
             add_outer(total, rows)
             if cross is not None:
-                add_cross(cross, self._rows(0, linear, i), rows)
+                add_cross(cross, self._original_rows(self.groups[at][0], i), rows)
         mirror(total).div_(count)
         check_statistic(f"{self.name}.{linear}", total)
         if cross is not None:
@@ -135,10 +165,13 @@ class Pair:
 
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
-        for block, states in list(zip(self._blocks, self._streams, strict=True))[not with_original :]:
-            for i in range(len(self._batches)):
-                out = self._arguments[i].call(block, states.get(i))
-                states.put(i, out[0] if isinstance(out, (tuple, list)) else out)
+        for i, arguments in enumerate(self._arguments):
+            if with_original and i not in self._ahead:
+                states = self._streams[0]
+                states.put(i, hidden_of(arguments.call(self._blocks[0], states.get(i))))
+            states = self._streams[1]
+            with self._outputs.of(i):
+                states.put(i, hidden_of(arguments.call(self._blocks[1], states.get(i))))
 
 
 class Streams(Run):

@@ -1,6 +1,7 @@
 """AutoAWQ's file layout, GEMM: for a linear of [out, in] in groups of g inputs, qweight int32 [in, out/8] and qzeros
 int32 [in/g, out/8] hold eight codes each, scales float16 [in/g, out] the steps; w = (code - zero)·scale."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -33,10 +34,6 @@ class Packed(NamedTuple):
     qzeros: Tensor
     scales: Tensor
 
-    @property
-    def bits(self) -> int:
-        return 8 * sum(part.numel() * part.element_size() for part in self)
-
     def unpack(self) -> Codes:
         """Codes [out, n_groups, g], step and zero [out, n_groups, 1], float32."""
         groups, n_out = self.scales.shape
@@ -46,9 +43,15 @@ class Packed(NamedTuple):
         return Codes(codes, self.scales.T.float()[:, :, None], zero, Grid(4, n_in // groups, False), n_in)
 
 
-def read_packed(file: TensorFile, linears: dict[str, int]) -> dict[str, Packed]:
+def read(file: TensorFile, name: str) -> Packed:
+    """A linear's packed tensors."""
+    return Packed(*(file.get(f"{name}.{part}") for part in Packed._fields))
+
+
+def read_packed(file: TensorFile, linears: Iterable[str]) -> dict[str, Packed]:
     """Every linear's packed tensors; refuses a checkpoint in which others are packed."""
     found = {name.removesuffix(".qweight") for name in file.names if name.endswith(".qweight")}
-    if found != set(linears):
-        raise InputError(f"AutoAWQ and this workflow differ about {min(found ^ set(linears))}: only one quantises it")
-    return {name: Packed(*(file.get(f"{name}.{part}") for part in Packed._fields)) for name in linears}
+    wanted = set(linears)
+    if found != wanted:
+        raise InputError(f"{file.path}: differs from the checkpoint about {min(found ^ wanted)}; export it again")
+    return {name: read(file, name) for name in linears}

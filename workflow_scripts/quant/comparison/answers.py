@@ -14,7 +14,7 @@ import pandas as pd
 
 from quant.comparison.measures import MEASURES, other
 from quant.comparison.numbers import duration, number, percent, signed
-from quant.comparison.pairs import Finder, Recipes, library
+from quant.comparison.pairs import Finder, Recipes
 from quant.comparison.part_names import OTHER, RISKY
 from quant.comparison.verdicts import (
     ORIGINAL,
@@ -284,16 +284,24 @@ def directions(evidence: Evidence, answered: Answered) -> None:
     ]
 
 
-def autoawq(evidence: Evidence, answered: Answered) -> None:
-    """Perplexity by pairs; size and time as they were measured."""
-    of_pairs({"same bits, groups and calibration": library}, ("AutoAWQ", "our AWQ"), yes=True)(evidence, answered)
-    if not answered.pairs:
-        return
+def of_library(find: Finder, names: tuple[str, str]) -> Callable[[Evidence, Answered], None]:
+    """Answers by every pair of a library and a recipe; size and time as they were measured."""
+
+    def answer(evidence: Evidence, answered: Answered) -> None:
+        of_pairs({"same bits, groups and calibration": find}, names, yes=True)(evidence, answered)
+        if answered.pairs:
+            answered.values = measured(evidence, answered)
+
+    return answer
+
+
+def measured(evidence: Evidence, answered: Answered) -> list[dict[str, Any]]:
+    """Perplexity, size and time of each method of the pairs on the first data set."""
     methods = dict.fromkeys(name for row in answered.pairs for name in (row["first"], row["second"]))
     rows = evidence.summary[
         (evidence.summary.dataset == evidence.datasets[0]) & evidence.summary.method.isin(list(methods))
     ]
-    answered.values = [
+    return [
         {
             "method": row.method,
             "perplexity": number(row.ppl, 2),

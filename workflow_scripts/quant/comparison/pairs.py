@@ -76,22 +76,27 @@ def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
     )
 
 
-def library(recipes: Recipes) -> list[tuple[str, str]]:
-    """AutoAWQ, and each of our AWQ recipes with its bits, groups and calibration, and a zero point."""
-    return ordered(
+SHARED_WITH_LIBRARIES = ("bits", "group_size", "symmetric", "n_calib", "seed")
+
+
+def library(algorithm: str, ours: dict[str, Any]) -> Finder:
+    """A library, and each of our recipes with these values and with its grid and calibration."""
+    default = {"symmetric": False}  # where a library has no such key
+    return lambda recipes: ordered(
         recipes,
-        lambda theirs, ours: (
-            "algorithm" in theirs
-            and "algorithm" not in ours
-            and ours["salience"] in ("l1", "l2")
-            and ours["moment"] == "plain"
-            and ours["rounding"] == "nearest"
-            and not ours["symmetric"]
-            and all(ours[key] == theirs[key] for key in ("bits", "group_size", "n_calib", "seed"))
+        lambda theirs, own: (
+            theirs.get("algorithm") == algorithm
+            and "algorithm" not in own
+            and has(own, ours)
+            and all(own[key] == (default | theirs)[key] for key in SHARED_WITH_LIBRARIES)
         ),
     )
 
 
+AUTOAWQ = library("autoawq", {"salience": lambda name: name in ("l1", "l2"), "moment": "plain", "rounding": "nearest"})
+LLMCOMPRESSOR = library("llmcompressor", {"rounding": "gptq", "keep": "none", "moment": "plain"})
+# the strongest that a packed file holds
+AUTOROUND = library("autoround", {"rounding": "gptq", "keep": "none", "scope": "shared"})
 TUNED = "tuned"
 
 

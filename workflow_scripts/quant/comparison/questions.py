@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from quant.comparison.answers import (
     Answered,
     Evidence,
-    autoawq,
     cost,
     directions,
+    of_library,
     of_pairs,
     risk,
     sensitivity,
 )
-from quant.comparison.pairs import alike, calibrated, exact_praq, is_group, smaller_group
+from quant.comparison.pairs import (
+    AUTOAWQ,
+    AUTOROUND,
+    LLMCOMPRESSOR,
+    alike,
+    calibrated,
+    exact_praq,
+    is_group,
+    smaller_group,
+)
 from quant.comparison.prediction import layer_error
 from quant.comparison.text_answers import learnt, second_text
 
@@ -146,7 +155,7 @@ study:
     Question(
         "autoawq",
         "Is AutoAWQ better than ours, in perplexity, size and time?",
-        autoawq,
+        of_library(AUTOAWQ, ("AutoAWQ", "our AWQ")),
         """\
 methods:
   awq_clip_l1: {salience: l1, clip: true}
@@ -156,6 +165,32 @@ study:
         (
             "AutoAWQ's packed file is read back to 16 bit here, and so are recipes of scope linear, so sizes on disk "
             "do not compare: bits/weight do. Its time has its calibration in it, ours leaves the shared pass out.",
+        ),
+    ),
+    Question(
+        "autoround",
+        "Is AutoRound better than ours, in perplexity, size and time?",
+        of_library(AUTOROUND, ("AutoRound", "ours")),
+        """\
+study:
+  add: {methods: [autoround, awq_clip_gptq_shared, frontier_fast, frontier]}
+""",
+        (
+            "AutoRound's packed file is read back to 16 bit here, so sizes on disk do not compare: bits/weight do. Its "
+            "time has its calibration in it, ours leaves the shared pass out.",
+        ),
+    ),
+    Question(
+        "llmcompressor",
+        "Is llm-compressor's GPTQ better than ours, in perplexity, size and time?",
+        of_library(LLMCOMPRESSOR, ("llm-compressor's GPTQ", "ours")),
+        """\
+study:
+  add: {methods: [llmcompressor_gptq, gptq, gptq_clip, awq_clip_gptq_shared, frontier_fast]}
+""",
+        (
+            "Its packed file is read back to 16 bit here, so sizes on disk do not compare: bits/weight do. Its time "
+            "has its calibration in it, ours leaves the shared pass out.",
         ),
     ),
     Question(

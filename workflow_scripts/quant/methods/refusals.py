@@ -11,7 +11,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
-from quant.methods.autoawq import check_model
+from quant.methods.library import check_model
 from quant.methods.packing import why_not_packed
 from quant.methods.shared import shared_groups
 from quant.models.architectures import ARCHITECTURES

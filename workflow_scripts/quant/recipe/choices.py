@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quant.recipe.key import Key
+from quant.recipe.libraries import module_of
 
 CHANNELS, MOMENT, RANDOM = "channels", "moment", "random"
 SEARCH = (CHANNELS, MOMENT)  # what the search for a scale reads
@@ -93,9 +94,9 @@ def chosen(recipe: Mapping[str, Any]) -> list[Choice]:
 
 
 def modules(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules of the functions that a recipe's job finds by name; none of a library's."""
+    """The modules of the functions that a recipe's job finds by name; a library's."""
     if "algorithm" in recipe:
-        return ()
+        return (module_of(recipe["algorithm"]),)
     return tuple(
         f"quant.recipe.{package}.{recipe[key]}" for key, (package, _) in CHOICES.items() if recipe[key] != "none"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
 from quant.recipe.key import Key
+from quant.recipe.libraries import library_of
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
 
 WEIGHTED = ("jacobian", "end_loss")  # moments of weighted tokens
@@ -127,9 +128,6 @@ def table() -> dict[str, Key]:
 KEYS: dict[str, Key] = table()
 OF_CALIBRATION = ("n_calib", "seed")
 
-# of a method that is the AutoAWQ library; what else it does is its own
-AUTOAWQ_DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 128, "clip": True}
-
 
 def defaults() -> dict[str, Any]:
     """The built-in value of every key but calibration's."""
@@ -157,9 +155,15 @@ def reads(recipe: Mapping[str, Any]) -> set[str]:
 
 def draws(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's seed draws anything of its own, a calibration set's sequences aside."""
-    if "algorithm" in recipe:
-        return False
+    if (library := library_of(recipe)) is not None:
+        return library.draws
     return bool(recipe["noise_std"] or recipe["noise_injection"]) or RANDOM in reads(recipe)
+
+
+def keys_of(recipe: Mapping[str, Any]) -> Mapping[str, Key]:
+    """The keys that a method may have: a library's own, or every one; calibration's beside the former."""
+    library = library_of(recipe)
+    return KEYS if library is None else {**library.keys, **{name: KEYS[name] for name in OF_CALIBRATION}}
 
 
 def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
@@ -167,22 +171,23 @@ def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
     if key in OF_CALIBRATION:
         complete = "algorithm" not in recipe and all(name in recipe for name in KEYS)
         return not complete or bool(calibration_files(recipe)) or (key == "seed" and draws(recipe))
-    when = KEYS[key].when if key in KEYS else None
+    known = keys_of(recipe)
+    when = known[key].when if key in known else None
     if when is None:
         return True
     other, values = when
-    value = recipe.get(other, KEYS[other].default)
-    fits = value != KEYS[other].default if values is None else value in values
+    value = recipe.get(other, known[other].default)
+    fits = value != known[other].default if values is None else value in values
     return fits and has_effect(other, recipe)
 
 
-def needed(key: str) -> tuple[str, tuple[Any, ...] | None]:
+def needed(key: str, known: Mapping[str, Key] = KEYS) -> tuple[str, tuple[Any, ...] | None]:
     """The key that gives this one its effect, and with which values; None for any number but its default."""
-    when = KEYS[key].when
+    when = known[key].when
     assert when is not None
     other, values = when
-    known = KEYS[other].values
-    return other, tuple(v for v in known if v != KEYS[other].default) if values is None and known else values
+    own = known[other].values
+    return other, tuple(v for v in own if v != known[other].default) if values is None and own else values
 
 
 def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +195,9 @@ def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
 
     n_calib is None where no calibration is read; the seed stays, since each result names it.
     """
-    if "algorithm" in recipe:
-        return recipe
+    if (library := library_of(recipe)) is not None:
+        own = {name: key.default for name, key in library.keys.items() if not has_effect(name, recipe)}
+        return recipe | own
     known = defaults()
     settled = {k: value if k not in known or has_effect(k, recipe) else known[k] for k, value in recipe.items()}
     return settled if calibration_files(settled) else settled | {"n_calib": None}

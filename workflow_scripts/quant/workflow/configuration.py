@@ -6,11 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from quant.data import task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import MOMENT, ROUNDINGS
 from quant.recipe.key import shown
+from quant.recipe.libraries import library_of
 from quant.workflow.budgets import check_budget, with_candidates
 from quant.workflow.paths import check_braces
 from quant.workflow.recipe_schema import with_recipes
@@ -68,8 +71,8 @@ def check_names(config: dict[str, Any]) -> None:
 def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A method's recipe with every key, sorted: its own values, then `defaults`, then the built-in ones."""
     common = {key: config["calibration"][key] for key in ("n_calib", "seed")}
-    if "algorithm" in entry:
-        known = keys.AUTOAWQ_DEFAULTS | common
+    if (library := library_of(entry)) is not None:
+        known = {name: key.default for name, key in library.keys.items()} | common
         return dict(sorted((known | {k: v for k, v in config["defaults"].items() if k in known} | entry).items()))
     return dict(sorted(keys.filled(keys.defaults() | common | config["defaults"] | entry).items()))
 
@@ -103,11 +106,10 @@ def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             if name in methods or (name != family and name in config["methods"]):
                 raise InputError(f"methods.{family}: its sweep makes a second method named {name}; rename one of them")
             recipe = methods[name] = complete(own, config)
-            if "algorithm" not in recipe:
-                if recipe["budget"] is not None:
-                    check_budget(name, own, recipe, {key: config["calibration"][key] for key in keys.OF_CALIBRATION})
-                check_recipe(name, own, recipe)
-                methods[name] = keys.without_idle(recipe)
+            if recipe.get("budget") is not None:
+                check_budget(name, own, recipe, {key: config["calibration"][key] for key in keys.OF_CALIBRATION})
+            check_recipe(name, own, recipe)
+            methods[name] = keys.without_idle(recipe)
             families[family].append(name)
     for family, names in families.items():
         check_sweep(family, {name: methods[name] for name in names}, config["calibration"]["shuffle"])
@@ -172,10 +174,12 @@ def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) ->
                 f"sensitivity.methods: no entry {name!r} in methods; {nearest_of(name, list(config['methods']))}"
             )
         recipe = config["methods"][name]
-        if "algorithm" in recipe or recipe["scope"] != "linear":
-            found = "the AutoAWQ library" if "algorithm" in recipe else f"scope: {recipe['scope']}"
+        library = library_of(recipe)
+        if library is not None or recipe["scope"] != "linear":
+            found = f"scope: {recipe['scope']}" if library is None else f"the {library.title} library"
+            why = "may move" if library is not None else "moves"
             raise InputError(
-                f"sensitivity.methods: {name} is {found}, which moves scales into other weights, so that a part of it "
+                f"sensitivity.methods: {name} is {found}, which {why} scales into other weights, so that a part of it "
                 "is no part of the model; name recipes with scope: linear"
             )
     valid = ["first", *config["study"]["datasets"]]
@@ -187,15 +191,17 @@ def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) ->
 
 def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Refuses what a method's own entry sets to no effect; recipe: the same entry completed."""
-    known = keys.defaults()
+    known = {key: each.default for key, each in keys.keys_of(recipe).items() if key not in keys.OF_CALIBRATION}
     for key in sorted(entry.keys() & known.keys()):
         if not keys.has_effect(key, recipe) and entry[key] != known[key]:
-            other, values = keys.needed(key)
-            choices = "" if values is None else f" to {' or '.join(map(str, values))}"
+            other, values = keys.needed(key, keys.keys_of(recipe))
+            choices = "" if values is None else f" to {' or '.join(map(shown, values))}"
             raise InputError(
                 f"methods.{name}: {key} has no effect with {other}: {shown(recipe[other])}; set {other}{choices}, or "
                 f"leave {key} out"
             )
+    if "algorithm" in recipe:
+        return
     if recipe["tune"] is not None:
         check_tune(name, recipe)
     moment = recipe["moment"]
@@ -249,18 +255,19 @@ def check_sweep(family: str, methods: dict[str, dict[str, Any]], shuffle: bool) 
 
 
 def check_library(name: str, recipe: dict[str, Any]) -> None:
-    """Refuses what `defaults` gives to a method of the AutoAWQ library and it cannot do."""
-    if "algorithm" not in recipe:
+    """Refuses what `defaults` gives to a method that is a library, and it cannot do."""
+    if (library := library_of(recipe)) is None:
         return
-    for key, possible, wanted in (
-        ("bits", recipe["bits"] == 4, "bits: 4"),
-        ("group_size", recipe["group_size"] > 0, "group_size: 64 or another size that divides the model's inputs"),
-    ):
-        if not possible:
-            raise InputError(
-                f"methods.{name}: AutoAWQ cannot do {key}: {recipe[key]}, which defaults give it; write {wanted} in "
-                "its own entry"
-            )
+    for key, one in library.keys.items():
+        value = recipe[key]
+        if Draft202012Validator(one.schema()).is_valid(value):
+            continue
+        wanted = " or ".join(map(shown, one.values or (one.default,)))
+        wanted = "64 or another size that divides the model's inputs" if key == "group_size" else wanted
+        raise InputError(
+            f"methods.{name}: {library.title} cannot do {key}: {shown(value)}, which defaults give it; write {key}: "
+            f"{wanted} in its own entry"
+        )
 
 
 def model_files(source: dict[str, Any]) -> list[str]:
@@ -290,6 +297,9 @@ def check_files(config: dict[str, Any]) -> None:
             raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
         for path in model_files(source):
             check_braces(path, f"models.{name}: ")
+    for name, path in config["environments"].items():
+        if not Path(path).exists():
+            raise InputError(f"environments.{name}: {path}: no such file or directory; name one, or leave it out")
     written = config.get("words", {}).get("task")
     for name in dict.fromkeys([*config["study"].get("tasks", ()), *([written] if written else [])]):
         if path := config["tasks"][name].get("yaml"):

@@ -25,7 +25,7 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         "shared": [name for name, recipe in own.items() if recipe["scope"] == "shared"],
         "sequential": [name for name, recipe in own.items() if recipe["inputs"] == "sequential"],
         "library": {
-            name: {key: recipe[key] for key in ("group_size", "clip")}
+            name: {key: recipe[key] for key in ("algorithm", "group_size", "clip") if key in recipe}
             for name, recipe in recipes.items()
             if "algorithm" in recipe
         },

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-STEPS = ("quantize", "quantize_autoawq", "measure_error", "evaluate")  # a method's own jobs
+# a method's own jobs; evaluate is one a data set
+STEPS = ("quantize", "quantize_with_model", "quantize_library", "measure_error", "evaluate")
 FINISHED = re.compile(r"^\d\d:\d\d:\d\d done in ", re.MULTILINE)  # the last line that quant.job writes
 RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")  # the last line of a traceback
 # Snakemake's words on a failed job, indented where it is one of a group, whose jobs are all named
@@ -79,7 +80,7 @@ def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[d
     found = []
     for model in study["models"]:
         for method in study["methods"]:
-            logs = [results / f"logs/{step}/{model}/{method}.log" for step in STEPS[:3]]
+            logs = [results / f"logs/{step}/{model}/{method}.log" for step in STEPS[:-1]]
             logs += [results / f"logs/evaluate/{model}/{method}/{dataset}.log" for dataset in study["datasets"]]
             if method in study.get("task_methods", ()):
                 logs += [results / f"logs/evaluate_task/{model}/{method}/{task}.log" for task in study["tasks"]]

@@ -50,6 +50,7 @@ def places(config: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     for name in names("models"):
         yield ("models", name, "source", "directory")
         yield ("models", name, "source", "gguf", "path")
+    yield from (("environments", name) for name in names("environments"))
     yield from (("tasks", name, "yaml") for name in names("tasks"))
     for where in [*(("texts", name) for name in names("texts")), *text_users(config)]:
         files = at(config, (*where, "files"))

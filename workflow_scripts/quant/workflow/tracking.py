@@ -14,7 +14,7 @@ from quant.files.artifacts import digest
 
 PACKAGE = __name__.partition(".")[0]
 SCRIPTS = Path(__file__).resolve().parents[2]
-BY_NAME = "quant/recipe/functions.py"  # finds the functions of a recipe by their names
+BY_NAME = ("quant/recipe/functions.py", "quant/methods/library.py")  # find a recipe's functions, a library's module
 RENAMED = {"yaml": "PyYAML", "awq": "autoawq"}  # distributions that are not called what is imported
 
 
@@ -76,7 +76,7 @@ def code_of(script: str, *data: str, modules: tuple[str, ...] | None = None, roo
     that it imports by a name of its recipe, which no import statement shows; a script that may import so is refused
     where none are given."""
     files, packages = closure(root / script)
-    if modules is None and root / BY_NAME in files:
+    if modules is None and files & {root / path for path in BY_NAME}:
         raise ValueError(f"{script} imports by name: give the modules of its recipe")
     for module in modules or ():
         more, others = closure(root.joinpath(*module.split(".")).with_suffix(".py"), root)

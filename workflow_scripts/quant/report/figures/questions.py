@@ -138,6 +138,8 @@ ENDS = {
     "group-size": ("smaller", "larger"),
     "per-channel": ("group-wise", "per channel"),
     "autoawq": ("AutoAWQ", "ours"),
+    "autoround": ("AutoRound", "ours"),
+    "llmcompressor": ("llm-compressor's", "ours"),
 }
 OWN = ("sensitivity", "layer-error")
 

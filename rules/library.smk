@@ -1,30 +1,34 @@
-# The AutoAWQ library as a method, in an environment of its own: it wants an older transformers.
+# Libraries as methods (quant/recipe/libraries.py), each in an environment of its own.
 
 
-rule build_autoawq:
-    """The environment in which the AutoAWQ library runs."""
+rule build_library:
+    """The environment in which a library runs."""
     input:
-        requirements=paths.short(ROOT / "envs/autoawq.txt"),
+        requirements=paths.short(ROOT / "envs/{library}.txt"),
     output:
-        complete="results/environments/autoawq/complete",
-        packages="results/environments/autoawq/packages.txt",
+        complete="results/environments/{library}/complete",
+        packages="results/environments/{library}/packages.txt",
     log:
-        "results/logs/build_autoawq.log",
+        "results/logs/build_library/{library}.log",
     benchmark:
-        "results/benchmarks/build_autoawq.tsv"
+        "results/benchmarks/build_library/{library}.tsv"
+    wildcard_constraints:
+        library="|".join(libraries.LIBRARIES),
     conda:
-        "../envs/autoawq.yaml"
+        "../envs/{library}.yaml"
     resources:
         mem_mb=more(2000),
         runtime=more(60),
+    params:
+        existing=lambda w: CONFIG["environments"].get(w.library, ""),
     # no hash of the code: the environment is what its requirements say
     script:
-        "../workflow_scripts/build_autoawq.py"
+        "../workflow_scripts/build_library.py"
 
 
 # the same outputs as rule quantize, for the methods that it leaves out
-rule quantize_autoawq:
-    """A model quantised by the AutoAWQ library: its checkpoint."""
+rule quantize_library:
+    """A model quantised by a library: its checkpoint."""
     input:
         unpack(
             lambda w: {
@@ -34,16 +38,16 @@ rule quantize_autoawq:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
-        environment=rules.build_autoawq.output.complete,
+        environment=lambda w: rules.build_library.output.complete.format(library=METHODS[w.method]["algorithm"]),
     output:
         weights="results/{model}/{method}/checkpoint/model.safetensors",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",
     log:
-        "results/logs/quantize_autoawq/{model}/{method}.log",
+        "results/logs/quantize_library/{model}/{method}.log",
     benchmark:
-        "results/benchmarks/quantize_autoawq/{model}/{method}.tsv"
+        "results/benchmarks/quantize_library/{model}/{method}.tsv"
     wildcard_constraints:
         method=LIBRARY_METHODS,
     conda:
@@ -57,7 +61,7 @@ rule quantize_autoawq:
     params:
         recipe=lambda w: METHODS[w.method],
         compute=COMPUTE,
-        code=code("quantize_autoawq.py"),
-        worker=code("autoawq_worker.py"),
+        code=lambda w: code("quantize_library.py", modules=choices.modules(METHODS[w.method])),
+        worker=lambda w: code(f"{METHODS[w.method]['algorithm']}_worker.py"),
     script:
-        "../workflow_scripts/quantize_autoawq.py"
+        "../workflow_scripts/quantize_library.py"

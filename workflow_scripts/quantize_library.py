@@ -1,16 +1,16 @@
-"""Quantises one model by the AutoAWQ library, in its own environment, on the common calibration tokens."""
+"""Quantises one model by a library, in its own environment, on the common calibration tokens."""
 
 from pathlib import Path
 
 from quant.files.artifacts import write_json
-from quant.methods.autoawq import quantize_autoawq
+from quant.methods.library import quantize_library
 from quant.models.compute import batch_tokens, device
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     where = device(snakemake.params.compute["device"])
-    result = quantize_autoawq(
+    result = quantize_library(
         Path(snakemake.input.config).parent,
         Path(snakemake.output.config).parent,
         Path(snakemake.output.folds),

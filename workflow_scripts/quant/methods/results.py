@@ -1,0 +1,13 @@
+"""What the modules of quant.methods.libraries share."""
+
+from quant.errors import InputError
+
+Shapes = dict[str, tuple[int, ...]]  # [out, in] by linear
+
+
+def no_multiple(name: str, found: str, multiple: int, needing: str, method: str) -> InputError:
+    """That a linear's size does not suit a library; needing: which part of it."""
+    return InputError(
+        f"{name}: its {found} are no multiple of {multiple}, which {needing} needs; leave {method} out of "
+        "study.methods for this model"
+    )
