@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant.comparison.pick import choose
 from quant.errors import InputError
-from quant.files.artifacts import copy, versions, write_json
+from quant.files.artifacts import copy, versions, write_json, write_text
 from quant.files.csv_tables import read_table
 from quant.workflow.job import job
 
@@ -19,6 +19,8 @@ with job(snakemake.log[0]):
     shutil.rmtree(target, ignore_errors=True)
     for file in (target.parents[1] / choice.model / choice.method / "checkpoint").iterdir():
         copy(file, target / file.name)
+    card = target / "README.md"
+    write_text(card, card.read_text(encoding="utf-8").replace(str(choice.path), str(target)))
     found = choice._asdict() | {
         "difference": choice.difference and choice.difference._asdict(),
         "shown": choice.shown,

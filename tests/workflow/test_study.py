@@ -104,7 +104,7 @@ def test_every_question_is_answered_in_a_file_of_its_own(study: Path) -> None:
     found = tiny.read(study / "results/comparison_results.json")
     assert {"recipes", "versions", "token_fingerprints"} <= found["provenance"].keys()
     answers = {one["anchor"]: one for one in found["models"]["tiny"]}
-    assert len(answers) == 15 and answers["praq"]["pairs"][0]["first"] == "gw_praq"
+    assert len(answers) == 17 and answers["praq"]["pairs"][0]["first"] == "gw_praq"
     assert answers["sensitivity"]["outcome"] == "described" and answers["robust"]["yaml"].startswith("methods:")
     table = pd.read_csv(study / "results/sensitivity.csv")
     assert set(table["against"]) >= {"original", "rtn_g_sym"} and set(table["by"]) == {"kind", "risk"}
@@ -149,8 +149,15 @@ def test_the_best_packed_checkpoint_and_an_export_are_targets(copy: Path) -> Non
     assert (choice["method"], choice["runner_up"]) == ("rtn_g", None)
     assert choice["path"] == "results/tiny/rtn_g/checkpoint" and choice["copy"] == "results/best/checkpoint"
     checkpoint = copy / "results/tiny/rtn_g/checkpoint"
-    for name in ("model.safetensors", "config.json", "README.md", "tokenizer.json"):
-        assert (copy / "results/best/checkpoint" / name).read_bytes() == (checkpoint / name).read_bytes()
+    best = copy / "results/best/checkpoint"
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (best / name).read_bytes() == (checkpoint / name).read_bytes()
+    card = (checkpoint / "README.md").read_text()
+    assert (
+        (best / "README.md").read_text()
+        == card.replace("results/tiny/rtn_g/checkpoint", "results/best/checkpoint")
+        != card
+    )
     assert (
         tiny.read(exported / "export.json")["provenance"]
         == tiny.read(copy / "results/tiny/rtn_g/quantize.json")["provenance"]

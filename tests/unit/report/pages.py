@@ -45,7 +45,7 @@ def summary(deltas: dict[str, float], model: str = "m", dataset: str = "d", half
              "recipe": json.dumps(RECIPES.get(method, RECIPE)) if quantised else "{}", "seed": 42, "versions": "{}",
              "token_fingerprint": "ab", "seen_share": 0.0, "calibration_sequences": 64.0 if quantised else math.nan,
              "calibration_tokens": 32768.0 if quantised else math.nan, "quantized_share": 0.95 * quantised,
-             "tensors": method}
+             "tensors": method, "no_kernels": math.nan}
         )  # fmt: skip
     return pd.DataFrame(rows)
 

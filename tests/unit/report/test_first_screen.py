@@ -46,6 +46,12 @@ def test_it_says_where_the_checkpoint_lies_and_how_it_is_loaded() -> None:
     assert first.index("size delta nll") < first.index("What to deploy") < first.index("Did PRAQ help")
 
 
+def test_no_reader_is_recommended_that_has_no_product_for_the_checkpoint() -> None:
+    frame = packed(DELTAS).assign(no_kernels="wants <outputs> of 64")
+    text = page(frame, PAIRS, choices={"m": choice_of(frame)})
+    assert "(Marlin) wants &lt;outputs&gt; of 64." in text and "LLM(" not in text
+
+
 @pytest.mark.parametrize(("rise", "said"), [(0.3, True), (0.1, False)])
 def test_a_recipe_to_try_is_named_where_the_best_is_poor(rise: float, said: bool) -> None:
     frame = packed({"rtn": rise})

@@ -21,6 +21,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("Makefile", "config.yaml", "requirements.txt", "envs/launcher.py"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "workflow_scripts").symlink_to(ROOT / "workflow_scripts")
+    (folder / "inputs/My Model/config.json").touch()
     (folder / "inputs/a.txt").write_text("\n\n".join(f"{i} and " * 20 for i in range(90)))
     for name, body in (("snakemake", "printf '<%s>' \"$@\""), ("python", f'exec "{sys.executable}" "$@"')):
         script = folder / ".venv/bin" / name

@@ -81,6 +81,15 @@ def test_what_was_chosen_and_where_it_is(tmp_path: Path) -> None:
     assert said == f"Best: gptq_clip, at most 4.5 bits per weight\nTake {tmp_path}/best/checkpoint, gptq_clip of m"
 
 
+def test_paths_are_said_as_the_shell_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which stands elsewhere than the study where --directory names that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert outcome.seen(Path("results/report.html")) == Path("results/report.html")
+    monkeypatch.setenv("PWD", "/")
+    assert outcome.seen(Path("results/report.html")) == tmp_path / "results/report.html"
+
+
 def test_a_method_that_failed_to_answer_is_missing_where_it_is_asked(tmp_path: Path) -> None:
     study = {"models": ["m"], "methods": ["a", "b"], "datasets": [], "tasks": ["t"], "task_methods": ["a"]}
     for log in (

@@ -22,6 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "My Model").mkdir()
+    (tmp_path / "My Model/config.json").touch()
     (tmp_path / "model.Q4_0.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "model.bin").write_bytes(b"PK")
     (tmp_path / "notes.txt").write_text("\n\n".join(f"{i} and " * 20 for i in range(90)))
@@ -68,6 +69,7 @@ def test_a_model_of_config_yaml_by_name(here: Path) -> None:
     ("model", "message"),
     [
         ("./none", "MODEL=./none: no such directory or file"),
+        (".", "MODEL=.: has no config.json; give a directory with"),
         ("/none/none", "no such directory or file"),
         ("a/b/c", "no such directory or file"),
         ("model.bin", "is a file and no GGUF"),

@@ -93,6 +93,9 @@ def test_a_path_in_a_texts_place(place: Path) -> None:
     assert found["datasets"]["x"]["text"] == "a.txt", "an entry of texts is meant first"
     with pytest.raises(InputError, match=r"calibration\.text: none\.txt: no such file, and no entry of texts"):
         anchored({"texts": {}, "calibration": {"text": "none.txt"}})
+    (place / "work/many").mkdir()
+    with pytest.raises(InputError, match=r"calibration\.text: many: is a directory; give a text file, or the name of"):
+        anchored({"texts": {}, "calibration": {"text": "./many"}})
     misspelt = {"texts": {}, "calibration": {"text": "python_referenc"}}
     assert anchored(misspelt) == misspelt, "a name, which the texts' names are compared with"
 

@@ -23,7 +23,8 @@ class SummaryRow:
     sizes: 10⁶ bytes; tokens_per_s of the evaluation, quantize_s in seconds; compression: how many times smaller than
     the original; recipe, versions: JSON; p: of no difference from the original, NaN for itself; error: delta_nll's
     standard error. seen_share: of the data set's text, how much has been seen in calibration; calibration_sequences and
-    _tokens: that the method learnt from, if from any. tensors: a mark of the checkpoint's, equal where they are.
+    _tokens: that the method learnt from, if from any. tensors: a mark of the checkpoint's, equal where they are;
+    no_kernels: of a packed one, why vLLM has no product for it.
     """
 
     model: str
@@ -69,6 +70,7 @@ class SummaryRow:
     quantized_share: float
     file_bits_per_weight: float
     tensors: str
+    no_kernels: str | None
 
 
 # taken from the evaluation's record as they are
@@ -99,6 +101,7 @@ def summary_row(
     measured: Mapping[str, Any] = evaluation
     return SummaryRow(
         **{key: measured[key] for key in MEASURED},
+        no_kernels=measured.get("no_kernels") or None,
         ppl=float(np.exp(nll)),
         nll=nll,
         nll_low=own.low,

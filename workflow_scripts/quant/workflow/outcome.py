@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,16 @@ def failure(snakemake_log: str | Path) -> str:
     return "\n".join(f"{rule} failed: {why}\n    log: {log}" for (rule, log), why in told.items())
 
 
+def seen(path: Path) -> Path:
+    """As the user's shell takes it: it may stand elsewhere than the study, whose folder --directory names."""
+    shell = Path(os.environ.get("PWD", "."))
+    return path if shell.is_dir() and shell.samefile(Path()) else path.absolute()
+
+
 def success(results: Path) -> str:
     """Where the report is, and of each model on its first data set: the original's perplexity, the best method's, and
     by how much that is worse."""
-    lines = [f"Report: {results / 'report.html'}"]
+    lines = [f"Report: {seen(results / 'report.html')}"]
     with (results / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -69,7 +76,9 @@ def success(results: Path) -> str:
 def chosen(results: Path) -> str:
     """Which checkpoint was taken, and where it is."""
     choice = json.loads((results / "best/choice.json").read_text(encoding="utf-8"))
-    return f"Best: {choice['headline']}\nTake {results / 'best/checkpoint'}, {choice['method']} of {choice['model']}"
+    return (
+        f"Best: {choice['headline']}\nTake {seen(results / 'best/checkpoint')}, {choice['method']} of {choice['model']}"
+    )
 
 
 def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[dict[str, str]]:

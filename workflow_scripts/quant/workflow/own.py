@@ -63,6 +63,10 @@ def source_of(model: str, before: Mapping[str, Any]) -> dict[str, Any]:
     run noted, whose commit is kept."""
     path = home(model)
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"MODEL={model}: has no config.json; give a directory with a model's config.json and weights"
+            )
         return {"directory": str(path.absolute())}
     if path.is_file():
         with path.open("rb") as file:

@@ -80,7 +80,8 @@ def anchored(config: dict[str, Any], files: Sequence[Path], read: Callable[[Path
         elif Path(path).is_file():
             holder["text"] = {"files": [path]}
         elif "/" in value or Path(value).suffix in TEXTS:
-            raise InputError(f"{'.'.join(place)}: {path}: no such file, and no entry of texts; name one of them")
+            what = "is a directory" if Path(path).is_dir() else "no such file, and no entry of texts"
+            raise InputError(f"{'.'.join(place)}: {path}: {what}; give a text file, or the name of an entry of texts")
     return config
 
 

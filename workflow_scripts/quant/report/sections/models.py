@@ -173,6 +173,7 @@ def deploy(study: Study, choice: Choice) -> dict[str, Any]:
         "colour": study.colours.get(choice.method or "", ""),
         "transformers": TRANSFORMERS.format(path=repr(choice.path)),
         "vllm": VLLM.format(path=repr(choice.path)),
+        "no_kernels": next((row.no_kernels for row in chosen.itertuples() if isinstance(row.no_kernels, str)), ""),
         "why": "Nothing here is packed." if chosen.empty else "A poor one, by the research's bands.",
         "idea": idea(study.recipes, configured, options) if poor else None,
     }
