@@ -462,6 +462,7 @@ USERS: dict[str, set[str]] = {
     "methods/results": {"check_study", "quantize_library"},
     "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/provenance": {"evaluate_task", "write_words"},
+    "comparison/mixing": {"answer_questions"},
 }
 
 

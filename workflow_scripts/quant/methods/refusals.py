@@ -68,7 +68,8 @@ def limit_mistakes(
     shapes = {name: layout[f"{name}.weight"][1] for name in linears}
     weights = sum(n_out * n_in for n_out, n_in in shapes.values())
     sizes: dict[str, dict[str, float]] = {key: {} for key in limits}
-    for name, recipe in ((name, Recipe.of(entry)) for name, entry in recipes.items()):
+    single = {name: entry for name, entry in recipes.items() if entry["budget"] is None}  # a mix is of some of them
+    for name, recipe in ((name, Recipe.of(entry)) for name, entry in single.items()):
         if why_not_packed(recipe, shapes) is not None:
             continue
         whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
