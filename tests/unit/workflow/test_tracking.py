@@ -449,7 +449,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/greedy": {"write_words"},
     "methods/allocation": {"quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"check_study", "describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
