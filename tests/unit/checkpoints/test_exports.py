@@ -1,6 +1,7 @@
 """Exports: read by transformers, by other tools' own readers and by slow loops, against the packed checkpoint."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quant.checkpoints import stored
+from quant.checkpoints import packed, stored
 from quant.checkpoints.exports import export, regrouped
 from quant.checkpoints.gemm import pack_int4, unpack_int4
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
+from quant.methods.mixed import Candidate, weight_tensors
 from quant.recipe.grids import Grid
 from tests.unit.checkpoints.test_packed import codes_of
+from tests.unit.methods.test_mixed import mixed
 from tests.unit.recipe.test_recipe import LINEARS, recast, run
 
 IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
@@ -90,6 +93,32 @@ def test_gguf_of_8_bits(checkpoint: Any, tmp_path: Path) -> None:
     assert made["type"] == "Q8_0" and made["largest_deviation"] == pytest.approx(0, abs=1e-5)
     found = logits(tmp_path / "gguf", gguf_file="model.gguf")
     torch.testing.assert_close(found, packed_logits(folder), rtol=0, atol=1e-4)
+
+
+def test_gguf_has_a_type_for_each_tensor(checkpoint: Any, tmp_path: Path) -> None:
+    """4 and 8 bits in one file, and one layer's attention as it is."""
+    made = []
+    for bits in (4, 8):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        folder = checkpoint(192, 96, symmetric=True, bits=bits).parent.rename(tmp_path / f"b{bits}")
+        (folder / "checkpoint.folds.safetensors").rename(folder / "folds.safetensors")
+        with stored.opened(folder / "checkpoint", "tiny") as file:
+            layout = file.file.layout()
+        sizes = {name: packed.bits_of({k: layout[k] for k in weight_tensors(name, layout)}) for name in LINEARS}
+        costs = {name: 1.0 if ".0.self_attn" in name else (bits == 4) * (".0." in name) for name in LINEARS}
+        record: Any = {
+            "linears": [{"linear": name} for name in LINEARS],
+            "summary": {"storage_reason": ""},
+            "provenance": {"recipe": {"bits": bits, "group_size": 32}},
+        }
+        made.append(Candidate(f"b{bits}", folder, record, costs, sizes))
+    record = mixed(tmp_path / "source", tmp_path / "mix", made, bits_per_weight=16)
+    kinds = {row["linear"]: row["bits"] for row in record["linears"]}
+    assert set(kinds.values()) == {4, 8, 16}
+    exported = export(tmp_path / "mix/checkpoint", tmp_path / "gguf", "gguf", "tiny")
+    assert exported["type"] == "Q4_0+Q8_0" and exported["largest_deviation"] <= 1e-5
+    found, expected = logits(tmp_path / "gguf", gguf_file="model.gguf"), packed_logits(tmp_path / "mix/checkpoint")
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize(("symmetric", "size"), [(True, 32), (False, 32), (False, -1)])

@@ -74,6 +74,16 @@ def test_the_least_delta_nll_within_the_limit_is_chosen() -> None:
     )
 
 
+def test_the_curve_is_what_no_smaller_file_betters() -> None:
+    found = chosen()
+    assert [each["method"] for each in found.curve] == ["far", "good", "wide"]
+    assert found.lines[-1] == (
+        "What size buys, by delta_nll: far (83 MB, 0.3000); good (85 MB, 0.1000); wide (165 MB, 0.0100)."
+    )
+    assert [each["method"] for each in chosen(max_bits_per_weight=1).curve] == ["far", "good", "wide"]
+    assert not any("What size buys" in line for line in chosen(by="size_mb").lines)
+
+
 @pytest.mark.parametrize(
     ("options", "method", "runner_up", "shown"),
     [

@@ -14,7 +14,7 @@ from quant.checkpoints import stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
-from quant.methods.mixed import LEFT, Candidate, mix_checkpoint
+from quant.methods.mixed import LEFT, UNUSED, Candidate, mix_checkpoint
 from tests.unit.recipe.test_recipe import LINEARS, MADE, PLAIN, run
 
 # as statistics have it: q/k/v and gate/up read one tensor each
@@ -188,3 +188,11 @@ def test_a_budget_that_cannot_be_met(
     with pytest.raises(InputError, match=words) as caught:
         mixed(tiny_checkpoint, tmp_path / "mix", [candidate("four"), candidate("eight", bits=8)], **limits)
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_that_all_fits_into_leaves_everything(candidate: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    record = mixed(tiny_checkpoint, tmp_path / "mix", [candidate("four")], size_mb=10)
+    assert (record["summary"]["storage"], record["summary"]["storage_reason"]) == ("simulated", UNUSED)
+    held, source = (load_file(path / "model.safetensors") for path in (tmp_path / "mix/checkpoint", tiny_checkpoint))
+    assert held.keys() == source.keys() and all(torch.equal(held[key], source[key]) for key in held)
+    assert record["summary"]["quantized_share"] == 0 and record["predicted_nats"] == 0

@@ -25,6 +25,7 @@ NOTHING: dict[str, Any] = {
     "shared": [],
     "sequential": [],
     "library": {},
+    "budgets": {},
     "limits": {},
     "recipes": {},
 }
@@ -130,6 +131,18 @@ def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: 
 
 def test_a_study_without_packed_methods_has_nothing_to_limit(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
     assert limited(tiny_checkpoint, linears, {"max_bits_per_weight": 1}, dense={"salience": "l1"}) == []
+
+
+def test_a_budget_that_no_candidates_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    """2 bits in groups of 16 with a float32 step and a zero point: 2 + 32/16, padded to whole words; 3 as 3.2."""
+    budgets = {"low": {"bits_per_weight": 4}, "small": {"size_mb": 0.05}, "well": {"bits_per_weight": 5, "size_mb": 1}}
+    methods = {name: {"budget": limits, "group_size": 16} for name, limits in budgets.items()}
+    config = {**DEFAULT, "methods": methods, "study": DEFAULT["study"] | {"methods": list(methods)}}
+    config["sensitivity"] = DEFAULT["sensitivity"] | {"methods": []}
+    wanted = demands(configuration.load(config, SCHEMA), DEFAULTS)["budgets"]
+    low, small = found(tiny_checkpoint, linears, budgets=wanted)
+    assert low.startswith("methods.low.budget: bits_per_weight: 4: the smallest choice of its candidates takes 4.")
+    assert small.startswith("methods.small.budget: size_mb: 0.05: the smallest choice of its candidates takes 0.1")
 
 
 # ---- what a configuration demands

@@ -159,6 +159,16 @@ def test_a_sweeps_points_have_their_methods_colours():
     assert {COLOURS["rtn"], COLOURS["gw_awq"]} <= set(faces)
 
 
+def test_budgets_stand_beside_single_widths():
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1})
+    rows = frame.iloc[1:].assign(recipe=['{"bits": 4, "budget": null}', '{"bits": 4, "budget": {"size_mb": 9}}'])
+    key, table = study.sweep_table(rows, ["rtn", "gw_awq"])
+    assert key == "bits per weight" and table.line.tolist() == ["one width", "mixed"]
+    assert table.x.tolist() == rows.bits_per_weight.round(2).tolist()
+    legend = study.sweep(rows, ["rtn", "gw_awq"], COLOURS).axes[0].get_legend()
+    assert {"mixed", "one width"} == {text.get_text() for text in legend.get_texts()}
+
+
 def test_a_matrix_says_what_was_not_measured():
     table = layers().assign(relative_error=[math.nan, 0.0, *[0.02] * 6])
     drawn = texts(linears.error_by_kind(table))

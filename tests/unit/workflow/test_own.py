@@ -169,8 +169,16 @@ def test_a_text_of_json_lines(here: Path) -> None:
     ],
 )
 def test_limits(given: dict[str, str], choose: dict[str, Any]) -> None:
-    assert study(**given) == {"choose": choose}
-    assert choose.items() <= loaded(study(**given))["choose"].items()
+    found = study(**given)
+    assert found["choose"] == choose and choose.items() <= loaded(found)["choose"].items()
+    if "max_size_mb" not in choose:
+        assert set(found) == {"choose"}
+        return
+    config = loaded(found)
+    budget = {"size_mb": choose["max_size_mb"], "bits_per_weight": choose["max_bits_per_weight"] or 0.0}
+    assert config["methods"]["within_size"]["budget"] == budget
+    assert {"within_size", *config["candidates"]["within_size"]} <= set(config["study"]["methods"])
+    assert set(DEFAULT["study"]["methods"]) <= set(config["study"]["methods"])
 
 
 @pytest.mark.parametrize("value", ["much", "0", "-3", "nan", "inf"])

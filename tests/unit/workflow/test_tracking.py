@@ -449,7 +449,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/greedy": {"write_words"},
     "methods/allocation": {"quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"check_study", "describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
@@ -462,6 +462,7 @@ USERS: dict[str, set[str]] = {
     "methods/results": {"check_study", "quantize_library"},
     "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/provenance": {"evaluate_task", "write_words"},
+    "comparison/mixing": {"answer_questions"},
 }
 
 

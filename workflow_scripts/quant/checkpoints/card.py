@@ -11,13 +11,21 @@ from quant.data.overlap import SHARE, percent, short_words
 from quant.data.wording import source_words
 from quant.files.units import megabytes
 from quant.recipe.keys import has_effect
+from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 ORIGINAL = "original"
 
 
-def metadata(storage: str, bits: int, about: dict[str, Any]) -> dict[str, Any]:
+def widths(recipe: dict[str, Any], record: Any) -> list[int]:
+    """The widths of a method's quantised linears; record: its quantize.json."""
+    if not recipe.get("budget"):
+        return [recipe["bits"]]
+    return sorted({row["bits"] for row in record["linears"]} - {UNTOUCHED}) or [UNTOUCHED]
+
+
+def metadata(storage: str, bits: list[int], about: dict[str, Any]) -> dict[str, Any]:
     """The hub's header; what is not known of the base model is left out rather than guessed."""
     found = {
         "license": about.get("license"),
@@ -25,7 +33,7 @@ def metadata(storage: str, bits: int, about: dict[str, Any]) -> dict[str, Any]:
         "base_model_relation": "quantized",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quantized", *([f"{bits}-bit", "compressed-tensors"] if storage == "packed" else [])],
+        "tags": ["quantized", *([f"{n}-bit" for n in bits] + ["compressed-tensors"] if storage == "packed" else [])],
     }
     if found["base_model"] is None:
         del found["base_model_relation"]
@@ -96,6 +104,7 @@ def card(
     rows = summary[(summary.model == model) & (summary.method.isin([method, ORIGINAL]))]
     mine = rows[rows.method == method]
     recipe, first = record["provenance"]["recipe"], next(mine.itertuples())
+    bits = widths(recipe, record)
     doubts = [
         f"On {row.dataset} the original itself makes no sense: {row.storage_reason}."
         for row in rows[rows.method == ORIGINAL].itertuples()
@@ -110,11 +119,11 @@ def card(
         keep_trailing_newline=True,
     )
     return environment.get_template("card.md.j2").render(
-        header=yaml.safe_dump(metadata(first.storage, recipe["bits"], about), sort_keys=False),
+        header=yaml.safe_dump(metadata(first.storage, bits, about), sort_keys=False),
         model=model,
         method=method,
         base=base_model(about) or model,
-        bits=recipe["bits"],
+        bits=f"{', '.join(map(str, bits[:-1]))} and {bits[-1]}" if len(bits) > 1 else bits[0],
         recipe=settings(recipe, record["provenance"].get("token_fingerprint") is not None),
         calibration=calibration_words(recipe, first, record, calibration),
         path=path,

@@ -137,11 +137,17 @@ def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str
     return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]
 
 
+def widths_words(recipe: dict[str, Any]) -> str:
+    """A budget's candidates: 2, 3, 4, 8 and 16 bit, mixed."""
+    *most, last = [str(bits) for bits in dict.fromkeys(each["bits"] for each in recipe["candidates"])]
+    return f"{', '.join(most)} and {last} bit, mixed" if most else f"{last} bit"
+
+
 def recipe_words(recipe: dict[str, Any]) -> str:
     """The grid and the rounding of a recipe in a few words, without its salience."""
     size = recipe.get("group_size")
     parts = [
-        f"{recipe['bits']} bit" if "bits" in recipe else "",
+        widths_words(recipe) if recipe.get("budget") else f"{recipe['bits']} bit" if "bits" in recipe else "",
         "" if size is None else "per channel" if size == -1 else f"groups of {size}",
         {True: "symmetric", False: "asymmetric", None: ""}[recipe.get("symmetric")],
         "clipped" if recipe.get("clip") else "",

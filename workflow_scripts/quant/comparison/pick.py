@@ -4,6 +4,7 @@ Signs: every difference is the first minus the second in nats per token, so that
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -34,7 +35,8 @@ class Choice(NamedTuple):
     """method is None where no packed checkpoint is within the limits; runner_up where no other is.
 
     difference: of method minus runner_up by KL where it is chosen by that, else by NLL; None where they were not
-    compared. headline and lines say all of it in words.
+    compared. headline and lines say all of it in words. curve: the packed checkpoints that none of at most their size
+    betters, smallest first.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Choice(NamedTuple):
     difference: Difference | None
     headline: str
     lines: list[str]
+    curve: Sequence[dict[str, Any]] = ()
 
     @property
     def path(self) -> str | None:
@@ -79,6 +82,24 @@ def facts_words(row: Any) -> str:
     )
 
 
+def curve(packed: pd.DataFrame, by: str) -> list[dict[str, Any]]:
+    """Of packed checkpoints, by size: those with less `by` than all that are smaller; what a larger file buys."""
+    found: list[dict[str, Any]] = []
+    columns = ["method", "size_mb", "bits_per_weight", "ppl", "delta_nll", "kl"]
+    for row in packed.sort_values(["size_mb", by], kind="stable")[list(dict.fromkeys([*columns, by]))].to_dict(
+        "records"
+    ):
+        if not found or row[by] < found[-1][by]:
+            found.append(row)
+    return found
+
+
+def curve_words(found: Sequence[dict[str, Any]], by: str) -> str:
+    """The curve in a line."""
+    steps = [f"{each['method']} ({megabytes(each['size_mb'])} MB, {number(each[by], 4)})" for each in found]
+    return f"What size buys, by {by}: {'; '.join(steps)}."
+
+
 def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, Any]) -> Choice:
     """The packed checkpoint of options' model on its dataset with the least `by` within the limits (see LIMITS).
 
@@ -98,7 +119,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
                 f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
                 f"{least.delta_nll:.4f} and a KL of {least.kl:.4f}."
             ]
-        return Choice(model, dataset, None, None, None, "No checkpoint fits", lines)
+        return Choice(model, dataset, None, None, None, "No checkpoint fits", lines, curve(packed, by))
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""
     lines = [facts_words(best), f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
@@ -122,4 +143,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     if not ahead.empty:
         first = ahead.sort_values(by).iloc[0]
         lines.append(f"{first.method} has a lower {by}, but is not packed: {first.storage_reason}.")
-    return Choice(model, dataset, best.method, runner_up, difference, best.method, lines)
+    front = curve(packed, by)
+    if by in ("delta_nll", "kl") and len(front) > 1:
+        lines.append(curve_words(front, by))
+    return Choice(model, dataset, best.method, runner_up, difference, best.method, lines, front)

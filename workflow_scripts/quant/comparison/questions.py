@@ -14,6 +14,7 @@ from quant.comparison.answers import (
     risk,
     sensitivity,
 )
+from quant.comparison.mixing import mixing
 from quant.comparison.pairs import (
     AUTOAWQ,
     AUTOROUND,
@@ -144,6 +145,21 @@ study:
         of_pairs({"group size": alike("group_size", is_group, -1)}, ("group-wise", "per channel")),
         "study:\n  add: {methods: [full_awq, gw_awq, full_praq, gw_praq]}\n",
         ("Groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "mixing",
+        "What does mixing widths buy over one width at the same size?",
+        mixing,
+        """\
+methods:
+  mixed: {budget: {bits_per_weight: 3.7}, clip: true, rounding: gptq}
+study:
+  add: {methods: [mixed]}
+""",
+        (
+            "A budget gives each linear one of its candidates' widths, by what the end loss predicts; one width: the "
+            "same recipe with that width everywhere. Prediction is of KL on calibration text.",
+        ),
     ),
     Question(
         "directions",

@@ -25,6 +25,7 @@ from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord, Provenance, Summary
 
 LEFT = "16 bit by its budget"
+UNUSED = "its budget leaves every linear in 16 bit"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def mix_checkpoint(
         index = {each.method: i for i, each in enumerate(candidates)}
         used = sorted({index[each.method] for each in of.values() if each is not None})
         check_folds([(candidates[i].method, held[i].file) for i in used], names)
-        reason = next((why(candidates[i]) for i in used if why(candidates[i])), None)
+        reason = next((why(candidates[i]) for i in used if why(candidates[i])), None if used else UNUSED)
         grids = {} if reason else {name: held[index[each.method]].packed[name] for name, each in of.items() if each}
         layout, config = dense, read_json(source / "config.json")
         if grids:

@@ -5,6 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quant.checkpoints import packed
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
@@ -16,7 +18,9 @@ from quant.methods.packing import why_not_packed
 from quant.methods.shared import shared_groups
 from quant.models.architectures import ARCHITECTURES
 from quant.models.depth import layer_at
+from quant.recipe import grids
 from quant.recipe.recipe import Recipe
+from quant.recipe.widths import UNTOUCHED
 
 
 def layer_mistakes(wanted: dict[str, list[int | str]], layers: int) -> Iterator[str]:
@@ -68,7 +72,8 @@ def limit_mistakes(
     shapes = {name: layout[f"{name}.weight"][1] for name in linears}
     weights = sum(n_out * n_in for n_out, n_in in shapes.values())
     sizes: dict[str, dict[str, float]] = {key: {} for key in limits}
-    for name, recipe in ((name, Recipe.of(entry)) for name, entry in recipes.items()):
+    single = {name: entry for name, entry in recipes.items() if entry["budget"] is None}  # a mix is of some of them
+    for name, recipe in ((name, Recipe.of(entry)) for name, entry in single.items()):
         if why_not_packed(recipe, shapes) is not None:
             continue
         whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
@@ -87,6 +92,41 @@ def limit_mistakes(
                 f"choose.{key}: no packed method of the study has at most {LIMITS[key][1].format(limit)} on this "
                 f"model; the smallest, {name}, has {amount}: allow more, or add a method"
             )
+
+
+def least_bits(recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """What a linear takes at least, by the smallest of a budget's candidates."""
+    found = []
+    for each in recipe["candidates"]:
+        if each["bits"] == UNTOUCHED:
+            found.append(8 * dtype.itemsize * torch.Size(shape).numel())
+            continue
+        size = recipe["group_size"] if each["group_size"] is None else each["group_size"]
+        one = Recipe.of(recipe | {"bits": each["bits"], "group_size": size})
+        if why_not_packed(one, {name: shape}) is None:
+            found.append(packed.bits_of(packed.layout_of(name, shape, dtype, one.grid)))
+        else:
+            found.append(grids.storage_bits(shape[0], shape[1], one.grid))
+    return min(found)
+
+
+def budget_mistakes(budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout) -> Iterator[str]:
+    """Budgets by method that even the smallest candidates exceed; layout: of the unquantised checkpoint."""
+    shapes = {name: layout[f"{name}.weight"] for name in linears}
+    weights = sum(torch.Size(shape).numel() for _, shape in shapes.values())
+    rest = packed.bits_of({key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes})
+    for method, recipe in budgets.items():
+        least, limits = sum(least_bits(recipe, name, *known) for name, known in shapes.items()), recipe["budget"]
+        said = {
+            "bits_per_weight": (least / weights, f"{least / weights:.3f} bits per weight"),
+            "size_mb": ((least + rest) / 8e6, f"{megabytes((least + rest) / 8e6)} MB"),
+        }
+        for key, (found, amount) in said.items():
+            if limits[key] and found > limits[key]:
+                yield (
+                    f"methods.{method}.budget: {key}: {limits[key]:g}: the smallest choice of its candidates takes "
+                    f"{amount} on this model; allow more, or add smaller candidates"
+                )
 
 
 def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) -> list[str]:
@@ -115,6 +155,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) 
             found.append(f"methods.{name}: {error}")
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         found += limit_mistakes(wanted["limits"], wanted["recipes"], list(linears), file.layout())
+        found += budget_mistakes(wanted["budgets"], list(linears), file.layout())
     return found
 
 

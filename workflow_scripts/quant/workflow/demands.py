@@ -29,6 +29,7 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
             for name, recipe in recipes.items()
             if "algorithm" in recipe
         },
+        "budgets": {name: recipe for name, recipe in own.items() if recipe["budget"] is not None},
         "limits": limits,
         "recipes": {name: own[name] for name in config["study"]["methods"] if name in own} if limits else {},
     }

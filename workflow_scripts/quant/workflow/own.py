@@ -20,6 +20,7 @@ from quant.workflow.paths import found, home
 HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
+WITHIN = "within_size"  # the method of SIZE_MB
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
@@ -144,6 +145,10 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
+    if "max_size_mb" in chosen:  # the widths that use such a file best, and each width for all, beside the study's own
+        limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
+        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq"}}
+        study["study"]["add"] = {"methods": [WITHIN]}
     return {key: value for key, value in study.items() if value}
 
 

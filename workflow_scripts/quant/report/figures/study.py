@@ -172,7 +172,11 @@ def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.
     rows = summary[summary.method.isin(members)].copy()
     known = recipes_of(rows)
     recipes = pd.DataFrame([known[method] for method in rows.method], index=rows.index)
-    first, *others = [key for key in recipes if recipes[key].nunique() > 1] or ["bits"]
+    if "budget" in recipes and recipes["budget"].notna().any():
+        rows["x"] = rows.bits_per_weight.round(2)
+        rows["line"] = np.where(recipes["budget"].notna(), "mixed", "one width")
+        return "bits per weight", rows
+    first, *others = [key for key in recipes if recipes[key].map(repr).nunique() > 1] or ["bits"]
     rows["x"] = recipes[first]
     rows["line"] = [", ".join(f"{key} {values[key]}" for key in others) for values in recipes.to_dict("records")]
     return first, rows
