@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts")
 import torch
 from torch import Tensor, nn
 
-from quant.checkpoints import exports, stored
+from quant.checkpoints import fitting, stored
+from quant.checkpoints.formats.dense import dense
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import read_json
@@ -50,7 +51,7 @@ class Int4Pack(nn.Module):
 
     def __init__(self, linear: Codes, size: int, bias: Tensor | None, device: str) -> None:
         super().__init__()
-        linear = exports.regrouped(linear, size)
+        linear = fitting.regrouped(linear, size)
         self.size, self.n_out = size, len(linear.codes)
         self._on_gpu = torch.device(device).type == "cuda"
         offset = 8 if linear.grid.symmetric else 0
@@ -80,13 +81,13 @@ def dequantize(checkpoint: Path, folder: Path) -> set[str]:
     with stored.opened(checkpoint) as held:
         if {grid.bits for grid in held.packed.values()} != {4}:
             raise InputError(f"{checkpoint}: is not packed in 4 bits; give such a method's checkpoint")
-        exports.dense(held, read_json(checkpoint / "config.json"), folder)
+        dense(held, read_json(checkpoint / "config.json"), folder)
         return set(held.packed)
 
 
 def replace_linears(model: nn.Module, checkpoint: Path, device: str) -> None:
     with stored.opened(checkpoint) as held:
-        size = exports.fitting_size(held, GROUPS, "PyTorch's INT4 product")
+        size = fitting.fitting_size(held, GROUPS, "PyTorch's INT4 product")
         for name in sorted(held.packed):
             parent, _, last = name.rpartition(".")
             bias = model.get_submodule(name).bias

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quant.checkpoints.exports import export
+from quant.checkpoints.export import export
 from quant.files.artifacts import read_json, versions, write_json
 from quant.workflow.job import job
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from quant.checkpoints.exports import export
+from quant.checkpoints.export import export
 from tests.unit.recipe.test_recipe import recast, run
 
 GIVEN = {path: Path(path) for path in os.environ.get("CHECKPOINTS", "").split()}

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from quant.checkpoints import gemm
-from quant.checkpoints.exports import export
+from quant.checkpoints.export import export
 from quant.data import tokens
 from quant.evaluation.perplexity import load_model
 from quant.methods import library

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from quant.checkpoints import packed, stored
-from quant.checkpoints.exports import export, regrouped
+from quant.checkpoints.export import export
+from quant.checkpoints.fitting import regrouped
 from quant.checkpoints.gemm import pack_int4, unpack_int4
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
@@ -225,7 +226,7 @@ def test_an_export_whose_activations_leave_its_type_is_refused(checkpoint: Any, 
 
 def test_rows_of_next_to_nothing_are_exported() -> None:
     """Steps below float16's normal numbers, which bfloat16 holds."""
-    from quant.checkpoints.exports import in_float16
+    from quant.checkpoints.fitting import in_float16
 
     linear = codes_of(Grid(4, 32, True), 8, 64)
     small = linear._replace(

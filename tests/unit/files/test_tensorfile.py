@@ -134,7 +134,7 @@ def test_a_mark_is_of_the_tensors_alone(tmp_path: Path) -> None:
 
     save_file(tensors, tmp_path / "plain.safetensors")
     with tensorfile.opened(tmp_path / "plain.safetensors") as file:
-        assert mark({}) == mark({}, made="by another") == file.mark()
+        assert mark({}) == mark({}, made="by another") == mark({}, names='{"a": "other"}') == file.mark()
     others = [{"a": torch.arange(6.0).view(3, 2)}, {"b": torch.tensor([1, 2], dtype=torch.int32)}, {"c": torch.ones(1)}]
     assert len({mark({}), *map(mark, others), mark({"b": torch.ones(2, dtype=torch.int64)})}) == 5
 

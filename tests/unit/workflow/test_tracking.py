@@ -201,7 +201,6 @@ USERS: dict[str, set[str]] = {
     "errors": OURS,
     "evaluation/perplexity": MEASURES | {"evaluate_task", "write_words"},
     "evaluation/record": {"evaluate", "evaluate_original"},
-    "checkpoints/exports": {"export"},
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": RECIPES,
@@ -463,6 +462,11 @@ USERS: dict[str, set[str]] = {
     "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/provenance": {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
+    "checkpoints/export": {"export"},
+    "checkpoints/fitting": {"export"},
+    "checkpoints/formats/awq": {"export"},
+    "checkpoints/formats/dense": {"export"},
+    "checkpoints/formats/gguf": {"export"},
 }
 
 

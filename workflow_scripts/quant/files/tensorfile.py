@@ -131,11 +131,11 @@ class TensorFile:
     def mark(self) -> str:
         """16 hexadecimal digits of every tensor's name, type, shape and checksum: of the same tensors always the same,
         whatever made them. Those that the file has no checksums of are read."""
-        slices = {name: self._handle.get_slice(name) for name in sorted(self._stored)}
-        held = [
-            (name, part.get_dtype(), part.get_shape(), self._checksums.get(name) or checksum(raw(self._checked(name))))
-            for name, part in slices.items()
-        ]
+        held = []
+        for name in sorted(self._stored):
+            part = self._handle.get_slice(self.naming.outside(name))
+            own = self._checksums.get(name) or checksum(raw(self._checked(name)))
+            held.append((name, part.get_dtype(), part.get_shape(), own))
         return digest(json.dumps(held).encode())
 
     def info(self, key: str) -> Any:

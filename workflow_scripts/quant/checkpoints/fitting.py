@@ -1,0 +1,82 @@
+"""What formats ask of a checkpoint: its widths, the size of its groups, steps that float16 holds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.checkpoints import stored
+from quant.errors import InputError
+from quant.recipe import grids
+from quant.recipe.grids import Codes
+
+
+def regrouped(linear: Codes, size: int) -> Codes:
+    """The same weights in smaller groups, each with the step and zero of the group that it was part of."""
+    parts = linear.codes.shape[2] // size
+    codes = linear.codes.reshape(len(linear.codes), -1, size)
+    step, zero = (t.repeat_interleave(parts, 1) for t in (linear.step, linear.zero))
+    return Codes(codes, step, zero, linear.grid._replace(group_size=size), linear.n_in)
+
+
+def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
+    """Refuses a checkpoint that is not packed in these widths."""
+    if not held.packed:
+        reason = "its weights are simulated (storage_reason in quantize.json says why)"
+        raise InputError(
+            f"{held.file.path}: {reason}, and {what} stores codes; export a method whose storage is packed"
+        )
+    for name, grid in sorted(held.packed.items()):
+        if grid.bits not in bits:
+            raise InputError(
+                f"{held.file.path}: {name} has {grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; "
+                "export another method"
+            )
+
+
+def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
+    """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
+    widths = {name: int(held.file.get(f"{name}.weight_shape")[1]) for name in held.packed}
+    found = {name: n_in if (own := held.packed[name].group_size) == -1 else own for name, n_in in widths.items()}
+    for size in sizes:
+        if all(group % size == 0 for group in found.values()):
+            return size
+    name = next(name for name, group in found.items() if group % sizes[-1])
+    raise InputError(
+        f"{held.file.path}: {name} has groups of {found[name]} inputs, which {what}'s {sizes[-1]} does not divide; "
+        f"use a group_size that is a multiple of {sizes[-1]}"
+    )
+
+
+def half_steps(name: str, step: Tensor, what: str) -> Tensor:
+    """Steps in float16, refused where that rounds them."""
+    half = step.half()
+    if not torch.equal(half.float(), step):
+        raise InputError(
+            f"{name}: a step of {step[half.float() != step][0].item():g} is no float16, which {what} stores; export "
+            "dense, or quantise a float16 model"
+        )
+    return half
+
+
+def in_float16(linear: Codes) -> Codes:
+    """A linear whose steps below float16's normal numbers are the next larger of those it has, with codes for them: its
+    weights are next to nothing, and stay within half such a step of what they were."""
+    kind = torch.finfo(torch.float16)
+    unit = kind.smallest_normal * kind.eps
+    step = torch.where(linear.step < kind.smallest_normal, (linear.step / unit).ceil() * unit, linear.step)
+    if torch.equal(step, linear.step):
+        return linear
+    codes = grids.encode(grids.decode(linear.codes, linear.step, linear.zero), step, linear.zero, linear.grid)
+    return linear._replace(codes=codes, step=step)
+
+
+def without_packing(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def deviation(w: Tensor, linear: Codes) -> float:
+    """Largest |w - ŵ| in steps, or in float16's smallest normal number where a step is less; w [out, in]."""
+    difference = grids.to_groups(w - linear.dequantize(), linear.grid.group_size)
+    step = linear.step.clamp(min=torch.finfo(torch.float16).smallest_normal)
+    return float((difference / step).abs().max())

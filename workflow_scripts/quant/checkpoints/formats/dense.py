@@ -1,0 +1,32 @@
+"""Dense weights, which everything reads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant.checkpoints import stored
+from quant.checkpoints.fitting import deviation, without_packing
+from quant.files import tensorfile
+from quant.files.artifacts import write_plain_json
+
+
+def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
+    """model.safetensors in the model's own 16-bit type: bfloat16 would round what float16 holds."""
+    before = held.file.layout()
+    matrices = [dtype for dtype, shape in before.values() if len(shape) == 2]
+    dtype = before[f"{next(iter(held.packed))}.weight_scale"][0] if held.packed else matrices[0]
+    shapes = {f"{name}.weight": tuple(held.file.get(f"{name}.weight_shape").tolist()) for name in held.packed}
+    layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
+    layout |= {key: value for key, value in before.items() if key.endswith(".bias")}
+    layout |= {key: (dtype, shape) for key, shape in shapes.items()}
+    with tensorfile.writing(target / "model.safetensors", layout, held.file.metadata) as out:
+        for key in layout:
+            name = key.removesuffix(".weight")
+            out.put(key, held.weight(name).to(dtype) if key in shapes else held.file.get(key))
+    write_plain_json(target / "config.json", without_packing(config))
+    worst = 0.0
+    with tensorfile.opened(target / "model.safetensors") as file:
+        for name in held.packed:
+            worst = max(worst, deviation(file.get(f"{name}.weight", dtype=torch.float32), held.linear(name)))
+    return {"dtype": str(dtype).removeprefix("torch."), "largest_deviation": worst}
