@@ -35,6 +35,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 READERS = 3  # that read ahead and hold against checksums, each at 1.6 GB/s
 WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
@@ -79,14 +80,15 @@ class TensorFile:
         piece = self._pieces.get(name)
         if piece is None:
             return self._checked(name)
-        if piece.whole in self._held:
-            return piece.of(self._handle.get_tensor(self.naming.outside(piece.whole))).contiguous()
-        found = piece.of(self._checked(piece.whole)).contiguous()
+        whole = self._unchecked(piece.whole) if piece.whole in self._held else self._checked(piece.whole)
         self._held.add(piece.whole)
-        return found
+        return piece.of(whole).contiguous()
+
+    def _unchecked(self, name: str) -> Tensor:
+        return self._handle.get_tensor(self.naming.outside(name))
 
     def _checked(self, name: str) -> Tensor:
-        tensor = self._handle.get_tensor(self.naming.outside(name))
+        tensor = self._unchecked(name)
         if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
             raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
         return tensor
@@ -120,8 +122,7 @@ class TensorFile:
     def layout(self) -> Layout:
         """Every tensor's dtype and shape, without reading it."""
         slices = {name: self._handle.get_slice(self.naming.outside(name)) for name in sorted(self._stored)}
-        by_code = {code: dtype for dtype, code in DTYPES.items()}
-        stored = {name: (by_code[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+        stored = {name: (BY_CODE[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
         found = {name: value for name, value in stored.items() if name in self.names}
         for name, piece in self._pieces.items():
             dtype, shape = stored[piece.whole]
@@ -377,8 +378,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str])
 
 def check_finite(name: str, tensor: Tensor, where: str) -> None:
     """Refuses NaN and infinities by the tensor's name."""
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+    if bad := int((~torch.isfinite(tensor)).sum()):
         raise InputError(f"{where}: {name} holds {bad} NaN or infinite values; use a model whose weights are finite")
 
 
