@@ -4,7 +4,8 @@ CONVERTED is results/{model}/original of a finished conversion, TEXT the raw tes
 tokens, evaluates the rest and 65,536 tokens of the Python language reference (Python's own pydoc_data, which no
 calibration saw) in windows of 2,048, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
 and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
-GPU's peak memory; writes them to OUT after each method.
+GPU's peak memory; writes them to OUT after each method. At the end what each has learnt of the texts, beside the same
+method that is fitted less (docs/methods.md, Has a method learnt the text?).
 """
 
 import argparse
@@ -12,6 +13,7 @@ import pydoc_data.topics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
+from quant.comparison.learnt import learnt_terms
 from quant.comparison.paired import paired_difference
+from quant.comparison.pairs import Recipes, fitted_further
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
@@ -88,6 +92,26 @@ def summary(found: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> dic
     return row
 
 
+Sums = dict[str, np.ndarray]
+
+
+def learnt_lines(found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarray], known: Recipes) -> Iterator[str]:
+    """found: of `judge` by method and bits."""
+    recipes = {method: known[method] | {"bits": 0} for method, _ in found}
+    for _, method, before in fitted_further(recipes):
+        for bits in [bits for name, bits in found if name == method and (before, bits) in found]:
+            for text, own in found[method, bits].items():
+                other = found[before, bits][text]
+                d_a, d_b = (sums[:, 1] - sums[:, 0] for sums in (own, other))
+                terms = learnt_terms(d_a, d_b, own[:, 2], other[:, 2])
+                one = paired_difference(terms, np.zeros(len(terms)), weights[text], RESAMPLES, SEED)
+                yield (
+                    f"{method} after {before}, {bits} bits, {text}: leaves {d_a.sum() / d_b.sum():.3f} of delta_nll "
+                    f"and {own[:, 2].sum() / other[:, 2].sum():.3f} of KL; learnt {one.mean:.4f} [{one.low:.4f}, "
+                    f"{one.high:.4f}] nats per token, p {one.p:.4f}"
+                )
+
+
 class Study:
     """One model and its statistics, quantised by one recipe after the other."""
 
@@ -143,7 +167,7 @@ def main() -> None:
     sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
-    rows = []
+    rows, sums = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if where == "cuda":
@@ -159,11 +183,13 @@ def main() -> None:
                 quantised = perplexity.load_model(study.quantised, where, torch.float32)
                 found = {text: judge(original, quantised, part, where) for text, part in judged.items()}
                 del quantised
+                sums[method, bits] = found
                 rows.append({"method": method, "bits": bits, "seconds": before + seconds, "peak_gb": peak})
                 rows[-1] |= summary(found, weights) | record.get("tuning", {})
                 words = (f"{key} {v:.4f}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items())
                 print(", ".join(words), flush=True)
                 pd.DataFrame(rows).to_csv(options.out, index=False)
+    print("\n".join(learnt_lines(sums, weights, known)))
 
 
 if __name__ == "__main__":
