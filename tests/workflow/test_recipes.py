@@ -43,6 +43,9 @@ def test_every_recipe_is_measured(recipes: Path) -> None:
     assert list(summary.index) == ["original", *NAMES]
     assert summary.loc["widths-bits3", "kl"] > summary.loc["widths-bits4", "kl"] > 0
     assert summary["nll"].nunique() == len(NAMES), "all differ, but for the two that are one recipe"
+    one = "widths-bits4 and sizes-n_calib12 have the same tensors"
+    assert summary["tensors"].nunique() == len(NAMES)
+    assert all(one in (recipes / f"results/{name}").read_text() for name in ("report.html", "logs/summarize.log"))
     linears = read_table(recipes / "results/linears.csv")
     assert set(linears.loc[linears["method"] == "exact", "damp"]) == {0.01}
     assert linears.loc[linears["method"] != "exact", "damp"].isna().all()
