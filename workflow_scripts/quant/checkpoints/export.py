@@ -64,7 +64,8 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             try:
                 try_forward(checkpoint, torch.float16 if kind == "awq" else getattr(torch, written), kind)
             except InputError:
-                (target / "model.safetensors").unlink()
+                for name in ("model.safetensors", "config.json"):
+                    (target / name).unlink()
                 raise
             for file in checkpoint.iterdir():
                 if file.is_file() and file.name not in ("model.safetensors", "config.json", "README.md"):
