@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quant.data.tokens import fingerprint_in
+from quant.errors import InputError
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.files.csv_tables import read_table
 from quant.files.tensorfile import opened
@@ -18,6 +19,11 @@ def candidate(record_path: str, table_path: str, method: str, recipe: dict, fing
     require(record_path, record["provenance"], recipe=recipe, model_fingerprint=fingerprint)
     table = read_table(table_path)
     require(table_path, {"checkpoint": table["checkpoint"].iloc[0]}, checkpoint=mark(record["provenance"]))
+    if "predicted_nats" not in table:
+        raise InputError(
+            f"{table_path}: has no predicted_nats, by which a budget chooses; name the budget's method in "
+            "study.methods, whose end loss they come from"
+        )
     costs = dict(zip(table["linear"], table["predicted_nats"].astype(float), strict=True))
     bits = dict(zip(table["linear"], table["storage_bits"].astype(int), strict=True))
     return Candidate(method, Path(record_path).parent, record, costs, bits)

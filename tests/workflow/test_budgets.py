@@ -7,6 +7,7 @@ import yaml
 
 from quant.files.csv_tables import read_table
 from tests import tiny
+from tests.workflow.test_faults import KILL, content, strike
 
 pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
 
@@ -49,8 +50,31 @@ def test_the_choice_has_the_curve_beside_it(finished: Path) -> None:
     assert choice["method"] in ("mixed-bits3", "mixed") and sizes == sorted(sizes) and len(sizes) > 1
 
 
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = ("quantize.json", "folds.safetensors", "checkpoint/model.safetensors", "checkpoint/config.json")
+    paths = [finished / "results/tiny/mixed" / name for name in outputs]
+    before = list(map(content, paths))
+    struck = strike(tmp_path, monkeypatch, KILL)
+    target = "results/tiny/mixed/quantize.json"
+    assert tiny.snakemake(finished, target, "--forcerun", "quantize_budget").returncode
+    assert [path.name for path in struck.iterdir()] == ["quantize_budget"]
+    done = tiny.snakemake(finished, target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(map(content, paths)) == before
+
+
 def test_another_budget_quantises_nothing(finished: Path) -> None:
     changed = OVERLAY | {"methods": {"mixed": BUDGET | {"budget": {"bits_per_weight": 8}}}}
     (finished / "more.yaml").write_text(yaml.safe_dump(changed))
     jobs = tiny.pending(finished, "more.yaml")
     assert (jobs["quantize_budget"], jobs["evaluate"], jobs["measure_error"]) == (1, 1, 1) and "quantize" not in jobs
+
+
+def test_outside_the_study_it_says_what_it_wants(finished: Path) -> None:
+    other = OVERLAY | {"study": STUDY | {"methods": ["rtn_g"]}}
+    (finished / "other.yaml").write_text(yaml.safe_dump(other))
+    table = finished / "results/tiny/mixed-bits3/linears.csv"
+    done = tiny.snakemake(finished, "results/tiny/mixed/quantize.json", config="other.yaml")
+    assert done.returncode and f"{table.relative_to(finished)}: has no predicted_nats, by which" in done.stderr

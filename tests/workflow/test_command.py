@@ -21,9 +21,9 @@ def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
     """A command line in a folder, where `snakemake` is the launcher."""
     command = shlex.split(line)
     assert command[0] == "snakemake"
-    return subprocess.run(
-        [sys.executable, str(LAUNCHER), *command[1:]], cwd=folder, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"PWD": str(folder)}  # as a shell says where it stands
+    given = [sys.executable, str(LAUNCHER), *command[1:]]
+    return subprocess.run(given, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
