@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.unit.workflow.test_tracking import USERS
+from tests.unit.workflow.users import USERS
 from tests.workflow.test_staleness import METHODS, PLOTS, each, following, graph
 
 
@@ -14,7 +14,7 @@ def script_jobs(script: str) -> set[str]:
     return {job for job in graph(METHODS) if job.partition(":")[0] == script}
 
 
-# of test_tracking.USERS, where whose code an edit changes stands by hand
+# of USERS, where whose code an edit changes stands by hand
 MODULES = [
     "recipe/keys",
     "recipe/search",
@@ -55,7 +55,7 @@ def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
 
 
 class TestModules:
-    """Of the library; tests/unit/workflow/test_tracking.py has a row for each of the others."""
+    """Of the library; tests/unit/workflow/users.py has a row for each of the others."""
 
     @pytest.mark.parametrize("module", MODULES)
     def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:
