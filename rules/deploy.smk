@@ -76,7 +76,7 @@ rule export:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # the awq layout and GGUF are gathered whole before they are written
+    # the awq layout is gathered whole before it is written
     resources:
         mem_mb=more(4000),
         runtime=more(30),

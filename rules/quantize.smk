@@ -85,6 +85,7 @@ rule quantize_with_model:
 rule measure_error:
     """The exact error of each of a method's linears on the calibration text."""
     input:
+        # where a method of the study reads it
         **({"end_loss": f"results/{{model}}/{END_LOSS}"} if END_LOSS else {}),
         original=rules.convert.output.weights,
         weights=rules.quantize.output.weights,
@@ -94,7 +95,6 @@ rule measure_error:
         model=rules.convert.output.record,
         tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
         moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
-        # where a method of the study reads it
     output:
         report(
             "results/{model}/{method}/linears.csv",

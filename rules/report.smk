@@ -6,7 +6,7 @@ SWEEPS = {
     for family, members in CONFIG["families"].items()
     if set(members) <= set(STUDY["methods"]) - {method for _, method in ABSENT}
 }
-# the questions with a figure; question_figures.py draws each
+# the questions with a figure, which quant/report/figures/questions.py draws
 DRAWN_QUESTIONS = [
     *("praq", "cost", "risk", "robust", "norm", "symmetry", "flips", "group-size", "per-channel"),
     *("autoawq", "autoround", "llmcompressor", "sensitivity", "layer-error"),

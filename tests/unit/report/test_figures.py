@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from quant.comparison.numbers import signed
 from quant.report.figures import linears, study, style
 from quant.report.figures.draw import draw
 from quant.report.figures.pairs import pair_tables, pairs
-from quant.report.figures.questions import error_against_nll
+from quant.report.figures.questions import ENDS, OWN, error_against_nll
 
 METHODS = ["rtn", "gw_awq", "gw_praq"]
 COLOURS = style.method_colours(METHODS)
@@ -274,3 +276,10 @@ def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels:
         for at, delta in zip(*line.get_data(), strict=True):
             found = values[round(delta / 0.1) - 1][next(iter(swept))]
             assert labels[int(at)] == f"{found}"
+
+
+def test_each_question_that_is_drawn_has_a_file() -> None:
+    """The rule's list is by hand: the DAG is built without what draws."""
+    rules = (Path(__file__).parents[3] / "rules/report.smk").read_text()
+    listed = re.findall(r'"([\w-]+)"', rules.partition("DRAWN_QUESTIONS = [")[2].partition("]")[0])
+    assert listed == [*ENDS, *OWN]

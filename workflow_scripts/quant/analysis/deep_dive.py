@@ -19,8 +19,6 @@ from quant.recipe.saliences.praq import praq
 from quant.recipe.scores.awq import awq as awq_score
 from quant.recipe.scores.praq import praq_score
 
-SIDES = ("output", "input")
-
 
 def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Spearman's rank correlation of a and b [n] and its 95 % interval; NaN where either is constant, no interval under
