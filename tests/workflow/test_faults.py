@@ -153,10 +153,12 @@ def test_rules_outside_the_study_killed_in_the_middle_end_in_the_same_bytes(
     for path in made.values():
         path.unlink()
     struck = strike(tmp_path, monkeypatch, KILL)
-    assert tiny.snakemake(copy, *targets, "--keep-going").returncode == 1
+    for _ in range(len(ASKED) + 1):
+        done = tiny.snakemake(copy, *targets, "--keep-going")
+        assert "Traceback" not in done.stdout + done.stderr
+        if done.returncode == 0:
+            break
     assert {path.name for path in struck.iterdir()} == set(ASKED)
-    done = tiny.snakemake(copy, *targets)
-    assert done.returncode == 0, done.stdout + done.stderr
     assert [name for name in expected if content(results(copy)[name]) != expected[name]] == []
 
 

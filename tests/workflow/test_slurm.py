@@ -43,6 +43,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         with slurm.cluster(state) as variables, pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
+            patch.setenv("PWD", str(folder))  # as a shell says where it stands
             command = [sys.executable, "-m", "snakemake", "results/report.html", "--configfile", "tiny.yaml"]
             command += ["--workflow-profile", "profiles/slurm", *QUICK, *GREEDY]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

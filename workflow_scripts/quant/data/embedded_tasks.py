@@ -7,6 +7,7 @@ the standard library's modules; one item is made of each, so that items are inde
 import ast
 import functools
 import importlib.util
+import itertools
 import logging
 import random
 import re
@@ -85,12 +86,16 @@ def last_words(drawn: random.Random) -> list[Item]:
 def continuations(drawn: random.Random) -> list[Item]:
     """As in HellaSwag: the first words of a passage and four times as many words, the right ones and those that stand
     at the same place of passages near it."""
-    cut = [words for passage in passages() if len(words := passage.split()) >= CONTEXT + ENDING]
-    endings = [" ".join(words[CONTEXT : CONTEXT + ENDING]) for words in cut]
+    begun = (tuple(passage.split()[: CONTEXT + ENDING]) for passage in passages())
+    cut = list(dict.fromkeys(words for words in begun if len(words) == CONTEXT + ENDING))
+    endings = [" ".join(words[CONTEXT:]) for words in cut]
     found = []
     for i, words in enumerate(cut):
-        near = sorted(range(len(cut)), key=lambda j: (abs(j - i), j))[1 : NEAR + 1]
-        wrong = [endings[j] for j in drawn.sample(near, min(CHOICES - 1, len(near)))]
+        others = (
+            endings[j] for j in sorted(range(len(cut)), key=lambda j: (abs(j - i), j)) if endings[j] != endings[i]
+        )
+        near = list(itertools.islice(dict.fromkeys(others), NEAR))  # passages may go on in the same words
+        wrong = drawn.sample(near, min(CHOICES - 1, len(near)))
         found.append(choice(" ".join(words[:CONTEXT]), endings[i], wrong, drawn))
     return found
 
