@@ -158,7 +158,7 @@ def test_rules_outside_the_study_killed_in_the_middle_end_in_the_same_bytes(
         assert "Traceback" not in done.stdout + done.stderr
         if done.returncode == 0:
             break
-    assert {path.name for path in struck.iterdir()} == set(ASKED)
+    assert {path.name for path in struck.iterdir()} >= set(ASKED)  # and what follows from a task's items
     assert [name for name in expected if content(results(copy)[name]) != expected[name]] == []
 
 
