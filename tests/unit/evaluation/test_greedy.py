@@ -9,6 +9,7 @@ from quant.data.embedded_tasks import RULES
 from quant.data.task_items import Item, Task, save
 from quant.errors import InputError
 from quant.evaluation import greedy
+from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import write_json
 from quant.models.record import checkpoint_fingerprint
@@ -44,9 +45,9 @@ def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
     task = Task("t", "acc", RULES["continuation"].words, [Item([(one, " w1")], 0, [2]) for one in words], {"spec": {}})
     save(tmp_path / "t.json", task)
     write_json(tmp_path / "convert.json", {"fingerprint": checkpoint_fingerprint(checkpoint)})
-    arguments = str(checkpoint / "config.json"), str(tmp_path / "t.json"), {"prompts": 5, "tokens": 6}, CPU
     names, out = {"model": "m", "method": "original"}, str(tmp_path / "words.json")
-    greedy.run(*arguments, names, out, str(tmp_path / "convert.json"))
+    asked = Asked(str(checkpoint / "config.json"), str(tmp_path / "convert.json"), CPU, names)
+    greedy.run(asked, str(tmp_path / "t.json"), {"prompts": 5, "tokens": 6}, out)
     found = tiny.read(Path(out))
     assert len(found["texts"]) == 5 and found["prompt_tokens"] == 8 and found["task"] == "t"
     for row, context in zip(found["texts"], words, strict=False):
@@ -55,4 +56,4 @@ def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
     task = task._replace(items=[*task.items, Item([("w1 w2", " w3")], 0, [2])])
     save(tmp_path / "t.json", task)
     with pytest.raises(InputError, match=r"^words\.task: t: a context has 2 tokens, too few"):
-        greedy.run(*arguments[:2], {"prompts": 7, "tokens": 6}, CPU, names, out, str(tmp_path / "convert.json"))
+        greedy.run(asked, str(tmp_path / "t.json"), {"prompts": 7, "tokens": 6}, out)

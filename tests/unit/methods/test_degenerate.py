@@ -140,6 +140,20 @@ class Watched:
         return result
 
 
+def damaged(
+    checkpoint: Path, target: Path, damage: Callable[[dict[str, Tensor]], None], dtype: torch.dtype | None = None
+) -> Path:
+    """A copy with weights that a damage has changed, in the type that it is for where none is given."""
+    kind = dtype or (torch.bfloat16 if damage in (small_steps, constants) else torch.float16)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name, value in tensors.items():
+            tensors[name] = value.to(kind)
+        damage(tensors)
+
+    return recast(checkpoint, target, change)
+
+
 def statistics_of(checkpoint: Path, folder: Path) -> dict[str, str]:
     """Of 12 random sequences, and the weighted moments."""
     generator = torch.Generator().manual_seed(3)
@@ -162,12 +176,7 @@ def test_every_recipe_is_finite_and_no_worse_than_nearest_rounding(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def change(tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            tensors[name] = value.to(dtype)
-        damage(tensors)
-
-    source = recast(tiny_checkpoint, tmp_path / "source", change)
+    source = damaged(tiny_checkpoint, tmp_path / "source", damage, dtype)
     paths = statistics_of(source, tmp_path)
     plain = {key: paths[key] for key in ("channels", "moments")}
     nearest: dict[str, dict[str, float]] = {}

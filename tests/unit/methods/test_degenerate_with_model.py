@@ -16,9 +16,9 @@ from quant.methods import block
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
-from tests.unit.methods.test_degenerate import DAMAGES, Watched, constants, small_steps, statistics_of
+from tests.unit.methods.test_degenerate import DAMAGES, Watched, damaged, statistics_of
 from tests.unit.methods.test_sequential import CALIBRATION
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, recast
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
 
 SEQUENTIAL = {"inputs": "sequential", "rounding": "gptq"}
 TUNE = {"epochs": 1, "rate": 0.002, "batch": 2, "held_out": 0.3}
@@ -35,14 +35,7 @@ def test_recipes_that_run_the_model_are_finite(
 ) -> None:
     """Every weight, number of the record, and logit; and no worse than where they began: each linear than nearest
     rounding by what it minimises, the tuned model than the untuned one on the part held out."""
-    dtype = torch.bfloat16 if damage in (small_steps, constants) else torch.float16
-
-    def change(tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            tensors[name] = value.to(dtype)
-        damage(tensors)
-
-    source = recast(tiny_checkpoint, tmp_path / "source", change)
+    source = damaged(tiny_checkpoint, tmp_path / "source", damage)
     paths = {key: path for key, path in statistics_of(source, tmp_path).items() if key != "weighted"}
     ids = torch.stack([sequence[:12] for sequence in CALIBRATION.sequences])
     for name, changes in RECIPES.items():

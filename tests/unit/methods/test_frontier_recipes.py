@@ -21,10 +21,10 @@ from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
 from tests.unit.calibration.test_blocks import COMMON, saved
-from tests.unit.methods.test_degenerate import DAMAGES, constants, small_steps, statistics_of
+from tests.unit.methods.test_degenerate import DAMAGES, damaged, statistics_of
 from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES, loaded
 from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import PATTERNS, recast
+from tests.unit.recipe.test_recipe import PATTERNS
 from tests.unit.recipe.test_shared import MADE, Case
 from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
 
@@ -102,14 +102,7 @@ def test_damaged_weights_stay_finite(
     tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], None]
 ) -> None:
     """Every weight, number of the record, and logit, of each recipe."""
-    dtype = torch.bfloat16 if damage in (small_steps, constants) else torch.float16
-
-    def change(tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            tensors[name] = value.to(dtype)
-        damage(tensors)
-
-    source = recast(tiny_checkpoint, tmp_path / "source", change)
+    source = damaged(tiny_checkpoint, tmp_path / "source", damage)
     paths = plain(statistics_of(source, tmp_path))
     for name, recipe in FRONTIER.items():
         record = run(source, tmp_path / name, recipe, paths)

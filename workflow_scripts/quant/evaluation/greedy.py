@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from quant.data.task_items import load as load_task
 from quant.data.task_items import requests_of
 from quant.errors import InputError
+from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
-from quant.evaluation.provenance import made_of
 from quant.files.artifacts import mark, write_json
 from quant.models import tokenizers
 from quant.models.compute import batch_tokens, device, dtype
@@ -46,25 +45,14 @@ def cut(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: at + 1]
 
 
-def run(
-    config_path: str,
-    task_path: str,
-    words: dict[str, Any],
-    compute: dict[str, Any],
-    names: dict[str, str],
-    out: str,
-    model_record: str,
-    record: str | None = None,
-    recipe: dict[str, Any] | None = None,
-) -> None:
-    """Continuations by the checkpoint beside config_path of the first contexts of a task, each cut on the left to the
-    tokens of the shortest. words: prompts (how many), tokens (of a continuation, at most); others as
-    quant.evaluation.tasks has them.
+def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
+    """A checkpoint's continuations of the first contexts of a task, each cut on the left to the tokens of the shortest.
+    words: prompts (how many), tokens (of a continuation, at most).
 
     A row has its prompt and text, the ids, and `ends`: the characters of the text that its first tokens make.
     """
-    checkpoint, task = Path(config_path).parent, load_task(task_path)
-    made = made_of(checkpoint, model_record, record, recipe)
+    checkpoint, compute, task = asked.checkpoint, asked.compute, load_task(task_path)
+    made = asked.made()
     first = task._replace(items=task.items[: words["prompts"]])
     contexts = [requests[0].context for requests in requests_of(first, checkpoint)]
     width = min(map(len, contexts))
@@ -92,13 +80,13 @@ def run(
     write_json(
         out,
         {
-            **{key: names[key] for key in ("model", "method")},
+            **{key: asked.names[key] for key in ("model", "method")},
             "task": task.name,
             "tokens": words["tokens"],
             "prompt_tokens": width,
             "seconds": seconds,
             "checkpoint": mark(made),
             "texts": rows,
-            "provenance": made | {"task_fingerprint": task.fingerprint, "device": where},
+            "provenance": {**made, "task_fingerprint": task.fingerprint, "device": where},
         },
     )

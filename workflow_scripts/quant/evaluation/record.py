@@ -18,9 +18,10 @@ from quant.errors import InputError
 from quant.evaluation.divergence import budgeted, keeping, reading, whole_budget
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
+from quant.evaluation.provenance import method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
-from quant.files.artifacts import mark, read_json, require, versions, write_json
+from quant.files.artifacts import mark, read_json, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
 from quant.models.record import model_record
 from quant.records.evaluation import Evaluation, Sense
@@ -148,11 +149,11 @@ def made_of(
     """A checkpoint's summary, and what it was made from: held against the task, and against the file."""
     if isinstance(side, Original):
         return original_summary(task.checkpoint), {"versions": versions()} | of_model
-    record: MethodRecord = read_json(side.record)
-    if side.recipe is not None:
-        require(side.record, record["provenance"], **of_model, recipe=side.recipe)
-        with tensorfile.opened(task.weights) as file:
-            require(file.path, {"record": file.info("provenance")}, record=record["provenance"])
+    record: MethodRecord = (
+        read_json(side.record)
+        if side.recipe is None
+        else method_record(side.record, task.weights, side.recipe, of_model)
+    )
     return record["summary"], record["provenance"]
 
 

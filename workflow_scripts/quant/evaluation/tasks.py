@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import torch
 from quant.data.task_items import Item, requests_of
 from quant.data.task_items import load as load_task
 from quant.errors import InputError
+from quant.evaluation.asked import Asked
 from quant.evaluation.head import Head
 from quant.evaluation.items import Likelihood, log_likelihoods
 from quant.evaluation.perplexity import load_model
-from quant.evaluation.provenance import made_of
 from quant.files.artifacts import mark, require, write_json
 from quant.models.compute import batch_tokens, device, dtype
 
@@ -34,30 +33,17 @@ def answered(item: Item, found: list[Likelihood], score: str) -> dict[str, Any]:
     return row | {"answer": answer, "right": answer == item.gold, "right_log_p": float(among[item.gold])}
 
 
-def run(
-    config_path: str,
-    task_path: str,
-    spec: dict[str, Any],
-    compute: dict[str, Any],
-    names: dict[str, str],
-    out: str,
-    model_record: str,
-    record: str | None = None,
-    recipe: dict[str, Any] | None = None,
-) -> None:
-    """Answers of the checkpoint beside config_path to every item of a task.
-
-    spec: of the task, as the configuration has it; record and recipe: of a quantised checkpoint, model_record: of the
-    original. What was not made from them is refused.
-    """
-    checkpoint, task = Path(config_path).parent, load_task(task_path)
+def run(asked: Asked, task_path: str, spec: dict[str, Any], out: str) -> None:
+    """A checkpoint's answers to every item of a task. spec: of the task, as the configuration has it; what was not made
+    from that is refused."""
+    checkpoint, compute, task = asked.checkpoint, asked.compute, load_task(task_path)
     require(task_path, task.provenance, spec=spec)
-    made = made_of(checkpoint, model_record, record, recipe)
+    made = asked.made()
     where = device(compute["device"])
     requests = requests_of(task, checkpoint)
     with torch.inference_mode():
         head = Head(load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint)), where)
-    largest = max(max(r.context + r.continuation) for asked in requests for r in asked)
+    largest = max(max(each.context + each.continuation) for choices in requests for each in choices)
     if largest >= head.vocabulary:
         raise InputError(f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} embeddings")
     begun = time.perf_counter()
@@ -68,13 +54,13 @@ def run(
     write_json(
         out,
         {
-            **{key: names[key] for key in ("model", "method", "task")},
+            **{key: asked.names[key] for key in ("model", "method", "task")},
             "score": task.score,
             "rule": task.rule,
             "chance": task.chance,
             "seconds": seconds,
             "checkpoint": mark(made),
             "items": rows,
-            "provenance": made | {"task_fingerprint": task.fingerprint, "device": where},
+            "provenance": {**made, "task_fingerprint": task.fingerprint, "device": where},
         },
     )
