@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     name: value
     for value, names in (
         (256, """
-            vocab_size padded_vocab_size vocab_size_per_layer_input
+            vocab_size padded_vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab
         """),
         (32, """
             hidden_size d_model n_embd embed_dim dim embedding_size word_embed_proj_dim hidden_dim model_dim
@@ -95,18 +95,28 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {"head_dim": 8, "qk_head_dim": 16, "zero_expert_num": 2},
     "inkling_text": {"swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
-    "kimi_linear": {"kv_lora_rank": 16, "linear_attn_config": None},
+    "kimi_linear": {
+        "q_lora_rank": None, "linear_head_dim": 8, "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2}},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "mpt": {"attn_config": {"attn_pdrop": 0}},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]},
-    "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]},
+    "zamba": {
+        "num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_key_value_heads": 4,
+        "attention_head_dim": 16, "n_mamba_heads": 2,
+    },
+    "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_mem_blocks": 1},
     "roc_bert": {"is_decoder": True, "pronunciation_vocab_size": 16, "shape_vocab_size": 16},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "is_decoder": True},
     "zaya": {"num_experts_per_tok": 1},
-}
+}  # fmt: skip
 
 
 def config(kind: str) -> Any:
@@ -321,8 +331,9 @@ def tried(kind: str, folder: Path) -> Outcome:
     summary, shared = found["rtn_g"]["summary"], found["awq_shared"]
     words = summary["storage"] + (f" ({summary['storage_reason']})" if summary["storage_reason"] else "")
     words += "; scales folded" if "summary" in shared else ""
-    unreached = sum("no token" in reason for reason in found["record"]["left"].values())
-    words += f"; {unreached} linears that no forward call reaches stay in 16 bit" if unreached else ""
+    for reason, said in {"no token": "that no forward call reaches", "share": "that several blocks share"}.items():
+        n = sum(reason in each for each in found["record"]["left"].values())
+        words += f"; {n} linears {said} stay in 16 bit" if n else ""
     return Outcome("right", words, len(linears), sum(".experts." in name for name in linears))
 
 

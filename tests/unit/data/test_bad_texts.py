@@ -81,9 +81,25 @@ def test_bad_json_lines(tmp_path: Path, content: str, expected: str) -> None:
         texts.read_texts({"files": [str(tmp_path / "a.jsonl")]})
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", '[\n {"text": "a"},\n {"text": "b"}\n]\n', "holds one JSON list, no text"),
+        ("a.txt", '{\n "text": ["a", "b"]\n}\n', "holds one JSON dict, no text"),
+        ("a.csv", "text,label\na b,1\n", "is a table"),
+        ("a.txt", lines_of([{"text": "a"}, {"text": "b"}]) + '{"te', "holds JSON lines"),
+    ],
+)
+def test_other_ways_to_hold_texts_are_refused(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=expected):
+        texts.read_texts({"files": [str(tmp_path / name)]})
+
+
 def test_braces_alone_make_no_json_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("{one}\n{two}\n")
-    assert texts.read_texts({"files": [str(tmp_path / "a.txt")]}) == ["{one}\n", "{two}\n"]
+    for lines in (["{one}\n", "{two}\n"], ["[1] A note\n", "two\n"], ["{}\n", "one\n", "two\n"]):
+        (tmp_path / "a.txt").write_text("".join(lines))
+        assert texts.read_texts({"files": [str(tmp_path / "a.txt")]}) == lines
 
 
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"])

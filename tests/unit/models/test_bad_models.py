@@ -278,6 +278,8 @@ def named(ending: str) -> Change:
             configure(compression_config={"quant_method": "compressed-tensors"}),
             "quantised already (compressed-tensors)",
         ),
+        (configure(quantization={"group_size": 64, "bits": 4}), "quantised already (MLX)"),
+        (first_linear(lambda w: w[:, :6].to(torch.uint8)), "is uint8; give the unquantised model"),
         (named(".qweight"), "quantised already (GPTQ or AWQ"),
         (named(".weight_scale_inv"), "quantised already (FP8"),
         (named(".weight_packed"), "quantised already (compressed-tensors"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.models import convert
-from tests import tiny
+from tests import matrix, tiny
 from tests.unit.model_files import (
     IDS,
     build,
@@ -318,3 +318,14 @@ def test_other_minicpms_are_refused(tmp_path: Path, changes: dict[str, Any], exp
     assert expected in refusal(tmp_path / "model", tmp_path / "results")
     edit_config(tmp_path / "model", scale_depth=...)
     refusal(tmp_path / "model", tmp_path / "results")
+
+
+def test_linears_that_blocks_share_stay_as_they_are_and_are_named(tmp_path: Path) -> None:
+    """Zamba's attention and MLP are one for several blocks, each with inputs of its own."""
+    matrix.build("zamba").save_pretrained(tmp_path / "model")
+    tiny.save_byte_tokenizer(tmp_path / "model")
+    checkpoint, record = run({"directory": str(tmp_path / "model")}, tmp_path / "results")
+    shared = {name for name, reason in record["left"].items() if "share" in reason}
+    assert len(shared) == 2 * 7 and all(".shared_transf." in name for name in shared)
+    assert not any(".shared_transf." in name for name in record["linears"])
+    matrix.close(matrix.logits(checkpoint), matrix.logits(tmp_path / "model"), "converted")

@@ -13,6 +13,7 @@ from quant.models.sources import one_line
 logger = logging.getLogger("quant")
 
 JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv")
 FIELD = "text"  # read where none is named and every line has it
 # byte order marks of what is no UTF-8; UTF-32's begins with UTF-16's
 OTHERS = {
@@ -89,15 +90,33 @@ def field_of(path: str, lines: list[str], field: str | None) -> list[str]:
     return found
 
 
-def looks_like_json_lines(lines: list[str]) -> bool:
-    """Whether every line but empty ones is a JSON object."""
-    full = [line for line in lines if line.strip()]
-    if not full or not all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in full):
-        return False
+def is_object(line: str) -> bool:
+    """Whether a line is a JSON object."""
     try:
-        return all(isinstance(json.loads(line), dict) for line in full)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def looks_like_json_lines(lines: list[str]) -> bool:
+    """Whether most lines are JSON objects, the first among them; a file may have been cut."""
+    full = [line for line in lines if line.strip()]
+    if not full or not is_object(full[0]):
+        return False
+    return 2 * sum(line.lstrip().startswith("{") and is_object(line) for line in full) > len(full)
+
+
+def refuse_tables(path: str, text: str) -> None:
+    """Refuses one JSON value over several lines, and columns by the file's name: their marks are no text."""
+    if path.lower().endswith(TABLES):
+        raise InputError(f"{path}: is a table, whose columns are not read; save its texts as JSON lines (.jsonl)")
+    if not text.lstrip().startswith(("[", "{")):
+        return
+    try:
+        kind = type(json.loads(text)).__name__
+    except (ValueError, RecursionError):
+        return
+    raise InputError(f"{path}: holds one JSON {kind}, no text; save it as JSON lines, an object a line (.jsonl)")
 
 
 def read_file(path: str, field: str | None = None) -> list[str]:
@@ -114,6 +133,8 @@ def read_file(path: str, field: str | None = None) -> list[str]:
             f"{path}: holds JSON lines; write field: NAME beside files: in texts, for the field to read (the first "
             f"line has {', '.join(json.loads(next(line for line in lines if line.strip())))})"
         )
+    else:
+        refuse_tables(path, "".join(lines))
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: holds no text; name a file with words in it")
     return lines

@@ -26,7 +26,7 @@ from quant.models.sources import HUB_TIMEOUT, one_line
 logger = logging.getLogger("quant")
 
 LOCAL_TEXT = "give local text instead (text: {files: [PATH]})"
-NEEDS_BOS = ("gemma", "recurrent_gemma")  # model types whose perplexity is nonsense without
+NEEDS_BOS = ("gemma", "recurrent_gemma", "vaultgemma")  # model types whose perplexity is nonsense without
 
 
 def reference_topics() -> dict[str, str]:

@@ -21,7 +21,7 @@ from quant.models import dequantised, published, quantised, sources, tokenizers
 from quant.models.experts import held, unrolling
 from quant.models.linears import all_linears, decoder_blocks, left_alone
 from quant.models.minicpm import granite_config
-from quant.models.native import as_native, empty_model, native_object, text_part, text_tensors
+from quant.models.native import NO_TEXT, as_native, empty_model, is_causal, native_object, text_part, text_tensors
 from quant.models.notes import called, packs
 from quant.models.record import checkpoint_fingerprint
 from quant.models.sources import json_object, one_line
@@ -104,20 +104,22 @@ def settle_ties(
     return config, tensors
 
 
-def check_tensor(name: str, value: Tensor, shape: torch.Size, where: str) -> None:
+def check_tensor(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
     """Refuses a tensor that is not finite floating-point numbers in the shape that the config asks for."""
-    if value.shape != shape:
-        raise InputError(
-            f"{where}: {name} is {list(value.shape)} where config.json asks for {list(shape)}; config and weights do "
-            "not belong together"
-        )
     kind = str(value.dtype).removeprefix("torch.")
+    if not wanted.is_floating_point():
+        raise InputError(f"{where}: its model holds integers ({name}), which is not known here; use another model")
     if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
         raise InputError(f"{where}: {name} is no plain tensor ({value.layout}, {value.device}); {sources.AGAIN}")
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(f"{where}: {name} is {kind}; give the unquantised model, in float16, bfloat16 or float32")
+    if value.shape != wanted.shape:
+        raise InputError(
+            f"{where}: {name} is {list(value.shape)} where config.json asks for {list(wanted.shape)}; config and "
+            "weights do not belong together"
+        )
     if value.numel() == 0:
-        raise InputError(f"{where}: {name} is empty, {list(shape)}; {sources.AGAIN}")
+        raise InputError(f"{where}: {name} is empty, {list(wanted.shape)}; {sources.AGAIN}")
     if not torch.isfinite(value).all():
         raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
 
@@ -145,7 +147,7 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
     linears = {name: layer for name, layer in linears.items() if name not in left}
     wanted = model.state_dict()
     for name in sorted(set(wanted) & set(tensors)):
-        check_tensor(name, tensors[name], wanted[name].shape, where)
+        check_tensor(name, tensors[name], wanted[name], where)
     config = normalised(model, config)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     config, tensors = settle_ties(config, tensors, tied, where)
@@ -191,19 +193,17 @@ def why_unpacked(model: "PreTrainedModel", linears: dict[str, int]) -> dict[str,
 
 def native_model(native: Any, tensors: dict[str, Tensor], where: str) -> tuple["PreTrainedModel", dict[str, Tensor]]:
     """The empty model and the tensors as its own; of a multimodal checkpoint, those of its text model."""
-    model = empty_model(native, len(tensors), where)
-    found = as_native(tensors, model, where)
-    text = text_part(native)
+    text, found = text_part(native), tensors
+    if text is None or is_causal(native):
+        model = empty_model(native, len(tensors), where)
+        found = as_native(tensors, model, where)
     if text is None:
         return model, found
     alone = empty_model(text, len(tensors), where)
     short = as_native(text_tensors(found, alone.state_dict()), alone, where)
     missing = set(alone.state_dict()) - set(short) - set(alone.get_expanded_tied_weights_keys(all_submodels=True))
     if missing:
-        raise InputError(
-            f"{where}: is multimodal ({native.model_type}), and its text model cannot be taken out of it; give a text "
-            "model"
-        )
+        raise InputError(f"{where}: {NO_TEXT.format(native.model_type)} (it lacks {min(missing)})")
     logger.info("%s: is multimodal (%s); its text model (%s) is converted", where, native.model_type, text.model_type)
     return alone, short
 

@@ -76,6 +76,8 @@ def left_alone(model: "PreTrainedModel", linears: dict[str, int], called: set[st
     prefix, blocks = decoder_blocks(model)
     chosen = {f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in routers(block)}
     head = model.get_output_embeddings()
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    shared = {*tied, *tied.values()}
     reasons = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
@@ -88,4 +90,6 @@ def left_alone(model: "PreTrainedModel", linears: dict[str, int], called: set[st
             reasons[name] = "no token reaches it through a forward call"
         elif name not in linears:
             reasons[name] = "outside the decoder blocks"
+        elif f"{name}.weight" in shared:  # Zamba: one attention and MLP, read by several blocks' inputs
+            reasons[name] = "several blocks share its weights"
     return reasons

@@ -2,6 +2,7 @@
 the pieces, that it gives them."""
 
 import json
+import re
 import tempfile
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 BOTH_WAYS = frozenset({"big_bird", "megatron-bert", "reformer", "rembert", "roformer", "xlm", "xlnet"})
 
 
+NO_TEXT = "is multimodal ({}), and its text model cannot be taken out of it; give a text model"
 DEPENDENT = {  # types whose sequences depend on what they are batched with
     "doge": "its attention chooses keys among those of later and padding tokens",
 }
@@ -54,35 +56,50 @@ def cannot_build(error: Exception, where: str) -> InputError:
     )
 
 
+TOWERS = re.compile("vision|visual|image|audio|speech|vq_|thinker")  # in the names of a configuration's other parts
+
+
+def is_multimodal(native: Any) -> bool:
+    """Whether a configuration has a part that is of no text."""
+    return any(TOWERS.search(name) and getattr(native, name, None) is not None for name in native.sub_configs)
+
+
 def text_part(native: Any) -> Any | None:
     """The configuration of a multimodal model's text model, where transformers has that as a model of its own."""
+    text = getattr(native, "text_config", None)
+    if text is None or not is_multimodal(native) or not is_causal(text) or type(text) is type(native):
+        return None
+    text.tie_word_embeddings |= getattr(native, "tie_word_embeddings", False)  # the whole model's word holds
+    return text
+
+
+def is_causal(native: Any) -> bool:
+    """Whether transformers has a causal language model of a configuration."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    towers = ("vision_config", "audio_config", "vq_config", "speech_config")
-    text = getattr(native, "text_config", None)
-    if text is None or not any(getattr(native, name, None) is not None for name in towers):
-        return None
-    return text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and type(text) is not type(native) else None
+    return type(native) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def empty_model(native: Any, n_tensors: int, where: str) -> "PreTrainedModel":
     """The native causal language model that a configuration describes, without weights, its experts unrolled."""
     from accelerate import init_empty_weights
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     kind = native.model_type
     depth = getattr(native.get_text_config(decoder=True), "num_hidden_layers", None) or 0
     if not 0 <= depth <= n_tensors:  # before any time goes into building them
         raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
     try:
-        if type(native) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if is_causal(native):
             with init_empty_weights():
                 model = AutoModelForCausalLM.from_config(native, trust_remote_code=False).eval()
     except Exception as error:  # a wrong value fails wherever the architecture first uses it
         raise cannot_build(error, where) from None
     if kind in DEPENDENT:
         raise InputError(f"{where}: model_type {kind!r} is not known here: {DEPENDENT[kind]}")
-    if type(native) not in MODEL_FOR_CAUSAL_LM_MAPPING or looks_ahead(model):
+    if not is_causal(native) and is_multimodal(native):
+        raise InputError(f"{where}: {NO_TEXT.format(kind)}")
+    if not is_causal(native) or looks_ahead(model):
         raise InputError(f"{where}: model_type {kind!r} is not a causal language model; give a decoder-only model")
     return unroll(model)
 
@@ -153,8 +170,6 @@ def _put(found: dict[str, Tensor], name: str, value: Tensor, where: str) -> None
 
 def text_tensors(tensors: dict[str, Tensor], wanted: dict[str, Any]) -> dict[str, Tensor]:
     """A multimodal checkpoint's tensors under the names of its text model; those of its other towers stay."""
-    named = {}
-    for name, value in tensors.items():
-        short = name.replace("language_model.", "", 1)
-        named[name if name in wanted else short if short in wanted else name] = value
-    return named
+    return {
+        name if name in wanted else name.replace("language_model.", "", 1): value for name, value in tensors.items()
+    }

@@ -35,8 +35,10 @@ def refuse(method: str, where: str) -> None:
 
 def check_config(config: dict[str, Any], where: str) -> None:
     stored = config.get("quantization_config") or config.get("compression_config")
-    if stored:
-        refuse(method_of(stored), where)
+    mlx = config.get("quantization")
+    if stored or mlx:
+        method = method_of(stored) if stored else "unknown"
+        refuse("MLX" if mlx and method == "unknown" else method, where)
 
 
 def check_files(folder: Path) -> None:

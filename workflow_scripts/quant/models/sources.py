@@ -115,7 +115,9 @@ def weight_files(folder: Path) -> list[Path]:
     """A directory's weight files, chosen as transformers chooses: safetensors before .bin, one file before shards."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
-        raise InputError(f"{folder}: has none of {', '.join(WEIGHT_FILES)}; name a model directory with its weights")
+        gguf = sorted(folder.glob("*.gguf"))
+        instead = f"write source: {{gguf: {{path: {gguf[0]}}}}}" if gguf else "name a model directory with its weights"
+        raise InputError(f"{folder}: has none of {', '.join(WEIGHT_FILES)}; {instead}")
     if len(found) > 1:
         logger.info("%s: reads %s, not %s", folder, found[0].name, ", ".join(file.name for file in found[1:]))
     return shards(found[0]) if found[0].suffix == ".json" else [found[0]]
