@@ -215,15 +215,21 @@ def field(number: int, value: bytes | int | float) -> bytes:
     return head + coded + (b"" if isinstance(value, int) else value)
 
 
+def sentencepiece_file(path: Path, pieces: list[tuple[str, float, int]], *trainer: bytes) -> Path:
+    """Of (text, score, type); a dummy prefix, and no other normalisation."""
+    content = b"".join(field(1, field(1, t.encode()) + field(2, score) + field(3, kind)) for t, score, kind in pieces)
+    content += field(2, b"".join(trainer)) + field(3, field(1, b"identity") + field(3, 1) + field(4, 0))
+    path.write_bytes(content)
+    return path
+
+
 def save_sentencepiece(path: Path) -> None:
     """PIECES as a model file: BPE with bytes, a dummy prefix, no normalisation."""
     kinds = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
-    content = b"".join(
-        field(1, field(1, piece.encode()) + field(2, 0.0 if i < 259 else -float(i)) + field(3, kind))
-        for i, (piece, kind) in enumerate(zip(PIECES, kinds, strict=True))
-    )
-    content += field(2, field(3, 2) + field(35, 1) + field(40, 0) + field(41, 1) + field(42, 2))
-    path.write_bytes(content + field(3, field(1, b"identity") + field(3, 1) + field(4, 0)))
+    scored = [
+        (piece, 0.0 if i < 259 else -float(i), kind) for i, (piece, kind) in enumerate(zip(PIECES, kinds, strict=True))
+    ]
+    sentencepiece_file(path, scored, field(3, 2), field(35, 1), field(40, 0), field(41, 1), field(42, 2))
 
 
 def test_a_sentencepiece_model_alone_loads(tmp_path: Path) -> None:
@@ -238,6 +244,27 @@ def test_a_sentencepiece_model_alone_loads(tmp_path: Path) -> None:
     for text in TEXTS:
         assert reader(text)["input_ids"] == [1, *slow_spm(text, ids, scores, True)]
     assert reader.decode(reader("the  and é")["input_ids"], skip_special_tokens=True) == "the  and é"
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["unigram", "bpe"])
+def test_pieces_of_users_are_found_as_they_stand(kind: int, tmp_path: Path) -> None:
+    """The text's beginning alone has the prefix, wherever such a piece is; a byte's name in a text is no byte."""
+    letters = [(letter, -5.0, 1) for letter in "\N{LOWER ONE EIGHTH BLOCK}abx<>014ABC"]
+    bytes_ = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    pieces = [("<unk>", 0.0, 2), *bytes_, *letters, ("<sep>", 0.0, 4), ("ABC", 0.0, 4)]
+    path = sentencepiece_file(tmp_path / "m", pieces, field(3, kind), field(35, 1), field(41, 1 << 6))
+    found, _ = from_sentencepiece(path, "t")
+    for text, expected in {
+        "a<sep>b ABCx": "▁ a <sep> b ▁ ABC x", "ABCABC": "▁ ABC ABC", " ABC  <sep>": "▁ ▁ ABC ▁ ▁ <sep>",
+        "<0x41>": "▁ < 0 x 4 1 >",
+    }.items():  # fmt: skip
+        assert " ".join(found.encode(text, add_special_tokens=False).tokens) == expected
+
+
+def test_spaces_behind_words_are_refused(tmp_path: Path) -> None:
+    path = sentencepiece_file(tmp_path / "m", [("<unk>", 0.0, 2), ("a", -1.0, 1)], field(3, 2) + b"\xc0\x01\x01")
+    with pytest.raises(InputError, match="joins spaces to the word before them"):
+        from_sentencepiece(path, "t")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x0a\xff\xff\xff", b"IQ== 0\nIg== 1\n"])

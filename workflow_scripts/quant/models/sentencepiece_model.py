@@ -4,15 +4,17 @@ The file is a protocol buffer (sentencepiece_model.proto); the few fields that d
 neither sentencepiece nor protobuf is needed.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.gguf_tokenizer import add_special, sentencepiece, surround
+from quant.models.gguf_tokenizer import BYTE, SPACE, USER_DEFINED, add_special, sentencepiece, surround
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+NORMAL = 1  # ModelProto.SentencePiece.Type
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -65,9 +67,42 @@ def read(path: Path) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict
     return pieces, specs[2], specs[3]
 
 
+def add_user_defined(tokenizer: Any, tokens: list[str], kinds: list[int], prefix: bool) -> None:
+    """User-defined pieces, which are found in the normalised text as they stand; only the text's beginning has the
+    prefix. Those that normalisation would change are found before it."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    own = [token for token, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
+    if not own:
+        return
+    if prefix:  # unless there is nothing but one of them: so the library asks what it looks for
+        alone = Regex(rf"\A(?!(?:{'|'.join(map(re.escape, own))})\z)")
+        *before, _, spaces = tokenizer.normalizer
+        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(alone, SPACE), spaces])
+    unchanged = {token: tokenizer.normalizer.normalize_str(token) == token for token in own}
+    tokenizer.add_tokens([AddedToken(token, normalized=unchanged[token], special=False) for token in own])
+
+
+def unigram(
+    tokens: list[str], scores: list[float], kinds: list[int], unknown: int, by_bytes: bool, prefix: bool
+) -> Any:
+    """SentencePiece's unigram model; a byte's name in a text is no byte."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    least = min(scores) - 1e4
+    pieces = [(t, least if kind == BYTE else score) for t, score, kind in zip(tokens, scores, kinds, strict=True)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unknown, by_bytes))
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([*([normalizers.Prepend(SPACE)] if prefix else []), spaces])
+    back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
+    add_special(tokenizer, tokens, kinds)
+    return tokenizer
+
+
 def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     """A tokenizer, and the names of its special tokens; BOS is put before every text where the model has one."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, normalizers
 
     pieces, trainer, normalizer = read(path)
     tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
@@ -78,25 +113,22 @@ def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     }
     special = {name: tokens[index] for name, index in ids.items() if index < len(tokens)}
     prefix = bool(normalizer.get(3, 1))
+    kind, by_bytes = trainer.get(3, UNIGRAM), bool(trainer.get(35, 0))
+    if kind not in (UNIGRAM, BPE):
+        raise InputError(f"{path}: is a SentencePiece model of words or characters; give the model's tokenizer.json")
+    if trainer.get(24, 0):
+        raise InputError(f"{path}: joins spaces to the word before them; give the model's tokenizer.json")
     before: list[normalizers.Normalizer] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):  # remove_extra_whitespaces
         before += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    kind = trainer.get(3, UNIGRAM)
+    plain = [NORMAL if each == USER_DEFINED else each for each in kinds]
     if kind == BPE:
-        tokenizer = sentencepiece(tokens, kinds, scores, special.get("unk_token"), prefix, where)
-        if not trainer.get(35, 0):
-            tokenizer.model.byte_fallback = False
-    elif kind == UNIGRAM:
-        model = models.Unigram(list(zip(tokens, scores, strict=True)), ids["unk_token"], bool(trainer.get(35, 0)))
-        tokenizer = Tokenizer(model)
-        spaces = normalizers.Replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
-        dummy = [normalizers.Prepend("\N{LOWER ONE EIGHTH BLOCK}")] if prefix else []
-        tokenizer.normalizer = normalizers.Sequence([*dummy, spaces])
-        back = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.ByteFallback(), decoders.Fuse()]
-        tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
-        add_special(tokenizer, tokens, kinds)
+        tokenizer = sentencepiece(tokens, plain, scores, special.get("unk_token"), prefix, where)
+        tokenizer.model.byte_fallback = by_bytes
     else:
-        raise InputError(f"{path}: is a SentencePiece model of words or characters; give the model's tokenizer.json")
-    tokenizer.normalizer = normalizers.Sequence([*before, tokenizer.normalizer])
+        tokenizer = unigram(tokens, scores, plain, ids["unk_token"], by_bytes, prefix)
+    own = tokenizer.normalizer if isinstance(tokenizer.normalizer, normalizers.Sequence) else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([*before, *own])
+    add_user_defined(tokenizer, tokens, kinds, prefix)
     surround(tokenizer, special.get("bos_token"), None)
     return tokenizer, special
