@@ -29,8 +29,7 @@ rule summarize:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},
@@ -69,9 +68,8 @@ rule check_mse:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(2000),
-        runtime=more(60),
     params:
         options=CONFIG["check_mse"],
         comparison=COMPARISON,
@@ -103,9 +101,8 @@ rule measure_heldout:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(2000),
-        runtime=more(30),
     params:
         linears=CONFIG["linears"],
         device=CONFIG["compute"]["device"],
@@ -147,9 +144,8 @@ rule measure_sensitivity:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         options={key: value for key, value in SENSITIVITY.items() if key not in ("methods", "dataset")},
         thresholds=CONFIG["analysis"] if "risk" in SENSITIVITY["by"] else {},
@@ -177,8 +173,7 @@ rule summarize_sensitivity:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         comparison=COMPARISON,
         code=code("summarize_sensitivity.py"),
@@ -207,8 +202,7 @@ rule answer_questions:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         datasets=STUDY["datasets"],
         by=CONFIG["comparison"]["by"],

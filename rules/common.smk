@@ -52,8 +52,9 @@ in_order = lambda value: {key: in_order(value[key]) for key in sorted(value)} if
 on_cluster = lambda: workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
 GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
 
-# memory or time of a job: as much, and on a retry twice, then three times as much
-more = lambda amount: lambda wildcards, attempt: amount * attempt
+# memory, time and disk of each job, by its rule and the size of its model: asked once more when its inputs are there, and
+# on a retry twice, then three times as much
+NEEDS = needs.resources(CONFIG, lambda: bool(GPU(None)))
 
 CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
 DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})

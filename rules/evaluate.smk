@@ -19,11 +19,9 @@ rule evaluate_original:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # SmolLM2-135M: 0.6 GB of weights, 0.8 GB of logits for 4,096 tokens, 20 MB of reference
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
@@ -55,9 +53,8 @@ rule evaluate:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,

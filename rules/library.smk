@@ -17,8 +17,7 @@ rule build_library:
     conda:
         "../envs/{library}.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(60),
+        **NEEDS,
     params:
         existing=lambda w: CONFIG["environments"].get(w.library, ""),
     # no hash of the code: the environment is what its requirements say
@@ -53,11 +52,9 @@ rule quantize_library:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # the whole model, and the inputs of one block's linears for all calibration tokens
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(16000),
-        runtime=more(240),
     params:
         recipe=lambda w: METHODS[w.method],
         compute=COMPUTE,

@@ -30,8 +30,7 @@ rule analyse_preactivations:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         thresholds=CONFIG["analysis"],
         linears=CONFIG["linears"],
@@ -61,8 +60,7 @@ rule plot_preactivations:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         code=code("plot_preactivations.py"),
     script:
@@ -96,8 +94,7 @@ rule deep_dive:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         thresholds=CONFIG["analysis"],
         top=CONFIG["deep_dive"]["top"],
@@ -134,8 +131,7 @@ rule plot_deep_dive:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         channels=CONFIG["deep_dive"]["channels"],
         code=code("plot_deep_dive.py"),

@@ -28,11 +28,9 @@ rule quantize:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # SmolLM2-135M: one linear, its second moment, and the mapped files
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(2000),
-        runtime=more(60),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
@@ -67,11 +65,9 @@ rule quantize_with_model:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # SmolLM2-135M: two streams of hidden states and two copies of a block; tuning: the model, its codes, two models' logits
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(8000),
-        runtime=more(240),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=CONFIG["linears"],
@@ -110,9 +106,8 @@ rule measure_error:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(2000),
-        runtime=more(30),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=CONFIG["linears"],
@@ -153,10 +148,8 @@ rule quantize_budget:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # one linear, and the mapped files
     resources:
-        mem_mb=more(1500),
-        runtime=more(30),
+        **NEEDS,
     params:
         recipe=lambda w: METHODS[w.method],
         candidates=lambda w: {method: METHODS[method] for method in CONFIG["candidates"][w.method]},

@@ -58,8 +58,7 @@ rule plot:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         figures=FIGURES,
         methods=COLOURED,
@@ -108,8 +107,7 @@ rule report:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         config=CONFIG | {"methods": dict(sorted(METHODS.items()))},
         methods=COLOURED,

@@ -20,11 +20,9 @@ rule collect_statistics:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # one block and the hidden states of all tokens; SmolLM2-135M, 64 × 512 tokens: 0.1 GB of states in float32
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
@@ -52,9 +50,8 @@ rule collect_noisy:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
@@ -82,9 +79,8 @@ rule collect_jacobian:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,
@@ -111,11 +107,9 @@ rule collect_end_loss:
     conda:
         "../envs/quant.yaml"
     threads: THREADS
-    # every block's hidden states go to a file, the gradients of one stay in memory
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,

@@ -13,8 +13,7 @@ rule synthetic_benchmark:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(20),
+        **NEEDS,
     params:
         options=CONFIG["synthetic"],
         praq=PRAQ_PARAMETERS,
@@ -37,8 +36,7 @@ rule plot_synthetic:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(500),
-        runtime=more(10),
+        **NEEDS,
     params:
         code=code("plot_synthetic.py"),
     script:

@@ -26,8 +26,7 @@ rule build_lm_eval:
     conda:
         "../envs/lm_eval.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(60),
+        **NEEDS,
     # no hash of the code: the environment is what its requirements say
     script:
         "../workflow_scripts/build_lm_eval.py"
@@ -52,8 +51,7 @@ rule make_task:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(30),
+        **NEEDS,
     params:
         spec=lambda w: TASKS[w.task],
         code=code("make_task.py"),
@@ -83,9 +81,8 @@ rule evaluate_task:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         spec=lambda w: TASKS[w.task],
         compute=COMPUTE,
@@ -110,8 +107,7 @@ rule summarize_tasks:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(20),
+        **NEEDS,
     params:
         comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},
@@ -137,8 +133,7 @@ rule plot_tasks:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         models=STUDY["models"],
         methods=COLOURED,
@@ -168,9 +163,8 @@ rule write_words:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         words={key: WORDS[key] for key in ("prompts", "tokens")},
         compute=COMPUTE,
@@ -195,8 +189,7 @@ rule summarize_words:
     conda:
         "../envs/quant.yaml"
     resources:
-        mem_mb=more(1000),
-        runtime=more(10),
+        **NEEDS,
     params:
         comparison=COMPARISON,
         recipes={method: METHODS[method] for method in sorted(STUDY["task_methods"])},

@@ -377,4 +377,8 @@ USERS: dict[str, set[str]] = {
     "checkpoints/formats/awq": {"export"},
     "checkpoints/formats/dense": {"export"},
     "checkpoints/formats/gguf": {"export"},
+    "workflow/estimate": set(),
+    "workflow/needs": set(),
+    "workflow/rates": set(),
+    "workflow/shape": set(),
 }

@@ -1,0 +1,153 @@
+"""What a job takes is known before it runs: shapes against models, memory against measured peaks, and what is asked."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from quant.workflow import configuration, needs, paths
+from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed
+from quant.workflow.shape import Shape, moment_numbers
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+
+SMOLLM2 = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "dtype": "float16",
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+MINICPM = {
+    "model_type": "granite", "hidden_size": 2304, "intermediate_size": 5760, "num_hidden_layers": 40,
+    "num_attention_heads": 36, "num_key_value_heads": 36, "vocab_size": 122753, "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}  # fmt: skip
+LLAMA3 = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}  # fmt: skip
+OTHERS: list[dict[str, Any]] = [
+    {"model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 24,
+     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6,
+     "num_experts_per_tok": 2, "vocab_size": 96, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+     "vocab_size": 96},
+    {"model_type": "opt", "hidden_size": 32, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+     "vocab_size": 96, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+    {"model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
+     "num_attention_heads": 4, "vocab_size": 96},
+    {"model_type": "llama", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    written = yaml.safe_load((ROOT / "config.yaml").read_text())
+    return configuration.load(paths.named_texts(written), SCHEMA)
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    found = Shape.of(config)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("said", OTHERS, ids=lambda said: said["model_type"])
+def test_a_shape_has_the_linears_of_its_model(said: dict[str, Any], tmp_path: Path) -> None:
+    from quant.models.linears import all_linears, skeleton
+
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    model, found = skeleton(tmp_path), shape_of(said)
+    weights = [model.get_parameter(f"{name}.weight").numel() for name in all_linears(model)]
+    assert (sum(weights), max(weights) >= found.largest) == (found.quantised, True)
+
+
+def test_known_models() -> None:
+    assert shape_of(SMOLLM2).weights == pytest.approx(134.5e6, rel=0.001)
+    assert shape_of(LLAMA3).weights == pytest.approx(8.03e9, rel=0.001)
+    assert 4 * moment_numbers(shape_of(SMOLLM2)) == pytest.approx(201e6, rel=0.01)  # of 202 MB on disk
+    assert Shape.of({"model_type": "mystery"}) is None
+
+
+# MB at their peak: resident sets of the default study on 2 cores, SmolLM2-135M
+CPU = {
+    ("collect_statistics", ""): 1370, ("evaluate_original", ""): 1177, ("evaluate", "gw_awq"): 1232,
+    ("evaluate", "rtn_g"): 1514, ("quantize", "gw_awq"): 733, ("quantize", "rtn_g_sym"): 547,
+    ("measure_error", "gw_awq"): 889, ("measure_sensitivity", "rtn_g"): 1467, ("check_mse", ""): 1012,
+    ("convert", ""): 924, ("check_study", ""): 352, ("analyse_preactivations", ""): 541,
+}  # fmt: skip
+# of the card: a study of MiniCPM-2B's shape on an H100, 128 × 512 tokens in groups of 128
+GPU = {
+    ("collect_statistics", ""): 2010, ("quantize", "gw_awq"): 1310, ("quantize", "awq_clip"): 1320,
+    ("quantize", "gptq"): 1700, ("quantize", "awq_clip_gptq"): 1800,
+}  # fmt: skip
+
+
+def ask(config: dict[str, Any], model: dict[str, Any], method: str, on_gpu: bool) -> Ask:
+    wildcards = {"dataset": "python_reference"} | ({"method": method} if method else {})
+    return Ask(shape_of(model), config, wildcards, on_gpu)
+
+
+def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> None:
+    """Never under by more than what a job asks beyond its estimate, and not twice as much."""
+    ratios = {key: OF_MODEL[key[0]](ask(config, SMOLLM2, key[1], False)).ram / MB / peak for key, peak in CPU.items()}
+    large = config | {"calibration": config["calibration"] | {"n_calib": 128}}
+    for key, peak in GPU.items():
+        ratios[(*key, "gpu")] = OF_MODEL[key[0]](ask(large, MINICPM, key[1], True)).gpu / MB / peak
+    assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
+
+
+def test_disk_is_what_files_take(config: dict[str, Any]) -> None:
+    """Of the default study, MB on disk."""
+    disk = {
+        rule: OF_MODEL[rule](ask(config, SMOLLM2, method, False)).disk / MB
+        for rule, method in (
+            ("collect_statistics", ""),
+            ("convert", ""),
+            ("quantize", "rtn_g"),
+            ("evaluate_original", ""),
+        )
+    }
+    assert disk == pytest.approx(
+        {"collect_statistics": 286.8, "convert": 269.1, "quantize": 114.0, "evaluate_original": 19.6}, rel=0.03
+    )
+    assert is_packed(config["methods"]["awq_clip_gptq_shared"]) and not is_packed(config["methods"]["gw_awq"])
+
+
+def test_what_a_job_asks_for_grows_with_its_model_and_on_retries(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = needs.resources(config, lambda: True)
+    wildcards = SimpleNamespace(items={"model": "smollm2-135m", "dataset": "python_reference"}.items)
+
+    def memory(rule: str, attempt: int = 1) -> int:
+        return asked["mem_mb"](wildcards, attempt, rule)
+
+    assert memory("evaluate_original") == 3000 and memory("convert") == 4000  # nothing is known of it
+    folder = tmp_path / "results/smollm2-135m/original/checkpoint"
+    folder.mkdir(parents=True)
+    found = {}
+    for name, model in (("small", SMOLLM2), ("large", LLAMA3)):
+        (folder / "config.json").write_text(json.dumps(model))
+        found[name] = memory("evaluate_original")
+        assert memory("evaluate_original", 2) == 2 * found[name]
+        assert {asked[key](wildcards, 1, "report") for key in ("mem_mb", "disk_mb")} == {1000}
+    assert found["small"] < 6000 < 16000 < found["large"] < 60000
+    assert needs.needs("evaluate_original", {"dataset": "docstrings"}, config, shape_of(LLAMA3), True)["disk_mb"] <= 100
+    assert needs.needs("collect_statistics", {}, config, shape_of(LLAMA3), False)["runtime"] > 120
+
+
+def test_every_rule_asks_for_what_it_needs() -> None:
+    import re
+
+    texts = [path.read_text() for path in (ROOT / "rules").glob("*.smk")]
+    rules = [rule for text in texts for rule in re.split(r"^rule ", text, flags=re.MULTILINE)[1:]]
+    assert len(rules) > 30 and [rule[:30] for rule in rules if "**NEEDS" not in rule] == []
+    asking = {rule.partition(":")[0] for rule in rules if "gpu=GPU" in rule}
+    assert asking == needs.ON_GPU and OF_MODEL.keys() >= needs.ON_GPU

@@ -1,0 +1,73 @@
+"""What a job asks its executor for: memory, minutes, disk and GPUs, by its rule, its model and the attempt."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from quant.workflow.estimate import MB, OF_MODEL, Ask, Estimate, small
+from quant.workflow.rates import SLOW_CPU, SLOW_GPU, seconds
+from quant.workflow.shape import Shape, known_shape
+
+SPARE = 1.3  # times the estimated memory
+SNAKEMAKE = 600  # MB of two processes of a cluster's job, before its script starts
+PATIENCE = 3  # times the estimated time, on a slow machine
+LEAST_MINUTES = 10
+# rules whose jobs compute on a GPU where there is one
+ON_GPU = {
+    *("collect_statistics", "collect_noisy", "collect_jacobian", "collect_end_loss", "check_mse", "measure_heldout"),
+    *("quantize", "quantize_with_model", "quantize_library", "measure_error", "measure_sensitivity"),
+    *("evaluate_original", "evaluate", "evaluate_task", "write_words"),
+}
+# MB and minutes of jobs whose model is not known before it is fetched
+UNKNOWN = {
+    "convert": (4000, 60),
+    "quantize_library": (16000, 240),
+    "quantize_with_model": (8000, 240),
+}
+# rules that no model makes larger: MB and minutes
+PLAIN = {
+    "build_lm_eval": (2000, 60),
+    "build_library": (2000, 60),
+    "make_task": (2000, 30),
+    "summarize_tasks": (2000, 20),
+    "fetch_package": (1000, 30),
+}
+
+
+def estimated(rule: str, ask: Ask) -> Estimate:
+    return OF_MODEL.get(rule, small())(ask)
+
+
+def needs(
+    rule: str, wildcards: Mapping[str, str], config: Mapping[str, Any], shape: Shape | None, on_gpu: bool
+) -> dict[str, int]:
+    """mem_mb, runtime in minutes and disk_mb of a job's first attempt; shape: None where it is not known yet."""
+    if rule not in OF_MODEL:
+        memory, minutes = PLAIN.get(rule, (1000, 20))
+        return {"mem_mb": memory, "runtime": minutes, "disk_mb": 1000}
+    if shape is None:
+        memory, minutes = UNKNOWN.get(rule, (3000, 120))
+        return {"mem_mb": memory, "runtime": minutes, "disk_mb": 2 * memory}
+    on_gpu = on_gpu and rule in ON_GPU
+    found = estimated(rule, Ask(shape, config, wildcards, on_gpu))
+    slow = seconds(found, SLOW_GPU if on_gpu else SLOW_CPU)
+    return {
+        "mem_mb": SNAKEMAKE + math.ceil(SPARE * found.ram / MB / 100) * 100,
+        "runtime": max(LEAST_MINUTES, math.ceil(PATIENCE * slow / 60)),
+        "disk_mb": max(100, math.ceil(found.disk / MB)),
+    }
+
+
+def resources(config: Mapping[str, Any], on_gpu: Callable[[], bool]) -> dict[str, Callable[..., int]]:
+    """Resources of every rule, as functions that Snakemake asks for each job; on_gpu: whether jobs compute on one."""
+
+    def of(rule: str, wildcards: Any) -> dict[str, int]:
+        given = dict(wildcards.items())
+        model = given.get("model")
+        shape = None if model is None else known_shape(model, config["models"][model]["source"])
+        return needs(rule, given, config, shape, on_gpu())
+
+    def asked(key: str) -> Callable[..., int]:
+        return lambda wildcards, attempt, rulename: of(rulename, wildcards)[key] * attempt
+
+    return {key: asked(key) for key in ("mem_mb", "runtime", "disk_mb")}
