@@ -24,7 +24,10 @@ ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
 ASKED = list(dict.fromkeys([*STUDY["tasks"], *([WORDS["task"]] if WORDS["task"] else [])]))
 # in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
 COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
-THREADS = CONFIG["compute"]["threads"]
+# of the jobs on this host one a card, unless --resources or a profile says otherwise
+if workflow.resource_settings.nodes is None and gpus.here() and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", gpus.here())
+THREADS = gpus.threads(CONFIG["compute"]["threads"], workflow.resource_settings.cores, workflow.global_resources)
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]

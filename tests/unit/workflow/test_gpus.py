@@ -1,37 +1,11 @@
 """GPUs are asked for where a job would compute on one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quant.workflow import gpus
-
-
-def machine(root: Path, *devices: str) -> Path:
-    (root / "dev").mkdir()
-    for name in ("null", "nvme0", *devices):
-        (root / "dev" / name).touch()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("devices", "environment", "expected"),
-    [
-        ([], {}, False),
-        (["nvidiactl", "nvidia-uvm"], {}, False),  # a driver without a card
-        (["nvidia0"], {}, True),
-        (["nvidia12"], {"CUDA_VISIBLE_DEVICES": "0,1"}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, False),
-        (["dxg"], {}, True),
-        (["kfd"], {}, True),
-        (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
-    ],
-)
-def test_visible(tmp_path: Path, devices: list[str], environment: dict[str, str], expected: bool) -> None:
-    assert gpus.visible(environment, machine(tmp_path, *devices)) is expected
 
 
 @pytest.mark.parametrize(
@@ -59,6 +33,25 @@ def test_it_agrees_with_torch() -> None:
     built = gpus.torch_is_for_gpus(Path(torch.__file__).with_name("version.py"))
     assert built == bool(torch.version.cuda or torch.version.hip)
     assert gpus.here() or not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("most", "cores", "limit", "here", "expected"),
+    [
+        (8, 16, 4, 4, 4),
+        (8, 16, 1, 4, 8),
+        (8, 2, 4, 4, 1),
+        (8, 2, 2, 0, 8),  # without a GPU Snakemake caps it by the cores
+        (8, None, 2, 2, 8),  # a cluster
+        (8, 16, None, 1, 8),
+    ],
+)
+def test_threads_leave_cores_for_every_card(
+    monkeypatch: pytest.MonkeyPatch, most: int, cores: int | None, limit: int | None, here: int, expected: int
+) -> None:
+    monkeypatch.setattr(gpus, "here", lambda: here)
+    limits = {} if limit is None else {"gpu": SimpleNamespace(value=limit)}
+    assert gpus.threads(most, cores, limits) == expected
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,10 @@ USERS: dict[str, set[str]] = {
         "synthetic_benchmark",
     },
     "comparison/summary": {"plot", "report", "summarize"},
+    "models/cards": PASSES
+    | QUANTIZERS
+    | MEASURES
+    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "models/compute": PASSES
     | QUANTIZERS
     | MEASURES
