@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from quant.models import cards
 from tests import tiny
@@ -43,3 +44,14 @@ def test_as_many_jobs_as_cards_each_on_its_own(tmp_path: Path, monkeypatch: pyte
     assert len(jobs) == 6 and {job["card"] for job in jobs} == {"0", "1"}
     together = [(a, b) for a, b in itertools.combinations(jobs, 2) if b["begun"] < a["ended"]]
     assert together and all(a["card"] != b["card"] for a, b in together)
+
+
+def test_shards_are_jobs_before_a_sum_and_only_where_asked_for(study: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "sharded.yaml"
+    compute = tiny.OVERLAY["compute"] | {"shards": 3}
+    overlay.write_text(yaml.safe_dump(tiny.OVERLAY | {"compute": compute}))
+    found = tiny.pending(study, overlay)
+    shards = {"collect_shard": 3, "evaluate_original_shard": 3, "evaluate_shard": 9}
+    assert {rule: n for rule, n in found.items() if rule.endswith("_shard")} == shards
+    assert (found["collect_statistics"], found["evaluate_original"], found["evaluate"]) == (1, 1, 3)
+    assert tiny.pending(study) == {}

@@ -68,3 +68,10 @@ def test_threads_leave_cores_for_every_card(
 def test_wanted(monkeypatch: pytest.MonkeyPatch, device: str, cluster: bool, here: bool, expected: int) -> None:
     monkeypatch.setattr(gpus, "here", lambda: here)
     assert gpus.wanted(device, cluster) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "expected"), [(3, 2, 3), (1, None, 1), ("auto", 4, 4), ("auto", 0, 1), ("auto", None, 1)]
+)
+def test_shards(asked: int | str, limit: int | None, expected: int) -> None:
+    assert gpus.shards(asked, {} if limit is None else {"gpu": SimpleNamespace(value=limit)}) == expected

@@ -41,3 +41,10 @@ def threads(most: int, cores: int | None, limits: Mapping[str, Any]) -> int:
     if cores is None or "gpu" not in limits or not here():
         return most
     return max(1, min(most, cores // max(1, limits["gpu"].value)))
+
+
+def shards(wanted: int | str, limits: Mapping[str, Any]) -> int:
+    """Jobs that a pass over texts is split into; `auto`: as many as may use a GPU at once, where that is said."""
+    if wanted != "auto":
+        return int(wanted)
+    return max(1, limits["gpu"].value) if "gpu" in limits else 1
