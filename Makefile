@@ -44,7 +44,7 @@ report best: .venv/complete
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \
 	elif [ -n "$$own" ]; then set -- --configfile "$$own"; fi; \
-	set -x; snakemake --cores $(CORES) --resources gpu=1 "$$@" $(TARGET)
+	set -x; snakemake --cores $(CORES) "$$@" $(TARGET)
 
 test: .venv/complete
 	pytest -n 2 --dist loadscope -m 'not slow'

@@ -24,9 +24,15 @@ ABSENT = {(entry["model"], entry["method"]) for entry in MISSING}
 ASKED = list(dict.fromkeys([*STUDY["tasks"], *([WORDS["task"]] if WORDS["task"] else [])]))
 # in the order of their colours, by the study first: of what it runs, twelve methods have colours of their own
 COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
-THREADS = CONFIG["compute"]["threads"]
+# of the jobs on this host one a card, unless --resources or a profile says otherwise
+if workflow.resource_settings.nodes is None and gpus.here() and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", gpus.here())
+THREADS = gpus.threads(CONFIG["compute"]["threads"], workflow.resource_settings.cores, workflow.global_resources)
+SHARDS = gpus.shards(CONFIG["compute"]["shards"], workflow.global_resources)
+# a file of each shard, or none where there is one pass
+in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []
 # what a job computes with; the number of threads is no reason to compute again
-COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key != "threads"}
+COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key not in ("threads", "shards")}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]
 # of every interval and p; which measure verdicts rest on is none of it
 COMPARISON = {key: CONFIG["comparison"][key] for key in ("resamples", "seed")}
@@ -99,6 +105,8 @@ wildcard_constraints:
     calibration=r"n\d+-s\d+",
     noise_std=r"[0-9.e-]+",
     n_noise_samples=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 localrules:

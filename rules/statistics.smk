@@ -2,9 +2,42 @@
 # and ranges and samples of what each linear puts out.
 
 
+# made only where compute.shards is more than 1
+rule collect_shard:
+    """The sums of one of several passes, each over a part of the calibration text."""
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        tokens=rules.tokenize_calibration.output[0],
+    output:
+        sums=temp("results/{model}/calibration/{calibration}/shards/{shard}-of-{shards}.sums.safetensors"),
+        moments=temp("results/{model}/calibration/{calibration}/shards/{shard}-of-{shards}.moments.safetensors"),
+    log:
+        "results/logs/collect_shard/{model}/{calibration}/{shard}-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/collect_shard/{model}/{calibration}/{shard}-of-{shards}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=more(3000),
+        runtime=more(120),
+    params:
+        compute=COMPUTE,
+        spec=calibration_spec,
+        moments_gb=CONFIG["calibration"]["moments_gb"],
+        code=code("collect_shard.py"),
+    script:
+        "../workflow_scripts/collect_shard.py"
+
+
 rule collect_statistics:
     """One pass over the calibration text: means of channels, second moments, samples of what linears put out."""
     input:
+        sums=in_shards(rules.collect_shard.output.sums),
+        moments=in_shards(rules.collect_shard.output.moments),
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,

@@ -1,14 +1,23 @@
-"""Calibration statistics of every linear, in one pass."""
+"""Calibration statistics of every linear, in one pass or from shards of it."""
 
 from quant.calibration.material import Material
+from quant.calibration.shards import Part, sum_shards
 from quant.calibration.statistics import collect
 from quant.models.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     material = Material.of(snakemake.input.model, snakemake.input.tokens, snakemake.params.spec)
-    out = [snakemake.output[name] for name in ("channels", "moments")]
+    out, moments_gb = (
+        [snakemake.output[name] for name in ("channels", "moments", "preactivations")],
+        snakemake.params.moments_gb,
+    )
+    parts = list(map(Part, snakemake.input.sums, snakemake.input.moments))
     Compute.of(snakemake.params.compute, material.checkpoint).halving(
-        lambda compute: collect(material, *out, compute, snakemake.output.preactivations, snakemake.params.moments_gb),
+        lambda compute: (
+            sum_shards(material, parts, *out, compute, moments_gb)
+            if parts
+            else collect(material, *out[:2], compute, out[2], moments_gb)
+        ),
         material.tokens.sequences,
     )

@@ -1,23 +1,17 @@
-"""Evaluates one quantised checkpoint on one data set."""
+"""Evaluates one quantised checkpoint on one data set, or sums up the shards of that."""
 
 from pathlib import Path
 
 from quant.checkpoints import stored
-from quant.evaluation.record import Quantised, Task, run
+from quant.evaluation.record import Quantised, Task, run, sum_shards
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     stored.check(Path(snakemake.input.config).parent)
-    params, names = snakemake.params, snakemake.wildcards
-    task = Task(
-        names.model,
-        names.method,
-        names.dataset,
-        snakemake.input.config,
-        snakemake.input.tokens,
-        params.dataset,
-        params.compute,
-        snakemake.input.model,
-    )
-    side = Quantised(snakemake.input.reference, snakemake.input.original, snakemake.input.record, params.recipe)
-    run(task, side, snakemake.output[0])
+    given, params = snakemake.input, snakemake.params
+    task = Task.of(snakemake.wildcards, given, params)
+    side = Quantised(given.reference, given.original, given.record, params.recipe)
+    if given.parts:
+        sum_shards(task, side, given.parts, (), snakemake.output[0])
+    else:
+        run(task, side, snakemake.output[0])

@@ -1,18 +1,12 @@
-"""Evaluates the unquantised model and keeps its hidden states."""
+"""Evaluates the unquantised model and keeps its hidden states, or sums up the shards of that."""
 
-from quant.evaluation.record import Original, Task, run
+from quant.evaluation.record import Original, Task, run, sum_shards
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    params, names = snakemake.params, snakemake.wildcards
-    task = Task(
-        names.model,
-        "original",
-        names.dataset,
-        snakemake.input.config,
-        snakemake.input.tokens,
-        params.dataset,
-        params.compute,
-        snakemake.input.model,
-    )
-    run(task, Original(snakemake.output.reference, params.implausible), snakemake.output.evaluation)
+    given, params, out = snakemake.input, snakemake.params, snakemake.output
+    task, side = Task.of(snakemake.wildcards, given, params), Original(out.reference, params.implausible)
+    if given.parts:
+        sum_shards(task, side, given.parts, given.references, out.evaluation)
+    else:
+        run(task, side, out.evaluation)

@@ -14,7 +14,8 @@ from quant.calibration.channels import Channels
 from quant.calibration.material import Material
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import add_outer, from_triangle, half, layer_error, mirror
-from quant.calibration.statistics import collect, column_sums, output_sums
+from quant.calibration.statistics import collect
+from quant.calibration.sums import column_sums, output_sums
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation import perplexity
 from quant.evaluation.divergence import Reference

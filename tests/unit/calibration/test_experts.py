@@ -28,6 +28,7 @@ from quant.models.convert import convert
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks, skeleton
 from tests import tiny
+from tests.unit.calibration.test_shards import in_shards, same
 
 UNSEEN = (6, 7)  # experts that no token is routed to
 WIDTH = 32
@@ -211,6 +212,18 @@ def test_experts_beyond_the_budget_are_lent_their_layers_moment(
     assert {row["linear"] for row in done["rows"] if row["lent"]} == {
         linear for linear, source in reads_of(paths["moments"]).items() if source in loans
     }
+
+
+# with none, half and all of the experts' own moments; some experts see no token, or none in a shard
+@pytest.mark.parametrize("room", [None, 0, 5 * 544 + 1])
+def test_shards_give_experts_the_same_statistics(
+    converted: tuple[Path, dict[str, Any]], ids: list[Tensor], tmp_path: Path, room: int | None
+) -> None:
+    tokens, made = Tokens(ids, fingerprint(ids), {}), {"model_fingerprint": converted[1]["fingerprint"]}
+    material, moments_gb = Material(converted[0], tokens, made), None if room is None else 2 * room / 1e9
+    whole = [str(tmp_path / name) for name in ("channels", "moments", "preactivations")]
+    collect(material, whole[0], whole[1], Compute("cpu", torch.float32, 80), whole[2], moments_gb)
+    same(in_shards(material, 4, tmp_path, moments_gb), whole)
 
 
 def reads_of(path: str) -> dict[str, str]:

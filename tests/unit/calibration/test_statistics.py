@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from quant.calibration.channels import channels_of
 from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle
-from quant.calibration.statistics import InputSums, OutputSums, activation_of, collect
+from quant.calibration.statistics import activation_of, collect
+from quant.calibration.sums import InputSums, OutputSums
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile

@@ -1,37 +1,11 @@
 """GPUs are asked for where a job would compute on one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quant.workflow import gpus
-
-
-def machine(root: Path, *devices: str) -> Path:
-    (root / "dev").mkdir()
-    for name in ("null", "nvme0", *devices):
-        (root / "dev" / name).touch()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("devices", "environment", "expected"),
-    [
-        ([], {}, False),
-        (["nvidiactl", "nvidia-uvm"], {}, False),  # a driver without a card
-        (["nvidia0"], {}, True),
-        (["nvidia12"], {"CUDA_VISIBLE_DEVICES": "0,1"}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, False),
-        (["dxg"], {}, True),
-        (["kfd"], {}, True),
-        (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
-    ],
-)
-def test_visible(tmp_path: Path, devices: list[str], environment: dict[str, str], expected: bool) -> None:
-    assert gpus.visible(environment, machine(tmp_path, *devices)) is expected
 
 
 @pytest.mark.parametrize(
@@ -62,6 +36,25 @@ def test_it_agrees_with_torch() -> None:
 
 
 @pytest.mark.parametrize(
+    ("most", "cores", "limit", "here", "expected"),
+    [
+        (8, 16, 4, 4, 4),
+        (8, 16, 1, 4, 8),
+        (8, 2, 4, 4, 1),
+        (8, 2, 2, 0, 8),  # without a GPU Snakemake caps it by the cores
+        (8, None, 2, 2, 8),  # a cluster
+        (8, 16, None, 1, 8),
+    ],
+)
+def test_threads_leave_cores_for_every_card(
+    monkeypatch: pytest.MonkeyPatch, most: int, cores: int | None, limit: int | None, here: int, expected: int
+) -> None:
+    monkeypatch.setattr(gpus, "here", lambda: here)
+    limits = {} if limit is None else {"gpu": SimpleNamespace(value=limit)}
+    assert gpus.threads(most, cores, limits) == expected
+
+
+@pytest.mark.parametrize(
     ("device", "cluster", "here", "expected"),
     [
         *(("cpu", cluster, here, 0) for cluster in (False, True) for here in (False, True)),
@@ -75,3 +68,10 @@ def test_it_agrees_with_torch() -> None:
 def test_wanted(monkeypatch: pytest.MonkeyPatch, device: str, cluster: bool, here: bool, expected: int) -> None:
     monkeypatch.setattr(gpus, "here", lambda: here)
     assert gpus.wanted(device, cluster) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "expected"), [(3, 2, 3), (1, None, 1), ("auto", 4, 4), ("auto", 0, 1), ("auto", None, 1)]
+)
+def test_shards(asked: int | str, limit: int | None, expected: int) -> None:
+    assert gpus.shards(asked, {} if limit is None else {"gpu": SimpleNamespace(value=limit)}) == expected

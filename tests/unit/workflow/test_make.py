@@ -48,7 +48,7 @@ def ran(project: Path, *arguments: str) -> list[str]:
     return done.stdout.strip("<>\n").split("><")
 
 
-FIRST = ["--cores", "2", "--resources", "gpu=1"]
+FIRST = ["--cores", "2"]
 
 
 def test_alone_they_are_the_command(project: Path) -> None:

@@ -5,6 +5,7 @@ from quant.workflow import tracking
 
 PASSES = {
     "collect_statistics",
+    "collect_shard",
     "collect_noisy",
     "collect_jacobian",
     "collect_end_loss",
@@ -14,8 +15,11 @@ PASSES = {
 RECIPES = {"quantize", "quantize_with_model"}
 QUANTIZERS = {"quantize", "quantize_with_model", "quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
-READERS = {"evaluate", "measure_error", "measure_heldout", "measure_sensitivity", "export"}  # of a method's checkpoint
-MEASURES = {"evaluate", "evaluate_original", "measure_sensitivity"}
+EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
+READERS = {  # of a method's checkpoint
+    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "measure_sensitivity", "export"),
+}
+MEASURES = EVALUATIONS | {"measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
@@ -79,13 +83,17 @@ USERS: dict[str, set[str]] = {
         "synthetic_benchmark",
     },
     "comparison/summary": {"plot", "report", "summarize"},
+    "models/cards": PASSES
+    | QUANTIZERS
+    | MEASURES
+    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "models/compute": PASSES
     | QUANTIZERS
     | MEASURES
     | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
-    "checkpoints/coverage": QUANTIZERS | {"check_study", "evaluate", "evaluate_original", "quantize_budget"},
+    "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
     "models/depth": {"check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
@@ -109,7 +117,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
     "errors": OURS,
     "evaluation/perplexity": MEASURES | {"evaluate_task", "write_words"},
-    "evaluation/record": {"evaluate", "evaluate_original"},
+    "evaluation/record": EVALUATIONS,
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": RECIPES,
@@ -201,7 +209,7 @@ USERS: dict[str, set[str]] = {
     "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
-    "checkpoints/sizes": {"evaluate", "evaluate_original"},
+    "checkpoints/sizes": EVALUATIONS,
     "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
@@ -211,6 +219,8 @@ USERS: dict[str, set[str]] = {
     "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "calibration/statistics": PASSES,
+    "calibration/sums": PASSES,
+    "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
     "checkpoints/stored": READERS | {"evaluate_task", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
@@ -230,6 +240,7 @@ USERS: dict[str, set[str]] = {
         "check_study",
         "convert",
         "evaluate_original",
+        "evaluate_original_shard",
         "evaluate_task",
         "make_task",
         "quantize_budget",
@@ -265,7 +276,7 @@ USERS: dict[str, set[str]] = {
     "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
-    "evaluation/sanity": {"evaluate", "evaluate_original"},
+    "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
     "files/pieces": PASSES
     | READERS
@@ -277,6 +288,7 @@ USERS: dict[str, set[str]] = {
         "check_study",
         "convert",
         "evaluate_original",
+        "evaluate_original_shard",
         "evaluate_task",
         "make_task",
         "quantize_budget",
@@ -345,6 +357,7 @@ USERS: dict[str, set[str]] = {
         "check_study",
         "convert",
         "evaluate_original",
+        "evaluate_original_shard",
         "evaluate_task",
         "make_task",
         "quantize_budget",
@@ -370,7 +383,7 @@ USERS: dict[str, set[str]] = {
     "methods/results": {"check_study", "quantize_library"},
     "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/asked": {"evaluate_task", "write_words"},
-    "evaluation/provenance": {"evaluate", "evaluate_original", "evaluate_task", "write_words"},
+    "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
     "checkpoints/export": {"export"},
     "checkpoints/fitting": {"export"},

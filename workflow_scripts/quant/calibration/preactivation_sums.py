@@ -15,8 +15,9 @@ class TokenSample:
     A fixed stride would meet the same places of every window, the first token's outliers among them or never.
     """
 
-    def __init__(self, lengths: list[int], n_tokens: int = SAMPLE_TOKENS) -> None:
-        """lengths: tokens of each sequence."""
+    def __init__(self, lengths: list[int], n_tokens: int = SAMPLE_TOKENS, first: int = 0) -> None:
+        """lengths: tokens of each sequence; first: the sequence that a pass over some of them begins with."""
+        self._first = first
         self._starts = torch.tensor([0, *lengths]).cumsum(0)
         total = int(self._starts[-1])
         drawn = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n_tokens]
@@ -24,7 +25,8 @@ class TokenSample:
 
     def rows(self, batch: Batch) -> Tensor:
         """The sampled ones among a batch's real tokens, by their row."""
-        start, stop = self._starts[batch.first], self._starts[batch.first + len(batch.lengths)]
+        first = self._first + batch.first
+        start, stop = self._starts[first], self._starts[first + len(batch.lengths)]
         return self.positions[(self.positions >= start) & (self.positions < stop)] - start
 
 
@@ -38,10 +40,17 @@ class Preactivations:
 
     def add(self, z: Tensor, rows: Tensor) -> None:
         """rows: those of z to keep."""
-        low, high = z.amin(0), z.amax(0)
+        self.merge(z.amin(0), z.amax(0), z[rows.to(z.device)].bfloat16().cpu())
+
+    def merge(self, low: Tensor, high: Tensor, sample: Tensor) -> None:
+        """Of tokens that come after those it has."""
         self._low = low if self._low is None else torch.minimum(self._low, low)
         self._high = high if self._high is None else torch.maximum(self._high, high)
-        self._sample.append(z[rows.to(z.device)].bfloat16().cpu())
+        self._sample.append(sample)
+
+    def cut(self, n: int) -> None:
+        """Keeps the first n sampled tokens only."""
+        self._sample = [torch.cat(self._sample)[:n]]
 
     def results(self) -> dict[str, Tensor]:
         """z_min, z_max [out] in float32; sample [tokens, out] in bfloat16, so within 2⁻⁸ of z, relative."""

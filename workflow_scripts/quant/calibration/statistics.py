@@ -9,22 +9,20 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
-from quant.calibration.channels import OF_INPUT, OF_OUTPUT
 from quant.calibration.expert_moments import kinds, own, rooms
 from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
-from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
+from quant.calibration.sums import InputSums, OutputSums
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute, where_installed
+from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.unrolled import Unrolled
@@ -36,82 +34,6 @@ logger = logging.getLogger("quant")
 
 POOL = 2048  # tokens of a layer that its experts of few tokens lean on
 PRESAMPLE = 16  # pre-activations of an expert that are kept
-
-
-@where_installed
-def kernels() -> ModuleType:
-    """Fused kernels for GPUs, by Triton; apart from those of grids, which no statistics rest on."""
-    from quant.calibration import sum_kernels
-
-    return sum_kernels
-
-
-def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
-    """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
-    if x.is_cuda and (fused := kernels()) is not None:
-        return fused.column_sums(x, center, False)
-    x = x.float()
-    shifted = x if center is None else x - center
-    return torch.stack([x.abs().sum(0), dots(shifted, shifted, 0), shifted.sum(0)]).double()
-
-
-def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same of z [n, out], and Σ|act(z)|, in float64 [4, out]."""
-    from transformers.activations import SiLUActivation
-
-    if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
-        return fused.column_sums(z, center, True)
-    z = z.float()
-    after = activation(z)
-    activated = column_sums(after)[0] if after.is_cuda else after.abs_().sum(0).double()
-    return torch.cat([column_sums(z, center), activated[None]])
-
-
-class InputSums:
-    """Running sums over the rows of x [n, in]; weight: what each of them counts."""
-
-    def __init__(self, n_in: int, device: torch.device, with_moment: bool = True) -> None:
-        self.count = 0.0
-        self.sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
-        self.outer = torch.zeros(n_in, n_in, device=device) if with_moment else None
-
-    def add(self, x: Tensor, weight: float = 1.0) -> None:
-        self.count += weight * len(x)
-        self.sums += weight * column_sums(x)
-        if self.outer is not None:
-            add_outer(self.outer, x if weight == 1 else x.float() * weight**0.5)
-
-    def means(self) -> dict[str, Tensor]:
-        return dict(zip(OF_INPUT, (self.sums / self.count).float().cpu(), strict=True))
-
-    def moment(self) -> Tensor:
-        """H = XᵀX/N [in, in], float32."""
-        assert self.outer is not None
-        return mirror(self.outer).div_(self.count)
-
-
-class OutputSums:
-    """Running sums over the rows of z [n, out]; about the first batch's mean, so that std loses no digits."""
-
-    def __init__(self, n_out: int, device: torch.device, activation: Callable[[Tensor], Tensor]) -> None:
-        self.count, self.activation = 0.0, activation
-        self.center: Tensor | None = None
-        self.sums = torch.zeros(4, n_out, dtype=torch.float64, device=device)
-
-    def add(self, z: Tensor, weight: float = 1.0) -> None:
-        self.count += weight * len(z)
-        if self.center is None:
-            self.center = z.mean(0, dtype=torch.float32)
-        self.sums += weight * output_sums(z, self.center, self.activation)
-
-    def means(self) -> dict[str, Tensor]:
-        z_abs, square, shift, act_abs = self.sums / self.count
-        assert self.center is not None
-        std = (square - shift**2).clamp_(min=0).sqrt()
-        return {
-            name: value.float().cpu()
-            for name, value in zip(OF_OUTPUT, (self.center + shift, std, z_abs, act_abs), strict=True)
-        }
 
 
 def token_rows(t: Tensor, batch: Batch, routed: Tensor | None = None) -> Tensor:
@@ -157,9 +79,9 @@ class Watch:
         self.tokens: dict[str, int] = {}  # by linear: how many it saw
         self._batch: Batch  # that runs
         self._seen: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
-        self._activation, self._sample, self._rows = activation, sample, torch.empty(0)
+        self.activation, self._sample, self._rows = activation, sample, torch.empty(0)
         self._experts, self._pool, self._drawn = routing(block), pool, torch.empty(0)
-        self._pooled: dict[str, list[Tensor]] = {name: [] for name in self._experts}
+        self.pooled: dict[str, list[Tensor]] = {name: [] for name in self._experts}
         self._leaning, self._full = False, set[str]()
         self._short = {kind: n for kind, n in own(kinds(block), room).items() if n < len(kind.readers)}
         self.common: dict[str, InputSums] = {}  # by kind
@@ -181,7 +103,7 @@ class Watch:
     def _keep(self, name: str, experts: Unrolled) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             given = experts.tokens(args[0], self._batch.ids.numel())
-            self._pooled[name].append(token_rows(given, self._batch)[self._drawn.to(given.device)])
+            self.pooled[name].append(token_rows(given, self._batch)[self._drawn.to(given.device)])
 
         return keep
 
@@ -221,7 +143,7 @@ class Watch:
                     self.common[kind] = InputSums(x.shape[-1], x.device)
                 self.common[kind].add(x, weight)
         if name not in self.outputs:
-            self.outputs[name] = OutputSums(z.shape[-1], z.device, self._activation)
+            self.outputs[name] = OutputSums(z.shape[-1], z.device, self.activation)
         self.outputs[name].add(z, weight)
         if self._sample is not None:
             self.preactivations.setdefault(name, Preactivations()).add(z.float(), kept)
@@ -236,22 +158,22 @@ class Watch:
                 continue
             pooled = self.common[kind.name] = InputSums(kind.width, known[0].sums.device)
             for sums in known:
-                assert pooled.outer is not None and sums.outer is not None
-                pooled.outer += sums.outer
-                pooled.count += sums.count
+                pooled.merge(sums.count, folded=None if sums.folded is None else sums.folded.clone())
+                if sums.outer is not None and pooled.outer is not None:
+                    pooled.outer += sums.outer
             for name in sorted(kind.readers, key=lambda name: -self.tokens.get(name, 0))[n:]:
                 self.lent[name] = kind.name
                 if name in self.inputs:
-                    self.inputs[name].outer = None
+                    self.inputs[name].lend()
 
     def lean(self) -> None:
         """Gives each linear of an expert that saw n tokens, fewer than its d inputs, what the layer's pooled tokens
         would say there, at the weight of d - n of them: H = (n·H_expert + (d - n)·H_pooled)/d."""
         self._leaning, self._full = True, set(self.common)
         for name, module in self._experts.items():
-            if not self._pooled[name]:
+            if not self.pooled[name]:
                 continue
-            pooled = torch.cat(self._pooled[name])
+            pooled = torch.cat(self.pooled[name])
             for index in range(module.num_experts):
                 linears = module.linears(index)
                 if any(self.tokens.get(f"{name}.{leaf}", 0) < each.in_features for leaf, each in linears):
@@ -288,12 +210,7 @@ def collect(
     activation = activation_of(run.model)
     sample = None if preactivations_path is None else TokenSample([len(ids) for ids in sequences])
     pool = TokenSample([len(ids) for ids in sequences], POOL)
-    reads: dict[str, str] = {}
-    seen: dict[str, int] = {}
-    lent: dict[str, str] = {}
-    small: dict[str, Tensor] = {}
-    preactivations: dict[str, Tensor] = {}
-    made = material.provenance | {"tokens": material.tokens.count}
+    collected = Collected(material)
     room, words = rooms(run.blocks, moments_gb)
     if words:
         logger.info(words)
@@ -304,35 +221,60 @@ def collect(
             watch.pool()
             watch.lean()
             watch.close()
-            seen |= {f"{prefix}.{name}": n for name, n in watch.tokens.items()}
-            found: dict[str, Tensor] = {}
-            for name, sums in (watch.inputs | watch.common).items():
-                if sums.outer is not None:
-                    moment = sums.moment()
-                    check_statistic(f"{prefix}.{name}", moment)
-                    moments.put(f"{prefix}.{name}", to_triangle(moment))
-            for name, sums in watch.inputs.items():
-                found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
-            for name, of_output in watch.outputs.items():
-                found |= {f"{prefix}.{name}.{key}": value for key, value in of_output.means().items()}
-            kept = {
-                f"{prefix}.{name}.{key}": value
-                for name, of_tokens in watch.preactivations.items()
-                for key, value in of_tokens.results().items()
-            }
-            for name, value in (found | kept).items():
-                check_statistic(name, value)
-            small |= found
-            preactivations |= kept
-            reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
-            lent |= {
-                f"{prefix}.{name}": f"{prefix}.{kind}" for name, kind in watch.lent.items() if name in watch.inputs
-            }
-        metadata = {"reads": json.dumps(reads), "seen": json.dumps(seen), "provenance": json.dumps(made)}
-        moments.metadata = metadata | {"lent": json.dumps(lent)}
-        tensorfile.save(channels_path, small, metadata)
-    if preactivations_path is not None:
-        tensorfile.save(preactivations_path, preactivations, metadata)
+            collected.add(prefix, watch, moments)
+        collected.save(moments, channels_path, preactivations_path)
+
+
+class Collected:
+    """What the blocks' watches saw, on its way to files."""
+
+    def __init__(self, material: Material) -> None:
+        self._made = material.provenance | {"tokens": material.tokens.count}
+        self._reads: dict[str, str] = {}
+        self._seen: dict[str, int] = {}
+        self._lent: dict[str, str] = {}
+        self._small: dict[str, Tensor] = {}
+        self._preactivations: dict[str, Tensor] = {}
+
+    def add(self, prefix: str, watch: Watch, moments: tensorfile.Appender) -> None:
+        """A block's, its second moments to their file at once."""
+        self._seen |= {f"{prefix}.{name}": n for name, n in watch.tokens.items()}
+        found: dict[str, Tensor] = {}
+        for name, sums in (watch.inputs | watch.common).items():
+            if sums.has_moment:
+                triangle = sums.triangle()
+                check_statistic(f"{prefix}.{name}", triangle)
+                moments.put(f"{prefix}.{name}", triangle)
+        for name, sums in watch.inputs.items():
+            found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
+        for name, of_output in watch.outputs.items():
+            found |= {f"{prefix}.{name}.{key}": value for key, value in of_output.means().items()}
+        kept = {
+            f"{prefix}.{name}.{key}": value
+            for name, of_tokens in watch.preactivations.items()
+            for key, value in of_tokens.results().items()
+        }
+        for name, value in (found | kept).items():
+            check_statistic(name, value)
+        self._small |= found
+        self._preactivations |= kept
+        self._reads |= {f"{prefix}.{name}": f"{prefix}.{source}" for name, source in watch.reads.items()}
+        self._lent |= {
+            f"{prefix}.{name}": f"{prefix}.{kind}" for name, kind in watch.lent.items() if name in watch.inputs
+        }
+
+    def save(
+        self, moments: tensorfile.Appender, channels_path: str | Path, preactivations_path: str | Path | None
+    ) -> None:
+        """All but the second moments, and what their file says."""
+        metadata = {
+            name: json.dumps(value)
+            for name, value in (("reads", self._reads), ("seen", self._seen), ("provenance", self._made))
+        }
+        moments.metadata = metadata | {"lent": json.dumps(self._lent)}
+        tensorfile.save(channels_path, self._small, metadata)
+        if preactivations_path is not None:
+            tensorfile.save(preactivations_path, self._preactivations, metadata)
 
 
 def check_statistic(name: str, value: Tensor) -> None:

@@ -38,7 +38,7 @@ def _column_sums(
 
 
 def column_sums(x: Tensor, center: Tensor | None, silu: bool) -> Tensor:
-    """statistics.column_sums for x [n, in] of any float type and center [in]; with silu also Σ|silu(x)|."""
+    """sums.column_sums for x [n, in] of any float type and center [in]; with silu also Σ|silu(x)|."""
     n, columns = x.shape
     parts = triton.cdiv(n, ROWS_EACH)
     out = torch.empty(parts, 4 if silu else 3, columns, device=x.device)

@@ -26,6 +26,18 @@ class Tokens(NamedTuple):
         return sum(len(sequence) for sequence in self.sequences)
 
 
+class Shard(NamedTuple):
+    """Of sequences in so many shards, in their order and of as equal numbers as can be, one; the first is 0."""
+
+    shard: int
+    shards: int
+
+    def of(self, sequences: list[Tensor]) -> tuple[int, list[Tensor]]:
+        """The index of its first sequence, and its sequences; none where there are more shards than sequences."""
+        start, stop = (len(sequences) * i // self.shards for i in (self.shard, self.shard + 1))
+        return start, sequences[start:stop]
+
+
 class Batch(NamedTuple):
     """ids [n, width], padded on the right; lengths [n]; first: index of the first sequence."""
 

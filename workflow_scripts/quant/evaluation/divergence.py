@@ -83,7 +83,9 @@ def keeping(path: str | Path, head: Head, counts: Sequence[int], made_from: dict
     whole = head.parts is Parts.WHOLE
     dtype = torch.float16 if whole else head.dtype
     layout: tensorfile.Layout = {_name(i): (dtype, (n, head.width)) for i, n in enumerate(counts) if n}
-    layout["probe"] = (torch.float32, (min(PROBED, counts[0]), head.vocabulary))
+    probed = next((i for i, n in enumerate(counts) if n), None)
+    if probed is not None:
+        layout["probe"] = (torch.float32, (min(PROBED, counts[probed]), head.vocabulary))
     metadata = {key: json.dumps(value) for key, value in (made_from | {"head": known(head)}).items()}
     with tensorfile.writing(path, layout, metadata) as out:
 
@@ -91,7 +93,7 @@ def keeping(path: str | Path, head: Head, counts: Sequence[int], made_from: dict
             if not counts[sequence]:
                 return
             states = states[: counts[sequence]]
-            if sequence == 0:
+            if sequence == probed:
                 out.put("probe", head.logits(states[:PROBED]).float())
             out.put(_name(sequence), torch.log_softmax(states.float(), -1).half() if whole else states)
 
@@ -113,7 +115,8 @@ def reading(path: str | Path, head: Head, original: Callable[[], Head], **expect
             return file.get(name, head.device, None if head.parts is Parts.WHOLE else head.dtype)
 
         def same() -> bool:
-            found = head.logits(states(0)[:PROBED]).float()
+            probed = int(min(file.names - {"probe"}).rpartition(".")[2])
+            found = head.logits(states(probed)[:PROBED]).float()
             slack = 4 * torch.finfo(head.dtype).eps * probe.abs().max().item()
             return torch.allclose(found, probe, rtol=0, atol=slack, equal_nan=True)
 
@@ -124,3 +127,17 @@ def reading(path: str | Path, head: Head, original: Callable[[], Head], **expect
         else:
             other = original()
             yield Reference(states, other.logits)
+
+
+def join(paths: Sequence[str | Path], out: str | Path) -> None:
+    """One file of what `keeping` wrote for shards of the sequences, in their order."""
+    with contextlib.ExitStack() as files:
+        parts = [files.enter_context(tensorfile.opened(path)) for path in paths]
+        places = {name: part for part in reversed(parts) for name in part.layout()}  # the first one's probe
+        layout = {name: part.layout()[name] for name, part in places.items()}
+        metadata = {key: value for key, value in parts[0].metadata.items() if key != "checksums"}
+        for part in parts[1:]:
+            require(part.path, {"head": part.info("head")}, head=parts[0].info("head"))
+        with tensorfile.writing(out, layout, metadata) as writer:
+            for name in sorted(layout):
+                writer.put(name, places[name].get(name))

@@ -127,10 +127,16 @@ def evaluate(
 
 @torch.inference_mode()
 def measure(
-    head: Head, tokens: Tokens, batch_tokens: int, reference: Reference | None = None, keep: Keep | None = None
+    head: Head,
+    tokens: Tokens,
+    batch_tokens: int,
+    reference: Reference | None = None,
+    keep: Keep | None = None,
+    first: int = 0,
 ) -> tuple[list[SequenceRow], float]:
     """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second. Beside a reference also
-    "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states.
+    "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states. first: index
+    of the first sequence.
 
     Where a GPU's memory does not hold a batch, it and those after it are halved.
     """
@@ -143,7 +149,7 @@ def measure(
                 forget(head.model)
             judged = None
             with contextlib.suppress(torch.OutOfMemoryError):
-                judged = judge(head, batch, len(rows), reference)
+                judged = judge(head, batch, first + len(rows), reference)
             if judged is None:
                 batch_tokens = halved(*batch.ids.shape)
                 torch.cuda.empty_cache()

@@ -3,29 +3,33 @@
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from quant.checkpoints.coverage import quantized_share
 from quant.checkpoints.sizes import parts_mb
+from quant.data.tokens import Shard, Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
-from quant.evaluation.divergence import budgeted, keeping, reading, whole_budget
+from quant.evaluation.divergence import budgeted, join, keeping, reading, whole_budget
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
 from quant.evaluation.provenance import method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
-from quant.files.artifacts import mark, read_json, versions, write_json
+from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import batch_tokens, device, dtype
 from quant.models.record import model_record
-from quant.records.evaluation import Evaluation, Sense
+from quant.records.evaluation import Evaluation, Sense, SequenceRow, Sizes
 from quant.records.method import MethodRecord, Provenance, Summary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
 
@@ -56,6 +60,13 @@ class Task:
     compute: Mapping[str, Any]
     model_record: str | None = None
 
+    @classmethod
+    def of(cls, names: Any, given: Any, params: Any) -> "Task":
+        """Of a job's wildcards, inputs and parameters; without a method, of the original."""
+        method = getattr(names, "method", "original")
+        files = given.config, given.tokens, params.dataset, params.compute, given.model
+        return cls(names.model, method, names.dataset, *files)
+
     @property
     def checkpoint(self) -> Path:
         return Path(self.config).parent
@@ -83,18 +94,15 @@ class Quantised(NamedTuple):
     recipe: Mapping[str, Any] | None = None
 
 
-def run(task: Task, side: Original | Quantised, out: str) -> None:
-    """Evaluates a checkpoint and writes `out`. Refuses what was not made for this model, data set and recipe."""
-    of_model = (
-        {} if task.model_record is None else {"model_fingerprint": model_record(task.model_record)["fingerprint"]}
-    )
-    spec = {"spec": {key: task.dataset[key] for key in SPEC}} if of_model else {}
-    tokens = load_tokens(task.tokens, **of_model, **spec)
+def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = None) -> None:
+    """Evaluates a checkpoint and writes `out`, or a shard of the sequences for `sum_shards`. Refuses what was not made
+    for this model, data set and recipe."""
+    of_model, tokens, summary, made = facts(task, side)
     where = device(task.compute["device"])
-    summary, made = made_of(task, side, of_model)
     tensorfile.verify(task.weights)
     kind = dtype(task.compute["dtype"], where, task.checkpoint)
     expected = {"token_fingerprint": tokens.fingerprint} | of_model
+    first, sequences = (0, tokens.sequences) if shard is None else shard.of(tokens.sequences)
     reference = keep = None
     with torch.inference_mode(), contextlib.ExitStack() as files:
         head = opened_head(task.checkpoint, where, kind)
@@ -103,24 +111,90 @@ def run(task: Task, side: Original | Quantised, out: str) -> None:
             reference = files.enter_context(reading(side.reference, head, load, **expected))
         else:
             counts = budgeted(tokens.sequences, whole_budget(head, task.dataset["kl_tokens"]))
+            counts = [n * (first <= i < first + len(sequences)) for i, n in enumerate(counts)]
             keep = files.enter_context(keeping(side.reference, head, counts, expected))
-        rows, speed = measure(head, tokens, batch_tokens(task.compute["batch_tokens"], where), reference, keep)
+        some, size = tokens._replace(sequences=sequences), batch_tokens(task.compute["batch_tokens"], where)
+        rows, speed = measure(head, some, size, reference, keep, first) if sequences else ([], 1.0)
     if isinstance(side, Original):
-        rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row, n in zip(rows, counts, strict=True)]
+        rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row in rows for n in (counts[row["sequence"]],)]
+    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), where)
+    if shard is None:
+        write_json(out, finished(task, side, tokens, summary, made, measured))
+    else:
+        write_json(out, {"measured": measured._asdict(), "made": made, "of": expected | shard._asdict()})
+
+
+def sum_shards(
+    task: Task, side: Original | Quantised, parts: Sequence[str], references: Sequence[str], out: str
+) -> None:
+    """One evaluation of those of all shards, and one reference where they kept parts of it."""
+    of_model, tokens, summary, made = facts(task, side)
+    found = []
+    for i, path in enumerate(parts):
+        part = read_json(path)
+        of = {"token_fingerprint": tokens.fingerprint, "shard": i, "shards": len(parts), "made": made} | of_model
+        require(path, part["of"] | {"made": part["made"]}, **of)
+        found.append(Measured(**part["measured"]))
+    lengths = [sum(row["tokens"] + 1 for row in each.rows) for each in found]
+    seconds = sum(n / each.speed for n, each in zip(lengths, found, strict=True))
+    whole = found[0]._replace(rows=[row for each in found for row in each.rows], speed=tokens.count / seconds)
+    if isinstance(side, Original):
+        join(references, side.reference)
+    write_json(out, finished(task, side, tokens, summary, made, whole))
+
+
+class Measured(NamedTuple):
+    """What running the model gives: rows and tokens per second of `measure`, its parts' sizes, its vocabulary, and
+    where."""
+
+    rows: list[SequenceRow]
+    speed: float
+    parts: Sizes
+    vocabulary: int
+    device: str
+
+
+def vocabulary(model: "PreTrainedModel") -> int:
+    """Ids that it knows."""
+    return model.config.get_text_config().vocab_size
+
+
+def facts(
+    task: Task, side: Original | Quantised
+) -> tuple[dict[str, str], Tokens, Summary, Provenance | dict[str, Any]]:
+    """The model that all must be of, the tokens, and the checkpoint's summary with what it was made from."""
+    of_model = (
+        {} if task.model_record is None else {"model_fingerprint": model_record(task.model_record)["fingerprint"]}
+    )
+    spec = {"spec": {key: task.dataset[key] for key in SPEC}} if of_model else {}
+    tokens = load_tokens(task.tokens, **of_model, **spec)
+    return of_model, tokens, *made_of(task, side, of_model)
+
+
+def finished(
+    task: Task,
+    side: Original | Quantised,
+    tokens: Tokens,
+    summary: Summary,
+    made: Provenance | dict[str, Any],
+    measured: Measured,
+) -> Evaluation:
+    """The whole record of what was measured."""
+    rows = measured.rows
     compared = sum(row["kl_tokens"] for row in rows)
     nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
     sense: Sense = {}
     if isinstance(side, Original):
         text = tokens.provenance.get("characters"), tokens.provenance.get("latin", True)
-        found = judge(nll, tokens.sequences, head.model.config.get_text_config().vocab_size, *text)
+        found = judge(nll, tokens.sequences, measured.vocabulary, *text)
         sense = {"unigram_nll": found.unigram_nll, "tokens_per_character": found.tokens_per_character}
         doubted(found.doubt, f"{task.model} on {task.dataset_name}", side.implausible)
         summary["storage_reason"] = found.doubt
-    size, parts = checkpoint_bytes(task.checkpoint), parts_mb(task.weights, head.model)
+    size = checkpoint_bytes(task.checkpoint)
     with tensorfile.opened(task.weights) as file:
         tensors = file.mark()
-    evaluation: Evaluation = {
+    return {
         "model": task.model,
         "method": task.method,
         "dataset": task.dataset_name,
@@ -129,18 +203,17 @@ def run(task: Task, side: Original | Quantised, out: str) -> None:
         "kl": sum(row["kl"] for row in rows) / compared,
         "top1_agreement": sum(row["agreed"] for row in rows) / compared,
         "kl_tokens": compared,
-        "tokens_per_s": speed,
+        "tokens_per_s": measured.speed,
         "size_mb": size / 1e6,
-        **parts,
+        **measured.parts,
         **summary,
         **sense,
         "file_bits_per_weight": 8 * size / summary["parameters"],
         "checkpoint": mark(made),
         "tensors": tensors,
         "sequences": rows,
-        "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": where},
+        "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": measured.device},
     }
-    write_json(out, evaluation)
 
 
 def made_of(

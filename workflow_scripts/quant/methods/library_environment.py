@@ -10,6 +10,7 @@ import torch
 
 from quant.errors import InputError
 from quant.files.artifacts import read_json, write_plain_json
+from quant.models import cards
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,13 @@ def run_worker(python: Path, name: str, title: str, job: dict[str, Any], folder:
     command = [str(python), "-u", str(SCRIPTS / f"{name}_worker.py"), str(folder / "job.json")]
     said = "it said nothing"
     with subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=cards.held(),
     ) as process:
         for line in process.stdout or ():
             if line.strip():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import read_json
+from quant.models import cards
 
 logger = logging.getLogger("quant")
 Result = TypeVar("Result")
@@ -33,7 +34,9 @@ def where_installed(load: Callable[[], ModuleType]) -> Callable[[], ModuleType |
 
 
 def device(wanted: str) -> str:
-    """`auto`: the first GPU when there is one, else the CPU."""
+    """`auto`: a GPU when there is one, else the CPU. Of several GPUs the job gets one (see `cards`)."""
+    if wanted != "cpu" and (torch.version.cuda or torch.version.hip):
+        cards.take()
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Whether jobs ask for a GPU, found out without importing torch, which takes seconds."""
+"""Whether jobs ask for a GPU and how many may at once, found out without importing torch, which takes seconds."""
 
 import functools
 import importlib.util
@@ -6,16 +6,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-# NVIDIA's cards, WSL's, AMD's
-DEVICES = ("dev/nvidia[0-9]*", "dev/dxg", "dev/kfd")
-HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-
-
-def visible(environment: Mapping[str, str], root: Path) -> bool:
-    """Whether the machine has a GPU that its environment does not hide."""
-    hidden = any(environment.get(name, "0").strip() in ("", "-1", "none", "NoDevFiles") for name in HIDING)
-    return not hidden and any(any(root.glob(pattern)) for pattern in DEVICES)
+from quant.models import cards
 
 
 def torch_is_for_gpus(version_file: Path | None) -> bool:
@@ -27,15 +20,31 @@ def torch_is_for_gpus(version_file: Path | None) -> bool:
 
 
 @functools.cache
-def here() -> bool:
-    """Whether jobs on this machine would compute on a GPU."""
-    if not visible(os.environ, Path("/")):
-        return False
-    found = importlib.util.find_spec("torch")
-    return torch_is_for_gpus(Path(found.origin).with_name("version.py") if found and found.origin else None)
+def here() -> int:
+    """GPUs on which jobs on this machine would compute."""
+    _, found = cards.visible(os.environ)
+    if not found:
+        return 0
+    torch = importlib.util.find_spec("torch")
+    version = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+    return len(found) if torch_is_for_gpus(version) else 0
 
 
 def wanted(device: str, cluster: bool) -> int:
     """GPUs of a job that can use one: as many as hold back other jobs. A cluster's nodes may have what the machine that
     submits does not, so there only `device: cpu` asks for none."""
-    return int(device == "cuda" or (device == "auto" and (cluster or here())))
+    return int(device == "cuda" or (device == "auto" and (cluster or here() > 0)))
+
+
+def threads(most: int, cores: int | None, limits: Mapping[str, Any]) -> int:
+    """CPU threads of a job: so few that the cores hold back none of the jobs that may use GPUs at once."""
+    if cores is None or "gpu" not in limits or not here():
+        return most
+    return max(1, min(most, cores // max(1, limits["gpu"].value)))
+
+
+def shards(wanted: int | str, limits: Mapping[str, Any]) -> int:
+    """Jobs that a pass over texts is split into; `auto`: as many as may use a GPU at once, where that is said."""
+    if wanted != "auto":
+        return int(wanted)
+    return max(1, limits["gpu"].value) if "gpu" in limits else 1
