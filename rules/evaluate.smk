@@ -21,9 +21,8 @@ rule evaluate_original_shard:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
@@ -86,9 +85,8 @@ rule evaluate_shard:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,

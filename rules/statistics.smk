@@ -21,9 +21,8 @@ rule collect_shard:
         "../envs/quant.yaml"
     threads: THREADS
     resources:
+        **NEEDS,
         gpu=GPU,
-        mem_mb=more(3000),
-        runtime=more(120),
     params:
         compute=COMPUTE,
         spec=calibration_spec,

@@ -128,7 +128,7 @@ def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     else:
         tokenizer = unigram(tokens, scores, plain, ids["unk_token"], by_bytes, prefix)
     own = tokenizer.normalizer if isinstance(tokenizer.normalizer, normalizers.Sequence) else [tokenizer.normalizer]
-    tokenizer.normalizer = normalizers.Sequence([*before, *own])
+    tokenizer.normalizer = normalizers.Sequence([*before, *own])  # type: ignore[misc]  # stubs lack __iter__
     add_user_defined(tokenizer, tokens, kinds, prefix)
     surround(tokenizer, special.get("bos_token"), None)
     return tokenizer, special

@@ -18,6 +18,12 @@ ON_GPU = {
     *("quantize", "quantize_with_model", "quantize_library", "measure_error", "measure_sensitivity"),
     *("evaluate_original", "evaluate", "evaluate_task", "write_words"),
 }
+# a part of another rule's work, which may take all of its memory
+PART_OF = {
+    "collect_shard": "collect_statistics",
+    "evaluate_original_shard": "evaluate_original",
+    "evaluate_shard": "evaluate",
+}
 # MB and minutes of jobs whose model is not known before it is fetched
 UNKNOWN = {
     "convert": (4000, 60),
@@ -42,6 +48,7 @@ def needs(
     rule: str, wildcards: Mapping[str, str], config: Mapping[str, Any], shape: Shape | None, on_gpu: bool
 ) -> dict[str, int]:
     """mem_mb, runtime in minutes and disk_mb of a job's first attempt; shape: None where it is not known yet."""
+    rule = PART_OF.get(rule, rule)
     if rule not in OF_MODEL:
         memory, minutes = PLAIN.get(rule, (1000, 20))
         return {"mem_mb": memory, "runtime": minutes, "disk_mb": 1000}
