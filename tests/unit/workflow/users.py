@@ -377,4 +377,15 @@ USERS: dict[str, set[str]] = {
     "checkpoints/formats/awq": {"export"},
     "checkpoints/formats/dense": {"export"},
     "checkpoints/formats/gguf": {"export"},
+    "models/products": {
+        "check_mse",
+        "collect_end_loss",
+        "collect_jacobian",
+        "collect_noisy",
+        "collect_statistics",
+        "measure_error",
+        "measure_heldout",
+        "quantize",
+        "quantize_with_model",
+    },
 }
