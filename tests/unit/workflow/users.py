@@ -394,4 +394,15 @@ USERS: dict[str, set[str]] = {
     "workflow/needs": set(),
     "workflow/rates": set(),
     "workflow/shape": set(),
+    "models/products": {
+        "check_mse",
+        "collect_end_loss",
+        "collect_jacobian",
+        "collect_noisy",
+        "collect_statistics",
+        "measure_error",
+        "measure_heldout",
+        "quantize",
+        "quantize_with_model",
+    },
 }

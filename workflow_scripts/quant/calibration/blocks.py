@@ -20,6 +20,7 @@ from quant.calibration.hidden import HiddenStates, hidden_states
 from quant.data import tokens
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models import products
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.models.notes import Note, check_extras, noting, run_noted
 from quant.models.rotary import by_length, forget
@@ -91,9 +92,10 @@ class Arguments:
         return cls(once(note.args, known, seen), once(note.kwargs, known, seen), note.place)
 
     def call(self, block: nn.Module, hidden: Tensor) -> Any:
-        if self.place is not None:
-            return block(*self.args, **{self.place: hidden}, **self.kwargs)
-        return block(hidden, *self.args, **self.kwargs)
+        with products.fast_linears(hidden.device):
+            if self.place is not None:
+                return block(*self.args, **{self.place: hidden}, **self.kwargs)
+            return block(hidden, *self.args, **self.kwargs)
 
 
 def once(value: Any, known: dict[tuple[Any, ...], list[Tensor]], seen: dict[int, Any]) -> Any:

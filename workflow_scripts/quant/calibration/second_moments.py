@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from quant.models import products
+
 NARROW_ROWS = 4096  # 16-bit rows summed in a matrix unit: an error of 3e-5 of the diagonal, seen on an H100
 
 
@@ -36,13 +38,15 @@ def add_outer(total: Tensor, x: Tensor) -> None:
     so few rows are summed there at once.
     """
     narrow = x.is_cuda and x.dtype.itemsize == 2
+    if products.takes(x.T, x.T):
+        x = x.T.contiguous().T  # once for all blocks
     for rows in x.split(NARROW_ROWS) if narrow else (x.float(),):
         for start, stop in column_blocks(len(total)):
-            block, left, right = total[:stop, start:stop], rows[:, :stop].T, rows[:, start:stop]
+            block, left, right = total[:stop, start:stop], rows[:, :stop], rows[:, start:stop]
             if narrow:
-                torch.addmm(block, left, right, torch.float32, out=block)
+                torch.addmm(block, left.T, right, torch.float32, out=block)
             else:
-                block.addmm_(left, right)
+                products.add_product(block, left, right)
 
 
 def mirror(total: Tensor) -> Tensor:
@@ -77,19 +81,19 @@ def from_triangle(folded: Tensor) -> Tensor:
 
 
 def half(moment: Tensor) -> Tensor:
-    """U with U + Uᵀ = H: H's blocks above the diagonal, and half of those on it. [in, in]"""
-    upper = moment.clone()
+    """L with L + Lᵀ = H: H's blocks below the diagonal, and half of those on it. [in, in]"""
+    lower = moment.clone()
     for start, stop in column_blocks(len(moment)):
-        upper[start:stop, start:stop] *= 0.5
-        upper[stop:, start:stop] = 0
-    return upper
+        lower[start:stop, start:stop] *= 0.5
+        lower[start:stop, stop:] = 0
+    return lower
 
 
-def row_errors(difference: Tensor, upper: Tensor) -> Tensor:
+def row_errors(difference: Tensor, lower: Tensor) -> Tensor:
     """Each output's error d_k H d_kᵀ [out], from D = W-Ŵ [out, in] and half(H)."""
     total = difference.new_zeros(difference.shape[0])
-    for start, stop in column_blocks(len(upper)):
-        product = difference[:, :stop] @ upper[:stop, start:stop]
+    for start, stop in column_blocks(len(lower)):
+        product = products.linear(difference[:, :stop], lower[start:stop, :stop])
         total += dots(product, difference[:, start:stop], 1)
     return total.mul_(2)
 

@@ -20,6 +20,7 @@ from quant.calibration.statistics import check_statistic, token_rows
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.models import products
 from quant.models.linears import linear_names
 
 
@@ -86,7 +87,7 @@ def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += leftᵀ·right of two [n, in], float32; 16-bit factors as in second_moments.add_outer."""
     narrow = left.is_cuda and left.dtype.itemsize == 2
     if not narrow:
-        total.addmm_(left.float().T, right.float())
+        products.add_product(total, left.float(), right.float())
         return
     for a, b in zip(left.split(NARROW_ROWS), right.split(NARROW_ROWS), strict=True):
         torch.addmm(total, a.T, b, torch.float32, out=total)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from quant.models import products
 from quant.recipe.roundings.gptq import inverse_factor
 
 DAMP = 0.01  # of the mean diagonal
@@ -21,5 +22,5 @@ def corrected(weights: Sequence[Tensor], cross: Tensor, moment: Tensor, share: f
     XᵀX̃/N [in, in], X the original's inputs, X̃ the quantised model's; moment: H̃ = X̃ᵀX̃/N; share: a, 0 to 1.
     """
     factor, _ = inverse_factor(moment, DAMP)
-    change = (cross - moment) @ factor.T @ factor
-    return [torch.addmm(w, w, change, alpha=share) for w in weights]
+    change = products.linear(products.linear(cross - moment, factor), factor.T)
+    return [torch.add(w, products.linear(w, change.T), alpha=share) for w in weights]

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from quant.models import products
 from quant.models.compute import where_installed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
@@ -49,7 +50,7 @@ def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, 
     order = moment.diagonal().argsort(descending=True, stable=True)
     moment = moment[order][:, order]
     w, codes, steps, zeros = (t[:, order] for t in (w, codes, steps, zeros))
-    left = grids.decode(codes, steps, zeros).neg_().add_(w) @ moment
+    left = products.linear(grids.decode(codes, steps, zeros).neg_().add_(w), moment)  # which is symmetric
     found = torch.empty_like(codes)
     for start in range(0, len(order), COLUMNS):
         now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, len(order))
@@ -66,11 +67,11 @@ def step_system(units: Tensor, w: Tensor, moment: Tensor) -> tuple[Tensor, Tenso
     n_out, n_groups, size = units.shape
     n_in = w.shape[1]
     group_size = size if n_groups > 1 else -1
-    right = (units * grids.to_groups(w @ moment, group_size)).sum(-1)
+    right = (units * grids.to_groups(products.linear(w, moment), group_size)).sum(-1)
     matrix = units.new_zeros(n_out, n_groups, n_groups)
     for g in range(n_groups):
         own = slice(g * size, min((g + 1) * size, n_in))
-        product = units[:, g, : own.stop - own.start] @ moment[own, own.start :]
+        product = products.linear(units[:, g, : own.stop - own.start], moment[own.start :, own])
         matrix[:, g, g:] = (units[:, g:] * grids.to_groups(product, group_size)).sum(-1)
     return matrix + matrix.triu(1).mT, right
 

@@ -36,11 +36,11 @@ class Search(NamedTuple):
     objective: float
 
 
-def target_error(target: Target, rounded: Tensor, upper: Tensor) -> Tensor:
+def target_error(target: Target, rounded: Tensor, lower: Tensor) -> Tensor:
     """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form. Overwrites
-    rounded [out, in]; upper: half(H)."""
+    rounded [out, in]; lower: half(H)."""
     noise = target.noise**2 * rounded.square().sum(1) if target.noise else 0.0
-    errors = row_errors(rounded.sub_(target.w), upper).add_(noise)
+    errors = row_errors(rounded.sub_(target.w), lower).add_(noise)
     if target.row_weight is not None:
         errors *= target.row_weight
     return errors.sum(dtype=torch.float64) / len(errors)
@@ -58,11 +58,11 @@ def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> 
     if (fused := kernels()) is not None and fused.judges(w, grid):
         clipped_by = importance if clip else None
         return fused.candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
-    upper = half(moment)
+    lower = half(moment)
     # one at a time: more would leave a CPU's caches
     return torch.stack(
         [
-            target_error(target, nearest(w * scale, grid, weight).div_(scale), upper)
+            target_error(target, nearest(w * scale, grid, weight).div_(scale), lower)
             for scale, weight in zip(scales, importance, strict=True)
         ]
     )
