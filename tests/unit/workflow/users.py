@@ -399,6 +399,7 @@ USERS: dict[str, set[str]] = {
         "collect_end_loss",
         "collect_jacobian",
         "collect_noisy",
+        "collect_shard",
         "collect_statistics",
         "measure_error",
         "measure_heldout",
