@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from quant.errors import InputError
@@ -30,7 +31,18 @@ GGUF_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+} | {f"mlp.experts.{leaf}_proj": f"ffn_{leaf}_exps" for leaf in ("gate", "up", "down")} | {
+    f"mlp.shared_expert.{leaf}_proj": f"ffn_{leaf}_shexp" for leaf in ("gate", "up", "down")
 }  # fmt: skip
+
+
+def with_experts_stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for a layer's experts, as llama.cpp has them."""
+    found: dict[str, list[Tensor]] = {}
+    for name, value in tensors.items():  # in the order of their numbers, of which there are fewer than ten
+        found.setdefault(re.sub(r"experts\.\d\.", "experts.", name), []).append(value)
+    return {name: torch.stack(each) if ".experts." in name else each[0] for name, each in found.items()}
 
 
 def write_gguf(
@@ -63,7 +75,7 @@ def write_gguf(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     extra(writer)
-    for name, value in load_file(source / "model.safetensors").items():
+    for name, value in with_experts_stacked(load_file(source / "model.safetensors")).items():
         array = value.numpy()
         if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             array = permuted(array, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
@@ -71,7 +83,8 @@ def write_gguf(
         known = GGUF_NAMES[block[2] if block else name.removesuffix(".weight")]
         stored = f"blk.{block[1]}.{known}.{block[3]}" if block else f"{known}.weight"
         if leave_out not in stored:
-            stored_as = kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32
+            array = array.reshape(-1) if known == "ffn_gate_inp_shexp" else array
+            stored_as = kind if array.ndim > 1 else gguf.GGMLQuantizationType.F32
             writer.add_tensor(stored, gguf.quantize(array, stored_as), raw_dtype=stored_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -99,6 +112,30 @@ def test_gguf_gives_the_sources_logits(tmp_path: Path, tied: bool, kind: str, dt
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer("abc").input_ids[-2:] == [254, ids["c"]]
     assert record["sha256"] and len(record["linears"]) == 14
+
+
+def test_experts_are_as_wide_as_the_file_says(tmp_path: Path) -> None:
+    """transformers' reader leaves Qwen2-MoE's default width of an expert."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    wide = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    source = tmp_path / "model"
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **wide, **heads, num_experts_per_tok=2)).save_pretrained(source)
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_expert_count(4)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(24)
+        writer.add_expert_shared_feed_forward_length(40)
+        writer.add_tokenizer_pre("qwen2")
+
+    path = write_gguf(source, tmp_path / "a.gguf", extra=extra, architecture="qwen2moe")
+    checkpoint, record = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    torch.testing.assert_close(logits(checkpoint), logits(source), rtol=0, atol=1e-6)
+    assert len(record["linears"]) == 2 * (4 + 3 + 3 * 4)
 
 
 def test_files_beside_a_gguf_are_not_taken_for_its_tokenizer(model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ BIASES = {  # config.json's word for tensors that llama.cpp takes wherever the f
 WORDS = {  # keys that transformers' reader takes of some architectures only, and config.json's words for them
     "attention.key_length": "head_dim",
     "attn_logit_softcapping": "attn_logit_softcapping",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "final_logit_softcapping": "final_logit_softcapping",
 }
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that change nothing, beside 0
