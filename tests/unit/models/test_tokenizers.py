@@ -16,7 +16,7 @@ from quant.errors import InputError
 from quant.models.gguf_pretokenizers import RULES, pre_tokenizer
 from quant.models.gguf_tokenizer import SPACE, sentencepiece
 from quant.models.sentencepiece_model import from_sentencepiece
-from quant.models.tokenizers import PROBE, from_file, load
+from quant.models.tokenizers import PROBE, from_file, load, own_tokenizer
 from tests.unit.model_files import build, edit_config, refusal, run
 from tests.unit.models.test_gguf_sources import write_gguf
 
@@ -259,6 +259,13 @@ def test_pieces_of_users_are_found_as_they_stand(kind: int, tmp_path: Path) -> N
         "<0x41>": "▁ < 0 x 4 1 >",
     }.items():  # fmt: skip
         assert " ".join(found.encode(text, add_special_tokens=False).tokens) == expected
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model"])
+def test_pieces_whose_ids_are_a_classs_own_are_refused(name: str, tmp_path: Path) -> None:
+    save_sentencepiece(tmp_path / name)
+    with pytest.raises(InputError, match=f"its {name} alone does not say the model's ids; put its tokenizer.json"):
+        own_tokenizer(tmp_path, "t")
 
 
 def test_spaces_behind_words_are_refused(tmp_path: Path) -> None:

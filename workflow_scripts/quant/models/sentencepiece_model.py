@@ -48,7 +48,7 @@ def message(data: bytes) -> Iterator[tuple[int, Any]]:
         yield number, value
 
 
-def read(path: Path) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+def read(path: Path, where: str) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
     """Pieces (text, score, type), and the fields of trainer_spec and normalizer_spec by number."""
     pieces: list[tuple[str, float, int]] = []
     specs: dict[int, dict[int, Any]] = {2: {}, 3: {}}
@@ -63,7 +63,9 @@ def read(path: Path) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error):
         pieces = []
     if not pieces:
-        raise InputError(f"{path}: is no SentencePiece model; put the model's tokenizer.json beside it")
+        raise InputError(
+            f"{where}: its {path.name} is no SentencePiece model; put the model's tokenizer.json beside it"
+        )
     return pieces, specs[2], specs[3]
 
 
@@ -104,7 +106,7 @@ def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     """A tokenizer, and the names of its special tokens; BOS is put before every text where the model has one."""
     from tokenizers import Regex, normalizers
 
-    pieces, trainer, normalizer = read(path)
+    pieces, trainer, normalizer = read(path, where)
     tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
     # a negative id, here 64 bits of two's complement, is none
     ids = {
@@ -115,9 +117,13 @@ def from_sentencepiece(path: Path, where: str) -> tuple[Any, dict[str, Any]]:
     prefix = bool(normalizer.get(3, 1))
     kind, by_bytes = trainer.get(3, UNIGRAM), bool(trainer.get(35, 0))
     if kind not in (UNIGRAM, BPE):
-        raise InputError(f"{path}: is a SentencePiece model of words or characters; give the model's tokenizer.json")
+        raise InputError(
+            f"{where}: its {path.name} is one of words or characters; put the model's tokenizer.json beside it"
+        )
     if trainer.get(24, 0):
-        raise InputError(f"{path}: joins spaces to the word before them; give the model's tokenizer.json")
+        raise InputError(
+            f"{where}: its {path.name} joins spaces to the word before them; put the model's tokenizer.json beside it"
+        )
     before: list[normalizers.Normalizer] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):  # remove_extra_whitespaces
         before += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]

@@ -27,6 +27,7 @@ PROBE = (
     "http://a.b/c?d=e&f_g=%20 \u2026 \u2018q\u2019 \u00a0x\u2003y   "
 )
 CLASS = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is, in transformers 4 and 5
+OFFSET = ("sentencepiece.bpe.model", "spiece.model")  # each class counts their pieces in a way of its own
 LEFT_OUT = ("auto_map", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "backend", "is_local",
              "add_bos_token", "add_eos_token")  # fmt: skip
 
@@ -52,6 +53,9 @@ def own_tokenizer(folder: Path, where: str) -> tuple[Any, dict[str, Any]] | None
         if path.is_file() and json_object(path, AGAIN).get("add_bos_token") is False:
             surround(tokenizer, None, None)
         return tokenizer, special
+    for name in OFFSET:
+        if (folder / name).is_file():
+            raise InputError(f"{where}: its {name} alone does not say the model's ids; put its tokenizer.json there")
     return None
 
 
