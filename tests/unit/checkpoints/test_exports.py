@@ -237,3 +237,13 @@ def test_rows_of_next_to_nothing_are_exported() -> None:
     moved = (found.dequantize() - small.dequantize()).abs().view(8, 2, 32)
     assert (moved[[1, 2, 4, 7]] <= found.step[[1, 2, 4, 7]] / 2 * (1 + 1e-6)).all()
     assert torch.equal(found.codes[[0, 3, 5, 6]], small.codes[[0, 3, 5, 6]])
+
+
+def test_ranges_that_begin_beyond_float16_are_refused() -> None:
+    """-zero·step is: a range from -65504 to 65504 has a code below both."""
+    from quant.checkpoints.formats.gguf import blocks_q4_1
+
+    linear = codes_of(Grid(4, 32, False), 8, 64)
+    wide = linear._replace(step=torch.full_like(linear.step, 8736.0), zero=torch.full_like(linear.zero, 8.0))
+    with pytest.raises(InputError, match="x: a range begins beyond float16, which GGUF's Q4_1 stores"):
+        blocks_q4_1("x", wide)

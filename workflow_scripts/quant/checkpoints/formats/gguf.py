@@ -25,6 +25,8 @@ def blocks_q4_1(name: str, linear: Codes) -> np.ndarray:
     """[out, blocks·20]: float16 step and least value, then the codes; the least value -zero·step is rounded to that."""
     codes = linear.codes.to(torch.uint8)
     step, least = half_steps(name, linear.step, "GGUF's Q4_1"), (-linear.zero * linear.step).half()
+    if not torch.isfinite(least).all():
+        raise InputError(f"{name}: a range begins beyond float16, which GGUF's Q4_1 stores; export a symmetric method")
     return block_bytes([step, least], codes[:, :, :16] | (codes[:, :, 16:] << 4))
 
 
