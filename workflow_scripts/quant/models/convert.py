@@ -340,9 +340,9 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
                 native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
                 config, tensors = native, dequantised.read(folder, config, native, where)
             else:
+                config = native_config(config, where)
                 quantised.check_files(folder)
                 quantised.check_names(tensors, where)
-                config = native_config(config, where)
             copy_side_files(folder, stage)
         config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))

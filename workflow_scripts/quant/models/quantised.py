@@ -30,6 +30,7 @@ def method_of(entry: Any) -> str:
 
 
 def refuse(method: str, where: str) -> None:
+    method = method.upper() if method in ("gptq", "awq", "fp8") else method
     raise InputError(f"{where}: its weights are quantised already ({method}); give the unquantised model")
 
 
