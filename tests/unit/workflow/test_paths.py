@@ -145,3 +145,25 @@ def test_a_path_with_braces_works_or_is_refused_in_one_line(place: Path, named: 
         with pytest.raises(InputError) as caught:
             configuration.check_files(config)
         assert str(caught.value).startswith(f"{where}: Snakemake takes {refused} in a path for a wildcard; rename it")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        ({"directory": "d"}, "d", "datasets.x.text: d: is a directory; name a UTF-8 text file"),
+        ({"directory": "d"}, "none", "datasets.x.text: none: no such file; name a UTF-8 text file"),
+        ({"directory": "a"}, "a", "models.m: a: is a file; give the path of a model directory"),
+        ({"gguf": {"path": "d"}}, "a", "models.m: d: is a directory; give the path of a GGUF file"),
+        ({"gguf": {"path": "none"}}, "a", "models.m: none: no such file; give the path of a GGUF file"),
+    ],
+)
+def test_what_stands_where_something_else_is_due_is_said(
+    place: Path, source: dict[str, Any], text: str, expected: str
+) -> None:
+    Path("d").mkdir()
+    Path("a").write_text("words")
+    config = {"study": {"models": ["m"], "datasets": ["x"]}, "models": {"m": {"source": source}}, "environments": {}}
+    there = {"calibration": {"text": {}}, "datasets": {"x": {"text": {"files": [text]}}}}
+    with pytest.raises(InputError) as caught:
+        configuration.check_files(config | there)
+    assert str(caught.value) == expected

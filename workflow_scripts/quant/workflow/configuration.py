@@ -284,17 +284,23 @@ def model_files(source: dict[str, Any]) -> list[str]:
     return sorted(str(file) for file in folder.iterdir() if file.is_file()) if folder.is_dir() else [str(folder)]
 
 
+def instead(path: str, wanted: str) -> str:
+    """What is at a path in place of a file or a directory."""
+    found = "is a directory" if Path(path).is_dir() else "is a file" if Path(path).is_file() else f"no such {wanted}"
+    return f"{path}: {found}"
+
+
 def check_files(config: dict[str, Any]) -> None:
     """Refuses a study whose local models or texts are not there, or whose paths Snakemake would take for patterns."""
     for name in config["study"]["models"]:
         source = config["models"][name]["source"]
         if "directory" in source and not Path(source["directory"]).is_dir():
             raise InputError(
-                f"models.{name}: {source['directory']}: no such directory; give the path of a model directory"
+                f"models.{name}: {instead(source['directory'], 'directory')}; give the path of a model directory"
             )
         gguf = source.get("gguf", {}).get("path")
         if gguf is not None and not Path(gguf).is_file():
-            raise InputError(f"models.{name}: {gguf}: no such file; give the path of a GGUF file")
+            raise InputError(f"models.{name}: {instead(gguf, 'file')}; give the path of a GGUF file")
         for path in model_files(source):
             check_braces(path, f"models.{name}: ")
     for name, path in config["environments"].items():
@@ -313,5 +319,5 @@ def check_files(config: dict[str, Any]) -> None:
     for where, user in users.items():
         for path in user["text"].get("files", []):
             if not Path(path).is_file():
-                raise InputError(f"{where}.text: {path}: no such file; name a UTF-8 text file")
+                raise InputError(f"{where}.text: {instead(path, 'file')}; name a UTF-8 text file")
             check_braces(path, f"{where}.text: ")
