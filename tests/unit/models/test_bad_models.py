@@ -296,6 +296,17 @@ def test_weights_quantised_already(model: Path, tmp_path: Path, change: Change, 
     assert expected in refusal(model, tmp_path / "results")
 
 
+def test_a_bias_that_the_config_leaves_out_is_no_extra(model: Path, tmp_path: Path) -> None:
+    """One of nothing but zeros is."""
+    name = "model.layers.1.self_attn.q_proj.bias"
+    edit_tensors(model, lambda tensors: tensors.update({name: torch.zeros(48)}))
+    run({"directory": str(model)}, tmp_path / "results")
+    edit_tensors(model, lambda tensors: tensors[name].fill_(0.1))
+    assert f"{name} holds numbers, and by config.json LlamaForCausalLM has no such bias" in refusal(
+        model, tmp_path / "refused"
+    )
+
+
 def test_null_quantization_config_is_none(model: Path, tmp_path: Path) -> None:
     edit_config(model, quantization_config=None)
     run({"directory": str(model)}, tmp_path / "results")

@@ -168,6 +168,10 @@ def test_gguf_that_lacks_something(base: Path, tmp_path: Path) -> None:
         base, tmp_path / "b.gguf", extra=lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     )
     assert "rotary" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+    path = write_gguf(base, tmp_path / "c.gguf", extra=lambda writer: writer.add_uint16("split.count", 3))
+    assert "is one of 3 parts; merge them first" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
+    path = write_gguf(base, tmp_path / "d.gguf", extra=lambda writer: writer.add_type("adapter"))
+    assert "is of type 'adapter', no model" in refusal({"gguf": {"path": str(path)}}, tmp_path / "results")
 
 
 def test_flipped_bits_in_a_gguf_header(base: Path, tmp_path: Path) -> None:

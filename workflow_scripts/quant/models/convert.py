@@ -124,6 +124,12 @@ def check_tensor(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
         raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
 
 
+def is_left_bias(name: str, value: Tensor, wanted: dict[str, Any]) -> bool:
+    """Whether a tensor that the model lacks is the bias of a weight that it has, and changes what that puts out."""
+    stem = name.removesuffix(".bias")
+    return stem != name and f"{stem}.weight" in wanted and bool(value.any())
+
+
 class Checked(NamedTuple):
     """A model that agrees with itself: config as transformers reads it, tensors, and the metadata of a file of them."""
 
@@ -158,6 +164,12 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
             "checkpoint is incomplete"
         )
     extra = sorted(set(tensors) - set(wanted))
+    unread = next((name for name in extra if is_left_bias(name, tensors[name], wanted)), None)
+    if unread is not None:
+        raise InputError(
+            f"{where}: {unread} holds numbers, and by config.json {type(model).__name__} has no such bias; config and "
+            "weights do not belong together"
+        )
     if extra:
         logger.info(
             "%s: left out %d tensors that %s does not have: %s", where, len(extra), type(model).__name__, some(extra)

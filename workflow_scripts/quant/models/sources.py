@@ -159,9 +159,15 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
         types = frozenset(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
         scaled = [key for key in reader.fields if key.endswith(".rope.scaling.type")]
         scaling = [str(reader.fields[key].contents()) for key in scaled]
+        kind = reader.fields["general.type"].contents() if "general.type" in reader.fields else "model"
+        parts = int(reader.fields["split.count"].contents()) if "split.count" in reader.fields else 1
         depths = [int(field.contents()) for key, field in reader.fields.items() if key.endswith(".block_count")]
     except Exception as error:  # a damaged header can fail anywhere in the reader
         raise InputError(f"{path}: is not a whole GGUF file ({one_line(error)}); {AGAIN}") from None
+    if kind != "model":
+        raise InputError(f"{path}: is of type {kind!r}, no model; give the path of a whole model's GGUF file")
+    if parts > 1:
+        raise InputError(f"{path}: is one of {parts} parts; merge them first (llama-gguf-split --merge)")
     if max(depths, default=0) > len(reader.tensors):  # before any time goes into building them
         raise InputError(f"{path}: asks for {max(depths)} layers and holds {len(reader.tensors)} tensors; {AGAIN}")
     names = {tensor.name for tensor in reader.tensors}
