@@ -7,7 +7,8 @@
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
 # make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, types, and a dry run of every experiment
-# make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
+# make bench    time and memory of every step beside its limit, on a random model → results/bench/
+#               SHAPE  minicpm-2b, llama-3-8b, llama-3-70b, qwen3-30b-a3b or small; DEPTH  blocks, if not all
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
@@ -66,7 +67,7 @@ schema: .venv/complete
 	PYTHONPATH=workflow_scripts python -m quant.workflow.recipe_schema
 
 bench: .venv/complete
-	python benchmarks/bench.py $(SHAPE)
+	python benchmarks/bench.py $(SHAPE) $(if $(DEPTH),--depth $(DEPTH))
 
 # a tool that cannot be installed here is skipped, with the reason
 tools: .venv/complete $(TOOLS)/transformers/complete

@@ -57,7 +57,7 @@ def needs(
         return {"mem_mb": memory, "runtime": minutes, "disk_mb": 2 * memory}
     on_gpu = on_gpu and rule in ON_GPU
     found = estimated(rule, Ask(shape, config, wildcards, on_gpu))
-    slow = seconds(found, SLOW_GPU if on_gpu else SLOW_CPU)
+    slow = seconds(found, SLOW_GPU, "cuda") if on_gpu else seconds(found, SLOW_CPU, "cpu")
     return {
         "mem_mb": SNAKEMAKE + math.ceil(SPARE * found.ram / MB / 100) * 100,
         "runtime": max(LEAST_MINUTES, math.ceil(PATIENCE * slow / 60)),
