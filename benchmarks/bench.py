@@ -10,6 +10,7 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,8 @@ class Bench:
         if planned is not None:
             row |= {"plan_s": within(planned, self.rates, self.where), "plan_gpu_mb": planned.gpu / 1e6}
         row |= {"depth": case.depth, "width": case.shape.hidden, "tokens": case.calibration[0] * case.calibration[1]}
-        self.rows.append(row | {"gpu_peak_mb": peak} | more)
+        ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # so far, mapped files among it
+        self.rows.append(row | {"gpu_peak_mb": peak, "ram_mb": ram} | more)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.rows[-1].items()
