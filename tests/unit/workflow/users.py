@@ -60,7 +60,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
-    "calibration/blocks": PASSES,
+    "calibration/blocks": PASSES | MEASURES,
     "checkpoints/card": {"describe"},
     "recipe/choices": TABLES | {"describe", "report"},
     "recipe/context": RECIPES,
@@ -126,9 +126,10 @@ USERS: dict[str, set[str]] = {
     # a checkpoint is read by its grid
     "recipe/grids": READERS
     | QUANTIZERS
+    | MEASURES
     | {"check_mse", "check_study", "evaluate_task", "quantize_budget", "write_words"},
     "calibration/end_loss": {"collect_end_loss"},
-    "calibration/hidden": PASSES,
+    "calibration/hidden": PASSES | MEASURES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": RECIPES,
@@ -140,11 +141,11 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | FROM_FILES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
-    "models/linears": PASSES | {"convert"},
+    "models/linears": PASSES | MEASURES | {"convert"},
     "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
-    "models/notes": PASSES | {"convert"},
+    "models/notes": PASSES | MEASURES | {"convert"},
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
     "calibration/noisy": {"collect_noisy"},
@@ -167,7 +168,10 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | QUANTIZERS | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/packed": READERS
+    | QUANTIZERS
+    | MEASURES
+    | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -222,14 +226,14 @@ USERS: dict[str, set[str]] = {
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | {"evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": PASSES | {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
+    "files/units": PASSES | MEASURES | {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
@@ -401,9 +405,15 @@ USERS: dict[str, set[str]] = {
         "collect_noisy",
         "collect_shard",
         "collect_statistics",
+        "evaluate",
+        "evaluate_original",
+        "evaluate_original_shard",
+        "evaluate_shard",
         "measure_error",
         "measure_heldout",
+        "measure_sensitivity",
         "quantize",
         "quantize_with_model",
     },
+    "evaluation/by_block": MEASURES,
 }
