@@ -5,6 +5,7 @@
 #               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
 #               IN     a folder for this study and its results alone; given again by itself, the study goes on
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
+# make plan     before anything large runs: what `make report` with the same variables will take on this machine
 # make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, types, and a dry run of every experiment
 # make bench    time and memory of every step beside its limit, on a random model → results/bench/
@@ -32,7 +33,7 @@ BITS =
 IN =
 export MODEL TEXT SIZE_MB BITS IN
 
-.PHONY: report best test test-slow check schema bench tools lock clean-method audit
+.PHONY: report best plan test test-slow check schema bench tools lock clean-method audit
 
 # a misspelt one would be passed over, and the study run with what was not meant
 OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
@@ -40,7 +41,8 @@ OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.
 
 report: TARGET = results/report.html
 best: TARGET = results/best/choice.json
-report best: .venv/complete
+plan: TARGET = results/plan.txt
+report best plan: .venv/complete
 	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, IN, CORES and PYTHON))
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \

@@ -62,7 +62,7 @@ USERS: dict[str, set[str]] = {
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": TABLES | {"describe", "report"},
+    "recipe/choices": TABLES | {"plan", "describe", "report"},
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -86,15 +86,15 @@ USERS: dict[str, set[str]] = {
     "models/cards": PASSES
     | QUANTIZERS
     | MEASURES
-    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "models/compute": PASSES
     | QUANTIZERS
     | MEASURES
-    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
-    "models/depth": {"check_mse", "check_study", "deep_dive"},
+    "models/depth": {"plan", "check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
@@ -133,8 +133,8 @@ USERS: dict[str, set[str]] = {
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": RECIPES,
-    "recipe/key": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
-    "recipe/keys": TABLES | {"describe", "report"},
+    "recipe/key": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/keys": TABLES | {"plan", "describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
@@ -214,14 +214,14 @@ USERS: dict[str, set[str]] = {
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
-    "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_pretokenizers": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_tokenizer": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
-    "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_hyperparameters": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/sources": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "calibration/statistics": PASSES,
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
@@ -233,7 +233,7 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": PASSES | MEASURES | {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
+    "files/units": PASSES | MEASURES | {"plan", "check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
@@ -374,7 +374,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/greedy": {"write_words"},
     "methods/allocation": {"quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"check_study", "describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"plan", "check_study", "describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
@@ -385,7 +385,7 @@ USERS: dict[str, set[str]] = {
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
     "methods/results": {"check_study", "quantize_library"},
-    "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/libraries": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
@@ -394,10 +394,10 @@ USERS: dict[str, set[str]] = {
     "checkpoints/formats/awq": {"export"},
     "checkpoints/formats/dense": {"export"},
     "checkpoints/formats/gguf": {"export"},
-    "workflow/estimate": set(),
-    "workflow/needs": set(),
-    "workflow/rates": set(),
-    "workflow/shape": set(),
+    "workflow/estimate": {"plan"},
+    "workflow/needs": {"plan"},
+    "workflow/rates": {"plan"},
+    "workflow/shape": {"plan"},
     "models/products": {
         "check_mse",
         "collect_end_loss",
@@ -416,4 +416,6 @@ USERS: dict[str, set[str]] = {
         "quantize_with_model",
     },
     "evaluation/by_block": MEASURES,
+    "models/peek": {"plan"},
+    "workflow/plan": {"plan"},
 }

@@ -36,12 +36,14 @@ class Estimate(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A job: its model's shape and the study's options; on_gpu: whether it computes on one."""
+    """A job: its model's shape and the study's options; on_gpu: whether it computes on one; room: bytes of that device,
+    beyond which a model runs block by block."""
 
     shape: Shape
     config: Mapping[str, Any]
     wildcards: Mapping[str, str]
     on_gpu: bool
+    room: float = 80e9
 
     @property
     def width(self) -> int:
@@ -289,14 +291,25 @@ def erring(ask: Ask) -> Estimate:
     )
 
 
-def whole_model(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
-    """Bytes of the host and the card for a model that is loaded whole and asked for logits."""
+def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
+    """Bytes of the host and the card for a model that is asked for logits: whole, or block by block where that is more
+    than there is."""
     shape = ask.shape
     size = shape.weights * ask.width
+    logits = 3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
+    padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
+    beside = logits + padded + ask.passing(tokens)
+    if size + beside > ask.room:
+        ends = shape.embedding * ask.width * 2
+        hidden = tokens * shape.hidden * ask.width
+        held = 2 * shape.block * ask.width + ends + beside + min(hidden, RESIDENT)
+        if ask.on_gpu:
+            return ask.host(
+                TRANSFORMERS, mapped=made, own=max(0, hidden - RESIDENT) + 2 * shape.block * ask.width
+            ), held
+        return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
-        logits = 3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
-        padded = shape.embedding * ask.width if shape.vocabulary % 8 else 0
-        return ask.host(TRANSFORMERS, mapped=made, own=size), size + logits + padded + ask.passing(tokens)
+        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside
     logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
@@ -307,7 +320,7 @@ def evaluating(ask: Ask) -> Estimate:
     original = "method" not in ask.wildcards
     recipe = None if original else ask.recipe
     made = stored(shape, recipe)
-    ram, gpu = whole_model(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
     budget = ask.config["datasets"][ask.wildcards["dataset"]]["kl_tokens"]
     compared = min(tokens, tokens if budget is None else budget)
     kept = compared * shape.hidden * ask.width if original else 0.0
@@ -320,7 +333,7 @@ def answering(ask: Ask) -> Estimate:
     shape, tokens = ask.shape, 300 * 100
     recipe = None if ask.wildcards["method"] == "original" else ask.recipe
     made = stored(shape, recipe)
-    ram, gpu = whole_model(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
     return Estimate(ram, gpu, MB, model=2 * forward(shape, tokens, 100), read=made, start=ask.starting(True) + 3)
 
 
@@ -331,7 +344,7 @@ def parting(ask: Ask) -> Estimate:
     of: dict[str, int] = {"kind": 7, "layer": shape.depth, "risk": 1 + said["draws"]}
     parts = sum(of[by] for by in said["by"])
     made = stored(shape, ask.recipe)
-    ram, gpu = whole_model(ask, tokens, made + stored(shape), False)
+    ram, gpu = loaded(ask, tokens, made + stored(shape), False)
     work = parts * (forward(shape, tokens, width) + head(shape, tokens))
     return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.starting(True) + 3)
 

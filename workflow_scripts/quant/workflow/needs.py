@@ -16,7 +16,7 @@ LEAST_MINUTES = 10
 ON_GPU = {
     *("collect_statistics", "collect_noisy", "collect_jacobian", "collect_end_loss", "check_mse", "measure_heldout"),
     *("quantize", "quantize_with_model", "quantize_library", "measure_error", "measure_sensitivity"),
-    *("evaluate_original", "evaluate", "evaluate_task", "write_words"),
+    *("evaluate_original", "evaluate", "evaluate_task", "write_words", "plan"),
 }
 # a part of another rule's work, which may take all of its memory
 PART_OF = {
@@ -37,6 +37,7 @@ PLAIN = {
     "make_task": (2000, 30),
     "summarize_tasks": (2000, 20),
     "fetch_package": (1000, 30),
+    "plan": (3000, 20),
 }
 
 
