@@ -1,7 +1,18 @@
 # Asked for by itself, before anything large runs: `make plan`, or the target results/plan.txt.
 
 # what a study's size depends on
-SIZES = ("study", "calibration", "datasets", "sensitivity", "check_mse", "deep_dive", "words", "compute", "candidates")
+SIZES = (
+    "study",
+    "calibration",
+    "moments",
+    "datasets",
+    "sensitivity",
+    "check_mse",
+    "deep_dive",
+    "words",
+    "compute",
+    "candidates",
+)
 
 
 rule plan:

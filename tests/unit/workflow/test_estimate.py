@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from quant.methods.refusals import moment_mistakes
 from quant.workflow import configuration, needs, paths
-from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed
+from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed, moments
 from quant.workflow.shape import Shape, moment_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -100,6 +101,19 @@ def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> N
     for key, peak in GPU.items():
         ratios[(*key, "gpu")] = OF_MODEL[key[0]](ask(large, MINICPM, key[1], True)).gpu / MB / peak
     assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
+
+
+def test_moments_are_known_before_the_first_job(config: dict[str, Any]) -> None:
+    """bfloat16 halves them, a budget pools experts', and a dense model beyond it is refused with the number."""
+    half = config | {"moments": {"store": "bfloat16", "budget_gb": 100}}
+    large, mixture = shape_of(LLAMA3), shape_of(OTHERS[0])
+    assert moments(large, config) == 2 * moments(large, half) == pytest.approx(16.5e9, rel=0.01)
+    least = moments(mixture, config | {"moments": {"store": "float32", "budget_gb": 0}})
+    assert least < moments(mixture, config) / 2
+    said = list(moment_mistakes({"store": "float32", "budget_gb": 9}, LLAMA3))
+    assert len(said) == 1 and "take 16.4 GB" in said[0] and "bfloat16" in said[0]
+    assert list(moment_mistakes({"store": "bfloat16", "budget_gb": 9}, LLAMA3)) == []
+    assert list(moment_mistakes({"store": "float32", "budget_gb": 0}, {"model_type": "mystery"})) == []
 
 
 def test_disk_is_what_files_take(config: dict[str, Any]) -> None:

@@ -397,7 +397,7 @@ USERS: dict[str, set[str]] = {
     "workflow/estimate": {"plan"},
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
-    "workflow/shape": {"plan"},
+    "workflow/shape": {"check_study", "plan"},
     "models/products": {
         "check_mse",
         "collect_end_loss",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from quant.models.depth import layer_at
 from quant.recipe import keys
-from quant.workflow.shape import WIDTHS, Shape, moment_numbers
+from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
 
 MB = 10**6
 LIGHT, TORCH, TRANSFORMERS = 170 * MB, 320 * MB, 400 * MB  # a process that has imported as much
@@ -132,8 +132,17 @@ def stored(shape: Shape, recipe: Mapping[str, Any] | None = None) -> float:
 
 
 def moments(shape: Shape, config: Mapping[str, Any]) -> float:
-    """Bytes of the second moments on disk."""
-    return 4.0 * moment_numbers(shape)
+    """Bytes of the second moments on disk, as long as they are there."""
+    said = config.get("moments", {"store": "float32", "budget_gb": None})
+    width = 2.0 if said["store"] == "bfloat16" else 4.0
+    dense = shape._replace(linears=tuple(each for each in shape.linears if each.n < EXPERTS))
+    own = width * moment_numbers(dense)
+    experts = width * moment_numbers(shape) - own
+    pooled = (
+        width * shape.depth * sum(triangle(each.n_in) for each in shape.linears if each.n >= EXPERTS and each.reads)
+    )
+    most = float("inf") if said["budget_gb"] is None else said["budget_gb"] * 1e9 + pooled
+    return own + min(experts, most)
 
 
 def fetched(ask: Ask) -> Estimate:
