@@ -5,9 +5,11 @@
 #               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
 #               IN     a folder for this study and its results alone; given again by itself, the study goes on
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
+# make plan     before anything large runs: what `make report` with the same variables will take on this machine
 # make test     every test but the slow ones; make test-slow: those
 # make check    format, lint, types, and a dry run of every experiment
-# make bench    time and memory of every step beside its limit, on a random model → results/bench/ (SHAPE=minicpm-2b)
+# make bench    time and memory of every step beside its limit, on a random model → results/bench/
+#               SHAPE  minicpm-2b, llama-3-8b, llama-3-70b, qwen3-30b-a3b or small; DEPTH  blocks, if not all
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
@@ -31,7 +33,7 @@ BITS =
 IN =
 export MODEL TEXT SIZE_MB BITS IN
 
-.PHONY: report best test test-slow check schema bench tools lock clean-method audit
+.PHONY: report best plan test test-slow check schema bench tools lock clean-method audit
 
 # a misspelt one would be passed over, and the study run with what was not meant
 OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
@@ -39,7 +41,8 @@ OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.
 
 report: TARGET = results/report.html
 best: TARGET = results/best/choice.json
-report best: .venv/complete
+plan: TARGET = results/plan.txt
+report best plan: .venv/complete
 	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, IN, CORES and PYTHON))
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \
@@ -66,7 +69,7 @@ schema: .venv/complete
 	PYTHONPATH=workflow_scripts python -m quant.workflow.recipe_schema
 
 bench: .venv/complete
-	python benchmarks/bench.py $(SHAPE)
+	python benchmarks/bench.py $(SHAPE) $(if $(DEPTH),--depth $(DEPTH))
 
 # a tool that cannot be installed here is skipped, with the reason
 tools: .venv/complete $(TOOLS)/transformers/complete

@@ -38,6 +38,7 @@ if not IS_MODULE and Path("config.yaml").is_file() and not CONFIG_FILES[0].samef
 
 include: "rules/common.smk"
 include: "rules/convert.smk"
+include: "rules/plan.smk"
 include: "rules/statistics.smk"
 include: "rules/quantize.smk"
 include: "rules/library.smk"

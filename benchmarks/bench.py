@@ -1,4 +1,5 @@
-"""Time and memory of every step on a random model of a named shape: bench.py [SHAPE] [--depth N] [--recipes NAME …].
+"""Time and memory of every step on a random model of a named shape: bench.py [SHAPE] [--depth N] [--recipes NAME …]
+(`make bench SHAPE=llama-3-70b DEPTH=8`).
 
 Times statistics, loading, each recipe's search and rounding, a whole quantize job from process start to files on disk,
 and evaluation; on a GPU also the seconds in which it was busy (gpu_s), of one more run under a profiler. Beside each
@@ -9,6 +10,7 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,24 +26,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
-from bench_limits import (
-    Shape,
-    clock,
-    evaluation_limit,
-    gpu_seconds,
-    measure_rates,
-    search_limit,
-    statistics_limit,
-)
-from bench_models import SHAPES, make_model, random_tokens, shallower
+from bench_limits import evaluation_limit, gpu_seconds, search_limit, statistics_limit
+from bench_models import CASES, Case, make_model, random_tokens, shallower
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
-from quant.models.compute import Compute, batch_tokens, device
+from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.workflow.estimate import OF_MODEL, Ask, Estimate
+from quant.workflow.rates import measure_rates, within
 from study import PATTERNS, methods
 
 GB = 1e9
@@ -53,12 +49,12 @@ RESEARCH = ["simple_int4", "full_awq", "full_praq", "robust_praq", "gw_awq", "gw
 RECIPES = [*RESEARCH, "rtn_g", "rtn_clip", "gptq", "awq_clip", "awq_clip_gptq"]
 
 
-def recipes(names: list[str], shape: Shape) -> dict[str, dict[str, Any]]:
+def recipes(names: list[str], case: Case) -> dict[str, dict[str, Any]]:
     """Of config.yaml, at the shape's group size and calibration."""
     known = methods()
-    found = {name: dict(known[name]) for name in names}
+    found = {name: known[name] | {"n_calib": case.calibration[0]} for name in names}
     for recipe in found.values():
-        recipe["group_size"] = recipe["group_size"] if recipe["group_size"] == -1 else shape.group_size
+        recipe["group_size"] = recipe["group_size"] if recipe["group_size"] == -1 else case.group_size
     return found
 
 
@@ -68,22 +64,33 @@ def recipes(names: list[str], shape: Shape) -> dict[str, dict[str, Any]]:
 class Bench:
     """One shape on one device; rows of what was measured."""
 
-    def __init__(self, shape: Shape, where: str, folder: Path, repeats: int) -> None:
-        self.shape, self.where, self.folder, self.repeats = shape, where, folder, repeats
-        self.rates = measure_rates(where, shape.dtype, folder)
+    def __init__(self, case: Case, where: str, folder: Path, repeats: int, profiled: bool = True) -> None:
+        self.case, self.where, self.folder, self.repeats = case, where, folder, repeats
+        self.profiled = profiled
+        self.rates = measure_rates(where, case.dtype, folder)
         self.rows: list[dict[str, Any]] = []
         for name, value in self.rates._asdict().items():
             unit = "TFLOP/s" if name in ("model", "float32") else "GB/s"
             print(f"rate {name}: {value / (1e12 if unit[0] == 'T' else GB):.1f} {unit}", flush=True)
 
     def note(
-        self, step: str, seconds: float, limit: float | None, shape: Shape, gpu_s: float | None = None, **more: Any
+        self,
+        step: str,
+        seconds: float,
+        limit: float | None,
+        case: Case,
+        gpu_s: float | None = None,
+        planned: Estimate | None = None,
+        **more: Any,
     ) -> None:
         peak = torch.cuda.max_memory_allocated() / 1e6 if self.where == "cuda" else None
         row = {"step": step, "seconds": seconds, "gpu_s": gpu_s, "limit_s": limit}
         row["times_limit"] = limit and (gpu_s or seconds) / limit
-        row |= {"depth": shape.depth, "width": shape.hidden, "tokens": shape.calibration[0] * shape.calibration[1]}
-        self.rows.append(row | {"gpu_peak_mb": peak} | more)
+        if planned is not None:
+            row |= {"plan_s": within(planned, self.rates, self.where), "plan_gpu_mb": planned.gpu / 1e6}
+        row |= {"depth": case.depth, "width": case.shape.hidden, "tokens": case.calibration[0] * case.calibration[1]}
+        ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # so far, mapped files among it
+        self.rows.append(row | {"gpu_peak_mb": peak, "ram_mb": ram} | more)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.rows[-1].items()
@@ -96,20 +103,32 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def busy(self, work: Callable[[], Any]) -> float | None:
-        return gpu_seconds(work) if self.where == "cuda" else None
+        return gpu_seconds(work) if self.where == "cuda" and self.profiled else None
 
-    def compute(self, shape: Shape) -> Compute:
-        return Compute(self.where, getattr(torch, shape.dtype), batch_tokens("auto", self.where))
+    def planned(self, rule: str, case: Case, recipe: dict[str, Any] | None = None) -> Estimate:
+        """What the plan says of a rule's job."""
+        (n, width), (m, length) = case.calibration, case.evaluation
+        config = {
+            "compute": {"dtype": "auto", "batch_tokens": "auto"},
+            "calibration": {"n_calib": n, "seq_len": width},
+            "datasets": {"heldout": {"n_samples": m, "seq_len": length, "kl_tokens": None}},
+            "methods": {"method": recipe},
+        }
+        wildcards = {"dataset": "heldout"} | ({} if recipe is None else {"method": "method"})
+        return OF_MODEL[rule](Ask(case.shape, config, wildcards, self.where == "cuda"))
 
-    def statistics(self, model: Path, shape: Shape, step: str = "statistics") -> dict[str, Path]:
+    def compute(self, case: Case) -> Compute:
+        return Compute(self.where, getattr(torch, case.dtype), batch_tokens("auto", self.where))
+
+    def statistics(self, model: Path, case: Case, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""
         from quant.calibration.statistics import collect
 
-        n, width = shape.calibration
-        calibration = random_tokens(self.folder / "tokens", n, width, shape.vocabulary, 1)
+        n, width = case.calibration
+        calibration = random_tokens(self.folder / "tokens", n, width, case.shape.vocabulary, 1)
         files = {key: self.folder / f"{key}.safetensors" for key in ("channels", "moments")}
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
-        material, compute = Material(model / "checkpoint", calibration, made), self.compute(shape)
+        material, compute = Material(model / "checkpoint", calibration, made), self.compute(case)
         self.reset()
 
         def work() -> None:
@@ -117,11 +136,12 @@ class Bench:
 
         spent = statistics.median(self.timed(work) for _ in range(self.repeats))
         on_disk = sum(path.stat().st_size for path in files.values()) / 1e6
-        limit = statistics_limit(shape, self.rates, n * width, width)
-        self.note(step, spent, limit, shape, self.busy(work), disk_mb=on_disk)
+        limit = statistics_limit(case.shape, self.rates, n * width, width)
+        planned = self.planned("collect_statistics", case)
+        self.note(step, spent, limit, case, self.busy(work), planned, disk_mb=on_disk)
         return files
 
-    def noisy(self, model: Path, shape: Shape, files: dict[str, Path]) -> dict[str, Path]:
+    def noisy(self, model: Path, case: Case, files: dict[str, Path]) -> dict[str, Path]:
         """Robust-PRAQ's statistics, beside the others."""
         from quant.calibration.noisy import collect_noisy
 
@@ -129,13 +149,13 @@ class Bench:
         made = {"model_fingerprint": read_json(model / "convert.json")["fingerprint"]}
         noise = {key: methods()["robust_praq"][key] for key in ("noise_std", "n_noise_samples", "seed")}
         material = Material(model / "checkpoint", tokens.load(self.folder / "tokens"), made)
-        compute = self.compute(shape)
+        compute = self.compute(case)
 
         def work() -> None:
             collect_noisy(material, files["channels"], str(path), noise, compute)
 
         self.reset()
-        self.note("noisy statistics", self.timed(work), None, shape, self.busy(work))
+        self.note("noisy statistics", self.timed(work), None, case, self.busy(work))
         return files | {"noisy": path}
 
     def timed(self, work: Callable[[], Any]) -> float:
@@ -144,7 +164,7 @@ class Bench:
         return clock(self.where) - begun
 
     def quantize(
-        self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path], step: str = "search"
+        self, model: Path, case: Case, name: str, recipe: dict[str, Any], files: dict[str, Path], step: str = "search"
     ) -> Path:
         """One recipe in this process: search and rounding of all linears, and the whole call."""
         target = self.folder / "quantised"
@@ -155,42 +175,44 @@ class Bench:
             record = quantize(model, target, recipe, files, self.where)
             calls.append(clock(self.where) - begun)
             work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
-        limit = search_limit(shape, self.rates, recipe)
+        limit = search_limit(case.shape, self.rates, recipe)
+        planned = self.planned("quantize_with_model" if keys.way_of(recipe) == "model" else "quantize", case, recipe)
         busy = self.busy(lambda: quantize(model, target, recipe, files, self.where))
-        self.note(step, statistics.median(work), limit, shape, busy, recipe=name, call_s=statistics.median(calls))
+        spent = statistics.median(calls)
+        self.note(step, statistics.median(work), limit, case, busy, planned, recipe=name, call_s=spent)
         return target
 
-    def together(self, shape: Shape) -> None:
+    def together(self, case: Case) -> None:
         """The research's methods and their statistics, one after the other, files and all."""
         rows = [row for row in self.rows if row.get("recipe") in RESEARCH or "statistics" in row["step"]]
         if {row.get("recipe") for row in rows} >= set(RESEARCH):
             spent = sum(row.get("call_s") or row["seconds"] for row in rows)
             busy = sum(row["gpu_s"] for row in rows) if self.where == "cuda" else None
-            self.note(f"{len(RESEARCH)} research methods and statistics", spent, None, shape, busy)
+            self.note(f"{len(RESEARCH)} research methods and statistics", spent, None, case, busy)
 
-    def job(self, model: Path, shape: Shape, name: str, recipe: dict[str, Any], files: dict[str, Path]) -> None:
+    def job(self, model: Path, case: Case, name: str, recipe: dict[str, Any], files: dict[str, Path]) -> None:
         """The same from process start to files on disk."""
         paths = {key: str(path) for key, path in files.items()}
         given = {"model": str(model), "target": str(self.folder / "job"), "recipe": recipe, "files": paths}
         begun = time.perf_counter()
         subprocess.run([sys.executable, __file__, "--job", json.dumps(given | {"where": self.where})], check=True)
         bytes_ = (model / "checkpoint/model.safetensors").stat().st_size
-        self.note("quantize job", time.perf_counter() - begun, bytes_ / self.rates.disk, shape, recipe=name)
+        self.note("quantize job", time.perf_counter() - begun, bytes_ / self.rates.disk, case, recipe=name)
 
-    def evaluation(self, checkpoint: Path, shape: Shape) -> None:
+    def evaluation(self, checkpoint: Path, case: Case) -> None:
         """Loading, then windows of the shape's length."""
         from quant.evaluation.divergence import Reference
         from quant.evaluation.head import Head
         from quant.evaluation.perplexity import load_model, measure
 
-        n, width = shape.evaluation
-        heldout = random_tokens(self.folder / "heldout", n, width, shape.vocabulary, 2)
+        n, width = case.evaluation
+        heldout = random_tokens(self.folder / "heldout", n, width, case.shape.vocabulary, 2)
         self.reset()
         begun = clock(self.where)
-        model = load_model(checkpoint, self.where, getattr(torch, shape.dtype))
+        model = load_model(checkpoint, self.where, getattr(torch, case.dtype))
         size = (checkpoint / "model.safetensors").stat().st_size
-        self.note("loading", clock(self.where) - begun, size / self.rates.off, shape)
-        limit = evaluation_limit(shape, self.rates, n * width, width)
+        self.note("loading", clock(self.where) - begun, size / self.rates.off, case)
+        limit = evaluation_limit(case.shape, self.rates, n * width, width)
         kept: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
             head = Head(model, self.where)
@@ -206,18 +228,45 @@ class Bench:
 
             spent = statistics.median(self.timed(work) for _ in range(self.repeats))
             speed, busy = statistics.median(found), self.busy(work)
-            self.note(f"evaluation, {kind}", n * width / speed, limit, shape, busy, whole_s=spent, tokens_per_s=speed)
+            planned = self.planned("evaluate_original", case)
+            self.note(
+                f"evaluation, {kind}", n * width / speed, limit, case, busy, planned, whole_s=spent, tokens_per_s=speed
+            )
+
+    def by_block(self, checkpoint: Path, case: Case) -> None:
+        """The same where the device does not hold the model; the limit: the slower of reading it and the products."""
+        from quant.evaluation.by_block import ByBlock
+        from quant.evaluation.perplexity import measure
+
+        n, width = case.evaluation
+        heldout = random_tokens(self.folder / "heldout", n, width, case.shape.vocabulary, 2)
+        self.reset()
+        begun = clock(self.where)
+        with torch.inference_mode():
+            _, speed = measure(
+                ByBlock(checkpoint, heldout.sequences, self.compute(case)), heldout, self.compute(case)[2]
+            )
+        size = (checkpoint / "model.safetensors").stat().st_size
+        limit = max(evaluation_limit(case.shape, self.rates, n * width, width), size / self.rates.off)
+        spent = clock(self.where) - begun
+        self.note("evaluation by block", spent, limit, case, read_gb_per_s=size / spent / GB, tokens_per_s=speed)
 
 
 def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
     """What the rule's script does."""
     wanted = {key: str(files[key]) for key in keys.statistics_files(recipe)}
     record = read_json(model / "convert.json")
-    return quantize_checkpoint(
-        model / "checkpoint", target, target.parent / "folds", record["linears"],
-        Statistics(wanted, record["fingerprint"], PATTERNS, plain_share=recipe["plain_share"]),
-        Recipe.of(recipe), where, {},
-    )  # fmt: skip
+    wanted = {key: path for key, path in wanted.items() if key != "tokens"}
+    known = Statistics(wanted, record["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
+    source, folds = model / "checkpoint", target.parent / "folds"
+    if keys.way_of(recipe) == "model":
+        from quant.methods.with_model import quantize_with_model
+
+        ids = tokens.load(target.parent / "tokens")
+        compute = Compute.of({"device": where, "dtype": "auto", "batch_tokens": "auto"}, source)
+        made: Any = {"recipe": recipe}
+        return dict(quantize_with_model(source, target, folds, record["linears"], known, recipe, ids, compute, made))
+    return dict(quantize_checkpoint(source, target, folds, record["linears"], known, Recipe.of(recipe), where, {}))
 
 
 def quantize_job(given: dict[str, Any]) -> None:
@@ -225,14 +274,14 @@ def quantize_job(given: dict[str, Any]) -> None:
     quantize(Path(given["model"]), Path(given["target"]), given["recipe"], files, given["where"])
 
 
-def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
+def autoawq(bench: Bench, model: Path, case: Case) -> None:
     """The library on the same weights and tokens, in its own environment."""
     if not (AUTOAWQ / "complete").exists():
         print(f"AutoAWQ: left out, {AUTOAWQ.relative_to(ROOT)} is not there (its rule, build_library, makes it)")
         return
     from quant.methods.library import quantize_library
 
-    recipe = recipes(["autoawq"], shape)["autoawq"]
+    recipe = recipes(["autoawq"], case)["autoawq"]
     (bench.folder / "awq/checkpoint").mkdir(parents=True)
     begun = time.perf_counter()
     record = quantize_library(
@@ -241,26 +290,23 @@ def autoawq(bench: Bench, model: Path, shape: Shape) -> None:
         {"model": "random", "method": "autoawq"},
     )  # fmt: skip
     spent = time.perf_counter() - begun
-    bench.note("search", record["summary"]["quantize_s"], None, shape, recipe="autoawq", call_s=spent)
+    bench.note("search", record["summary"]["quantize_s"], None, case, recipe="autoawq", call_s=spent)
 
 
-def growth(bench: Bench, model: Path, shape: Shape, recipe: dict[str, Any]) -> None:
+def growth(bench: Bench, model: Path, case: Case, recipe: dict[str, Any]) -> None:
     """Statistics and one search at other depths, tokens and widths."""
-    for depth in sorted({max(1, shape.depth // 4), max(1, shape.depth // 2)}):
-        less, folder = shape._replace(depth=depth), bench.folder / f"depth{depth}"
+    for depth in sorted({max(1, case.depth // 4), max(1, case.depth // 2)}):
+        less, folder = case.having(num_hidden_layers=depth), bench.folder / f"depth{depth}"
         files = bench.statistics(shallower(model, folder, depth), less, "statistics by depth")
         bench.quantize(folder, less, "gw_awq", recipe, files, "search by depth")
-    few = shape._replace(depth=max(1, shape.depth // 10))
+    few = case.having(num_hidden_layers=max(1, case.depth // 10))
     few_model = shallower(model, bench.folder / "few", few.depth)
     for part in (4, 2, 1):
-        n, width = shape.calibration
+        n, width = case.calibration
         bench.statistics(few_model, few._replace(calibration=(n // part, width)), "statistics by tokens")
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     for part in (4, 2, 1):
-        head = shape.hidden // shape.heads
-        narrow = few._replace(
-            hidden=shape.heads // part * head, heads=shape.heads // part, intermediate=shape.intermediate // part,
-            vocabulary=2048,
-        )  # fmt: skip
+        narrow = few.having(vocab_size=2048, **{key: max(1, case.config[key] // part) for key in sizes})
         folder = make_model(bench.folder / f"width{part}", narrow, bench.where)
         files = bench.statistics(folder, narrow, "statistics by width")
         bench.quantize(folder, narrow, "gw_awq", recipe, files, "search by width")
@@ -306,10 +352,12 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = device("auto")
-    parser.add_argument("shape", nargs="?", choices=SHAPES, default="small" if where == "cpu" else "minicpm-2b")
+    parser.add_argument("shape", nargs="?", choices=CASES, default="small" if where == "cpu" else "minicpm-2b")
     parser.add_argument("--depth", type=int, help="decoder blocks, if not the shape's own")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--jobs", nargs="*", default=["gw_awq", "gptq"], help="recipes timed as a process of their own")
+    parser.add_argument("--only-by-block", action="store_true", help="for models that the device does not hold")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the seconds in which a GPU was busy")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-growth", action="store_true", help="leave out other depths, widths and token numbers")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
@@ -319,13 +367,13 @@ def main() -> None:
     if options.job:
         quantize_job(json.loads(options.job))
         return
-    shape = SHAPES[options.shape]
-    shape = shape._replace(depth=options.depth or shape.depth)
+    case = CASES[options.shape]
+    case = case.having(num_hidden_layers=options.depth or case.depth)
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        bench = Bench(shape, where, Path(name), options.repeats)
+        bench = Bench(case, where, Path(name), options.repeats, not options.no_profile)
         try:
-            measure(bench, shape, options)
+            measure(bench, case, options)
         finally:  # what was measured before something failed stays
             table = pd.DataFrame(bench.rows)
             table.insert(0, "device", torch.cuda.get_device_name() if where == "cuda" else "cpu")
@@ -333,24 +381,26 @@ def main() -> None:
     draw(table, options.out / "bench.svg", f"{options.shape}, {table['device'].iloc[0]}")
 
 
-def measure(bench: Bench, shape: Shape, options: argparse.Namespace) -> None:
-    chosen = recipes(options.recipes, shape)
+def measure(bench: Bench, case: Case, options: argparse.Namespace) -> None:
+    chosen = recipes(options.recipes, case)
     begun = clock(bench.where)
-    model = make_model(bench.folder / "model", shape, bench.where)
+    model = make_model(bench.folder / "model", case, bench.where)
     size = (model / "checkpoint/model.safetensors").stat().st_size
-    bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, shape)
-    files = bench.statistics(model, shape)
+    bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, case)
+    files = bench.statistics(model, case)
     if any("noisy" in keys.statistics_files(recipe) for recipe in chosen.values()):
-        files = bench.noisy(model, shape, files)
+        files = bench.noisy(model, case, files)
     for name, recipe in chosen.items():
-        target = bench.quantize(model, shape, name, recipe, files)
-    bench.together(shape)
+        target = bench.quantize(model, case, name, recipe, files)
+    bench.together(case)
     for name in options.jobs:
-        bench.job(model, shape, name, recipes([name], shape)[name], files)
-    bench.evaluation(target, shape)
-    autoawq(bench, model, shape)
+        bench.job(model, case, name, recipes([name], case)[name], files)
+    bench.by_block(model / "checkpoint", case)
+    if not options.only_by_block:
+        bench.evaluation(target, case)
+    autoawq(bench, model, case)
     if not options.no_growth:
-        growth(bench, model, shape, recipes(["gw_awq"], shape)["gw_awq"])
+        growth(bench, model, case, recipes(["gw_awq"], case)["gw_awq"])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from bench_models import random_tokens
-from quant.calibration.expert_moments import kinds
+from quant.calibration.expert_moments import Keeping, kinds
 from quant.calibration.material import Material
 from quant.calibration.second_moments import triangle_bytes
 from quant.calibration.statistics import collect
@@ -85,7 +85,7 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         material = Material(checkpoint, tokens, {"model_fingerprint": "experts"})
-        collect(material, files[0], files[1], compute, files[2], options.moments_gb)
+        collect(material, files[0], files[1], compute, files[2], Keeping(budget_gb=options.moments_gb))
         spent = time.perf_counter() - begun
         block = decoder_blocks(skeleton(checkpoint))[1][0]
         on_disk = sum(file.stat().st_size for file in files) / BLOCKS

@@ -71,7 +71,10 @@ DEMANDED_MODULES = tuple(
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
 # what the token ids of a calibration set are made by
-CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k not in ("allow_overlap", "moments_gb")}
+CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k != "allow_overlap"}
+# second moments are kept, or go once the study's jobs that read them have run
+STORE = CONFIG["moments"]["store"]
+KEEPING = CONFIG["moments"] | {"store": "float32" if STORE == "none" else STORE}
 calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration))))
 # every calibration set that the study reads
 CALIBRATIONS = sorted(

@@ -96,6 +96,8 @@ rule report:
         words=rules.summarize_words.output if WORDS["task"] else [],
         checked=expand(rules.check_study.output, model=STUDY["models"]),
         converted=expand(rules.convert.output.record, model=STUDY["models"]),
+        # where one was asked for
+        plan=[path for path in ("results/plan.json",) if Path(path).is_file()],
         # not read: whoever takes a checkpoint finds its card in it
         cards=rules.describe.output,
     output:

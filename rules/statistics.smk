@@ -26,7 +26,7 @@ rule collect_shard:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        moments_gb=CONFIG["calibration"]["moments_gb"],
+        keeping=KEEPING,
         code=code("collect_shard.py"),
     script:
         "../workflow_scripts/collect_shard.py"
@@ -43,7 +43,9 @@ rule collect_statistics:
         tokens=rules.tokenize_calibration.output[0],
     output:
         channels="results/{model}/calibration/{calibration}/channels.safetensors",
-        moments="results/{model}/calibration/{calibration}/second_moments.safetensors",
+        moments=(temp if STORE == "none" else str)(
+            "results/{model}/calibration/{calibration}/second_moments.safetensors"
+        ),
         preactivations="results/{model}/calibration/{calibration}/preactivations.safetensors",
     log:
         "results/logs/collect_statistics/{model}/{calibration}.log",
@@ -58,7 +60,7 @@ rule collect_statistics:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        moments_gb=CONFIG["calibration"]["moments_gb"],
+        keeping=KEEPING,
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"

@@ -1,5 +1,6 @@
 """The sums of a shard of the calibration sequences."""
 
+from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
 from quant.calibration.shards import Part, collect_shard
 from quant.data.tokens import Shard
@@ -11,6 +12,6 @@ with job(snakemake.log[0], snakemake.threads):
     shard = Shard(int(snakemake.wildcards.shard), int(snakemake.wildcards.shards))
     part = Part(snakemake.output.sums, snakemake.output.moments)
     Compute.of(snakemake.params.compute, material.checkpoint).halving(
-        lambda compute: collect_shard(material, shard, part, compute, snakemake.params.moments_gb),
+        lambda compute: collect_shard(material, shard, part, compute, Keeping(**snakemake.params.keeping)),
         material.tokens.sequences,
     )

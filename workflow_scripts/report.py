@@ -12,7 +12,7 @@ from quant.report.build import build
 from quant.report.figures.style import method_colours
 from quant.report.page import Section
 from quant.report.sections import greedy, layer, preactivations, synthetic, tasks
-from quant.report.steps import read_benchmarks
+from quant.report.steps import read_benchmarks, with_plan
 from quant.report.study import Study
 from quant.workflow.job import job
 
@@ -107,7 +107,10 @@ with job(snakemake.log[0]):
         channels=pd.concat(map(read_table, snakemake.input.channels)) if checks else None,
         answers=read_json(snakemake.input.answers)["models"],
         choices={choice.model: choice for choice in choices},
-        steps=read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
+        steps=with_plan(
+            read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
+            next(map(Path, snakemake.input.plan), None),
+        ),
         sections=[*asked(summary, colours), *in_words(summary, colours), *analyses()],
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),

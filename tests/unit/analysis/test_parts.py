@@ -13,6 +13,7 @@ from quant.checkpoints import stored
 from quant.comparison.paired import holm, paired_difference
 from quant.data import tokens
 from quant.errors import InputError
+from quant.evaluation import by_block
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.models.compute import Compute
@@ -72,7 +73,7 @@ def test_a_part_is_swapped_in_alone_and_back_to_the_bit(tiny_checkpoint: Path, q
     rows = torch.arange(48) % 3 == 0
     part = parts.Part("risk", "x", {"model.layers.0.self_attn.q_proj": rows, "model.layers.1.mlp.up_proj": None})
     with stored.opened(quantized) as weights:
-        with parts.replaced(model, part, weights) as count:
+        with parts.replaced(model, part, weights):
             for name, value in model.state_dict().items():
                 new = weights.file.get(name)
                 if name == "model.layers.1.mlp.up_proj.weight":
@@ -81,7 +82,6 @@ def test_a_part_is_swapped_in_alone_and_back_to_the_bit(tiny_checkpoint: Path, q
                     assert torch.equal(value[rows], new[rows]) and torch.equal(value[~rows], before[name][~rows])
                 else:
                     assert torch.equal(value, before[name])
-            assert count == 16 * 48 + 80 * 48
         with pytest.raises(RuntimeError, match="stop"), parts.replaced(model, part, weights):
             raise RuntimeError("stop")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -111,6 +111,18 @@ def test_measure_is_what_a_model_with_these_weights_says(
                 slow = [model(s[None], labels=s[None]).loss.item() * (len(s) - 1) for s in heldout.sequences]
             assert row["nll"] == pytest.approx(slow, rel=1e-5)
             assert row["weights"] == sum(model.get_submodule(name).weight.numel() for name in part.rows)
+
+
+def test_parts_of_a_model_that_is_too_large_are_the_same_to_the_bit(
+    tiny_checkpoint: Path, quantized: Path, heldout: tokens.Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {name: torch.arange(48) % 3 == 0 for name in LINEARS if name.endswith("q_proj")}
+    chosen = [parts.by_kind(LINEARS)[6], parts.Part("risk", "risky rows", dict(rows)), parts.by_layer(LINEARS)[1]]
+    compute = Compute("cpu", torch.float32, 64)
+    whole = parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, compute)
+    assert whole[1]["rows"] == 2 * 16 and whole[1]["weights"] == 2 * 16 * 48
+    monkeypatch.setattr(by_block, "memory_left", lambda device: 0)
+    assert parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, compute) == whole
 
 
 def record(method: str, shift: float, seed: int) -> dict:

@@ -94,7 +94,7 @@ def check_architecture(config: str, changes: dict[str, Any], folder: Path) -> No
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(3, 256, (length,), generator=generator) for length in LENGTHS]
     run = Run(folder, sequences, "cpu", torch.float32, 26)
-    assert len(run._batches) == 3 and any(batch.mask is not None for batch in run._batches)
+    assert len(run.batches) == 3 and any(batch.mask is not None for batch in run.batches)
     expected: list[Tensor] = []
     plain.get_submodule(run.prefix)[-1].register_forward_hook(keep(expected))
     with torch.inference_mode():

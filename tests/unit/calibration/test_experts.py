@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quant.calibration import expert_moments
 from quant.calibration.channels import input_of
+from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle, to_triangle, triangle_bytes
 from quant.calibration.statistics import collect
@@ -179,9 +180,9 @@ def test_experts_beyond_the_budget_are_lent_their_layers_moment(
     made = {"model_fingerprint": record["fingerprint"]}
     material, compute = Material(checkpoint, Tokens(ids, fingerprint(ids), {}), made), Compute("cpu", torch.float32, 80)
     with caplog.at_level("INFO", "quant"):
-        collect(material, *paths.values(), compute, moments_gb=2 * room / 1e9)
+        collect(material, *paths.values(), compute, keeping=Keeping(budget_gb=2 * room / 1e9))
     lent = 16 - sum(own)
-    said = f"would take 0.042 MB and calibration.moments_gb is {2 * room / 1e9:g}: {2 * lent} of 32 are lent"
+    said = f"would take 0.042 MB and moments.budget_gb is {2 * room / 1e9:g}: {2 * lent} of 32 are lent"
     assert said in caplog.text
     small, before = (tensorfile.opened(each["channels"]) for each in (paths, files))
     with small as found, before as expected:
@@ -220,10 +221,13 @@ def test_shards_give_experts_the_same_statistics(
     converted: tuple[Path, dict[str, Any]], ids: list[Tensor], tmp_path: Path, room: int | None
 ) -> None:
     tokens, made = Tokens(ids, fingerprint(ids), {}), {"model_fingerprint": converted[1]["fingerprint"]}
-    material, moments_gb = Material(converted[0], tokens, made), None if room is None else 2 * room / 1e9
+    material, keeping = (
+        Material(converted[0], tokens, made),
+        Keeping(budget_gb=None if room is None else 2 * room / 1e9),
+    )
     whole = [str(tmp_path / name) for name in ("channels", "moments", "preactivations")]
-    collect(material, whole[0], whole[1], Compute("cpu", torch.float32, 80), whole[2], moments_gb)
-    same(in_shards(material, 4, tmp_path, moments_gb), whole)
+    collect(material, whole[0], whole[1], Compute("cpu", torch.float32, 80), whole[2], keeping)
+    same(in_shards(material, 4, tmp_path, keeping), whole)
 
 
 def reads_of(path: str) -> dict[str, str]:
@@ -243,7 +247,7 @@ def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path
     record, sequences = tiny.read(folder / "convert.json"), matrix.sequences(3)
     made = {"model_fingerprint": record["fingerprint"]}
     material = Material(folder / "checkpoint", Tokens(sequences, fingerprint(sequences), {}), made)
-    collect(material, *paths, Compute("cpu", torch.float32, 60), moments_gb=0)
+    collect(material, *paths, Compute("cpu", torch.float32, 60), keeping=Keeping(budget_gb=0))
     known = [
         each for block in decoder_blocks(skeleton(folder / "checkpoint"))[1] for each in expert_moments.kinds(block)
     ]
@@ -259,7 +263,7 @@ def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path
 
 def test_a_budget_that_is_enough_is_none() -> None:
     assert all(triangle_bytes(n) == to_triangle(torch.eye(n)).nbytes for n in (1, 4, 5))
-    assert expert_moments.rooms([nn.Linear(2, 2)], 1) == (float("inf"), "")
+    assert expert_moments.rooms([nn.Linear(2, 2)], Keeping(budget_gb=1)) == (float("inf"), "")
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quant.calibration.expert_moments import WHOLE, Keeping
 from quant.calibration.material import Material
 from quant.calibration.shards import Part, collect_shard, sum_shards
 from quant.calibration.statistics import collect
@@ -18,13 +19,13 @@ COMPUTE = Compute("cpu", torch.float32, 26)
 NAMES = ("channels", "moments", "preactivations")
 
 
-def in_shards(material: Material, shards: int, folder: Path, moments_gb: float | None = None) -> list[str]:
+def in_shards(material: Material, shards: int, folder: Path, keeping: Keeping = WHOLE) -> list[str]:
     """The three files of statistics, from so many shards."""
     parts = [Part(f"{folder}/{i}.sums", f"{folder}/{i}.moments") for i in range(shards)]
     for i, part in enumerate(parts):
-        collect_shard(material, Shard(i, shards), part, COMPUTE, moments_gb)
+        collect_shard(material, Shard(i, shards), part, COMPUTE, keeping)
     paths = [f"{folder}/{name}.safetensors" for name in NAMES]
-    sum_shards(material, parts, *paths, COMPUTE, moments_gb)  # type: ignore[misc]
+    sum_shards(material, parts, *paths, COMPUTE, keeping)  # type: ignore[misc]
     return paths
 
 

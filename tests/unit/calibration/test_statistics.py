@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant.calibration.channels import channels_of
+from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import activation_of, collect
@@ -44,6 +45,22 @@ def collected(
     material = Material(checkpoint, tokens, {"model_fingerprint": "m"})
     collect(material, channels, moments, Compute("cpu", torch.float32, batch_tokens))
     return channels, moments
+
+
+def test_moments_in_bfloat16_are_the_same_rounded_and_half_as_large(
+    tiny_checkpoint: Path, captured: Captured, tmp_path: Path
+) -> None:
+    whole, half = collected(tiny_checkpoint, captured.sequences, tmp_path, 26)[1], tmp_path / "half"
+    tokens = Tokens(captured.sequences, fingerprint(captured.sequences), {})
+    material = Material(tiny_checkpoint, tokens, {"model_fingerprint": "m"})
+    compute, keeping = Compute("cpu", torch.float32, 26), Keeping("bfloat16")
+    collect(material, tmp_path / "c", half, compute, keeping=keeping)
+    with tensorfile.opened(whole) as plain, tensorfile.opened(half) as rounded:
+        assert plain.names == rounded.names
+        for name in plain.names:
+            assert torch.equal(rounded.get(name), plain.get(name).bfloat16())
+            assert rounded.get(name, "cpu", torch.float32).dtype == torch.float32
+    assert half.stat().st_size < 0.75 * Path(whole).stat().st_size
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 13, 26, 10_000])

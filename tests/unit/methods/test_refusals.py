@@ -27,6 +27,7 @@ NOTHING: dict[str, Any] = {
     "library": {},
     "budgets": {},
     "limits": {},
+    "moments": {"store": "float32", "budget_gb": None},
     "recipes": {},
 }
 LIBRARY = {"algorithm": "autoawq", "group_size": 16, "clip": False}

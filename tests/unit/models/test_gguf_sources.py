@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from quant.errors import InputError
+from quant.models.peek import peek
+from quant.workflow.shape import Shape, shape_in
 from tests import tiny
 from tests.unit.model_files import build, edit_config, edit_tensors, logits, refusal, run
 
@@ -105,6 +107,7 @@ def test_gguf_gives_the_sources_logits(tmp_path: Path, tied: bool, kind: str, dt
     expected, found = logits(source), logits(checkpoint, torch.float32)
     tolerance = {"F32": 1e-6, "F16": 1e-2, "BF16": 0.1, "Q8_0": 0.1}[kind] * expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert Shape.of(peek({"gguf": {"path": str(path)}}, [])) == shape_in(checkpoint)
     tensors = load_file(checkpoint / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {dtype} and ("lm_head.weight" in tensors) is not tied
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import json
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from quant.comparison import verdicts
 from quant.report.sections import models
+from quant.report.steps import with_plan
 from tests.unit.report.pages import BY_KL, DELTAS, HOSTILE, PAIRS, check, comparisons, page, summary
 
 
@@ -68,9 +70,14 @@ def test_that_what_to_take_has_learnt_the_text_stands_on_the_first_screen():
     assert models.learnt_lines(told, models._shown_methods(best, None)) == [told[0]["lines"][0]]
 
 
-def test_the_page_has_its_sections_in_order():
+def test_the_page_has_its_sections_in_order(tmp_path):
     steps = pd.DataFrame([("quantize", "m/rtn", 61.0, 900.0)], columns=["rule", "job", "seconds", "max_rss_mb"])
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"jobs": [{"rule": "quantize", "seconds": 3660, "ram": 8e8, "gpu": 0}]})
+    )
+    steps = with_plan(steps, tmp_path / "plan.json")
     text = page(summary(DELTAS), PAIRS, checks={"m": check((0.1, 0.2))}, steps=steps, caveat="stored in 4 bits before")
+    assert "planned time" in text and "1 h 1 min" in text and "planned memory, MB" in text
     places = [
         text.index(f'id="{name}"')
         for name in (

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from quant.methods.refusals import moment_mistakes
 from quant.workflow import configuration, needs, paths
-from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed
+from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed, moments
 from quant.workflow.shape import Shape, moment_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -102,6 +103,19 @@ def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> N
     assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
 
 
+def test_moments_are_known_before_the_first_job(config: dict[str, Any]) -> None:
+    """bfloat16 halves them, a budget pools experts', and a dense model beyond it is refused with the number."""
+    half = config | {"moments": {"store": "bfloat16", "budget_gb": 100}}
+    large, mixture = shape_of(LLAMA3), shape_of(OTHERS[0])
+    assert moments(large, config) == 2 * moments(large, half) == pytest.approx(16.5e9, rel=0.01)
+    least = moments(mixture, config | {"moments": {"store": "float32", "budget_gb": 0}})
+    assert least < moments(mixture, config) / 2
+    said = list(moment_mistakes({"store": "float32", "budget_gb": 9}, LLAMA3))
+    assert len(said) == 1 and "take 16.4 GB" in said[0] and "bfloat16" in said[0]
+    assert list(moment_mistakes({"store": "bfloat16", "budget_gb": 9}, LLAMA3)) == []
+    assert list(moment_mistakes({"store": "float32", "budget_gb": 0}, {"model_type": "mystery"})) == []
+
+
 def test_disk_is_what_files_take(config: dict[str, Any]) -> None:
     """Of the default study, MB on disk."""
     disk = {
@@ -151,4 +165,4 @@ def test_every_rule_asks_for_what_it_needs() -> None:
     assert len(rules) > 30 and [rule[:30] for rule in rules if "**NEEDS" not in rule] == []
     names = [rule.partition(":")[0] for rule in rules if "gpu=GPU" in rule]
     asking = {needs.PART_OF.get(name, name) for name in names}
-    assert asking == needs.ON_GPU and OF_MODEL.keys() >= needs.ON_GPU
+    assert asking - needs.PART_OF.keys() == needs.ON_GPU and {"plan", *OF_MODEL} >= needs.ON_GPU

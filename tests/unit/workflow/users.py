@@ -60,9 +60,9 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
-    "calibration/blocks": PASSES,
+    "calibration/blocks": PASSES | MEASURES,
     "checkpoints/card": {"describe"},
-    "recipe/choices": TABLES | {"describe", "report"},
+    "recipe/choices": TABLES | {"plan", "describe", "report"},
     "recipe/context": RECIPES,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -86,15 +86,15 @@ USERS: dict[str, set[str]] = {
     "models/cards": PASSES
     | QUANTIZERS
     | MEASURES
-    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "models/compute": PASSES
     | QUANTIZERS
     | MEASURES
-    | {"check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
-    "models/depth": {"check_mse", "check_study", "deep_dive"},
+    "models/depth": {"plan", "check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
     "files/csv_tables": TABLES
     | ANALYSES
@@ -126,25 +126,26 @@ USERS: dict[str, set[str]] = {
     # a checkpoint is read by its grid
     "recipe/grids": READERS
     | QUANTIZERS
+    | MEASURES
     | {"check_mse", "check_study", "evaluate_task", "quantize_budget", "write_words"},
     "calibration/end_loss": {"collect_end_loss"},
-    "calibration/hidden": PASSES,
+    "calibration/hidden": PASSES | MEASURES,
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": RECIPES,
-    "recipe/key": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
-    "recipe/keys": TABLES | {"describe", "report"},
+    "recipe/key": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/keys": TABLES | {"plan", "describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
     | ANALYSES
     | FROM_FILES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
-    "models/linears": PASSES | {"convert"},
+    "models/linears": PASSES | MEASURES | {"convert"},
     "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
-    "models/notes": PASSES | {"convert"},
+    "models/notes": PASSES | MEASURES | {"convert"},
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
     "calibration/noisy": {"collect_noisy"},
@@ -167,7 +168,10 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS | QUANTIZERS | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/packed": READERS
+    | QUANTIZERS
+    | MEASURES
+    | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -210,26 +214,26 @@ USERS: dict[str, set[str]] = {
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
-    "models/gguf_pretokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/gguf_tokenizer": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_pretokenizers": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_tokenizer": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
-    "models/gguf_hyperparameters": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/sources": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_hyperparameters": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/sources": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "calibration/statistics": PASSES,
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | {"evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": PASSES | {"check_study", "describe", "pick", "plot", "quantize_budget", "report"},
+    "files/units": PASSES | MEASURES | {"plan", "check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
     | READERS
     | QUANTIZERS
@@ -370,7 +374,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/greedy": {"write_words"},
     "methods/allocation": {"quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"check_study", "describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"plan", "check_study", "describe", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
@@ -381,7 +385,7 @@ USERS: dict[str, set[str]] = {
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
     "methods/results": {"check_study", "quantize_library"},
-    "recipe/libraries": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/libraries": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
@@ -390,10 +394,10 @@ USERS: dict[str, set[str]] = {
     "checkpoints/formats/awq": {"export"},
     "checkpoints/formats/dense": {"export"},
     "checkpoints/formats/gguf": {"export"},
-    "workflow/estimate": set(),
-    "workflow/needs": set(),
-    "workflow/rates": set(),
-    "workflow/shape": set(),
+    "workflow/estimate": {"plan"},
+    "workflow/needs": {"plan"},
+    "workflow/rates": {"plan"},
+    "workflow/shape": {"check_study", "plan"},
     "models/products": {
         "check_mse",
         "collect_end_loss",
@@ -401,9 +405,17 @@ USERS: dict[str, set[str]] = {
         "collect_noisy",
         "collect_shard",
         "collect_statistics",
+        "evaluate",
+        "evaluate_original",
+        "evaluate_original_shard",
+        "evaluate_shard",
         "measure_error",
         "measure_heldout",
+        "measure_sensitivity",
         "quantize",
         "quantize_with_model",
     },
+    "evaluation/by_block": MEASURES,
+    "models/peek": {"plan"},
+    "workflow/plan": {"plan"},
 }

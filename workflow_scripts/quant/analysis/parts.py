@@ -8,6 +8,7 @@ weights has no such parts.
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,13 @@ from quant.checkpoints import stored
 from quant.comparison.part_names import OTHER, RISKY
 from quant.data.tokens import Tokens
 from quant.errors import InputError
+from quant.evaluation.by_block import ByBlock, too_large
 from quant.evaluation.perplexity import evaluate, load_model
+from quant.evaluation.perplexity import measure as measure_head
 from quant.files import tensorfile
 from quant.models.compute import Compute
 from quant.models.experts import unroll
+from quant.models.linears import skeleton
 
 logger = logging.getLogger("quant")
 
@@ -88,26 +92,47 @@ def risk_masks(
     return masks, counts
 
 
+def mixed(name: str, w: Tensor, rows: Tensor | None, weights: stored.Stored) -> Tensor:
+    """A linear's original weight w [out, in] with a part's rows of the method's."""
+    new = weights.weight(name, str(w.device)).to(w.dtype)
+    if new.shape != w.shape:
+        raise InputError(f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}")
+    return new if rows is None else torch.where(rows.to(w.device)[:, None], new, w)
+
+
 @contextlib.contextmanager
-def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[int]:
-    """The model with a part's rows from another checkpoint, and how many weights those are; put back afterwards."""
+def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[None]:
+    """Within it the model has a part of the method's weights."""
     before: dict[nn.Parameter, Tensor] = {}
-    count = 0
     for name, rows in part.rows.items():
         parameter = model.get_parameter(f"{name}.weight")
         w = before[parameter] = parameter.data
-        new = weights.weight(name, str(w.device)).to(w.dtype)
-        if new.shape != w.shape:
-            raise InputError(
-                f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}"
-            )
-        parameter.data = new if rows is None else torch.where(rows.to(w.device)[:, None], new, w)
-        count += w.numel() if rows is None else int(rows.sum()) * w.shape[1]
+        parameter.data = mixed(name, w, rows, weights)
     try:
-        yield count
+        yield
     finally:
         for parameter, w in before.items():
             parameter.data = w
+
+
+class Swapped(stored.Dense):
+    """A checkpoint's weights with a part of a method's."""
+
+    def __init__(self, original: stored.Stored, part: Part, weights: stored.Stored) -> None:
+        super().__init__(original)
+        self._part, self._method = part, weights
+
+    def get(self, name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        value, linear = super().get(name, device, dtype), name.removesuffix(".weight")
+        if not name.endswith(".weight") or linear not in self._part.rows:
+            return value
+        return mixed(linear, value, self._part.rows[linear], self._method)
+
+
+@contextlib.contextmanager
+def swapped(checkpoint: Path, part: Part, weights: stored.Stored) -> Iterator[Swapped]:
+    with stored.opened(checkpoint) as original:
+        yield Swapped(original, part, weights)
 
 
 def measure(
@@ -120,17 +145,21 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
     checkpoint directories of the same model."""
-    model = unroll(load_model(original, compute.device, compute.dtype))
+    by_block = too_large(original, compute)
+    model = skeleton(original) if by_block else unroll(load_model(original, compute.device, compute.dtype))
     found = []
     with stored.opened(quantized, model_fingerprint) as weights:
         for place, part in enumerate(parts, 1):
             logger.info("part %d of %d: %s", place, len(parts), part.name)
-            with replaced(model, part, weights) as count:
-                rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens)
-            n_rows = sum(
-                len(model.get_parameter(f"{name}.weight")) if mask is None else int(mask.sum())
-                for name, mask in part.rows.items()
-            )
-            found.append({"by": part.by, "part": part.name, "rows": n_rows, "weights": count,
+            if by_block:
+                head = ByBlock(original, tokens.sequences, compute, partial(swapped, part=part, weights=weights))
+                rows, _ = measure_head(head, tokens, compute.batch_tokens)
+            else:
+                with replaced(model, part, weights):
+                    rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens)
+            sizes = {name: model.get_parameter(f"{name}.weight").shape for name in part.rows}
+            counts = {name: sizes[name][0] if mask is None else int(mask.sum()) for name, mask in part.rows.items()}
+            found.append({"by": part.by, "part": part.name, "rows": sum(counts.values()),
+                          "weights": sum(n * sizes[name][1] for name, n in counts.items()),
                           "nll": [row["nll"] for row in rows]})  # fmt: skip
     return found

@@ -6,11 +6,12 @@ right: under causal attention the padding reaches no real token.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,32 @@ logger = logging.getLogger("quant")
 Before = Callable[[tokens.Batch], None]
 After = Callable[[Tensor], None]
 
+
+class Weights(Protocol):
+    """What blocks are filled from: a tensorfile.TensorFile, or one that has dense weights for packed ones."""
+
+    path: Path
+    names: set[str]
+
+    def get(self, name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor: ...
+
+    def prefetch(self, names: Iterable[str], device: str) -> None: ...
+
+
+Opened = AbstractContextManager[Weights]
+
 ALIKE = 8  # tensors of one shape that a later batch's arguments are compared with
+
+
+def from_file(checkpoint: Path) -> Opened:
+    """A checkpoint's weights as they are stored."""
+    return tensorfile.opened(checkpoint / "model.safetensors")
 
 
 def fill(
     module: nn.Module,
     prefix: str,
-    weights: tensorfile.TensorFile,
+    weights: Weights,
     device: str,
     dtype: torch.dtype,
     tied: Mapping[str, str] = MappingProxyType({}),
@@ -123,8 +143,11 @@ class Run:
     """Calibration hidden states on their way through the blocks.
 
     `each()` yields (index, full name prefix, block, advance); advance(before, after) runs every batch through the block
-    and calls before(batch), so that hooks know what they see, and after(block's output), where it is given.
+    and calls before(batch), so that hooks know what they see, and after(block's output), where it is given. What
+    came out of the last block is in `hidden`, by batch.
     """
+
+    hidden: HiddenStates
 
     def __init__(
         self,
@@ -135,39 +158,41 @@ class Run:
         batch_tokens: int,
         last: int | None = None,
         progress: str = "blocks",
+        opened: Callable[[Path], Opened] = from_file,
     ) -> None:
         self.model = skeleton(checkpoint)
         self.prefix, self.blocks = decoder_blocks(self.model)
         self.n_linears = len(all_linears(self.model))
-        self._tied = self.model.get_expanded_tied_weights_keys(all_submodels=True)
+        self.tied = self.model.get_expanded_tied_weights_keys(all_submodels=True)
         self.depth = len(self.blocks) if last is None else last + 1
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
+        self._opened = opened
         self._alike = by_length(self.model.config) or any(isinstance(each, Sorted) for each in self.model.modules())
         self._handed: set[int] = set()  # extras that blocks hand on
-        self._batches = list(tokens.batches(sequences, batch_tokens, self._alike))
+        self.batches = list(tokens.batches(sequences, batch_tokens, self._alike))
 
-    def _first_hidden(self, weights: tensorfile.TensorFile) -> tuple[HiddenStates, list[list[Arguments]]]:
+    def enter(self, weights: Weights) -> tuple[HiddenStates, list[list[Arguments]]]:
         """Each batch's embeddings, and each batch's other arguments for every block."""
         body = self.model.base_model
         base = "" if body is self.model else self.model.base_model_prefix + "."
         width = self.model.config.get_text_config().hidden_size * self._dtype.itemsize
-        hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in self._batches))
+        hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in self.batches))
         arguments: list[list[Arguments]] = []
         known: dict[tuple[Any, ...], list[Tensor]] = {}
         with noting(self.blocks) as notes:
             filled = []
             for name, module in body.named_children():
                 if any(True for _ in module.parameters()) and module is not self.blocks:
-                    fill(module, base + name, weights, self._device, self._dtype, self._tied)
+                    fill(module, base + name, weights, self._device, self._dtype, self.tied)
                     filled.append(module)
                 elif module is not self.blocks:
                     module.to(self._device)
             for name, _ in list(body.named_parameters(recurse=False)):  # beside its modules
                 value = weights.get(base + name, self._device, self._dtype)
                 setattr(body, name, nn.Parameter(value, requires_grad=False))
-            for i, batch in enumerate(self._batches):
+            for i, batch in enumerate(self.batches):
                 if self._alike:
                     forget(body)
                 self._handed |= run_noted(body, notes, batch.ids.to(self._device))
@@ -181,11 +206,12 @@ class Run:
 
     @torch.inference_mode()
     def each(self) -> Iterator[tuple[int, str, nn.Module, Callable[..., None]]]:
-        with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
-            hidden, arguments = self._first_hidden(weights)
+        with self._opened(self._checkpoint) as weights:
+            hidden, arguments = self.enter(weights)
+            self.hidden = hidden
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
-                fill(block, name, weights, self._device, self._dtype, self._tied)
+                fill(block, name, weights, self._device, self._dtype, self.tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
 
@@ -197,7 +223,7 @@ class Run:
                     index: int = index,
                 ) -> None:
                     finite = torch.ones((), dtype=torch.bool, device=self._device)
-                    for i, batch in enumerate(self._batches):
+                    for i, batch in enumerate(self.batches):
                         before(batch)
                         out = arguments[i][index].call(block, hidden.get(i))
                         if index + 1 < len(self.blocks):

@@ -106,7 +106,7 @@ class Backward(Run):
     def _body_and_head(self, weights: tensorfile.TensorFile) -> None:
         """Fills all of the model but its blocks."""
         within = {id(module) for module in self.blocks.modules()}
-        elsewhere = self._tied | renamed(self.model, weights)
+        elsewhere = self.tied | renamed(self.model, weights)
         for name, module in self.model.named_modules():
             if id(module) in within or any(True for _ in module.children()):
                 continue
@@ -149,8 +149,8 @@ class Backward(Run):
         """Calls take(full name, `FisherSums.results`) for each linear."""
         generator = torch.Generator().manual_seed(seed)
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
-            first, arguments = self._first_hidden(weights)
-            n = len(self._batches)
+            first, arguments = self.enter(weights)
+            n = len(self.batches)
             kept = Kept(scratch, [first.get(i).shape for i in range(n)], self.depth + 1, self._dtype)
             for i in range(n):
                 kept.put(0, i, first.get(i))
@@ -159,7 +159,7 @@ class Backward(Run):
             self._body_and_head(weights)
             gradients = [
                 self._loss_gradient(kept.get(self.depth, i, self._device), batch, self._more, generator)
-                for i, batch in enumerate(self._batches)
+                for i, batch in enumerate(self.batches)
             ]
             for index in tqdm(reversed(range(self.depth)), desc=f"{self._progress}, back", unit="block"):
                 found = self._back(index, weights, [each[index] for each in arguments], kept, gradients, parts)
@@ -170,8 +170,8 @@ class Backward(Run):
         block, name = self.blocks[index], f"{self.prefix}.{index}"
         if routing(block):
             raise InputError(f"{name}: moment: end_loss is not known for mixtures of experts; use moment: plain")
-        fill(block, name, weights, self._device, self._dtype, self._tied)
-        for i in range(len(self._batches)):
+        fill(block, name, weights, self._device, self._dtype, self.tied)
+        for i in range(len(self.batches)):
             out = arguments[i].call(block, kept.get(index, i, self._device))
             self._more = len(out) - 1 if isinstance(out, tuple) else None
             out = out[0] if isinstance(out, tuple) else out
@@ -193,7 +193,7 @@ class Backward(Run):
     ) -> dict[str, dict[str, Tensor]]:
         """Of each linear within the block; leaves in `gradients` those of its input."""
         block, name = self.blocks[index], f"{self.prefix}.{index}"
-        fill(block, name, weights, self._device, self._dtype, self._tied)
+        fill(block, name, weights, self._device, self._dtype, self.tied)
         sums: dict[str, FisherSums] = {}
         now: list[Batch] = []
 
@@ -207,7 +207,7 @@ class Backward(Run):
             return hook
 
         hooks = [block.get_submodule(each).register_forward_hook(watch(each)) for each in linear_names(block)]
-        for i, batch in enumerate(self._batches):
+        for i, batch in enumerate(self.batches):
             now[:] = [batch]
             hidden = kept.get(index, i, self._device).detach().requires_grad_()
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the same every time

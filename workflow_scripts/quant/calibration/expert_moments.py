@@ -9,6 +9,7 @@ routed to.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from quant.calibration.second_moments import triangle_bytes
@@ -16,6 +17,21 @@ from quant.files.units import megabytes
 from quant.models.experts import routing
 
 GB = 10**9
+
+
+class Keeping(NamedTuple):
+    """The configuration's `moments:`: the type that second moments are stored in, and GB that those of all experts may
+    take together, None for any."""
+
+    store: str = "float32"
+    budget_gb: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.store)
+
+
+WHOLE = Keeping()  # every one, in float32
 
 
 class Kind(NamedTuple):
@@ -52,22 +68,21 @@ def own(of_block: list[Kind], room: float) -> dict[Kind, int]:
     return counts
 
 
-def rooms(blocks: Iterable[nn.Module], moments_gb: float | None) -> tuple[float, str]:
-    """Bytes that each block's experts have for their own moments, and what that means in words; none without experts.
-
-    moments_gb: GB of all blocks together, None for as many as it takes.
-    """
+def rooms(blocks: Iterable[nn.Module], keeping: Keeping) -> tuple[float, str]:
+    """Bytes that each block's experts have for their own moments, were these float32, and what that means in words;
+    none without experts."""
+    budget_gb, part = keeping.budget_gb, keeping.dtype.itemsize / 4
     mixtures = [found for found in map(kinds, blocks) if found]
     if not mixtures:
         return float("inf"), ""
-    room = float("inf") if moments_gb is None else moments_gb * GB / len(mixtures)
-    whole = sum(kind.each * len(kind.readers) for found in mixtures for kind in found)
-    if moments_gb is None or whole <= moments_gb * GB:
+    room = float("inf") if budget_gb is None else budget_gb * GB / part / len(mixtures)
+    whole = part * sum(kind.each * len(kind.readers) for found in mixtures for kind in found)
+    if budget_gb is None or whole <= budget_gb * GB:
         return float("inf"), f"experts' second moments take {megabytes(whole / 1e6)} MB"
     kept = [(n, kind) for found in mixtures for kind, n in own(found, room).items()]
     total, lent = (sum(counts) for counts in zip(*((len(k.readers), len(k.readers) - n) for n, k in kept), strict=True))
     return room, (
-        f"experts' second moments would take {megabytes(whole / 1e6)} MB and calibration.moments_gb is {moments_gb:g}: "
+        f"experts' second moments would take {megabytes(whole / 1e6)} MB and moments.budget_gb is {budget_gb:g}: "
         f"{lent} of {total} are lent their layer's pooled one, the others take "
-        f"{megabytes(sum(n * kind.each for n, kind in kept) / 1e6)} MB"
+        f"{megabytes(part * sum(n * kind.each for n, kind in kept) / 1e6)} MB"
     )

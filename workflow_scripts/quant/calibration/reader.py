@@ -113,7 +113,7 @@ class Statistics:
         key = tuple(name for _, name, _ in parts)
         if parts and key != self._last[0]:
             self._last = (), None  # before the next one takes its place in memory
-            moments = (unfolded(file.get(name, device)).mul_(share) for file, name, share in parts)
+            moments = (unfolded(file.get(name, device, torch.float32)).mul_(share) for file, name, share in parts)
             self._last = key, reduce(Tensor.add_, moments)
         return self._last[1] if parts else None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quant.calibration.blocks import Run, empty, fill
-from quant.calibration.expert_moments import rooms
+from quant.calibration.expert_moments import WHOLE, Keeping, rooms
 from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
 from quant.calibration.second_moments import to_triangle
@@ -37,9 +37,7 @@ class Part(NamedTuple):
     moments: str
 
 
-def collect_shard(
-    material: Material, shard: Shard, part: Part, compute: Compute, moments_gb: float | None = None
-) -> None:
+def collect_shard(material: Material, shard: Shard, part: Part, compute: Compute, keeping: Keeping = WHOLE) -> None:
     """A pass over a shard's sequences."""
     lengths = [len(ids) for ids in material.tokens.sequences]
     first, sequences = shard.of(material.tokens.sequences)
@@ -49,7 +47,7 @@ def collect_shard(
     small: dict[str, Tensor] = {}
     with tensorfile.appending(part.moments, run.n_linears if run else 0) as moments:
         if run is not None:
-            activation, (room, _) = activation_of(run.model), rooms(run.blocks, moments_gb)
+            activation, (room, _) = activation_of(run.model), rooms(run.blocks, keeping)
             samples = TokenSample(lengths, first=first), TokenSample(lengths, POOL, first)
             for _, prefix, block, advance in run.each():
                 watch = Watch(block, activation, *samples, room)
@@ -150,15 +148,15 @@ def sum_shards(
     moments_path: str | Path,
     preactivations_path: str | Path,
     compute: Compute,
-    moments_gb: float | None = None,
+    keeping: Keeping = WHOLE,
 ) -> None:
     """What `statistics.collect` writes, from all shards. Where experts lean on their layer's pooled tokens these run
     through them here; nothing else needs the weights."""
     model = skeleton(material.checkpoint)
     prefix, blocks = decoder_blocks(model)
     tied: dict[str, Any] = model.get_expanded_tied_weights_keys(all_submodels=True)
-    activation, (room, _) = activation_of(model), rooms(blocks, moments_gb)
-    collected = Collected(material)
+    activation, (room, _) = activation_of(model), rooms(blocks, keeping)
+    collected = Collected(material, keeping.dtype)
     with (
         opened(material, parts) as shards,
         tensorfile.opened(material.checkpoint / "model.safetensors") as weights,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
-from quant.calibration.expert_moments import kinds, own, rooms
+from quant.calibration.expert_moments import WHOLE, Keeping, kinds, own, rooms
 from quant.calibration.material import Material
 from quant.calibration.preactivation_sums import Preactivations, TokenSample
 from quant.calibration.sums import InputSums, OutputSums
@@ -201,17 +201,17 @@ def collect(
     moments_path: str | Path,
     compute: Compute,
     preactivations_path: str | Path | None = None,
-    moments_gb: float | None = None,
+    keeping: Keeping = WHOLE,
 ) -> None:
     """One pass; writes the small per-channel statistics, the second moments, one triangle of each, and where a path is
-    given the ranges and samples of z, as files. moments_gb: for the moments of all experts together, None for any."""
+    given the ranges and samples of z, as files. keeping: how second moments are."""
     sequences = material.tokens.sequences
     run = Run(material.checkpoint, sequences, *compute, progress="calibration")
     activation = activation_of(run.model)
     sample = None if preactivations_path is None else TokenSample([len(ids) for ids in sequences])
     pool = TokenSample([len(ids) for ids in sequences], POOL)
-    collected = Collected(material)
-    room, words = rooms(run.blocks, moments_gb)
+    collected = Collected(material, keeping.dtype)
+    room, words = rooms(run.blocks, keeping)
     if words:
         logger.info(words)
     with tensorfile.appending(moments_path, run.n_linears) as moments:
@@ -228,7 +228,8 @@ def collect(
 class Collected:
     """What the blocks' watches saw, on its way to files."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: Material, dtype: torch.dtype) -> None:
+        self._dtype = dtype  # of second moments
         self._made = material.provenance | {"tokens": material.tokens.count}
         self._reads: dict[str, str] = {}
         self._seen: dict[str, int] = {}
@@ -244,7 +245,7 @@ class Collected:
             if sums.has_moment:
                 triangle = sums.triangle()
                 check_statistic(f"{prefix}.{name}", triangle)
-                moments.put(f"{prefix}.{name}", triangle)
+                moments.put(f"{prefix}.{name}", triangle.to(self._dtype))
         for name, sums in watch.inputs.items():
             found |= {f"{prefix}.{name}.{key}": value for key, value in sums.means().items()}
         for name, of_output in watch.outputs.items():

@@ -181,15 +181,15 @@ class Streams(Run):
     @torch.inference_mode()
     def pairs(self) -> Iterator[Pair]:
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
-            hidden, arguments = self._first_hidden(weights)
-            n_bytes = sum(hidden.get(i).nbytes for i in range(len(self._batches)))
+            hidden, arguments = self.enter(weights)
+            n_bytes = sum(hidden.get(i).nbytes for i in range(len(self.batches)))
             other = hidden_states(self._device, n_bytes)
-            for i in range(len(self._batches)):
+            for i in range(len(self.batches)):
                 other.put(i, hidden.get(i))
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
-                fill(block, name, weights, self._device, self._dtype, self._tied)
+                fill(block, name, weights, self._device, self._dtype, self.tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
-                yield Pair(name, block, self._batches, [each[index] for each in arguments], (hidden, other))
+                yield Pair(name, block, self.batches, [each[index] for each in arguments], (hidden, other))
                 empty(block)

@@ -275,7 +275,7 @@ def lent_lines(layers: pd.DataFrame) -> list[str]:
         return []
     return [
         f"{lent.sum():,} of {len(one):,} linears, experts, have no second moment of their own: it is their layer's "
-        "pooled one, by which their errors too are measured, since calibration.moments_gb allows no more."
+        "pooled one, by which their errors too are measured, since moments.budget_gb allows no more."
     ]
 
 

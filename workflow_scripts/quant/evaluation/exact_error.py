@@ -64,7 +64,7 @@ def measure(
                 if f"{row['linear']}.{side}" in moved.names:
                     quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
             source = input_of(row["linear"], reads)
-            found = errors(w, quantized, from_triangle(second.get(lent.get(source, source), device)))
+            found = errors(w, quantized, from_triangle(second.get(lent.get(source, source), device, torch.float32)))
             if weighted is not None:
                 own = [weighted.get(f"{row['linear']}.{key}", device) for key in ("moment", "fisher")]
                 whole = torch.stack([from_triangle(each) for each in own[0]])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from quant.data.tokens import Batch
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,14 +72,15 @@ def padding(head: nn.Module, weight: nn.Parameter | None) -> Iterator[int | None
 
 
 class Head:
-    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows.
+    """A causal LM in two parts: `states` of token ids, then `logits` of some of their rows. before_s: seconds that
+    sequences took before they are asked for.
 
     A GPU's matrix units want rows of logits that are a multiple of 16 bytes and are several times slower on others
     (MiniCPM's vocabulary is 122,753), so the head's weight has zeros added meanwhile and their logits are cut off.
     """
 
     def __init__(self, model: "PreTrainedModel", device: str) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.before_s = model, device, 0.0
         self._said, self._name = _Said(), model.base_model_prefix
         self._body = getattr(model, self._name, model)
         self.module = model.get_output_embeddings()  # which a model without its body does not find
@@ -140,6 +143,10 @@ class Head:
         if self.parts is Parts.HEAD:
             return self._before_head(ids)
         return self.model(input_ids=ids, use_cache=False).logits
+
+    def of(self, batch: Batch) -> Tensor:
+        """`states` of a batch."""
+        return self.states(batch.ids.to(self.device))
 
     def read(self, ids: Tensor) -> Any:
         """What the body keeps of ids [n, width], for `behind`."""

@@ -5,7 +5,6 @@ NLL is in nats per predicted token; a sequence of n tokens predicts n-1.
 
 import contextlib
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from quant.errors import InputError
 from quant.evaluation.divergence import Keep, Reference, compare
 from quant.evaluation.head import Head
 from quant.files.artifacts import rebuild
-from quant.models.compute import halved, where_installed
+from quant.models.compute import clock, halved, where_installed
 from quant.models.loading import load
 from quant.models.rotary import by_length, forget
 from quant.records.evaluation import SequenceRow
@@ -62,13 +61,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return -log_p.gather(1, targets[:, None])[:, 0].double()
 
 
-def clock(device: str) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Judged(NamedTuple):
     """Of a batch's sequences: rows of `measure`, the seconds without the comparison, and states of the predictions."""
 
@@ -81,7 +73,7 @@ def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> 
     """first: index of the batch's first sequence."""
     device = head.device
     begun, comparing = clock(device), 0.0
-    states = head.states(batch.ids.to(device)).flatten(0, 1)
+    states = head.of(batch).flatten(0, 1)
     predicting = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None] - 1
     places = predicting.flatten().nonzero()[:, 0]
     targets = batch.ids.flatten()[places + 1].to(device)
@@ -141,10 +133,10 @@ def measure(
     Where a GPU's memory does not hold a batch, it and those after it are halved.
     """
     rows: list[SequenceRow] = []
-    seconds, alike = 0.0, by_length(head.model.config)
+    seconds, alike = head.before_s, by_length(head.model.config)
     with tqdm(total=len(tokens.sequences), desc="evaluate", unit="sequence") as bar:
         while len(rows) < len(tokens.sequences):
-            batch = next(batches(tokens.sequences[len(rows) :], batch_tokens, alike))
+            batch = next(batches(tokens.sequences[len(rows) :], batch_tokens, alike))._replace(first=len(rows))
             if alike:
                 forget(head.model)
             judged = None

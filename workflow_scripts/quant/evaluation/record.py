@@ -16,6 +16,7 @@ from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import Shard, Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
+from quant.evaluation.by_block import ByBlock, too_large
 from quant.evaluation.divergence import budgeted, join, keeping, reading, whole_budget
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
@@ -23,7 +24,7 @@ from quant.evaluation.provenance import method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
-from quant.models.compute import batch_tokens, device, dtype
+from quant.models.compute import Compute
 from quant.models.record import model_record
 from quant.records.evaluation import Evaluation, Sense, SequenceRow, Sizes
 from quant.records.method import MethodRecord, Provenance, Summary
@@ -41,9 +42,11 @@ def checkpoint_bytes(checkpoint: Path) -> int:
     return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
 
-def opened_head(checkpoint: Path, where: str, kind: torch.dtype) -> Head:
-    """A checkpoint as two parts."""
-    return Head(load_model(checkpoint, where, kind), where)
+def opened_head(checkpoint: Path, compute: Compute, by_block: bool, sequences: list[torch.Tensor]) -> Head:
+    """A checkpoint as two parts; by_block: for these sequences, where the device does not hold it."""
+    if by_block:
+        return ByBlock(checkpoint, sequences, compute)
+    return Head(load_model(checkpoint, compute.device, compute.dtype), compute.device)
 
 
 @dataclass(frozen=True)
@@ -98,26 +101,27 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
     """Evaluates a checkpoint and writes `out`, or a shard of the sequences for `sum_shards`. Refuses what was not made
     for this model, data set and recipe."""
     of_model, tokens, summary, made = facts(task, side)
-    where = device(task.compute["device"])
-    tensorfile.verify(task.weights)
-    kind = dtype(task.compute["dtype"], where, task.checkpoint)
+    compute = Compute.of(dict(task.compute), task.checkpoint)
+    by_block = too_large(task.checkpoint, compute)
+    if not by_block:  # which holds what it reads against its checksum
+        tensorfile.verify(task.weights)
     expected = {"token_fingerprint": tokens.fingerprint} | of_model
     first, sequences = (0, tokens.sequences) if shard is None else shard.of(tokens.sequences)
     reference = keep = None
     with torch.inference_mode(), contextlib.ExitStack() as files:
-        head = opened_head(task.checkpoint, where, kind)
+        head = opened_head(task.checkpoint, compute, by_block, sequences)
         if isinstance(side, Quantised):
-            load = partial(opened_head, Path(side.config).parent, where, kind)
+            load = partial(opened_head, Path(side.config).parent, compute, by_block, [])
             reference = files.enter_context(reading(side.reference, head, load, **expected))
         else:
             counts = budgeted(tokens.sequences, whole_budget(head, task.dataset["kl_tokens"]))
             counts = [n * (first <= i < first + len(sequences)) for i, n in enumerate(counts)]
             keep = files.enter_context(keeping(side.reference, head, counts, expected))
-        some, size = tokens._replace(sequences=sequences), batch_tokens(task.compute["batch_tokens"], where)
-        rows, speed = measure(head, some, size, reference, keep, first) if sequences else ([], 1.0)
+        some = tokens._replace(sequences=sequences)
+        rows, speed = measure(head, some, compute.batch_tokens, reference, keep, first) if sequences else ([], 1.0)
     if isinstance(side, Original):
         rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row in rows for n in (counts[row["sequence"]],)]
-    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), where)
+    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), compute.device)
     if shard is None:
         write_json(out, finished(task, side, tokens, summary, made, measured))
     else:

@@ -309,18 +309,20 @@ class Writer:
 
 
 class Appender:
-    """Writes float32 tensors one after another as they come, into a file whose header is filled in last; `metadata` is
-    set by then. room: bytes for the header."""
+    """Writes tensors of one type one after another as they come, into a file whose header is filled in last; `metadata`
+    is set by then. room: bytes for the header."""
 
     def __init__(self, path: Path, room: int) -> None:
         self.metadata: dict[str, str] = {}
         self._header: dict[str, object] = {}
+        self._dtype: torch.dtype | None = None
         self._room, self._end = room - room % 8, 0
         self._file = path.open("wb")
         self._behind = _Behind(self._file)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        if tensor.dtype != torch.float32 or name in self._header:
+        self._dtype = self._dtype or tensor.dtype  # one width, so that every tensor is aligned to it
+        if tensor.dtype != self._dtype or name in self._header:
             raise ValueError(f"{name}: {tensor.dtype}, or put before")
         start, self._end = self._end, self._end + tensor.nbytes
         self._header[name] = _entry(tensor.dtype, tuple(tensor.shape), start, self._end)

@@ -21,6 +21,7 @@ from quant.models.depth import layer_at
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.recipe.widths import UNTOUCHED
+from quant.workflow.shape import EXPERTS, Shape, moment_numbers
 
 
 def layer_mistakes(wanted: dict[str, list[int | str]], layers: int) -> Iterator[str]:
@@ -40,6 +41,18 @@ def length_mistakes(wanted: dict[str, int], config: dict[str, Any]) -> Iterator[
     for key, length in wanted.items():
         if positions is not None and length > positions:
             yield f"{key}: {length}: the model was made for {positions} tokens at most; write a smaller one"
+
+
+def moment_mistakes(wanted: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """wanted: the configuration's `moments:`. Where its budget ends, experts have their layer's; others have none."""
+    shape, budget = Shape.of(config), wanted["budget_gb"]
+    if shape is None or budget is None:
+        return
+    dense = shape._replace(linears=tuple(each for each in shape.linears if each.n < EXPERTS))
+    need = (2 if wanted["store"] == "bfloat16" else 4) * moment_numbers(dense) / 1e9
+    if need > budget:
+        half = "" if wanted["store"] == "bfloat16" else " or moments: {store: bfloat16}, which takes half"
+        yield f"moments.budget_gb: {budget:g}: its second moments take {need:.3g} GB; write as much{half}"
 
 
 def why_no_jacobian(config: dict[str, Any], block: list[str]) -> str | None:
@@ -138,6 +151,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) 
     found = [
         *layer_mistakes(wanted["layers"], 1 + max(linears.values())),
         *length_mistakes(wanted["seq_len"], config),
+        *moment_mistakes(wanted["moments"], config),
     ]
     if wanted["jacobian"] and (reason := why_no_jacobian(config, sorted(set.intersection(*inside)))):
         found.append(f"methods {', '.join(wanted['jacobian'])}: jacobian: {reason}")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,30 @@ def device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def memory_left(device: str, root: Path = Path("/")) -> float:
+    """Bytes that a device has for one more job: of a GPU, or of this machine, where a cgroup may give less; pages of
+    files are given back and count as free."""
+    if torch.device(device).type != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [float("inf")]
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        said = (root / "proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
+        found.append(1024.0 * int(said.split()[0]))
+    with contextlib.suppress(OSError, KeyError, ValueError):  # "max" is no number
+        folder = root / "sys/fs/cgroup"
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        found.append(float(limit - used + int(held["active_file"]) + int(held["inactive_file"])))
+    return min(found)
+
+
+def clock(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def dtype(wanted: str, device: str, checkpoint: Path) -> torch.dtype:

@@ -21,6 +21,17 @@ def wanted(job: tuple[str, ...], study: dict[str, list[str]]) -> bool:
     )
 
 
+def with_plan(steps: pd.DataFrame, plan: Path | None) -> pd.DataFrame:
+    """By rule what a plan said beside what was measured: planned_s, planned_mb, planned_gpu_mb; nothing without one."""
+    if plan is None:
+        return steps
+    jobs = pd.DataFrame(read_json(plan)["jobs"])
+    of_rule = jobs.groupby("rule")
+    planned = {"planned_s": of_rule["seconds"].mean(), "planned_mb": of_rule["ram"].max() / 1e6}
+    planned |= {"planned_gpu_mb": of_rule["gpu"].max() / 1e6}
+    return steps.assign(**{key: steps["rule"].map(value) for key, value in planned.items()})
+
+
 def read_benchmarks(folder: Path, study: dict[str, Any]) -> pd.DataFrame:
     """rule, job, seconds, max_rss_mb of each benchmark file of the study's jobs; rss is missing for very short jobs.
     gpu_peak_mb where a job used a GPU, from beside its log in the folder `logs` next to this one."""

@@ -238,8 +238,13 @@ def steps_tables(steps: pd.DataFrame) -> tuple[Table, Table]:
     costs = [("wall time", ""), ("memory, MB", "largest resident set of a job")]
     if "gpu_peak_mb" in steps:
         costs.append(("GPU memory, MB", "largest allocation of a job"))
+    said: list[tuple[str, str]] = []
+    if "planned_s" in steps:
+        said = [("planned time", "results/plan.txt"), ("planned memory, MB", "results/plan.txt")]
+        said += [("planned GPU memory, MB", "results/plan.txt")] * ("gpu_peak_mb" in steps)
+        rules = [[*row, *_planned(rows)] for row, (_, rows) in zip(rules, grouped, strict=True)]
     return (
-        Table("rules", [("rule", ""), ("jobs", ""), *costs], rules),
+        Table("rules", [("rule", ""), ("jobs", ""), *costs, *said], rules),
         Table("jobs", [("rule", ""), ("job", ""), *costs], jobs),
     )
 
@@ -249,6 +254,14 @@ def _costs(rows: pd.DataFrame) -> list[Cell]:
     seconds = rows.seconds.sum()
     memory = [number_cell(rows[key].max(), 0) for key in ("max_rss_mb", "gpu_peak_mb") if key in rows]
     return [Cell(duration(seconds), sortable(seconds), css="num"), *memory]
+
+
+def _planned(rows: pd.DataFrame) -> list[Cell]:
+    """What a plan said of these jobs; a dash where it says nothing."""
+    seconds = rows.planned_s.sum(min_count=1)
+    time = Cell("–", -1.0, css="num") if pd.isna(seconds) else Cell(duration(seconds), sortable(seconds), css="num")
+    keys = ["planned_mb", *(["planned_gpu_mb"] if "gpu_peak_mb" in rows else [])]
+    return [time, *(number_cell(rows[key].max(), 0) for key in keys)]
 
 
 def _headings(names: Iterable[str]) -> list[tuple[str, str]]:

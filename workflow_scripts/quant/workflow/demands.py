@@ -31,5 +31,6 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         },
         "budgets": {name: recipe for name, recipe in own.items() if recipe["budget"] is not None},
         "limits": limits,
+        "moments": config["moments"],
         "recipes": {name: own[name] for name in config["study"]["methods"] if name in own} if limits else {},
     }

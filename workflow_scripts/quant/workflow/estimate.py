@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from quant.models.depth import layer_at
 from quant.recipe import keys
-from quant.workflow.shape import WIDTHS, Shape, moment_numbers
+from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
 
 MB = 10**6
 LIGHT, TORCH, TRANSFORMERS = 170 * MB, 320 * MB, 400 * MB  # a process that has imported as much
@@ -36,12 +36,14 @@ class Estimate(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A job: its model's shape and the study's options; on_gpu: whether it computes on one."""
+    """A job: its model's shape and the study's options; on_gpu: whether it computes on one; room: bytes of that device,
+    beyond which a model runs block by block."""
 
     shape: Shape
     config: Mapping[str, Any]
     wildcards: Mapping[str, str]
     on_gpu: bool
+    room: float = 80e9
 
     @property
     def width(self) -> int:
@@ -130,8 +132,17 @@ def stored(shape: Shape, recipe: Mapping[str, Any] | None = None) -> float:
 
 
 def moments(shape: Shape, config: Mapping[str, Any]) -> float:
-    """Bytes of the second moments on disk."""
-    return 4.0 * moment_numbers(shape)
+    """Bytes of the second moments on disk, as long as they are there."""
+    said = config.get("moments", {"store": "float32", "budget_gb": None})
+    width = 2.0 if said["store"] == "bfloat16" else 4.0
+    dense = shape._replace(linears=tuple(each for each in shape.linears if each.n < EXPERTS))
+    own = width * moment_numbers(dense)
+    experts = width * moment_numbers(shape) - own
+    pooled = (
+        width * shape.depth * sum(triangle(each.n_in) for each in shape.linears if each.n >= EXPERTS and each.reads)
+    )
+    most = float("inf") if said["budget_gb"] is None else said["budget_gb"] * 1e9 + pooled
+    return own + min(experts, most)
 
 
 def fetched(ask: Ask) -> Estimate:
@@ -289,14 +300,25 @@ def erring(ask: Ask) -> Estimate:
     )
 
 
-def whole_model(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
-    """Bytes of the host and the card for a model that is loaded whole and asked for logits."""
+def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
+    """Bytes of the host and the card for a model that is asked for logits: whole, or block by block where that is more
+    than there is."""
     shape = ask.shape
     size = shape.weights * ask.width
+    logits = 3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
+    padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
+    beside = logits + padded + ask.passing(tokens)
+    if size + beside > ask.room:
+        ends = shape.embedding * ask.width * 2
+        hidden = tokens * shape.hidden * ask.width
+        held = 2 * shape.block * ask.width + ends + beside + min(hidden, RESIDENT)
+        if ask.on_gpu:
+            return ask.host(
+                TRANSFORMERS, mapped=made, own=max(0, hidden - RESIDENT) + 2 * shape.block * ask.width
+            ), held
+        return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
-        logits = 3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
-        padded = shape.embedding * ask.width if shape.vocabulary % 8 else 0
-        return ask.host(TRANSFORMERS, mapped=made, own=size), size + logits + padded + ask.passing(tokens)
+        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside
     logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
@@ -307,7 +329,7 @@ def evaluating(ask: Ask) -> Estimate:
     original = "method" not in ask.wildcards
     recipe = None if original else ask.recipe
     made = stored(shape, recipe)
-    ram, gpu = whole_model(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
     budget = ask.config["datasets"][ask.wildcards["dataset"]]["kl_tokens"]
     compared = min(tokens, tokens if budget is None else budget)
     kept = compared * shape.hidden * ask.width if original else 0.0
@@ -320,7 +342,7 @@ def answering(ask: Ask) -> Estimate:
     shape, tokens = ask.shape, 300 * 100
     recipe = None if ask.wildcards["method"] == "original" else ask.recipe
     made = stored(shape, recipe)
-    ram, gpu = whole_model(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
     return Estimate(ram, gpu, MB, model=2 * forward(shape, tokens, 100), read=made, start=ask.starting(True) + 3)
 
 
@@ -331,7 +353,7 @@ def parting(ask: Ask) -> Estimate:
     of: dict[str, int] = {"kind": 7, "layer": shape.depth, "risk": 1 + said["draws"]}
     parts = sum(of[by] for by in said["by"])
     made = stored(shape, ask.recipe)
-    ram, gpu = whole_model(ask, tokens, made + stored(shape), False)
+    ram, gpu = loaded(ask, tokens, made + stored(shape), False)
     work = parts * (forward(shape, tokens, width) + head(shape, tokens))
     return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.starting(True) + 3)
 

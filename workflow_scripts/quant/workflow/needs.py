@@ -16,7 +16,7 @@ LEAST_MINUTES = 10
 ON_GPU = {
     *("collect_statistics", "collect_noisy", "collect_jacobian", "collect_end_loss", "check_mse", "measure_heldout"),
     *("quantize", "quantize_with_model", "quantize_library", "measure_error", "measure_sensitivity"),
-    *("evaluate_original", "evaluate", "evaluate_task", "write_words"),
+    *("evaluate_original", "evaluate", "evaluate_task", "write_words", "plan"),
 }
 # a part of another rule's work, which may take all of its memory
 PART_OF = {
@@ -37,6 +37,7 @@ PLAIN = {
     "make_task": (2000, 30),
     "summarize_tasks": (2000, 20),
     "fetch_package": (1000, 30),
+    "plan": (3000, 20),
 }
 
 
@@ -57,7 +58,7 @@ def needs(
         return {"mem_mb": memory, "runtime": minutes, "disk_mb": 2 * memory}
     on_gpu = on_gpu and rule in ON_GPU
     found = estimated(rule, Ask(shape, config, wildcards, on_gpu))
-    slow = seconds(found, SLOW_GPU if on_gpu else SLOW_CPU)
+    slow = seconds(found, SLOW_GPU, "cuda") if on_gpu else seconds(found, SLOW_CPU, "cpu")
     return {
         "mem_mb": SNAKEMAKE + math.ceil(SPARE * found.ram / MB / 100) * 100,
         "runtime": max(LEAST_MINUTES, math.ceil(PATIENCE * slow / 60)),

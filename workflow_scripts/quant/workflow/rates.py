@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,26 +23,27 @@ class Rates(NamedTuple):
 # of machines that a job's minutes must do for
 SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8)
 SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8)
-# how many times the products and copies take what they would at those rates, as measured (docs/results.md)
-TIMES_MODEL, TIMES_FLOAT32 = 2.0, 2.0
+# how many times the products in the model's type and in float32 take what they would at those rates, as measured
+# (docs/results.md): between them stand norms, rotations, sums and rounding
+TIMES = {"cpu": (1.1, 1.1), "cuda": (2.5, 2.5)}
 
 
-def seconds(found: Estimate, rates: Rates) -> float:
-    """Wall time of a job: files are read and written beside the work."""
-    work = TIMES_MODEL * found.model / rates.model + TIMES_FLOAT32 * found.float32 / rates.float32
-    return found.start + max(work + found.read / rates.off, found.written / rates.disk)
+def within(found: Estimate, rates: Rates, where: str) -> float:
+    """Seconds of a job's work, its start left out: files are read and written beside it."""
+    model, float32 = TIMES[where]
+    work = model * found.model / rates.model + float32 * found.float32 / rates.float32
+    return max(work + found.read / rates.off, found.written / rates.disk)
 
 
-def clock(where: str) -> float:
-    import torch
-
-    if where == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def seconds(found: Estimate, rates: Rates, where: str) -> float:
+    """Wall time of a job."""
+    return found.start + within(found, rates, where)
 
 
 def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
     """Median seconds of a piece of work, after one that warms up."""
+    from quant.models.compute import clock
+
     times = []
     for _ in range(repeats + 1):
         begun = clock(where)

@@ -12,6 +12,7 @@ WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PLAIN = {"opt", "phi", "gpt_neox", "gpt2", "bloom", "falcon", "gptj", "gpt_neo", "gpt_bigcode", "mpt", "starcoder2"}
 # whose head is the embedding where the configuration does not say
 TIED = {"opt", "gpt2", "bloom", "gpt_neo", "falcon", "mpt", "gemma", "gemma2", "gemma3_text", "cohere", "starcoder2"}
+EXPERTS = 3  # linears alike of a block, from which on they are experts'
 # by the name used here, those that configurations use
 KEYS = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
