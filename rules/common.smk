@@ -28,6 +28,8 @@ COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 if workflow.resource_settings.nodes is None and gpus.here() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", gpus.here())
 THREADS = gpus.threads(CONFIG["compute"]["threads"], workflow.resource_settings.cores, workflow.global_resources)
+# every checkpoint's weights: one file, or the index of shards where a model of the study may be larger than one
+WEIGHTS = weights.file_name({name: CONFIG["models"][name]["source"] for name in STUDY["models"]})
 SHARDS = gpus.shards(CONFIG["compute"]["shards"], workflow.global_resources)
 # a file of each shard, or none where there is one pass
 in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []

@@ -13,7 +13,7 @@ rule quantize:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",
@@ -52,7 +52,7 @@ rule quantize_with_model:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",
@@ -126,7 +126,7 @@ rule quantize_budget:
         checkpoints=lambda w: expand(
             "results/{{model}}/{method}/checkpoint/{file}",
             method=CONFIG["candidates"][w.method],
-            file=["model.safetensors", "config.json"],
+            file=[WEIGHTS, "config.json"],
         ),
         folds=lambda w: expand("results/{{model}}/{method}/folds.safetensors", method=CONFIG["candidates"][w.method]),
         tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
@@ -135,7 +135,7 @@ rule quantize_budget:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",

@@ -247,6 +247,23 @@ USERS: dict[str, set[str]] = {
         "synthetic_benchmark",
         "write_words",
     },
+    "files/behind": PASSES
+    | READERS
+    | QUANTIZERS
+    | TEXTS
+    | ANALYSES
+    | FROM_FILES
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_original_shard",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+        "write_words",
+    },
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
@@ -406,4 +423,7 @@ USERS: dict[str, set[str]] = {
         "quantize",
         "quantize_with_model",
     },
+    "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "workflow/weights": set(),
 }

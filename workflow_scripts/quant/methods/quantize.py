@@ -16,9 +16,10 @@ from tqdm import tqdm
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
 from quant.checkpoints.coverage import quantized_share
-from quant.files import naming, pieces, tensorfile
+from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
+from quant.files.weight_names import is_weights
 from quant.methods.block import Block
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, shared_groups
@@ -48,7 +49,7 @@ def quantize_checkpoint(
     quantize_block: QuantizeBlock | None = None,
     keep: dict[str, Codes] | None = None,
 ) -> MethodRecord:
-    """Writes target/model.safetensors beside copies of the source's other files, and the folds.
+    """Writes target's weights, in shards as the source's are, beside copies of the source's other files, and the folds.
 
     linears: names and blocks, as convert recorded them; left: other linears of the model, and why they stay in 16 bit;
     unpacked: on which grids no reader of packed weights reads this model's (`asymmetric`, `any`), and why. Returns a
@@ -75,7 +76,7 @@ def quantize_checkpoint(
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         untouched = set(model.names)
-        with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
+        with shards.writing(target / model.path.name, layout, metadata) as out:
             by_block = [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
             for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
                 for following in [names for _, names in by_block[at + 1 : at + 2]]:
@@ -115,7 +116,7 @@ def quantize_checkpoint(
                 out.put(name, model.get(name))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     for file in source.iterdir():
-        if file.is_file() and file.name not in ("model.safetensors", "config.json"):
+        if file.is_file() and not is_weights(file) and file.name != "config.json":
             copy(file, target / file.name)
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
