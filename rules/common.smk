@@ -33,6 +33,8 @@ WEIGHTS = weights.file_name({name: CONFIG["models"][name]["source"] for name in 
 SHARDS = gpus.shards(CONFIG["compute"]["shards"], workflow.global_resources)
 # a file of each shard, or none where there is one pass
 in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []
+# a recipe that draws random numbers draws them for one block after another
+splits = lambda method: SHARDS > 1 and not keys.draws(METHODS[method])
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key not in ("threads", "shards")}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]

@@ -12,8 +12,8 @@ PASSES = {
     "quantize_with_model",
     "check_mse",
 }  # the model, block by block
-RECIPES = {"quantize", "quantize_with_model"}
-QUANTIZERS = {"quantize", "quantize_with_model", "quantize_library"}
+RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
+QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
 READERS = {  # of a method's checkpoint
@@ -69,7 +69,8 @@ USERS: dict[str, set[str]] = {
     "calibration/channels": PASSES
     | ANALYSES
     | FROM_FILES
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
+    | RECIPES
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"},
     "comparison/paired": TABLES
     | {
         "check_mse",
@@ -206,7 +207,7 @@ USERS: dict[str, set[str]] = {
     "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": RECIPES,
-    "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
+    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -290,6 +291,8 @@ USERS: dict[str, set[str]] = {
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
+    "methods/block_shards": {"quantize", "quantize_shard"},
+    "methods/job": {"quantize", "quantize_shard"},
     "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
@@ -421,6 +424,7 @@ USERS: dict[str, set[str]] = {
         "measure_error",
         "measure_heldout",
         "quantize",
+        "quantize_shard",
         "quantize_with_model",
     },
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
