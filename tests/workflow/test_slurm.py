@@ -1,5 +1,5 @@
-"""The tiny study in shards through profiles/slurm on a real one-node SLURM with two stand-in GPUs: the numbers of a local
-run in one piece, two jobs with a GPU at a time, retries; checkpoints are in shards, too."""
+"""The tiny study in shards through profiles/slurm on a real one-node SLURM with two stand-in GPUs: the numbers of a
+local run in one piece, two jobs with a GPU at a time, retries; checkpoints are in shards, too."""
 
 import re
 import shutil
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 TIMES = ["tokens_per_s", "quantize_s"]
 FILES = ["size_mb", "other_mb", "file_bits_per_weight"]  # headers are several
 SHARDS = 2
+OVERLAY = tiny.OVERLAY | {"compute": {"threads": 1, "shards": SHARDS}}
 # the first job of collect_shard dies while it writes
 SITE = """
 import os, pathlib, signal, sys
@@ -60,7 +61,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if reason:
         pytest.skip(reason)
     folder = tiny.clone(tmp_path_factory.mktemp("slurm") / "clone")
-    tiny.write_overlay(folder, tiny.OVERLAY | {"compute": {"threads": 1, "shards": SHARDS}})
+    tiny.write_overlay(folder, OVERLAY)
     state = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path has at most 107 characters
     try:
         with slurm.cluster(state) as variables, pytest.MonkeyPatch.context() as patch:
@@ -137,7 +138,7 @@ def test_a_job_over_its_memory_comes_back_with_more(ran: Any) -> None:
 def test_failures_on_nodes_end_with_rule_line_and_log(ran: Any) -> None:
     """A job alone, and one of a group, of which only that one is named."""
     folder, _, _ = ran
-    overlay = tiny.OVERLAY | {"methods": {"bad": {"noise_injection": 1e300}}}
+    overlay = OVERLAY | {"methods": {"bad": {"noise_injection": 1e300}}}
     (folder / "bad.yaml").write_text(yaml.safe_dump(overlay))
     damage(folder / "results/tiny/rtn_g/evaluation/heldout.json", "flipped")
     command = [sys.executable, "-m", "snakemake", "results/tiny/bad/quantize.json", "results/report.html"]
