@@ -61,6 +61,8 @@ in_order = lambda value: {key: in_order(value[key]) for key in sorted(value)} if
 # GPUs of a job that can use one. A dry run is not told its executor, but only a cluster has a limit of jobs
 on_cluster = lambda: workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
 GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
+# of one that only puts together what shards leave, none
+GPU_IF_WHOLE = lambda wildcards: 0 if SHARDS > 1 else GPU(wildcards)
 
 # memory, time and disk of each job, by its rule and the size of its model: asked once more when its inputs are there, and
 # on a retry twice, then three times as much

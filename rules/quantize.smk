@@ -82,7 +82,7 @@ rule quantize:
     threads: THREADS
     resources:
         **NEEDS,
-        gpu=GPU,
+        gpu=lambda w: 0 if splits(w.method) else GPU(w),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
