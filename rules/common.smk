@@ -30,7 +30,9 @@ if workflow.resource_settings.nodes is None and gpus.here() and "gpu" not in wor
 THREADS = gpus.threads(CONFIG["compute"]["threads"], workflow.resource_settings.cores, workflow.global_resources)
 # every checkpoint's weights: one file, or the index of shards where a model of the study may be larger than one
 WEIGHTS = weights.file_name({name: CONFIG["models"][name]["source"] for name in STUDY["models"]})
-SHARDS = gpus.shards(CONFIG["compute"]["shards"], workflow.global_resources)
+# `auto` is of this host: a job that a cluster runs is told its own GPUs as the limit, and would find another number
+LIMITS = workflow.global_resources if workflow.is_main_process and workflow.resource_settings.nodes is None else {}
+SHARDS = gpus.shards(CONFIG["compute"]["shards"], LIMITS)
 # a file of each shard, or none where there is one pass
 in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []
 # a recipe that draws random numbers draws them for one block after another
