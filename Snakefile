@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 from quant.data import task_yaml
 from quant.recipe import choices, keys, libraries
 from quant.workflow import configuration, defaults, demands, gpus, needs, outcome, paths, shared_text, tracking, values
+from quant.workflow import weights
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]

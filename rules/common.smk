@@ -28,9 +28,15 @@ COLOURED = list(dict.fromkeys([*STUDY["methods"], *sorted(METHODS)]))
 if workflow.resource_settings.nodes is None and gpus.here() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", gpus.here())
 THREADS = gpus.threads(CONFIG["compute"]["threads"], workflow.resource_settings.cores, workflow.global_resources)
-SHARDS = gpus.shards(CONFIG["compute"]["shards"], workflow.global_resources)
+# every checkpoint's weights: one file, or the index of shards where a model of the study may be larger than one
+WEIGHTS = weights.file_name({name: CONFIG["models"][name]["source"] for name in STUDY["models"]})
+# `auto` is of this host: a job that a cluster runs is told its own GPUs as the limit, and would find another number
+LIMITS = workflow.global_resources if workflow.is_main_process and workflow.resource_settings.nodes is None else {}
+SHARDS = gpus.shards(CONFIG["compute"]["shards"], LIMITS)
 # a file of each shard, or none where there is one pass
 in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []
+# a recipe that draws random numbers draws them for one block after another
+splits = lambda method: SHARDS > 1 and not keys.draws(METHODS[method])
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key not in ("threads", "shards")}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]
@@ -57,6 +63,8 @@ in_order = lambda value: {key: in_order(value[key]) for key in sorted(value)} if
 # GPUs of a job that can use one. A dry run is not told its executor, but only a cluster has a limit of jobs
 on_cluster = lambda: workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
 GPU = lambda wildcards: gpus.wanted(COMPUTE["device"], on_cluster())
+# of one that only puts together what shards leave, none
+GPU_IF_WHOLE = lambda wildcards: 0 if SHARDS > 1 else GPU(wildcards)
 
 # memory, time and disk of each job, by its rule and the size of its model: asked once more when its inputs are there, and
 # on a retry twice, then three times as much

@@ -32,7 +32,7 @@ rule convert:
     input:
         lambda w: model_files(CONFIG["models"][w.model]["source"]),
     output:
-        weights="results/{model}/original/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/original/checkpoint/{WEIGHTS}",
         config="results/{model}/original/checkpoint/config.json",
         record="results/{model}/original/convert.json",
     log:

@@ -36,7 +36,7 @@ rule pick:
         weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
     output:
         choice="results/best/choice.json",
-        weights="results/best/checkpoint/model.safetensors",
+        weights=f"results/best/checkpoint/{WEIGHTS}",
         config="results/best/checkpoint/config.json",
         card="results/best/checkpoint/README.md",
     log:
@@ -62,7 +62,7 @@ rule export:
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
     output:
-        weights="results/{model}/{method}/export/{format}/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/export/{{format}}/{WEIGHTS}",
         config="results/{model}/{method}/export/{format}/config.json",
         record="results/{model}/{method}/export/{format}/export.json",
     log:

@@ -53,7 +53,7 @@ rule evaluate_original:
     threads: THREADS
     resources:
         **NEEDS,
-        gpu=GPU,
+        gpu=GPU_IF_WHOLE,
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,
@@ -120,7 +120,7 @@ rule evaluate:
     threads: THREADS
     resources:
         **NEEDS,
-        gpu=GPU,
+        gpu=GPU_IF_WHOLE,
     params:
         dataset=lambda w: CONFIG["datasets"][w.dataset],
         compute=COMPUTE,

@@ -39,7 +39,7 @@ rule quantize_library:
         model=rules.convert.output.record,
         environment=lambda w: rules.build_library.output.complete.format(library=METHODS[w.method]["algorithm"]),
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",

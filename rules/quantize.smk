@@ -1,8 +1,9 @@
 # One job a method: weights and the statistics its recipe reads in, a checkpoint that plain transformers loads out.
 
 
-rule quantize:
-    """A model quantised by one recipe: its checkpoint."""
+# made only where compute.shards is more than 1
+rule quantize_shard:
+    """Some of a model's blocks quantised by one recipe."""
     input:
         unpack(
             lambda w: {
@@ -13,7 +14,58 @@ rule quantize:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=temp("results/{model}/{method}/shards/{shard}-of-{shards}.safetensors"),
+        folds=temp("results/{model}/{method}/shards/{shard}-of-{shards}.folds.safetensors"),
+        record=temp("results/{model}/{method}/shards/{shard}-of-{shards}.json"),
+    log:
+        "results/logs/quantize_shard/{model}/{method}/{shard}-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/quantize_shard/{model}/{method}/{shard}-of-{shards}.tsv"
+    wildcard_constraints:
+        method=RECIPES,
+    # a method that needs no statistics is quantised and measured while they are not there yet
+    priority: lambda w: 0 if keys.statistics_files(METHODS[w.method]) else 2
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        **NEEDS,
+        gpu=GPU,
+    params:
+        recipe=lambda w: METHODS[w.method],
+        linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
+        device=COMPUTE["device"],
+        code=lambda w: code("quantize_shard.py", modules=choices.modules(METHODS[w.method])),
+    script:
+        "../workflow_scripts/quantize_shard.py"
+
+
+PART_FILES = {"part_weights": "safetensors", "part_folds": "folds.safetensors", "part_records": "json"}
+
+
+rule quantize:
+    """A model quantised by one recipe: its checkpoint."""
+    input:
+        unpack(
+            lambda w: (
+                {
+                    name: in_shards(f"results/{w.model}/{w.method}/shards/{{shard}}-of-{{shards}}.{ending}")
+                    for name, ending in PART_FILES.items()
+                }
+                if splits(w.method)
+                else {}
+            )
+        ),
+        unpack(
+            lambda w: {
+                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
+            }
+        ),
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",
@@ -30,7 +82,7 @@ rule quantize:
     threads: THREADS
     resources:
         **NEEDS,
-        gpu=GPU,
+        gpu=lambda w: 0 if splits(w.method) else GPU(w),
     params:
         recipe=lambda w: METHODS[w.method],
         linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
@@ -52,7 +104,7 @@ rule quantize_with_model:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",
@@ -126,7 +178,7 @@ rule quantize_budget:
         checkpoints=lambda w: expand(
             "results/{{model}}/{method}/checkpoint/{file}",
             method=CONFIG["candidates"][w.method],
-            file=["model.safetensors", "config.json"],
+            file=[WEIGHTS, "config.json"],
         ),
         folds=lambda w: expand("results/{{model}}/{method}/folds.safetensors", method=CONFIG["candidates"][w.method]),
         tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
@@ -135,7 +187,7 @@ rule quantize_budget:
         config=rules.convert.output.config,
         model=rules.convert.output.record,
     output:
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         record="results/{model}/{method}/quantize.json",
         folds="results/{model}/{method}/folds.safetensors",

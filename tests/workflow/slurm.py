@@ -1,4 +1,4 @@
-"""A real SLURM of one node with one stand-in GPU, run by root in a folder of its own, stopped whatever happens."""
+"""A real SLURM of one node with two stand-in GPUs, run by root in a folder of its own, stopped whatever happens."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ ReturnToService=2
 MinJobAge=3600
 KillWait=2
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -76,7 +76,9 @@ def configure(folder: Path) -> dict[str, str]:
     (folder / "slurm.conf").write_text(
         CONF.format(host=host, folder=folder, ports=free_ports(2), cpus=os.cpu_count(), memory=memory)
     )
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File=/dev/null\n")
+    (folder / "gres.conf").write_text(
+        "".join(f"NodeName={host} Name=gpu File=/dev/{each}\n" for each in ("null", "zero"))
+    )
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)

@@ -51,7 +51,7 @@ def test_shards_are_jobs_before_a_sum_and_only_where_asked_for(study: Path, tmp_
     compute = tiny.OVERLAY["compute"] | {"shards": 3}
     overlay.write_text(yaml.safe_dump(tiny.OVERLAY | {"compute": compute}))
     found = tiny.pending(study, overlay)
-    shards = {"collect_shard": 3, "evaluate_original_shard": 3, "evaluate_shard": 9}
+    shards = {"collect_shard": 3, "quantize_shard": 12, "evaluate_original_shard": 3, "evaluate_shard": 9}
     assert {rule: n for rule, n in found.items() if rule.endswith("_shard")} == shards
     assert (found["collect_statistics"], found["evaluate_original"], found["evaluate"]) == (1, 1, 3)
     assert tiny.pending(study) == {}

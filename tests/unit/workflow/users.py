@@ -12,8 +12,8 @@ PASSES = {
     "quantize_with_model",
     "check_mse",
 }  # the model, block by block
-RECIPES = {"quantize", "quantize_with_model"}
-QUANTIZERS = {"quantize", "quantize_with_model", "quantize_library"}
+RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
+QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
 READERS = {  # of a method's checkpoint
@@ -69,7 +69,8 @@ USERS: dict[str, set[str]] = {
     "calibration/channels": PASSES
     | ANALYSES
     | FROM_FILES
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "quantize", "synthetic_benchmark"},
+    | RECIPES
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"},
     "comparison/paired": TABLES
     | {
         "check_mse",
@@ -210,7 +211,7 @@ USERS: dict[str, set[str]] = {
     "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": RECIPES,
-    "calibration/second_moments": PASSES | {"measure_error", "measure_heldout", "quantize"},
+    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -235,6 +236,23 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": PASSES | MEASURES | {"plan", "check_study", "describe", "pick", "plot", "quantize_budget", "report"},
     "files/tensorfile": PASSES
+    | READERS
+    | QUANTIZERS
+    | TEXTS
+    | ANALYSES
+    | FROM_FILES
+    | {
+        "check_study",
+        "convert",
+        "evaluate_original",
+        "evaluate_original_shard",
+        "evaluate_task",
+        "make_task",
+        "quantize_budget",
+        "synthetic_benchmark",
+        "write_words",
+    },
+    "files/behind": PASSES
     | READERS
     | QUANTIZERS
     | TEXTS
@@ -277,6 +295,8 @@ USERS: dict[str, set[str]] = {
     "workflow/demands": set(),
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
+    "methods/block_shards": {"quantize", "quantize_shard"},
+    "methods/job": {"quantize", "quantize_shard"},
     "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
@@ -413,9 +433,13 @@ USERS: dict[str, set[str]] = {
         "measure_heldout",
         "measure_sensitivity",
         "quantize",
+        "quantize_shard",
         "quantize_with_model",
     },
     "evaluation/by_block": MEASURES,
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
+    "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "workflow/weights": set(),
 }

@@ -17,7 +17,9 @@ from quant.checkpoints.formats.awq import awq
 from quant.checkpoints.formats.dense import dense
 from quant.checkpoints.formats.gguf import gguf
 from quant.errors import InputError
+from quant.files import shards
 from quant.files.artifacts import copy, read_json
+from quant.files.weight_names import is_weights
 
 
 def try_forward(checkpoint: Path, dtype: torch.dtype, what: str) -> None:
@@ -64,12 +66,12 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             try:
                 try_forward(checkpoint, torch.float16 if kind == "awq" else getattr(torch, written), kind)
             except InputError:
-                for name in ("model.safetensors", "config.json"):
-                    (target / name).unlink()
+                shards.remove(target)
+                (target / "config.json").unlink()
                 raise
             for file in checkpoint.iterdir():
-                if file.is_file() and file.name not in ("model.safetensors", "config.json", "README.md"):
+                if file.is_file() and not is_weights(file) and file.name not in ("config.json", "README.md"):
                     copy(file, target / file.name)
         provenance = json.loads(held.file.metadata["provenance"])
-    size = sum(file.stat().st_size for file in target.glob("model.*")) / 1e6
+    size = sum(file.stat().st_size for file in target.glob("model*") if file.suffix != ".json") / 1e6
     return {"format": kind, "size_mb": size, **made, "provenance": provenance}

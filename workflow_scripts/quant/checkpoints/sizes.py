@@ -38,6 +38,6 @@ def parts_mb(weights: Path, model: nn.Module) -> Sizes:
     with tensorfile.opened(weights) as file:
         for name, (dtype, shape) in file.layout().items():
             found[part_of(name, model)] += dtype.itemsize * torch.Size(shape).numel()
-    found["other"] += weights.stat().st_size - sum(found.values())
+        found["other"] += file.size() - sum(found.values())
     linears, embeddings, head, other = (found[part] / 1e6 for part in PARTS)
     return {"linears_mb": linears, "embeddings_mb": embeddings, "head_mb": head, "other_mb": other}

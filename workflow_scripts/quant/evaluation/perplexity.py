@@ -20,6 +20,7 @@ from quant.errors import InputError
 from quant.evaluation.divergence import Keep, Reference, compare
 from quant.evaluation.head import Head
 from quant.files.artifacts import rebuild
+from quant.files.tensorfile import stored_at
 from quant.models.compute import clock, halved, where_installed
 from quant.models.loading import load
 from quant.models.rotary import by_length, forget
@@ -46,7 +47,7 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrained
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); "
-            f"{rebuild(checkpoint / 'model.safetensors')}"
+            f"{rebuild(stored_at(checkpoint / 'model.safetensors'))}"
         ) from None
     with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
         model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)

@@ -5,7 +5,7 @@ Whoever reads or writes such a file by `tensorfile` knows the pieces' names only
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,23 @@ def read(metadata: Mapping[str, str], where: str) -> Wholes:
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError):
         raise InputError(f"{where}: its pieces are not those of its tensors; {rebuild(where)}") from None
     return Wholes(shapes, pieces)
+
+
+def joined(metadata: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Of several files that are one: the first one's, with the pieces of all; of one alone, its own."""
+    if len(metadata) < 2:
+        return dict(metadata[0]) if metadata else {}
+    every = (json.loads(each.get(KEY, "{}")).items() for each in metadata)
+    listed = dict(sorted(entry for entries in every for entry in entries))
+    found = {key: value for key, value in metadata[0].items() if key not in (KEY, "checksums")}
+    return found | ({KEY: json.dumps(listed, separators=(",", ":"))} if listed else {})
+
+
+def of_some(metadata: Mapping[str, str], stored: Set[str]) -> dict[str, str]:
+    """Of a file that holds only these tensors of one with this metadata."""
+    listed = {key: value for key, value in json.loads(metadata.get(KEY, "{}")).items() if key in stored}
+    found = {key: value for key, value in metadata.items() if key != KEY}
+    return found | ({KEY: json.dumps(listed, separators=(",", ":"))} if listed else {})
 
 
 def gathered(wholes: Wholes, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, Any]:

@@ -7,13 +7,10 @@ a number.
 
 import contextlib
 import json
-import os
-import threading
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +18,8 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import naming, pieces
-from quant.files.artifacts import digest, rebuild, whole
+from quant.files.artifacts import digest, read_json, rebuild, whole
+from quant.files.behind import Behind, checksum, raw
 
 DTYPES = {
     torch.float64: "F64",
@@ -38,43 +36,31 @@ DTYPES = {
 BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 READERS = 3  # that read ahead and hold against checksums, each at 1.6 GB/s
-WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
-FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in memory, not copied where it is contiguous."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def checksum(data: memoryview) -> str:
-    """CRC-32 in 8 hexadecimal digits; 1.6 GB/s, four times the speed of SHA-256, and bits flip by accident."""
-    return f"{zlib.crc32(data):08x}"
 
 
 class TensorFile:
-    """A safetensors file, memory-mapped; `get` reads one tensor and holds it against its checksum, if it has one."""
+    """A safetensors file, or several as one, memory-mapped; `get` reads one tensor and holds it against its checksum,
+    if it has one."""
 
-    def __init__(self, path: Path, handle: safe_open) -> None:
-        self.path, self._handle = path, handle
+    def __init__(self, path: Path, handles: Mapping[Path, safe_open]) -> None:
+        """path: the file's, or that of the index of several."""
+        self.path, self._files = path, list(handles)
         # safetensors gives them in any order; what is copied into another file is the same bytes every time
-        self.metadata: dict[str, str] = dict(sorted((handle.metadata() or {}).items()))
+        said = {file: dict(sorted((handle.metadata() or {}).items())) for file, handle in handles.items()}
+        self.metadata: dict[str, str] = pieces.joined(list(said.values()))
         self.naming = naming.read(self.metadata, str(path))
-        self._stored = {self.naming.inside(name) for name in handle.keys()}  # noqa: SIM118
+        self._handles: dict[str, safe_open] = {}  # by what it has stored
+        self._checksums: dict[str, str] = {}
+        for file, handle in handles.items():
+            stored = {self.naming.inside(name) for name in handle.keys()}  # noqa: SIM118
+            self._handles |= dict.fromkeys(stored, handle)
+            self._checksums |= checksums_in(file, said[file].get("checksums"), stored)
         wholes = pieces.read(self.metadata, str(path))
         self._pieces = wholes.pieces
-        self.names = (self._stored - set(wholes.shapes)) | set(self._pieces)
+        self.names = (set(self._handles) - set(wholes.shapes)) | set(self._pieces)
         self._held: set[str] = set()  # whole tensors that match their checksums
-        self._checksums = self._read_checksums(self.metadata.get("checksums"))
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[str, Future[Tensor]] = {}
-
-    def _read_checksums(self, held: str | None) -> dict[str, str]:
-        if held is None:  # not written by us
-            return {}
-        if len(held) != 8 * len(self._stored):
-            raise InputError(f"{self.path}: its checksums are not of its tensors; {rebuild(self.path)}")
-        return {name: held[8 * i : 8 * i + 8] for i, name in enumerate(sorted(self._stored))}
 
     def _read(self, name: str) -> Tensor:
         piece = self._pieces.get(name)
@@ -85,7 +71,7 @@ class TensorFile:
         return piece.of(whole).contiguous()
 
     def _unchecked(self, name: str) -> Tensor:
-        return self._handle.get_tensor(self.naming.outside(name))
+        return self._handles[name].get_tensor(self.naming.outside(name))
 
     def _checked(self, name: str) -> Tensor:
         tensor = self._unchecked(name)
@@ -121,7 +107,7 @@ class TensorFile:
 
     def layout(self) -> Layout:
         """Every tensor's dtype and shape, without reading it."""
-        slices = {name: self._handle.get_slice(self.naming.outside(name)) for name in sorted(self._stored)}
+        slices = {name: self._slice(name) for name in sorted(self._handles)}
         stored = {name: (BY_CODE[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
         found = {name: value for name, value in stored.items() if name in self.names}
         for name, piece in self._pieces.items():
@@ -129,12 +115,27 @@ class TensorFile:
             found[name] = dtype, tuple(piece.of(torch.empty(shape, device="meta")).shape)
         return dict(sorted(found.items()))
 
+    def _slice(self, name: str) -> Any:
+        return self._handles[name].get_slice(self.naming.outside(name))
+
+    def headers(self) -> bytes:
+        """Of its files, one after another: names, types, shapes, checksums."""
+        found = []
+        for path in self._files:
+            with path.open("rb") as file:
+                found.append(file.read(int.from_bytes(file.read(8), "little")))
+        return b"".join(found)
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self._files)
+
     def mark(self) -> str:
         """16 hexadecimal digits of every tensor's name, type, shape and checksum: of the same tensors always the same,
         whatever made them. Those that the file has no checksums of are read."""
         held = []
-        for name in sorted(self._stored):
-            part = self._handle.get_slice(self.naming.outside(name))
+        for name in sorted(self._handles):
+            part = self._slice(name)
             own = self._checksums.get(name) or checksum(raw(self._checked(name)))
             held.append((name, part.get_dtype(), part.get_shape(), own))
         return digest(json.dumps(held).encode())
@@ -149,76 +150,50 @@ class TensorFile:
             raise InputError(f"{self.path}: its {key} is not JSON; {rebuild(self.path)}") from None
 
 
+def checksums_in(path: Path, held: str | None, stored: set[str]) -> dict[str, str]:
+    """A file's, by name; {} of one that is not written by us."""
+    if held is None:
+        return {}
+    if len(held) != 8 * len(stored):
+        raise InputError(f"{path}: its checksums are not of its tensors; {rebuild(path)}")
+    return {name: held[8 * i : 8 * i + 8] for i, name in enumerate(sorted(stored))}
+
+
+def stored_at(path: Path) -> Path:
+    """A file, or the index of its shards where it is in several."""
+    index = path.with_name(f"{path.name}.index.json")
+    return index if index.is_file() and not path.exists() else path
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names."""
+    try:
+        return [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: names no shards; {rebuild(index)}") from None
+
+
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[TensorFile]:
-    """Opens a safetensors file, or says in one line what is wrong with it."""
-    path = Path(path)
+    """Opens a safetensors file, or the shards that its index names, or says in one line what is wrong with it."""
+    path = stored_at(Path(path))
+    with contextlib.ExitStack() as stack:
+        files = shards_of(path) if path.suffix == ".json" else [path]
+        handles = {file: stack.enter_context(_handle(file, path)) for file in files}
+        yield stack.enter_context(contextlib.closing(TensorFile(path, handles)))
+
+
+def _handle(path: Path, target: Path) -> safe_open:
+    """target: what makes the file again."""
     try:
         path.open("rb").close()  # safe_open takes a file that may not be read for a missing one
-        handle = safe_open(str(path), framework="pt")
+        return safe_open(str(path), framework="pt")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {rebuild(path)}") from None
+        raise InputError(f"{path}: no such file; {rebuild(target)}") from None
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is not a whole safetensors file ({error}); {rebuild(path)}") from None
-    with handle, contextlib.closing(TensorFile(path, handle)) as file:
-        yield file
-
-
-class _Behind:
-    """Writes tensors at offsets of a file in a thread, in their order; what fails there is raised by the next call.
-    checksums: of what was written, whole after `finish`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
-        self._checker = ThreadPoolExecutor(1, "checker")  # a checksum takes as long as the write beside it
-        self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
-        self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
-        self._flushed.set_result(None)
-        self._unflushed = 0
-        self.checksums: dict[str, str] = {}
-
-    def put(self, name: str, offset: int, tensor: Tensor) -> None:
-        tensor, copied = tensor.detach(), None
-        if tensor.is_cuda:
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            host.copy_(tensor, non_blocking=True)
-            tensor, copied = host, torch.cuda.Event()
-            copied.record()
-        self._room.acquire()
-        while self._pending and self._pending[0].done():
-            self._pending.pop(0).result()
-        self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
-
-    def _write(self, name: str, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
-        try:
-            if copied is not None:
-                copied.synchronize()
-            data = raw(tensor)
-            checked = self._checker.submit(checksum, data)
-            self._file.seek(offset)
-            self._file.write(data)
-            self.checksums[name] = checked.result()
-            self._unflushed += tensor.nbytes
-            if self._unflushed > FLUSH and self._flushed.done():
-                self._flushed.result()
-                self._file.flush()
-                self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
-                self._unflushed = 0
-        finally:
-            self._room.release()
-
-    def finish(self) -> None:
-        for each in (self._thread, self._checker, self._flusher):
-            each.shutdown()
-        for written in (*self._pending, self._flushed):
-            written.result()
-
-    def abandon(self) -> None:
-        for each in (self._thread, self._checker, self._flusher):
-            each.shutdown(cancel_futures=True)
-        self._file.close()
+        raise InputError(f"{path}: is not a whole safetensors file ({error}); {rebuild(target)}") from None
 
 
 def _joined(checksums: dict[str, str]) -> str:
@@ -273,7 +248,7 @@ class Writer:
         self._file = path.open("wb")
         self._start = self._write_header()
         self._file.truncate(self._start + end)
-        self._behind = _Behind(self._file)
+        self._behind = Behind(self._file)
 
     def _write_header(self) -> int:
         """At the file's beginning; of the same length whatever the checksums are. Returns where the tensors start."""
@@ -318,7 +293,7 @@ class Appender:
         self._dtype: torch.dtype | None = None
         self._room, self._end = room - room % 8, 0
         self._file = path.open("wb")
-        self._behind = _Behind(self._file)
+        self._behind = Behind(self._file)
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._dtype = self._dtype or tensor.dtype  # one width, so that every tensor is aligned to it
@@ -384,7 +359,15 @@ def check_finite(name: str, tensor: Tensor, where: str) -> None:
         raise InputError(f"{where}: {name} holds {bad} NaN or infinite values; use a model whose weights are finite")
 
 
-def put_finite(out: Writer, tensors: dict[str, Tensor], where: Path) -> None:
+class Sink(Protocol):
+    """What takes tensors: a Writer, or one of several files."""
+
+    layout: Layout
+
+    def put(self, name: str, tensor: Tensor) -> None: ...
+
+
+def put_finite(out: Sink, tensors: dict[str, Tensor], where: Path) -> None:
     """Writes tensors in the dtypes of the file's layout; a number just beyond a dtype's end, as rounding may leave it,
     becomes its last one, and what is far beyond is refused."""
     for name, value in tensors.items():

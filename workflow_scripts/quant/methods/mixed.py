@@ -15,10 +15,11 @@ from torch import Tensor
 from quant.checkpoints import packed, stored
 from quant.checkpoints.coverage import quantized_share
 from quant.errors import InputError
-from quant.files import naming, pieces, tensorfile
+from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.files.units import megabytes
+from quant.files.weight_names import is_weights
 from quant.methods.allocation import Infeasible, allocate, tied_groups
 from quant.methods.packing import without_kernels
 from quant.recipe.widths import UNTOUCHED
@@ -146,7 +147,7 @@ def mix_checkpoint(
             layout = packed.layout(dense, grids)
             config |= {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
         moved: dict[str, Tensor] = {}
-        with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
+        with shards.writing(target / model.path.name, layout, metadata) as out:
             for name, each in of.items():
                 i = index[each.method] if each else next(iter(used), 0)
                 own = folds_of(name, folds[i]) if used else {}
@@ -164,7 +165,7 @@ def mix_checkpoint(
                 out.put(key, (held[used[0]].file if used else model).get(key))
     tensorfile.save(folds_path, moved, {"provenance": json.dumps(provenance)})
     for file in source.iterdir():
-        if file.is_file() and file.name not in ("model.safetensors", "config.json"):
+        if file.is_file() and not is_weights(file) and file.name != "config.json":
             copy(file, target / file.name)
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before

@@ -3,11 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from tqdm import tqdm
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
 from quant.checkpoints.coverage import quantized_share
-from quant.files import naming, pieces, tensorfile
+from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
-from quant.files.tensorfile import put_finite
+from quant.files.tensorfile import Layout, put_finite
+from quant.files.weight_names import is_weights
 from quant.methods.block import Block
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, shared_groups
-from quant.recipe.grids import Codes
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance, Summary
@@ -32,6 +33,77 @@ logger = logging.getLogger("quant")
 
 # a block, its groups, the statistics, the recipe, and what random numbers are drawn by
 QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
+
+
+class Form(NamedTuple):
+    """What a checkpoint will be: its config.json and header, the source's layout and its own; grids: of packed linears;
+    reason: why none is packed."""
+
+    config: dict[str, Any]
+    dense: Layout
+    layout: Layout
+    grids: dict[str, Grid]
+    reason: str | None
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        model: tensorfile.TensorFile,
+        config: dict[str, Any],
+        linears: dict[str, int],
+        recipe: Recipe,
+        provenance: Provenance,
+        left: Mapping[str, str],
+        unpacked: Mapping[str, str],
+    ) -> "Form":
+        dense = layout = model.layout()
+        reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
+        reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
+        grids: dict[str, Grid] = {}
+        if reason is None:
+            grids = dict.fromkeys(linears, recipe.grid)
+            layout = packed.layout(dense, grids)
+            config = config | {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
+        metadata = {"format": "pt", "provenance": json.dumps(provenance)}
+        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
+        return cls(config, dense, layout, grids, reason, metadata)
+
+    def finish(
+        self,
+        source: Path,
+        target: Path,
+        linears: dict[str, int],
+        rows: list[dict[str, Any]],
+        seconds: float,
+        provenance: Provenance,
+        left: Mapping[str, str],
+    ) -> MethodRecord:
+        """The checkpoint's other files, and the record of what was made."""
+        for file in source.iterdir():
+            if file.is_file() and not is_weights(file) and file.name != "config.json":
+                copy(file, target / file.name)
+        write_plain_json(target / "config.json", self.config)
+        (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
+        weights = sum(torch.Size(self.dense[f"{name}.weight"][1]).numel() for name in linears)
+        summary: Summary = {
+            "bits_per_weight": sum(row["storage_bits"] for row in rows) / weights,
+            "quantize_s": seconds,
+            "storage": "packed" if self.reason is None else "simulated",
+            "storage_reason": self.reason or "",
+            "no_kernels": (without_kernels(self.dense, self.grids) if self.reason is None else None) or "",
+            **quantized_share(self.dense, linears),
+            "left": dict(left),
+        }
+        return {"linears": rows, "summary": summary, "provenance": provenance}
+
+
+class Made(NamedTuple):
+    """A linear, or at a block's end what took over scales: tensors as the checkpoint has them but for their types."""
+
+    written: dict[str, Tensor]
+    folds: dict[str, Tensor]
+    row: dict[str, Any] | None
 
 
 def quantize_checkpoint(
@@ -48,7 +120,7 @@ def quantize_checkpoint(
     quantize_block: QuantizeBlock | None = None,
     keep: dict[str, Codes] | None = None,
 ) -> MethodRecord:
-    """Writes target/model.safetensors beside copies of the source's other files, and the folds.
+    """Writes target's weights, in shards as the source's are, beside copies of the source's other files, and the folds.
 
     linears: names and blocks, as convert recorded them; left: other linears of the model, and why they stay in 16 bit;
     unpacked: on which grids no reader of packed weights reads this model's (`asymmetric`, `any`), and why. Returns a
@@ -58,77 +130,76 @@ def quantize_checkpoint(
     stored, in the host's memory.
     """
     config = read_json(source / "config.json")
-    generator = torch.Generator().manual_seed(recipe.seed)
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
-    bits = weights = 0
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        dense = layout = model.layout()
-        reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
-        reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
-        if reason is None:
-            grids = dict.fromkeys(linears, recipe.grid)
-            layout = packed.layout(dense, grids)
-            config |= {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
+        form = Form.of(model, config, linears, recipe, provenance, left, unpacked)
         begun = time.perf_counter()
-        metadata = {"format": "pt", "provenance": json.dumps(provenance)}
-        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         untouched = set(model.names)
-        with tensorfile.writing(target / "model.safetensors", layout, metadata) as out:
-            by_block = [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
-            for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
-                for following in [names for _, names in by_block[at + 1 : at + 2]]:
-                    model.prefetch((f"{name}.weight" for name in following), device)
-                    statistics.prefetch(following, device)
-                block = Block(model, config, device)
-                prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
-                groups = shared_groups(names, prefix, recipe.scope, config)
-                if quantize_block is not None:
-                    quantize_block(block, groups, statistics, recipe, generator)
-                else:
-                    for group in groups:
-                        block.quantize(group, statistics, recipe, generator)
-                for name in names:
-                    result = block.done[name]
-                    if keep is not None:
-                        keep[name] = in_host_memory(block.codes(name), dense[f"{name}.weight"][0])
-                    folds |= {key: value.cpu() for key, value in block.folds(name)}
-                    if reason is None:
-                        written = packed.pack(name, block.codes(name))
-                        own_bits = packed.bits_of({key: layout[key] for key in written})
-                    else:
-                        written = {f"{name}.weight": block.weight(name)}
-                        own_bits = result.storage_bits(name in block.folded)
-                    bits, weights = bits + own_bits, weights + block.weights[name].numel()
-                    row = {"linear": name, "layer": layer, "storage_bits": own_bits}
-                    row |= {"alpha": result.alpha, "objective": result.objective}
-                    row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
-                    if result.damp is not None and result.damp > recipe.parameters["damp"]:
-                        logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
-                    rows.append(row | rounding_statistics(block.weights[name], result))
-                    put_finite(out, written, target)
-                    untouched.remove(f"{name}.weight")
-                put_finite(out, block.others, target)
-                untouched -= set(block.others)
+        with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
+            for made in blocks_made(model, config, form, linears, statistics, recipe, device, quantize_block, keep):
+                folds |= made.folds
+                put_finite(out, made.written, target)
+                untouched -= set(made.written)
+                if made.row is not None:
+                    rows.append(made.row)
+                    untouched.discard(f"{made.row['linear']}.weight")
             for name in sorted(untouched):
                 out.put(name, model.get(name))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
-    for file in source.iterdir():
-        if file.is_file() and file.name not in ("model.safetensors", "config.json"):
-            copy(file, target / file.name)
-    write_plain_json(target / "config.json", config)
-    (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
-    summary: Summary = {
-        "bits_per_weight": bits / weights,
-        "quantize_s": time.perf_counter() - begun,
-        "storage": "packed" if reason is None else "simulated",
-        "storage_reason": reason or "",
-        "no_kernels": (without_kernels(dense, grids) if reason is None else None) or "",
-        **quantized_share(dense, linears),
-        "left": dict(left),
-    }
-    return {"linears": rows, "summary": summary, "provenance": provenance}
+    return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left)
+
+
+def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
+    """Each block's number and linears."""
+    return [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
+
+
+def blocks_made(
+    model: tensorfile.TensorFile,
+    config: dict[str, Any],
+    form: Form,
+    linears: dict[str, int],
+    statistics: Statistics,
+    recipe: Recipe,
+    device: str,
+    quantize_block: QuantizeBlock | None = None,
+    keep: dict[str, Codes] | None = None,
+) -> Iterator[Made]:
+    """Quantises one block after another; linears, quantize_block, keep: as `quantize_checkpoint` has them."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    by_block = blocks_of(linears)
+    for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
+        for following in [names for _, names in by_block[at + 1 : at + 2]]:
+            model.prefetch((f"{name}.weight" for name in following), device)
+            statistics.prefetch(following, device)
+        block = Block(model, config, device)
+        prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
+        groups = shared_groups(names, prefix, recipe.scope, config)
+        if quantize_block is not None:
+            quantize_block(block, groups, statistics, recipe, generator)
+        else:
+            for group in groups:
+                block.quantize(group, statistics, recipe, generator)
+        for name in names:
+            result = block.done[name]
+            if keep is not None:
+                keep[name] = in_host_memory(block.codes(name), form.dense[f"{name}.weight"][0])
+            folds = {key: value.cpu() for key, value in block.folds(name)}
+            if form.reason is None:
+                written = packed.pack(name, block.codes(name))
+                own_bits = packed.bits_of({key: form.layout[key] for key in written})
+            else:
+                written = {f"{name}.weight": block.weight(name)}
+                own_bits = result.storage_bits(name in block.folded)
+            row = {"linear": name, "layer": layer, "storage_bits": own_bits}
+            row |= {"alpha": result.alpha, "objective": result.objective}
+            row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
+            if result.damp is not None and result.damp > recipe.parameters["damp"]:
+                logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
+            yield Made(written, folds, row | rounding_statistics(block.weights[name], result))
+        yield Made(block.others, {}, None)
 
 
 def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens
-from quant.files import tensorfile
+from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import put_finite
 from quant.methods.quantize import quantize_checkpoint
@@ -41,7 +41,7 @@ def rewrite(path: Path, changed: dict[str, Tensor]) -> None:
     with tensorfile.opened(path) as old:
         metadata = {key: value for key, value in old.metadata.items() if key != "checksums"}
         layout = old.layout()
-        with tensorfile.writing(path, layout, metadata) as out:
+        with shards.writing(old.path, layout, metadata) as out:
             for name in sorted(layout.keys() - changed.keys()):
                 out.put(name, old.get(name))
             put_finite(out, changed, path.parent)

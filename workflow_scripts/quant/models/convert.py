@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import shards
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
+from quant.files.weight_names import LIMIT, WEIGHTS
 from quant.models import dequantised, published, quantised, sources, tokenizers
 from quant.models.experts import held, unrolling
 from quant.models.linears import all_linears, decoder_blocks, left_alone
@@ -313,17 +314,36 @@ def check_side_files(stage: Path, where: str) -> None:
             ) from None
 
 
+def fits(tensors: dict[str, Tensor], weights: str, where: str) -> None:
+    """Refuses one file for weights that belong in shards, as it happens to a model whose size was not known before."""
+    size = sum(value.nbytes for value in tensors.values())
+    if weights == WEIGHTS and size > LIMIT:
+        raise InputError(
+            f"{where}: its weights take {size / 1e9:.1f} GB, more than the {LIMIT / 1e9:g} GB of one file, which could "
+            "not be known before they were there; run the same command again, and checkpoints will be in shards"
+        )
+
+
 def publish(stage: Path, target: Path) -> None:
     """Moves a finished checkpoint to its place; of an earlier one nothing stays."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*SIDE_FILES, "config.json", "model.safetensors"):
+    for name in (*SIDE_FILES, "config.json"):
         (target / name).unlink(missing_ok=True)
+    shards.publish(stage, target)
     for file in sorted(stage.iterdir()):
         file.rename(target / file.name)
 
 
-def convert(source: dict[str, Any], target: Path, record_path: str | Path, resource: Path | None = None) -> None:
+def convert(
+    source: dict[str, Any],
+    target: Path,
+    record_path: str | Path,
+    resource: Path | None = None,
+    weights: str = WEIGHTS,
+) -> None:
     """Writes `target` from one of {"directory": PATH}, {"hub": {"id", "revision"}}, {"gguf": PATH or resource}.
+
+    weights: the name of its one file of weights, or of its shards' index.
 
     The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
     to `target` all together, once the last check has passed.
@@ -358,7 +378,8 @@ def convert(source: dict[str, Any], target: Path, record_path: str | Path, resou
             copy_side_files(folder, stage)
         config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))
-        tensorfile.save(stage / "model.safetensors", tensors, {"format": "pt"} | metadata)
+        fits(tensors, weights, where)
+        shards.save(stage / weights, tensors, {"format": "pt"} | metadata)
         write_text(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         settle_tokenizer(stage, tokenizer, where)
         check_side_files(stage, where)

@@ -8,11 +8,9 @@ from quant.records.model import ModelRecord
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> str:
-    """Of config.json and of the weights' header, which holds every tensor's checksum: nothing else is read."""
-    path = checkpoint / "model.safetensors"
-    with opened(path), path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    return digest(header, (checkpoint / "config.json").read_bytes())
+    """Of config.json and of the weights' headers, which hold every tensor's checksum: nothing else is read."""
+    with opened(checkpoint / "model.safetensors") as file:
+        return digest(file.headers(), (checkpoint / "config.json").read_bytes())
 
 
 def model_record(path: str | Path) -> ModelRecord:

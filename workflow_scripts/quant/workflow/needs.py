@@ -23,6 +23,7 @@ PART_OF = {
     "collect_shard": "collect_statistics",
     "evaluate_original_shard": "evaluate_original",
     "evaluate_shard": "evaluate",
+    "quantize_shard": "quantize",
 }
 # MB and minutes of jobs whose model is not known before it is fetched
 UNKNOWN = {

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quant.checkpoints import gemm, stored
 from quant.checkpoints.fitting import (
@@ -17,7 +16,7 @@ from quant.checkpoints.fitting import (
     without_packing,
 )
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import shards, tensorfile
 from quant.files.artifacts import write_plain_json
 from quant.recipe import grids
 from quant.recipe.grids import Codes
@@ -40,23 +39,38 @@ def awq_linear(name: str, linear: Codes) -> gemm.Packed:
     )
 
 
+def awq_layout(name: str, shape: list[int], size: int) -> tensorfile.Layout:
+    """Of `awq_linear` of a linear [out, in] in groups of `size`."""
+    n_out, n_in = shape
+    groups = grids.n_groups(n_in, size)
+    packed = ((torch.int32, (n_in, n_out // 8)), (torch.int32, (groups, n_out // 8)), (torch.float16, (groups, n_out)))
+    return {f"{name}.{part}": each for part, each in zip(gemm.Packed._fields, packed, strict=True)}
+
+
 def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
     """AutoAWQ's GEMM layout, everything else in float16, as its readers take it."""
     needs(held, (4,), "AutoAWQ's layout")
     size = fitting_size(held, SIZES, "AutoAWQ")
-    tensors: dict[str, Tensor] = {}
+    others = {
+        key: (torch.float16 if dtype.is_floating_point else dtype, shape)
+        for key, (dtype, shape) in held.file.layout().items()
+        if key.rpartition(".")[0] not in held.packed or key.endswith(".bias")
+    }
+    layout = dict(others)
     for name in held.packed:
-        parts = awq_linear(name, in_float16(regrouped(held.linear(name), size)))._asdict()
-        tensors |= {f"{name}.{part}": value for part, value in parts.items()}
-    for key in held.file.names:
-        if key.rpartition(".")[0] not in held.packed or key.endswith(".bias"):
-            value = held.file.get(key)
-            tensors[key] = value.half() if value.is_floating_point() else value
-            if not torch.isfinite(tensors[key]).all():
+        layout |= awq_layout(name, held.file.get(f"{name}.weight_shape").tolist(), size)
+    with shards.writing(target / held.file.path.name, layout, held.file.metadata) as out:
+        for name in held.packed:
+            parts = awq_linear(name, in_float16(regrouped(held.linear(name), size)))._asdict()
+            for part, value in parts.items():
+                out.put(f"{name}.{part}", value)
+        for key, (dtype, _) in others.items():
+            value = held.file.get(key).to(dtype)
+            if not torch.isfinite(value).all():
                 raise InputError(f"{key}: overflows float16, which AutoAWQ's readers take; export dense")
-    tensorfile.save(target / "model.safetensors", tensors, held.file.metadata)
+            out.put(key, value)
     left = {
-        key.removesuffix(".weight") for key, value in tensors.items() if value.ndim == 2 and key.endswith(".weight")
+        key.removesuffix(".weight") for key, (_, shape) in others.items() if len(shape) == 2 if key[-7:] == ".weight"
     }
     quantization = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True, "version": "gemm"}
     quantization["modules_to_not_convert"] = sorted(held.file.naming.both({"lm_head"} | left))

@@ -7,7 +7,7 @@ import torch
 
 from quant.checkpoints import stored
 from quant.checkpoints.fitting import deviation, without_packing
-from quant.files import tensorfile
+from quant.files import shards, tensorfile
 from quant.files.artifacts import write_plain_json
 
 
@@ -20,7 +20,7 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
     layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
     layout |= {key: value for key, value in before.items() if key.endswith(".bias")}
     layout |= {key: (dtype, shape) for key, shape in shapes.items()}
-    with tensorfile.writing(target / "model.safetensors", layout, held.file.metadata) as out:
+    with shards.writing(target / held.file.path.name, layout, held.file.metadata) as out:
         for key in layout:
             name = key.removesuffix(".weight")
             out.put(key, held.weight(name).to(dtype) if key in shapes else held.file.get(key))

@@ -1,0 +1,78 @@
+"""Tensors written by a thread behind the one that makes them, their checksums by another."""
+
+import os
+import threading
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
+FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in memory, not copied where it is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def checksum(data: memoryview) -> str:
+    """CRC-32 in 8 hexadecimal digits; 1.6 GB/s, four times the speed of SHA-256, and bits flip by accident."""
+    return f"{zlib.crc32(data):08x}"
+
+
+class Behind:
+    """Writes tensors at offsets of a file in a thread, in their order; what fails there is raised by the next call.
+    checksums: of what was written, whole after `finish`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
+        self._checker = ThreadPoolExecutor(1, "checker")  # a checksum takes as long as the write beside it
+        self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
+        self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
+        self._flushed.set_result(None)
+        self._unflushed = 0
+        self.checksums: dict[str, str] = {}
+
+    def put(self, name: str, offset: int, tensor: Tensor) -> None:
+        tensor, copied = tensor.detach(), None
+        if tensor.is_cuda:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            tensor, copied = host, torch.cuda.Event()
+            copied.record()
+        self._room.acquire()
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+        self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
+
+    def _write(self, name: str, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            data = raw(tensor)
+            checked = self._checker.submit(checksum, data)
+            self._file.seek(offset)
+            self._file.write(data)
+            self.checksums[name] = checked.result()
+            self._unflushed += tensor.nbytes
+            if self._unflushed > FLUSH and self._flushed.done():
+                self._flushed.result()
+                self._file.flush()
+                self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
+                self._unflushed = 0
+        finally:
+            self._room.release()
+
+    def finish(self) -> None:
+        for each in (self._thread, self._checker, self._flusher):
+            each.shutdown()
+        for written in (*self._pending, self._flushed):
+            written.result()
+
+    def abandon(self) -> None:
+        for each in (self._thread, self._checker, self._flusher):
+            each.shutdown(cancel_futures=True)
+        self._file.close()

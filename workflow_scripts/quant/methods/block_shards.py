@@ -1,0 +1,104 @@
+"""A model quantised in shards: each some of its blocks, which a last job puts together into one checkpoint.
+
+A block's recipe reads nothing of another block, so the checkpoint is that of one job to the bit.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from quant.calibration.reader import Statistics
+from quant.data.tokens import Shard
+from quant.files import shards, tensorfile
+from quant.files.artifacts import read_json, require, write_json
+from quant.methods.quantize import Form, blocks_made, blocks_of
+from quant.recipe.recipe import Recipe
+from quant.records.method import MethodRecord, Provenance
+
+
+class Part(NamedTuple):
+    """A shard's files: tensors as the checkpoint has them, folds, and rows with what made them."""
+
+    weights: str
+    folds: str
+    record: str
+
+
+def quantize_shard(
+    source: Path,
+    part: Part,
+    shard: Shard,
+    linears: dict[str, int],
+    statistics: Statistics,
+    recipe: Recipe,
+    device: str,
+    provenance: Provenance,
+    left: Mapping[str, str],
+    unpacked: Mapping[str, str],
+) -> None:
+    """Quantises a shard's blocks; linears, left, unpacked: the model's, as `quantize_checkpoint` has them."""
+    config = read_json(source / "config.json")
+    blocks = blocks_of(linears)
+    start, stop = (len(blocks) * i // shard.shards for i in (shard.shard, shard.shard + 1))
+    own = {name: layer for layer, names in blocks[start:stop] for name in names}
+    prefixes = tuple({f"{name.partition(f'.{layer}.')[0]}.{layer}." for name, layer in own.items()})
+    rows: list[dict[str, Any]] = []
+    folds: dict[str, Tensor] = {}
+    with tensorfile.opened(source / "model.safetensors") as model, statistics:
+        provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
+        form = Form.of(model, config, linears, recipe, provenance, left, unpacked)
+        layout = {name: value for name, value in form.layout.items() if name.startswith(prefixes)} if own else {}
+        begun, missing = time.perf_counter(), set(layout)
+        with tensorfile.writing(part.weights, layout, {"provenance": json.dumps(provenance)}) as out:
+            for made in blocks_made(model, config, form, own, statistics, recipe, device) if own else ():
+                tensorfile.put_finite(out, made.written, Path(part.weights))
+                missing -= set(made.written)
+                folds |= made.folds
+                rows += [] if made.row is None else [made.row]
+            for name in sorted(missing):
+                out.put(name, model.get(name))
+    tensorfile.save(part.folds, folds, {"provenance": json.dumps(provenance)})
+    seconds = time.perf_counter() - begun
+    write_json(part.record, {"provenance": provenance, **shard._asdict(), "linears": rows, "seconds": seconds})
+
+
+def join(
+    source: Path,
+    target: Path,
+    folds_path: Path,
+    parts: Sequence[Part],
+    linears: dict[str, int],
+    recipe: Recipe,
+    provenance: Provenance,
+    left: Mapping[str, str],
+    unpacked: Mapping[str, str],
+) -> MethodRecord:
+    """What `quantize_checkpoint` writes and returns, from all shards; refuses what was made from something else."""
+    begun = time.perf_counter()
+    records = [read_json(part.record) for part in parts]
+    made: Provenance = {**provenance, "token_fingerprint": records[0]["provenance"]["token_fingerprint"]}
+    for i, (part, record) in enumerate(zip(parts, records, strict=True)):
+        require(part.record, record, provenance=made, shard=i, shards=len(parts))
+    folds: dict[str, Tensor] = {}
+    with tensorfile.opened(source / "model.safetensors") as model:
+        form = Form.of(model, read_json(source / "config.json"), linears, recipe, made, left, unpacked)
+        missing = set(form.layout)
+        with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
+            for part in parts:
+                with tensorfile.opened(part.weights) as file:
+                    require(part.weights, {"provenance": file.info("provenance")}, provenance=made)
+                    for name in sorted(file.names, key=shards.in_order):
+                        out.put(name, file.get(name))
+                    missing -= file.names
+                with tensorfile.opened(part.folds) as file:
+                    folds |= {name: file.get(name) for name in sorted(file.names)}
+            for name in sorted(missing):
+                out.put(name, model.get(name))
+    tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})
+    rows = [row for record in records for row in record["linears"]]
+    seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun
+    return form.finish(source, target, linears, rows, seconds, made, left)

@@ -1,0 +1,39 @@
+"""What a job quantises by, from a rule's inputs and parameters."""
+
+from typing import Any, NamedTuple
+
+from quant.calibration.reader import Statistics
+from quant.data.tokens import fingerprint_in
+from quant.files.artifacts import versions
+from quant.models.record import model_record
+from quant.recipe.recipe import Recipe
+from quant.records.method import Provenance
+from quant.records.model import ModelRecord
+
+READ = ("channels", "moments", "noisy", "weighted", "row_weight")
+
+
+class Job(NamedTuple):
+    """A model, a recipe, the statistics that it reads, and what the checkpoint says that it was made from."""
+
+    model: ModelRecord
+    recipe: Recipe
+    statistics: Statistics
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, given: Any, params: Any, names: Any) -> "Job":
+        """Of a job's inputs, parameters and wildcards."""
+        model, recipe = model_record(given.model), Recipe.of(params.recipe)
+        tokens = fingerprint_in(given.tokens) if "tokens" in given.keys() else None  # noqa: SIM118
+        files = {name: path for name, path in given.items() if name in READ}
+        provenance: Provenance = {
+            "model": names.model,
+            "method": names.method,
+            "recipe": params.recipe,
+            "seed": recipe.seed,
+            "versions": versions(),
+            "model_fingerprint": model["fingerprint"],
+        }
+        statistics = Statistics(files, model["fingerprint"], params.linears, tokens, recipe.plain_share)
+        return cls(model, recipe, statistics, provenance)
