@@ -132,7 +132,7 @@ def test_the_default_study_answers_what_it_can() -> None:
     found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
     libraries = {"autoawq", "autoround", "llmcompressor"}
-    assert unasked == {"robust", "norm", "flips", "group-size", "mixing", "learnt"} | libraries
+    assert unasked == {"robust", "norm", "flips", "group-size", "format", "activations", "mixing", "learnt"} | libraries
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
 

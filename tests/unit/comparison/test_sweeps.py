@@ -191,6 +191,7 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "residual": (True, "moment", {"jacobian"}),
     "plain_share": (0.5, "moment", {"jacobian", "end_loss"}),
     "parts": (4, "moment", {"end_loss"}),
+    "activations": ("dynamic", "format", {"int8", "fp8"}),
     "correction": (0.5, "inputs", {"sequential"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
@@ -217,7 +218,7 @@ def test_keys_without_effect_are_refused(key: str) -> None:
         entry = {key: value, other: choice}
         reader = {"salience": "l1"} if other == "moment" else {}  # a part that reads the moment
         if choice in effective:
-            loaded({"m": {"salience": "l1"} | entry})
+            loaded({"m": ({} if other == "format" else {"salience": "l1"}) | entry})
             continue
         text = refusal({"m": reader | entry})
         assert f"methods.m: {key} has no effect with {other}: {choice}" in text

@@ -30,6 +30,8 @@ PATTERNS = {
 }
 PLAIN: dict[str, Any] = {
     "salience": "none",
+    "format": "int",
+    "activations": "none",
     "bits": 4,
     "group_size": -1,
     "symmetric": False,

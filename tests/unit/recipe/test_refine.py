@@ -78,7 +78,7 @@ def test_steps_of_no_use_stay() -> None:
     _, codes, step, zero = start(w, grid)
     codes[0, 0], codes[1] = zero[0, 0], zero[1]
     step[3, 1] *= 100
-    new = fit_steps(torch.from_numpy(w), codes, step, zero, torch.from_numpy(moment))
+    new = fit_steps(torch.from_numpy(w), codes, step, zero, grid, torch.from_numpy(moment))
     assert new[0, 0] == step[0, 0] and torch.equal(new[1], step[1]) and new[3, 1] == step[3, 1]
     assert torch.isfinite(new).all() and (new > 0).all() and not torch.equal(new[2], step[2])
 

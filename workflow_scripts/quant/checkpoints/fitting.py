@@ -27,6 +27,11 @@ def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
             f"{held.file.path}: {reason}, and {what} stores codes; export a method whose storage is packed"
         )
     for name, grid in sorted(held.packed.items()):
+        if not grid.in_words:
+            raise InputError(
+                f"{held.file.path}: {name} is in {grid.format}, and {what} holds words of codes; export dense, or "
+                "another method"
+            )
         if grid.bits not in bits:
             raise InputError(
                 f"{held.file.path}: {name} has {grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; "
@@ -36,7 +41,7 @@ def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
 
 def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
     """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
-    widths = {name: int(held.file.get(f"{name}.weight_shape")[1]) for name in held.packed}
+    widths = {name: held.shape(name)[1] for name in held.packed}
     found = {name: n_in if (own := held.packed[name].group_size) == -1 else own for name, n_in in widths.items()}
     for size in sizes:
         if all(group % size == 0 for group in found.values()):

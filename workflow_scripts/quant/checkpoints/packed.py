@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quant.checkpoints import byte_codes
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
 from quant.files.naming import Names
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
 
 FORMAT = "pack-quantized"
+SEVERAL = "mixed-precision"  # what a checkpoint of several formats calls itself
 BITS = (2, 3, 4, 8)
 FAST = (4, 8)  # those that vLLM has products for
 ANY = "Linear"  # the target of a checkpoint of one grid
@@ -43,6 +45,8 @@ def words(n: int, bits: int) -> int:
 
 def layout_of(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Layout:
     """Every tensor of a packed linear; dtype: of its scales."""
+    if not grid.in_words:
+        return byte_codes.layout_of(name, shape, dtype, grid)
     n_out, n_in = shape
     groups = grids.n_groups(n_in, grid.group_size)
     parts: Layout = {
@@ -61,7 +65,7 @@ def layout(dense: Layout, grids: Mapping[str, Grid]) -> Layout:
     whole = {key: value for key, value in dense.items() if key not in names}
     for key, name in names.items():
         whole |= layout_of(name, dense[key][1], dense[key][0], grids[name])
-    return whole
+    return byte_codes.in_model_dtype(whole, {grid.format for grid in grids.values()})
 
 
 def bits_of(parts: Layout) -> int:
@@ -84,6 +88,8 @@ def library_packing() -> ModuleType:
 
 def pack(name: str, linear: Codes) -> dict[str, Tensor]:
     """A linear's tensors in the file; its scales in the dtype of step, for the writer to cast."""
+    if not linear.grid.in_words:
+        return byte_codes.pack(name, linear)
     pack_to_int32, grid = library_packing().pack_to_int32, linear.grid
     middle = 2 ** (grid.bits - 1)  # the library's codes are signed
     offset = 0 if grid.symmetric else middle
@@ -99,14 +105,26 @@ def pack(name: str, linear: Codes) -> dict[str, Tensor]:
     return parts
 
 
+def scales(linear: Codes) -> Tensor:
+    """A linear's weight_scale, for the writer to cast."""
+    return linear.step[:, :, 0] if linear.grid.in_words else byte_codes.scales(linear)
+
+
 def unpack_words(packed: Tensor, bits: int, n: int) -> Tensor:
     """int32 [rows, words] → unsigned codes 0 to 2^bits-1, int32 [rows, n]."""
     shifts = bits * torch.arange(32 // bits, dtype=torch.int32, device=packed.device)
     return ((packed[:, :, None] >> shifts) & (2**bits - 1)).flatten(1)[:, :n]
 
 
+def shape_of(file: TensorFile, name: str, grid: Grid) -> tuple[int, ...]:
+    """[out, in] of a packed linear."""
+    return tuple(file.get(f"{name}.weight_shape").tolist()) if grid.in_words else byte_codes.shape_of(file, name)
+
+
 def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Codes:
     """A packed linear, float32."""
+    if not grid.in_words:
+        return byte_codes.unpack(file, name, grid, device)
     n_out, n_in = file.get(f"{name}.weight_shape").tolist()
     codes = unpack_words(file.get(f"{name}.weight_packed", device), grid.bits, n_in).float()
     step = file.get(f"{name}.weight_scale", device, torch.float32)[:, :, None]
@@ -119,28 +137,42 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
 
 
 def quantization_config(
-    grids: Mapping[str, Grid], dense: Layout, left: Iterable[str] = (), naming: Names | None = None
+    grids: Mapping[str, Grid],
+    dense: Layout,
+    left: Iterable[str] = (),
+    naming: Names | None = None,
+    inputs: bool = False,
 ) -> dict[str, Any]:
     """config.json's entry for linears on these grids; every matrix that is none of them, and every linear of `left`, is
-    named as left alone. Names are the model's and the file's."""
+    named as left alone. Names are the model's and the file's. inputs: readers round inputs too."""
     both = (naming or Names()).both
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
     kinds = sorted(set(grids.values()))
     targets = {grid: [ANY] if len(kinds) == 1 else [name for name in grids if grids[name] == grid] for grid in kinds}
+    formats = sorted({format_of(grid) for grid in kinds})
     return {
         "quant_method": "compressed-tensors",
-        "format": FORMAT,
+        "format": formats[0] if len(formats) == 1 else SEVERAL,
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {"targets": sorted(both(targets[grid])), "weights": weights_of(grid)}
+            | ({} if formats == [FORMAT] else {"format": format_of(grid)})
+            | ({"input_activations": byte_codes.inputs_of(grid)} if inputs else {})
             for i, grid in enumerate(kinds)
         },
         "ignore": sorted(both({HEAD, *left} | matrices - set(grids))),
     }
 
 
+def format_of(grid: Grid) -> str:
+    """What compressed-tensors calls the way in which a linear on this grid is stored."""
+    return FORMAT if grid.in_words else byte_codes.NAMES[grid.format]
+
+
 def weights_of(grid: Grid) -> dict[str, Any]:
     """A grid as a config group has it."""
+    if not grid.in_words:
+        return byte_codes.weights_of(grid)
     size = None if grid.group_size == -1 else grid.group_size
     weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric}
     return weights | {"strategy": "group" if size else "channel", "group_size": size}
@@ -156,9 +188,13 @@ def grids_of(config: dict[str, Any], where: str) -> dict[str, Grid] | None:
     try:
         for group in stored["config_groups"].values():
             weights = group["weights"]
-            grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+            if weights["type"] == "int" and group.get("format", FORMAT) == FORMAT:
+                grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+            else:
+                grid = byte_codes.grid_of(weights)
             found |= dict.fromkeys(group["targets"], grid)
         written = stored["format"]
+        formats = {format_of(grid) for grid in found.values()}
         several = len(stored["config_groups"]) > 1
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{where}: its quantization_config is none of {FORMAT}; {rebuild(where)}") from None
@@ -168,7 +204,7 @@ def grids_of(config: dict[str, Any], where: str) -> dict[str, Grid] | None:
             f"for each grid; {rebuild(where)}"
         )
     for grid in found.values():
-        if written != FORMAT or grid.bits not in BITS:
+        if written != (min(formats) if len(formats) == 1 else SEVERAL) or grid.bits not in BITS:
             raise InputError(f"{where}: holds {written} of {grid.bits} bits, not {FORMAT}; {rebuild(where)}")
     return found
 
@@ -178,6 +214,7 @@ def check(file: TensorFile, grids: Mapping[str, Grid] | None, where: str) -> dic
     name. grids: by target."""
     held = file.layout()
     named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
+    named |= byte_codes.of_bytes(held)
     if bool(named) != (grids is not None):
         holds = "packed weights" if named else "no packed weights"
         raise InputError(f"{file.path}: holds {holds}, but {where} says otherwise; {rebuild(file.path)}")
@@ -209,7 +246,7 @@ def by_linear(held: Layout, named: Iterable[str]) -> dict[str, Layout]:
 
 def check_linear(file: TensorFile, name: str, grid: Grid, held: Layout, where: str) -> None:
     """Refuses a packed linear whose tensors are not those that its grid asks for."""
-    shape: tuple[int, ...] = tuple(file.get(f"{name}.weight_shape").tolist())
+    shape = shape_of(file, name, grid)
     size = "one group a row" if grid.group_size == -1 else f"group_size {grid.group_size}"
     if grid.group_size != -1 and shape[1] % grid.group_size:
         raise InputError(

@@ -1,6 +1,7 @@
 """A method's checkpoint read back: the dense weight of each linear, however it is stored."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,7 +32,15 @@ class Stored:
         held = {name: torch.Size(shape).numel() for name, (_, shape) in self.file.layout().items()}
         parts = packed.by_linear(self.file.layout(), self.packed)
         total = sum(held.values()) - sum(held[key] for of in parts.values() for key in of)
-        return total + sum(held[f"{name}.weight_packed"] * (32 // grid.bits) for name, grid in self.packed.items())
+        stands = {
+            name: held[f"{name}.weight_packed"] * (32 // grid.bits) if grid.in_words else math.prod(self.shape(name))
+            for name, grid in self.packed.items()
+        }
+        return total + sum(stands.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[out, in] of a packed linear."""
+        return packed.shape_of(self.file, name, self.packed[name])
 
     def weight(self, name: str, device: str = "cpu") -> Tensor:
         """[out, in], float32."""

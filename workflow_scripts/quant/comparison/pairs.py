@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from quant.recipe.formats import INT, bits_per_weight
 from quant.recipe.keys import has_effect
 
 Recipes = dict[str, dict[str, Any]]
@@ -76,19 +77,37 @@ def smaller_group(recipes: Recipes) -> list[tuple[str, str]]:
     )
 
 
-SHARED_WITH_LIBRARIES = ("bits", "group_size", "symmetric", "n_calib", "seed")
+GRID = {"format", "bits", "group_size", "symmetric"}
+EQUAL = 0.02  # relative difference in bits per weight
+
+
+def at_equal_bits(first: str, *others: str) -> Finder:
+    """Pairs of this number format and of the others whose grids take the same bits, alike otherwise."""
+    return lambda recipes: ordered(
+        recipes,
+        lambda a, b: (
+            a.get("format") == first
+            and b.get("format") in others
+            and a["budget"] is None is b["budget"]
+            and differing_keys(a, b) <= GRID
+            and abs(bits_per_weight(a) / bits_per_weight(b) - 1) < EQUAL
+        ),
+    )
+
+
+SHARED_WITH_LIBRARIES = ("format", "bits", "group_size", "symmetric", "n_calib", "seed")
 
 
 def library(algorithm: str, ours: dict[str, Any]) -> Finder:
     """A library, and each of our recipes with these values and with its grid and calibration."""
-    default = {"symmetric": False}  # where a library has no such key
+    default = {"symmetric": False, "format": INT}  # where a library has no such key
     return lambda recipes: ordered(
         recipes,
         lambda theirs, own: (
             theirs.get("algorithm") == algorithm
             and "algorithm" not in own
             and has(own, ours)
-            and all(own[key] == (default | theirs)[key] for key in SHARED_WITH_LIBRARIES)
+            and all((default | own)[key] == (default | theirs)[key] for key in SHARED_WITH_LIBRARIES)
         ),
     )
 
@@ -145,11 +164,12 @@ def widths_words(recipe: dict[str, Any]) -> str:
 
 def recipe_words(recipe: dict[str, Any]) -> str:
     """The grid and the rounding of a recipe in a few words, without its salience."""
-    size = recipe.get("group_size")
+    size, whole = recipe.get("group_size"), recipe.get("format", INT) == INT
+    width = f"{recipe['bits']} bit" if "bits" in recipe else ""
     parts = [
-        widths_words(recipe) if recipe.get("budget") else f"{recipe['bits']} bit" if "bits" in recipe else "",
+        widths_words(recipe) if recipe.get("budget") else width if whole else recipe["format"].upper(),
         "" if size is None else "per channel" if size == -1 else f"groups of {size}",
-        {True: "symmetric", False: "asymmetric", None: ""}[recipe.get("symmetric")],
+        {True: "symmetric", False: "asymmetric", None: ""}[recipe.get("symmetric")] if whole else "",
         "clipped" if recipe.get("clip") else "",
         recipe.get("rounding", "") if recipe.get("rounding") != "nearest" else "",
         f"{100 * recipe['keep_ratio']:g} % kept by {recipe['keep']}" if recipe.get("keep", "none") != "none" else "",

@@ -20,6 +20,7 @@ from quant.comparison.pairs import (
     AUTOROUND,
     LLMCOMPRESSOR,
     alike,
+    at_equal_bits,
     calibrated,
     exact_praq,
     is_group,
@@ -145,6 +146,48 @@ study:
         of_pairs({"group size": alike("group_size", is_group, -1)}, ("group-wise", "per channel")),
         "study:\n  add: {methods: [full_awq, gw_awq, full_praq, gw_praq]}\n",
         ("Groups store more ranges: compare bits/weight too.",),
+    ),
+    Question(
+        "format",
+        "Which number format at equal bits?",
+        of_pairs(
+            {
+                "NVFP4": at_equal_bits("nvfp4", "int"),
+                "MXFP4": at_equal_bits("mxfp4", "int"),
+                "FP8": at_equal_bits("fp8", "int8", "int"),
+                "NF4": at_equal_bits("nf4", "int"),
+            },
+            ("the other format", "whole numbers"),
+        ),
+        """\
+methods:
+  formats: {format: [nvfp4, mxfp4, nf4, fp8, int8]}
+  whole_32: {symmetric: true, group_size: 32}
+study:
+  add: {methods: [formats, whole_32, rtn_g_sym]}
+""",
+        (
+            "Bits of a weight with its steps and zero points are within 2 % of each other: NVFP4 takes those of 4-bit "
+            "whole numbers in groups of 32, MXFP4 and NF4 in groups of 64, FP8 those of 8 bits per channel.",
+        ),
+    ),
+    Question(
+        "activations",
+        "What do inputs of 8 bits cost?",
+        of_pairs(
+            {
+                "FP8": alike("activations", "dynamic", "none", format="fp8"),
+                "INT8": alike("activations", "dynamic", "none", format="int8"),
+            },
+            ("rounded inputs", "inputs as they are"),
+        ),
+        """\
+methods:
+  eight: {format: [fp8, int8], activations: [none, dynamic]}
+study:
+  add: {methods: [eight]}
+""",
+        ("Inputs of linears are rounded as they run, by each token's largest: what W8A8 and FP8 products do.",),
     ),
     Question(
         "mixing",

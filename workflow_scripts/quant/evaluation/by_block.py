@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from quant.calibration.blocks import Opened, Run, fill
-from quant.checkpoints import stored
+from quant.checkpoints import byte_codes, stored
 from quant.data.tokens import Batch
+from quant.errors import InputError
 from quant.evaluation.head import Head
+from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.models.compute import Compute, clock, memory_left
 from quant.models.notes import NotAChain, Note, Whole
@@ -36,6 +38,11 @@ def too_large(checkpoint: Path, compute: Compute) -> bool:
     left = memory_left(compute.device)
     if need <= left:
         return False
+    if byte_codes.rounds_inputs(read_json(checkpoint / "config.json")):
+        raise InputError(
+            f"{checkpoint}: takes {megabytes(need / 1e6)} MB of memory and {megabytes(left / 1e6)} are left, and its "
+            "inputs are rounded only where transformers has it whole; use a device with more memory, or activations: none"
+        )
     logger.info(
         "%s: takes %s MB of memory and %s are left: it runs block by block",
         *(checkpoint, megabytes(need / 1e6), megabytes(left / 1e6)),

@@ -26,6 +26,7 @@ DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -381,5 +382,5 @@ def put_finite(out: Sink, tensors: dict[str, Tensor], where: Path) -> None:
                 )
             value = value.clamp(-limit, limit) if limit < largest < torch.inf else value
         stored = value.to(dtype)
-        check_finite(f"{name} after quantisation", stored, str(where))
+        check_finite(f"{name} after quantisation", stored if dtype.itemsize > 1 else stored.float(), str(where))
         out.put(name, stored)

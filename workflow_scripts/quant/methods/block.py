@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from quant.files.tensorfile import check_finite
 from quant.methods.shared import Shared
 from quant.models.architectures import Fold, rows_of, value_heads
 from quant.recipe import grids
-from quant.recipe.grids import Codes
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.linear import bounded_scale, round_linear
+from quant.recipe.numbers import unit_of
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.ranges import foldable, held
 from quant.recipe.recipe import Recipe
@@ -27,8 +28,10 @@ from quant.recipe.search import Search
 class Block:
     """One decoder block on its way through a recipe."""
 
-    def __init__(self, model: tensorfile.TensorFile, config: dict[str, Any], device: str) -> None:
-        self._model, self._config, self._device = model, config, device
+    def __init__(
+        self, model: tensorfile.TensorFile, config: dict[str, Any], device: str, fused: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self._model, self._config, self._device, self._fused = model, config, device, fused
         self._layout = model.layout()
         self.weights: dict[str, Tensor] = {}
         self.known: dict[str, LinearStatistics] = {}  # of those not yet rounded
@@ -36,6 +39,7 @@ class Block:
         self.done: dict[str, QuantizedLinear] = {}
         self.milliseconds: dict[str, float] = {}
         self.folded: set[str] = set()
+        self.units: dict[str, float] = {}  # by linear: what its steps are stored times
         self.row_scale: dict[str, Tensor] = {}  # by linear, [out]: what its rows are multiplied with
         self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
 
@@ -70,9 +74,25 @@ class Block:
         with self._timed(names):
             for name, w in zip(names, targets, strict=True):
                 dtype, rows = self._layout[f"{name}.weight"][0], self.row_scale.get(name)
-                stored = partial(grids.stored_step, dtype=dtype, rows=rows)
+                unit = self.units[name] = self._unit(name, recipe.grid)
+                stored = partial(grids.stored_step, dtype=dtype, rows=rows, steps=recipe.grid.steps, unit=unit)
                 result = round_linear(w, self.found[name], self.known.pop(name), recipe, generator, stored)
                 self.done[name] = self._held(name, result)
+
+    def _unit(self, name: str, grid: Grid) -> float:
+        """numbers.unit_of, one for all linears that readers fuse, since vLLM takes the largest for all of them."""
+        if grid.format != "nvfp4":
+            return 1.0
+        return unit_of(max(self._largest(other) for other in self._fused[name]) / grid.highest)
+
+    def _largest(self, name: str) -> float:
+        """Of a linear's scaled weights, as its file holds them."""
+        w = self.weights.get(name)
+        w = self._model.get(f"{name}.weight", self._device, torch.float32) if w is None else w
+        found = self.found.get(name)
+        w = w if found is None or not found.alpha else w * found.scale
+        w = w * self.row_scale[name][:, None] if name in self.row_scale else w
+        return float(w.abs().max())
 
     @contextlib.contextmanager
     def _timed(self, names: Sequence[str]) -> Iterator[None]:
@@ -164,7 +184,7 @@ class Block:
         """A linear as a packed checkpoint stores it."""
         result = self.done[name]
         step = result.step * self.row_scale[name][:, None, None] if name in self.row_scale else result.step
-        return Codes(result.codes, step, result.zero, result.grid, result.n_in)
+        return Codes(result.codes, step, result.zero, result.grid, result.n_in, self.units[name])
 
     def folds(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """What turns the stored weight back into one of the original's inputs and outputs."""

@@ -60,7 +60,7 @@ def quantize_shard(
                 folds |= made.folds
                 rows += [] if made.row is None else [made.row]
             for name in sorted(missing):
-                out.put(name, model.get(name))
+                out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(part.folds, folds, {"provenance": json.dumps(provenance)})
     seconds = time.perf_counter() - begun
     write_json(part.record, {"provenance": provenance, **shard._asdict(), "linears": rows, "seconds": seconds})
@@ -97,7 +97,7 @@ def join(
                 with tensorfile.opened(part.folds) as file:
                     folds |= {name: file.get(name) for name in sorted(file.names)}
             for name in sorted(missing):
-                out.put(name, model.get(name))
+                out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun

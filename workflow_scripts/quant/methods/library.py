@@ -82,7 +82,7 @@ def quantized(codes: Codes) -> QuantizedLinear:
     """Codes as a library stores them; a group of nothing, whose step a 16-bit type took for 0, has step 1."""
     empty = codes.step == 0
     step = torch.where(empty, torch.ones_like(codes.step), codes.step)
-    return QuantizedLinear(torch.where(empty, codes.zero, codes.codes), step, *codes[2:])
+    return QuantizedLinear(torch.where(empty, codes.zero, codes.codes), step, codes.zero, codes.grid, codes.n_in)
 
 
 def write_checkpoint(

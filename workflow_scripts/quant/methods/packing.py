@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from quant.checkpoints import byte_codes
 from quant.checkpoints.packed import FAST
 from quant.files.tensorfile import Layout
 from quant.recipe.grids import Grid
@@ -19,23 +20,30 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
         return "noise_injection moves weights off their grid"
     if recipe.salience != "none" and recipe.scope == "linear":
         return "scope: linear gives each linear an input scale of its own, which no operation takes over"
-    for name, (_, n_in) in shapes.items():
+    for name, (n_out, n_in) in shapes.items():
+        if not recipe.grid.in_words and (reason := byte_codes.why_not(recipe.grid, n_out, n_in)):
+            return reason if recipe.format not in byte_codes.NAMES else f"{name}: {reason}"
         if recipe.group_size > 0 and n_in % recipe.group_size:
             return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
     return None
 
 
-def without_kernels(dense: Layout, grids: Mapping[str, Grid]) -> str | None:
-    """The first linear that Marlin, vLLM's product for packed weights, does not take, and why; None where it takes all:
-    4 or 8 bits, inputs in multiples of 128, outputs of 64, groups of 32, 64 or 128 inputs or of a whole row. grids: of
-    each packed linear."""
+def without_kernels(dense: Layout, grids: Mapping[str, Grid], inputs: bool = False) -> str | None:
+    """The first linear that vLLM's products for packed weights do not take, and why; None where they take all. Marlin
+    takes 4 or 8 bits in groups of 32, 64 or 128 inputs or of a whole row, and E2M1; inputs in multiples of 128, outputs
+    of 64. Products of bytes take multiples of 16, and int8 only with inputs of 8 bits. grids: of each packed linear;
+    inputs: whether they are rounded as they run."""
     for grid in sorted(set(grids.values())):
-        if grid.bits not in FAST:
+        if grid.in_words and grid.bits not in FAST:
             return f"has products for {' and '.join(map(str, FAST))} bits, not {grid.bits}"
-        if grid.group_size not in (-1, 32, 64, 128):
+        if grid.in_words and grid.group_size not in (-1, 32, 64, 128):
             return f"has no product for groups of {grid.group_size} inputs"
-    for name in grids:
+        if grid.format == "int8" and not inputs:
+            return "has products for int8 only with inputs of 8 bits (activations: dynamic)"
+    for name, grid in grids.items():
         n_out, n_in = dense[f"{name}.weight"][1]
-        if n_in % 128 or n_out % 64:
-            return f"wants inputs in multiples of 128 and outputs of 64, where {name} has {n_in} and {n_out}"
+        of_in, of_out = (16, 16) if grid.format in byte_codes.BYTES else (128, 64)
+        if n_in % of_in or n_out % of_out:
+            wants = f"inputs in multiples of {of_in} and outputs of {of_out}"
+            return f"wants {wants}, where {name} has {n_in} and {n_out}"
     return None

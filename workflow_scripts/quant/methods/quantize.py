@@ -14,15 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
-from quant.checkpoints import packed
+from quant.checkpoints import byte_codes, packed
 from quant.checkpoints.coverage import quantized_share
+from quant.errors import InputError
 from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import Layout, put_finite
 from quant.files.weight_names import is_weights
 from quant.methods.block import Block
 from quant.methods.packing import why_not_packed, without_kernels
-from quant.methods.shared import Shared, shared_groups
+from quant.methods.shared import Shared, fused, shared_groups
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
@@ -37,7 +38,7 @@ QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generat
 
 class Form(NamedTuple):
     """What a checkpoint will be: its config.json and header, the source's layout and its own; grids: of packed linears;
-    reason: why none is packed."""
+    reason: why none is packed; inputs: whether readers round inputs too."""
 
     config: dict[str, Any]
     dense: Layout
@@ -45,6 +46,7 @@ class Form(NamedTuple):
     grids: dict[str, Grid]
     reason: str | None
     metadata: dict[str, str]
+    inputs: bool
 
     @classmethod
     def of(
@@ -61,13 +63,20 @@ class Form(NamedTuple):
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         grids: dict[str, Grid] = {}
+        inputs = recipe.activations != "none"
+        if reason is not None and inputs:
+            raise InputError(
+                f"activations: {recipe.activations}: packed checkpoints have their readers round inputs, and this one "
+                f"would be dense: {reason}; leave activations out"
+            )
         if reason is None:
             grids = dict.fromkeys(linears, recipe.grid)
             layout = packed.layout(dense, grids)
-            config = config | {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
+            said = packed.quantization_config(grids, dense, left, model.naming, inputs)
+            config = config | {"quantization_config": said} | byte_codes.config_of({recipe.format})
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
-        return cls(config, dense, layout, grids, reason, metadata)
+        return cls(config, dense, layout, grids, reason, metadata, inputs)
 
     def finish(
         self,
@@ -91,7 +100,7 @@ class Form(NamedTuple):
             "quantize_s": seconds,
             "storage": "packed" if self.reason is None else "simulated",
             "storage_reason": self.reason or "",
-            "no_kernels": (without_kernels(self.dense, self.grids) if self.reason is None else None) or "",
+            "no_kernels": "" if self.reason else without_kernels(self.dense, self.grids, self.inputs) or "",
             **quantized_share(self.dense, linears),
             "left": dict(left),
         }
@@ -146,7 +155,7 @@ def quantize_checkpoint(
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
             for name in sorted(untouched):
-                out.put(name, model.get(name))
+                out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left)
 
@@ -174,8 +183,8 @@ def blocks_made(
         for following in [names for _, names in by_block[at + 1 : at + 2]]:
             model.prefetch((f"{name}.weight" for name in following), device)
             statistics.prefetch(following, device)
-        block = Block(model, config, device)
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
+        block = Block(model, config, device, fused(names, prefix, config))
         groups = shared_groups(names, prefix, recipe.scope, config)
         if quantize_block is not None:
             quantize_block(block, groups, statistics, recipe, generator)
@@ -203,8 +212,11 @@ def blocks_made(
 
 
 def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:
-    """Codes and zeros in a byte each, steps as a file of that dtype has them."""
+    """Codes and zeros in a byte each, those that no byte holds as they are; steps as a file of that dtype has them."""
     byte = torch.int8 if codes.grid.symmetric else torch.uint8
-    parts = (codes.codes.to(byte), codes.step.to(dtype), codes.zero.to(byte))
+    if not codes.grid.uniform:
+        byte = torch.float32 if codes.grid.format == "nf4" else torch.float8_e4m3fn
+    step_dtype = dtype if codes.grid.steps.digits is None else torch.float32
+    parts = (codes.codes.to(byte), codes.step.to(step_dtype), codes.zero.to(byte))
     own, step, zero = (part.cpu() for part in parts)
-    return Codes(own, step, zero, codes.grid, codes.n_in)
+    return codes._replace(codes=own, step=step, zero=zero)

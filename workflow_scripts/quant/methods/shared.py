@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.architectures import Fold, Group, architecture_of
+from quant.models.architectures import ARCHITECTURES, Fold, Group, architecture_of
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,16 @@ def found_in(group: Group, names: list[str], prefix: str) -> list[Shared]:
     for name in fnmatch.filter(names, f"{prefix}.{pattern}"):
         expert = name.removeprefix(before).removesuffix(after)
         found.append(Shared((name,), group.fold, f"{prefix}.{group.fold.module.replace('*', expert)}"))
+    return found
+
+
+def fused(names: list[str], prefix: str, config: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """By linear of a block, those that readers run as one product with it (q/k/v, gate/up): of architectures that are
+    known, what reads one norm."""
+    kind = config.get("model_type")
+    found: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    for group in ARCHITECTURES[kind].groups if kind in ARCHITECTURES else ():
+        if group.fold.kind == "norm":
+            for each in found_in(group, names, prefix):
+                found |= dict.fromkeys(each.linears, each.linears)
     return found

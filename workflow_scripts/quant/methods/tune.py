@@ -59,29 +59,33 @@ class TunedLinear(nn.Module):
 
     def __init__(self, codes: Codes, bias: nn.Parameter | None, device: str) -> None:
         super().__init__()
-        self._grid, self._n_in = codes.grid, codes.n_in
-        self.bias, self.as_stored, self._stored = bias, False, codes.step.dtype
+        self._given = codes
+        self.bias, self.as_stored = bias, False
         self._codes, self._zero = codes.codes.to(device), codes.zero.to(device)
         self._step = codes.step.to(device, torch.float32)
-        self.change = nn.Parameter(torch.zeros_like(self._step))
+        self.change = nn.Parameter(torch.zeros_like(self._step[:: codes.grid.rows]))  # one for rows that share a step
 
     @property
     def step(self) -> Tensor:
         """[out, n_groups, 1]."""
-        step = self._step * self.change.exp()
-        return grids.stored_step(step, self._stored) if self.as_stored else step
+        step = self._step * grids.to_rows(self.change.exp(), self._given.grid, len(self._step))
+        return self._stored(step) if self.as_stored else step
+
+    def _stored(self, step: Tensor) -> Tensor:
+        known = self._given
+        return grids.stored_step(step, known.step.dtype, steps=known.grid.steps, unit=known.unit)
 
     @property
     def weight(self) -> Tensor:
         """[out, in], float32."""
         step = self.step
         units = self._codes.to(step.dtype) - self._zero.to(step.dtype)
-        return grids.from_groups(units * step, self._n_in)
+        return grids.from_groups(units * step, self._given.n_in)
 
     def tuned(self) -> Codes:
         """On the host, step in float32."""
-        step = grids.stored_step(self._step * self.change.exp(), self._stored).detach().cpu()
-        return Codes(self._codes.cpu().float(), step, self._zero.cpu().float(), self._grid, self._n_in)
+        step = self._stored(self.step).detach().cpu()
+        return self._given._replace(codes=self._codes.cpu().float(), step=step, zero=self._zero.cpu().float())
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)

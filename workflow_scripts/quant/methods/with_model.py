@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quant.calibration.reader import Statistics
+from quant.checkpoints import packed
 from quant.data.tokens import Tokens
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
@@ -31,7 +32,7 @@ def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:
     for name, linear in tuner.linears.items():
         codes = linear.tuned()
         changed |= (
-            {f"{name}.weight_scale": codes.step[:, :, 0]} if is_packed else {f"{name}.weight": codes.dequantize()}
+            {f"{name}.weight_scale": packed.scales(codes)} if is_packed else {f"{name}.weight": codes.dequantize()}
         )
     return changed
 

@@ -1,7 +1,9 @@
 """A checkpoint as plain transformers loads it."""
 
+import contextlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +16,21 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
     """The causal language model, ready to run."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+    quantised = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    fp4 = any("fp4" in name for name in formats_of(quantised or {}))
+    # compressed-tensors would compile its rounding to E2M1, which it does to weights that are not yet there
+    with torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     plain: nn.Module = model  # whose `to` has a type
     plain.to(device)
+    if fp4:
+        quantizer: Any = model.hf_quantizer
+        quantizer.compressor.decompress_model(model)  # to bfloat16, whatever dtype is asked for
+        plain.to(dtype)
     return model.eval()
+
+
+def formats_of(config: dict[str, Any]) -> set[str]:
+    """The formats that a quantization_config names."""
+    groups = config.get("config_groups") or {}
+    return {str(each.get("format")) for each in (config, *groups.values())}

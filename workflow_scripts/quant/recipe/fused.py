@@ -20,23 +20,25 @@ def kernels() -> ModuleType:
     return grid_kernels
 
 
-def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
-    """grids.fit_range: of a GPU's many passes, one where a range is clipped."""
-    if importance is not None and (fused := kernels()) is not None and fused.fits(groups):
+def fit_range(
+    groups: Tensor, grid: Grid, importance: Tensor | None, stored: grids.Stored | None = None
+) -> tuple[Tensor, Tensor]:
+    """grids.fit_range: of a GPU's many passes, one where a range of whole numbers is clipped."""
+    if importance is not None and grid.uniform and (fused := kernels()) is not None and fused.fits(groups):
         return fused.fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
-    return grids.fit_range(groups, grid, importance)
+    return grids.fit_range(groups, grid, importance, stored)
 
 
 def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
     the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
-    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
+    if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := kernels()) is not None:
         return fused.feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
-    found, errors = torch.empty_like(block), torch.empty_like(block)
+    found, errors, points = torch.empty_like(block), torch.empty_like(block), grid.points
     for j, column in enumerate(block):
         code, error = found[j], errors[j]
-        torch.div(column, steps[j], out=code).round_().add_(zeros[j]).clamp_(grid.lowest, grid.highest)
+        points.nearest_(torch.div(column, steps[j], out=code), zeros[j])
         torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
         block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
     codes.copy_(found.T)

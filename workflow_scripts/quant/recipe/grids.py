@@ -1,30 +1,64 @@
-"""The values a weight may take: b-bit uniform grids, per output channel or per group of inputs.
+"""The values a weight may take: codes of a number format times steps, per output channel or per group of inputs.
 
 Shapes: w [out, in]; groups [out, n_groups, g], the last group padded with zeros, which changes no
 range because every range includes 0; step and zero [out, n_groups, 1].
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from quant.recipe.formats import FORMATS, INT
+from quant.recipe.numbers import STEPS, VALUES, Points, Steps, points_of
+
 
 class Grid(NamedTuple):
-    """bits per code; inputs per group (-1: one range per output channel); range symmetric about 0."""
+    """bits per code; inputs per group (-1: one range per output channel); range symmetric about 0; number format."""
 
     bits: int
     group_size: int
     symmetric: bool
+    format: str = INT
 
     @property
-    def lowest(self) -> int:
-        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+    def points(self) -> Points:
+        return points_of(self.format, self.bits, self.symmetric)
 
     @property
-    def highest(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+    def lowest(self) -> float:
+        return self.points.lowest
+
+    @property
+    def highest(self) -> float:
+        return self.points.highest
+
+    @property
+    def steps(self) -> Steps:
+        return STEPS[self.format]
+
+    @property
+    def rows(self) -> int:
+        """That share a step."""
+        return 1 if self.group_size == -1 else FORMATS[self.format].rows
+
+    @property
+    def uniform(self) -> bool:
+        """Whether its codes are whole numbers, as GPU kernels take them."""
+        return self.format not in VALUES
+
+    @property
+    def in_words(self) -> bool:
+        """Whether it is stored as words of several codes, and not as bytes."""
+        return self.format == INT
+
+
+def of_formats(names: Iterable[str]) -> list[Grid]:
+    """Every grid of formats that have widths and groups of their own."""
+    found = [(name, FORMATS[name].bits, FORMATS[name].sizes) for name in names]
+    return [Grid(bits, size, True, name) for name, bits, sizes in found if bits and sizes for size in sizes]
 
 
 def n_groups(n_in: int, group_size: int) -> int:
@@ -47,58 +81,76 @@ def from_groups(groups: Tensor, n_in: int) -> Tensor:
     return groups.flatten(1)[:, :n_in]
 
 
-def extent(groups: Tensor) -> tuple[Tensor, Tensor]:
+def over_rows(values: Tensor, grid: Grid, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """values [out, …], each the sum (or amin ≤ 0, or amax ≥ 0) over the rows that share a step."""
+    if grid.rows == 1:
+        return values
+    padded = torch.cat([values, values.new_zeros(-len(values) % grid.rows, *values.shape[1:])])
+    return to_rows(reduce(padded.unflatten(0, (-1, grid.rows)), 1), grid, len(values))
+
+
+def to_rows(values: Tensor, grid: Grid, n_out: int) -> Tensor:
+    """A number for each block of rows that share a step as one for each row, [out, …]."""
+    return values if grid.rows == 1 else values.repeat_interleave(grid.rows, 0)[:n_out]
+
+
+def extent(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Least and greatest of each group, 0 included."""
     # amin and amax apart: on a CPU aminmax is eight times slower
-    return groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
+    low, high = groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
+    return over_rows(low, grid, torch.amin), over_rows(high, grid, torch.amax)
 
 
-def span(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+Stored = Callable[[Tensor], Tensor]  # a step [out, n_groups, 1] as its file gives it back
+
+
+def span(low: Tensor, high: Tensor, grid: Grid, stored: Stored | None = None) -> tuple[Tensor, Tensor]:
     """Step and zero point of a range low ≤ 0 ≤ high (docs/methods.md, Grids).
 
-    Symmetric: step = max|w| / (2^(b-1)-1), zero = 0. Asymmetric: step = (max-min)/(2^b-1), zero = round(-min/step).
-    A range of nothing gets step 1.
+    Symmetric: step = max|w| over the largest code, zero = 0. Asymmetric: step = (max-min)/(2^b-1), zero =
+    round(-min/step). A range of nothing gets step 1. Of steps with few digits it is one that there is, as `stored`
+    gives it back.
     """
     step = (torch.maximum(-low, high) if grid.symmetric else high - low) / grid.highest
     step = torch.where(step > 0, step, torch.ones_like(step))
+    if grid.steps.digits is not None:
+        step = (stored or grid.steps.digits)(step)
     zero = torch.zeros_like(step) if grid.symmetric else (-low / step).round_().clamp_(0, grid.highest)
     return step, zero
 
 
-def fit(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def fit(groups: Tensor, grid: Grid, stored: Stored | None = None) -> tuple[Tensor, Tensor]:
     """Step and zero point of each group's full range."""
-    return span(*extent(groups), grid)
+    return span(*extent(groups, grid), grid, stored)
 
 
-def stored_step(step: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
-    """The step [out, n_groups, 1] that a file with steps in `dtype` gives back, so that codes are chosen for it.
+def stored_step(
+    step: Tensor, dtype: torch.dtype, rows: Tensor | None = None, steps: Steps = STEPS[INT], unit: float = 1.0
+) -> Tensor:
+    """The step [out, n_groups, 1] that the file of a model in `dtype` gives back, so that codes are chosen for it.
 
-    rows [out]: what the stored rows are multiplied with. A step too small for dtype becomes its smallest number, one
-    too large (that of a row of nothing, multiplied) its largest.
+    rows [out]: what the stored rows are multiplied with; unit: a tensor's, of steps in E4M3 (numbers.unit_of).
     """
-    kind = torch.finfo(dtype)
-    least = max(kind.smallest_normal * kind.eps, torch.finfo(torch.float32).smallest_normal)
     factor = torch.ones_like(step[:, :1]) if rows is None else rows[:, None, None]
-    kept = (step * factor).to(dtype)
-    return kept.clamp_(min=least, max=kind.max).to(step.dtype) / factor
+    return steps.held(step * factor, dtype, unit) / factor
 
 
 CLIP_FACTORS = tuple(1 - 0.05 * i for i in range(13))  # 1 to 0.4 of the full range
 
 
-def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor]:
+def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor, stored: Stored | None = None) -> tuple[Tensor, Tensor]:
     """Step and zero point of the range, shrunk per group by the factor with the least Σⱼ H_jj (w_j - ŵ_j)².
 
     importance: the diagonal of H, in groups [1, n_groups, g]; the larger factor on a tie.
     """
-    low, high = extent(groups)
-    best_step, best_zero = span(low, high, grid)
+    low, high = extent(groups, grid)
+    best_step, best_zero = span(low, high, grid, stored)
     least = torch.full_like(best_step, torch.inf)
     difference = torch.empty_like(groups)  # one for all factors: on a CPU, memory costs more than arithmetic
     for factor in CLIP_FACTORS:
-        step, zero = span(low * factor, high * factor, grid)
+        step, zero = span(low * factor, high * factor, grid, stored)
         encode(groups, step, zero, grid, out=difference).sub_(zero).mul_(step).sub_(groups)
-        error = difference.square_().mul_(importance).sum(-1, keepdim=True)
+        error = over_rows(difference.square_().mul_(importance).sum(-1, keepdim=True), grid, torch.sum)
         better = error < least
         least = torch.where(better, error, least)
         best_step, best_zero = torch.where(better, step, best_step), torch.where(better, zero, best_zero)
@@ -106,11 +158,8 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
 
 
 def encode(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
-    """Nearest code, ties to even: clamp(round(w/step) + zero), as whole numbers in w's dtype; out may be groups."""
-    codes = torch.div(groups, step, out=out).round_()
-    if not grid.symmetric:
-        codes += zero
-    return codes.clamp_(grid.lowest, grid.highest)
+    """Nearest code, ties to even, in w's dtype; of whole numbers clamp(round(w/step) + zero). out may be groups."""
+    return grid.points.nearest_(torch.div(groups, step, out=out), None if grid.symmetric else zero)
 
 
 def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
@@ -118,11 +167,13 @@ def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
     return (codes - zero) * step
 
 
-def fit_range(groups: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+def fit_range(
+    groups: Tensor, grid: Grid, importance: Tensor | None, stored: Stored | None = None
+) -> tuple[Tensor, Tensor]:
     """Step and zero point: clipped by importance [in], the diagonal of H, or the full range where it is None."""
     if importance is None:
-        return fit(groups, grid)
-    return fit_clipped(groups, grid, to_groups(importance[None], grid.group_size))
+        return fit(groups, grid, stored)
+    return fit_clipped(groups, grid, to_groups(importance[None], grid.group_size), stored)
 
 
 def nearest(w: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
@@ -134,15 +185,18 @@ def nearest(w: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
 
 
 def storage_bits(n_out: int, n_in: int, grid: Grid) -> int:
-    """Bits to store an [out, in] weight: codes, a 16-bit step per group, and a b-bit zero where asymmetric."""
-    per_group = 16 + (0 if grid.symmetric else grid.bits)
-    return n_out * (n_in * grid.bits + n_groups(n_in, grid.group_size) * per_group)
+    """Bits to store an [out, in] weight: codes, a step per group, and a b-bit zero where asymmetric; a unit of steps in
+    E4M3, which is one of 16 and more weights, is left out."""
+    per_group = FORMATS[grid.format].step_bits + (0 if grid.symmetric else grid.bits)
+    rows = math.ceil(n_out / grid.rows)
+    return n_out * n_in * grid.bits + rows * n_groups(n_in, grid.group_size) * per_group
 
 
 class Codes(NamedTuple):
     """A linear [out, n_in] on its grid: ŵ = (codes - zero)·step.
 
-    codes [out, n_groups, g] whole numbers; step, zero [out, n_groups, 1].
+    codes [out, n_groups, g] values of the grid's points; step, zero [out, n_groups, 1]; unit: what steps in E4M3 are
+    stored times.
     """
 
     codes: Tensor
@@ -150,6 +204,7 @@ class Codes(NamedTuple):
     zero: Tensor
     grid: Grid
     n_in: int
+    unit: float = 1.0
 
     def dequantize(self) -> Tensor:
         """[out, in] in the dtype of step."""

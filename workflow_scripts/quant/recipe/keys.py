@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
+from quant.recipe.formats import BY_TOKEN, FORMATS, INT
 from quant.recipe.key import Key
 from quant.recipe.libraries import library_of
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
@@ -22,6 +23,21 @@ def table() -> dict[str, Key]:
         **own_keys("salience"),
         "noise_std": Key(0.0, "noise on the inputs in units of their std, for Robust-PRAQ", minimum=0, when=searched),
         "n_noise_samples": Key(3, "draws that each of its expectations is averaged over", minimum=1, when=noisy),
+        "format": Key(
+            INT,
+            "number format of the codes; int: whole numbers; nvfp4: E2M1 in groups of 16 with E4M3 steps; mxfp4: E2M1 "
+            "in groups of 32 with powers of two; fp8: E4M3 per channel, or with group_size 128 in blocks of 128 by "
+            "128; int8: per channel, a byte each; nf4: quantiles of the normal distribution; all but int have bits and "
+            "symmetry of their own",
+            tuple(FORMATS),
+        ),
+        "activations": Key(
+            "none",
+            "dynamic: inputs of linears are rounded too as they run, to the weights' format, by each token's largest "
+            "(blocks: by that of 128 inputs); transformers simulates it, vLLM has products for it",
+            ("none", "dynamic"),
+            when=("format", BY_TOKEN),
+        ),
         "bits": Key(4, "bits of a code", (2, 3, 4, 8), when=("budget", (None,))),
         "group_size": Key(128, "inputs that share a range; -1: one range per output channel", minimum=1, apart=-1),
         "symmetric": Key(False, "true: codes about 0; false: a range with a zero point"),

@@ -105,7 +105,7 @@ def on_grid(
     if recipe.clip:
         h = context.second_moment
         importance = context.importance(asked(channels, "channels").x_sq if h is None else h.diagonal())
-    step, zero = fit_range(groups, recipe.grid, importance)
+    step, zero = fit_range(groups, recipe.grid, importance, stored)
     step = step if stored is None else stored(step)
     rounding = function_of("roundings", recipe.rounding, recipe.parameters)
     assert rounding is not None  # there is no rounding `none`

@@ -13,6 +13,8 @@ class Recipe:
     and its score, and whatever else the entry holds."""
 
     salience: str
+    format: str
+    activations: str
     bits: int
     group_size: int
     symmetric: bool
@@ -41,9 +43,9 @@ class Recipe:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.bits, self.group_size, self.symmetric)
+        return Grid(self.bits, self.group_size, self.symmetric, self.format)
 
     @property
     def search_grid(self) -> Grid:
         """That the scale is searched for."""
-        return Grid(self.search_bits or self.bits, self.group_size, self.symmetric)
+        return self.grid._replace(bits=self.search_bits or self.bits)

@@ -33,13 +33,13 @@ def kernels() -> ModuleType:
 def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Moves the columns of codes [out, width] in turn to the nearest point of c_j + r_j/(H_jj·step_j), each hearing of
     those before it. left: r = (W - Ŵ)H [out, width]; inner: H's block. Returns the codes and the change of Ŵ."""
-    if left.is_cuda and left.dtype == torch.float32 and (fused := kernels()) is not None:
+    if left.is_cuda and left.dtype == torch.float32 and grid.uniform and (fused := kernels()) is not None:
         return fused.sweep(left, inner, codes, steps, grid, COLUMNS)
     left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
-    found, moved = torch.empty_like(codes), torch.empty_like(codes)
+    found, moved, points = torch.empty_like(codes), torch.empty_like(codes), grid.points
     for j, rest in enumerate(left):
         torch.div(rest, (steps[j] * inner[j, j]).clamp_(min=SMALLEST), out=found[j])
-        found[j].add_(codes[j]).round_().clamp_(grid.lowest, grid.highest)
+        points.nearest_(found[j].add_(codes[j]))
         torch.sub(found[j], codes[j], out=moved[j]).mul_(steps[j])
         left[j + 1 :].addr_(inner[j, j + 1 :], moved[j], alpha=-1)
     return found.T, moved.T
@@ -81,14 +81,15 @@ def fit_steps(
     codes: Tensor,
     step: Tensor,
     zero: Tensor,
+    grid: Grid,
     moment: Tensor,
     stored: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Each row's steps by least squares, as the file will give them (stored); a row that would be no better keeps its
-    own. w [out, in], codes in groups."""
+    """Each row's steps by least squares, those of a block's rows as one, as the file will give them (stored); a row
+    that would be no better keeps its own. w [out, in], codes in groups."""
     n_in, group_size = w.shape[1], codes.shape[2] if codes.shape[1] > 1 else -1
     units = grids.to_groups(grids.from_groups(codes - zero, n_in), group_size)
-    matrix, right = (t.double() for t in step_system(units, w, moment))
+    matrix, right = (grids.over_rows(t.double(), grid, torch.sum) for t in step_system(units, w, moment))
     old = step[:, :, 0].double()
     matrix = matrix * old[:, :, None] * old[:, None, :]  # of s/old, so that a ridge means the same to all
     gradient = right * old - matrix.sum(2)
@@ -127,5 +128,5 @@ def refine(
     for _ in range(rounds):
         flat = descend(w, grids.from_groups(codes, n_in), of_columns(step, groups, n_in), zeros, grid, moment)
         codes = grids.to_groups(flat, grid.group_size)
-        step = fit_steps(w, codes, step, zero, moment, stored)
+        step = fit_steps(w, codes, step, zero, grid, moment, stored)
     return codes, step

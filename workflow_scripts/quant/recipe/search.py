@@ -55,7 +55,7 @@ def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> 
     """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]."""
     w, moment = target.w, target.moment
     importance = moment.diagonal() / scales**2 if clip else [None] * len(scales)
-    if (fused := kernels()) is not None and fused.judges(w, grid):
+    if grid.uniform and (fused := kernels()) is not None and fused.judges(w, grid):
         clipped_by = importance if clip else None
         return fused.candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
     lower = half(moment)

@@ -12,6 +12,7 @@ from quant.data import task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import MOMENT, ROUNDINGS
+from quant.recipe.formats import fixed
 from quant.recipe.key import shown
 from quant.recipe.libraries import library_of
 from quant.workflow.budgets import check_budget, with_candidates
@@ -69,12 +70,15 @@ def check_names(config: dict[str, Any]) -> None:
 
 
 def complete(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """A method's recipe with every key, sorted: its own values, then `defaults`, then the built-in ones."""
+    """A method's recipe with every key, sorted: its own values, then its number format's, then `defaults`, then the
+    built-in ones."""
     common = {key: config["calibration"][key] for key in ("n_calib", "seed")}
     if (library := library_of(entry)) is not None:
         known = {name: key.default for name, key in library.keys.items()} | common
         return dict(sorted((known | {k: v for k, v in config["defaults"].items() if k in known} | entry).items()))
-    return dict(sorted(keys.filled(keys.defaults() | common | config["defaults"] | entry).items()))
+    known = keys.defaults() | common | config["defaults"]
+    own = {key: values[0] for key, values in fixed((known | entry)["format"]).items()}
+    return dict(sorted(keys.filled(known | own | entry).items()))
 
 
 def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,8 +206,11 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             )
     if "algorithm" in recipe:
         return
+    check_format(name, entry, recipe)
     if recipe["tune"] is not None:
-        check_tune(name, recipe)
+        check_codes(name, "tune", recipe)
+    if recipe["activations"] != "none" and keys.has_effect("activations", recipe):
+        check_codes(name, "activations", recipe)
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return
@@ -225,8 +232,31 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         )
 
 
-def check_tune(name: str, recipe: dict[str, Any]) -> None:
-    """Refuses steps to be tuned of weights that are more than codes and steps."""
+def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuses what a number format does not have."""
+    own, found = fixed(recipe["format"]), f"format: {recipe['format']}"
+    for key in sorted(own.keys() & entry.keys()):
+        if entry[key] not in own[key]:
+            raise InputError(
+                f"methods.{name}: {key}: {shown(entry[key])} and {found} do not go together, since it has {key}: "
+                f"{' or '.join(map(shown, own[key]))}; leave {key} out"
+            )
+    if not own:
+        return
+    blocks = recipe["format"] == "fp8" and recipe["group_size"] > 0
+    for key, wrong, why in (
+        ("budget", recipe["budget"] is not None, "a budget chooses among whole numbers of several widths"),
+        ("search_bits", bool(recipe["search_bits"]), "it has one width"),
+        ("scope", blocks and recipe["scope"] == "shared", "scales that fold differ within the rows of a block"),
+        ("parts", blocks and recipe["parts"] > 1, "the rows of a block are rounded by one moment"),
+    ):
+        if wrong:
+            where = f"{found} in blocks" if blocks else found
+            raise InputError(f"methods.{name}: {key} and {where} do not go together, since {why}; leave {key} out")
+
+
+def check_codes(name: str, wanting: str, recipe: dict[str, Any]) -> None:
+    """Refuses what wants weights that are codes and steps, of those that are more."""
     for key, possible, wanted in (
         ("scope", recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
         ("keep", recipe["keep"] == "none", "keep: none"),
@@ -234,8 +264,8 @@ def check_tune(name: str, recipe: dict[str, Any]) -> None:
     ):
         if not possible:
             raise InputError(
-                f"methods.{name}: tune needs weights that are codes and steps alone, not {key}: {recipe[key]}; write "
-                f"{wanted}, or leave tune out"
+                f"methods.{name}: {wanting} needs weights that are codes and steps alone, not {key}: {recipe[key]}; "
+                f"write {wanted}, or leave {wanting} out"
             )
 
 

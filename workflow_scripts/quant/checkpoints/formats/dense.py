@@ -15,8 +15,9 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
     """model.safetensors in the model's own 16-bit type: bfloat16 would round what float16 holds."""
     before = held.file.layout()
     matrices = [dtype for dtype, shape in before.values() if len(shape) == 2]
-    dtype = before[f"{next(iter(held.packed))}.weight_scale"][0] if held.packed else matrices[0]
-    shapes = {f"{name}.weight": tuple(held.file.get(f"{name}.weight_shape").tolist()) for name in held.packed}
+    scales = [before[f"{name}.weight_scale"][0] for name, grid in held.packed.items() if grid.in_words]
+    dtype = (scales or [each for each in matrices if each.is_floating_point and each.itemsize > 1])[0]
+    shapes = {f"{name}.weight": held.shape(name) for name in held.packed}
     layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
     layout |= {key: value for key, value in before.items() if key.endswith(".bias")}
     layout |= {key: (dtype, shape) for key, shape in shapes.items()}

@@ -13,9 +13,9 @@ def greedy_flip(
 ) -> Rounded:
     """Nearest codes, some moved to their second-nearest so that each row's mean error e = Σ m_j (w_j - ŵ_j) shrinks.
 
-    The research's awq_op_ref. Candidates are in range, have a change m_j·step·sign of e's sign, and are none of the
-    outlier_percent of channels with the largest |m|. In the order of rounding distance, largest first, the first K are
-    applied, K minimising |e - Σ changes|.
+    The research's awq_op_ref. Candidates are in range, have a change m_j·step·gap of e's sign, and are none of the
+    outlier_percent of channels with the largest |m|. In the order of rounding distance, by the gap between the two
+    points, largest first, the first K are applied, K minimising |e - Σ changes|.
     """
     codes = grids.encode(groups, step, zero, grid)
     residual = groups - grids.decode(codes, step, zero)
@@ -26,11 +26,12 @@ def greedy_flip(
     usable[x_mean.abs().argsort(descending=True, stable=True)[: int(outlier_percent * n_in)]] = False
     usable = grids.to_groups(usable[None].to(groups.dtype), grid.group_size).bool()
     error = (mean * residual).flatten(1).sum(1)
-    change = mean * step * direction
-    moved = codes + direction
-    candidate = usable & (moved >= grid.lowest) & (moved <= grid.highest)
+    moved = grid.points.beside(codes, direction)
+    gap = moved - codes  # 1 of whole numbers
+    change = mean * step * gap
+    candidate = usable & (gap != 0)
     candidate &= change * torch.sign(error)[:, None, None] > 0
-    distance = torch.where(candidate, (residual / step).abs(), -1.0).flatten(1)
+    distance = torch.where(candidate, (residual / step / gap).abs(), -1.0).flatten(1)
     order = distance.argsort(dim=1, descending=True, stable=True)
     ordered = torch.where(candidate, change, 0.0).flatten(1).gather(1, order)
     left = torch.cat([error[:, None], error[:, None] - ordered.cumsum(1)], dim=1).abs()

@@ -1,0 +1,44 @@
+"""The number formats of codes: what each says of a grid by itself (quant/recipe/numbers.py has their values)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+INT = "int"  # whole numbers
+
+
+@dataclass(frozen=True)
+class Format:
+    """bits, sizes: of a code and a group, None where the recipe says; step_bits: of a stored step; rows: that share
+    one where a row has several groups."""
+
+    bits: int | None = None
+    sizes: tuple[int, ...] | None = None
+    step_bits: int = 16
+    rows: int = 1
+
+
+FORMATS: dict[str, Format] = {
+    INT: Format(),
+    "nvfp4": Format(4, (16,), step_bits=8),
+    "mxfp4": Format(4, (32,), step_bits=8),
+    "fp8": Format(8, (-1, 128), rows=128),
+    "int8": Format(8, (-1,)),
+    "nf4": Format(4),
+}
+BY_TOKEN = ("int8", "fp8")  # those that inputs may be rounded to as they run
+
+
+def fixed(name: str) -> dict[str, tuple[Any, ...]]:
+    """The keys of a recipe that a format says itself, and what each may be, the usual first."""
+    own = FORMATS[name]
+    if own.bits is None:
+        return {}
+    return {"bits": (own.bits,), "symmetric": (True,)} | ({} if own.sizes is None else {"group_size": own.sizes})
+
+
+def bits_per_weight(recipe: Mapping[str, Any]) -> float:
+    """Of a recipe's grid with its steps and zero points, where groups divide a row; per channel, of the codes alone."""
+    own, size = FORMATS[recipe.get("format", INT)], recipe["group_size"]
+    per_group = own.step_bits + (0 if recipe["symmetric"] else recipe["bits"])
+    return float(recipe["bits"] + (per_group / (size * own.rows) if size > 0 else 0))
