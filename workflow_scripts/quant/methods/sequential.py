@@ -28,6 +28,25 @@ def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None
     return scale[:, None] * moment * scale, None if cross is None else cross * scale
 
 
+def moments_of(
+    pair: Pair, reading: str, names: list[str], corrects: bool, statistics: Statistics, block: Block
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """H̃ and C of linears that read one input: the same for all, or each its own where tokens count by the end loss;
+    [in, in], or [parts, in, in]."""
+    counts = [statistics.token_weights(name, block.weights[name].device.type) for name in names]
+    weighted = [each for each in counts if each is not None]
+    if not weighted:
+        return dict.fromkeys(names, pair.moments(reading, corrects))
+    moment, cross = pair.moments(reading, corrects, torch.cat(weighted))
+    sizes = [len(each) for each in weighted]
+    crosses = [None] * len(names) if cross is None else cross.split(sizes)
+    alone = sizes[0] == 1
+    return {
+        name: (h[0], None if c is None else c[0]) if alone else (h, c)
+        for name, h, c in zip(names, moment.split(sizes), crosses, strict=True)
+    }
+
+
 class Sequential:
     """`quantize_checkpoint`'s way with a block; its blocks must come in their order, from the first."""
 
@@ -50,12 +69,12 @@ class Sequential:
             names = [name for name in (f"{pair.name}.{linear}" for linear in reading) if name in block.weights]
             if not names:
                 continue
-            moment, cross = pair.moments(reading[0], corrects)
+            moments = moments_of(pair, reading[0], names, corrects, statistics, block)
             found = {name: block.found[name] if name in block.folded else None for name in names}
             scales = {name: None if each is None else each.scale for name, each in found.items()}
-            for _, each in groupby(names, key=lambda name: id(scales[name])):
+            for _, each in groupby(names, key=lambda name: (id(scales[name]), id(moments[name]))):
                 alike = list(each)
-                own, between = in_original_units(moment, cross, scales[alike[0]])
+                own, between = in_original_units(*moments[alike[0]], scales[alike[0]])
                 targets = [block.weights[name] for name in alike]
                 if between is not None:
                     targets = corrected(targets, between, own, recipe.correction)

@@ -207,10 +207,10 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return
-    if recipe["inputs"] == "sequential":
+    if recipe["inputs"] == "sequential" and moment != "end_loss":
         raise InputError(
             f"methods.{name}: moment: {moment} and inputs: sequential do not go together, since it is the original's; "
-            "leave one of them out"
+            "write moment: end_loss, or leave one of them out"
         )
     if recipe["noise_std"] and keys.has_effect("noise_std", recipe):
         raise InputError(
