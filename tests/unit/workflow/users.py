@@ -442,4 +442,6 @@ USERS: dict[str, set[str]] = {
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "workflow/weights": set(),
+    "methods/reconstruct": {"quantize_with_model"},
+    "models/replay": {"quantize_with_model"},
 }

@@ -176,12 +176,65 @@ class Pair:
             return total[0], None if cross is None else cross[0]
         return total, cross
 
+    @property
+    def quantised(self) -> nn.Module:
+        """The quantised model's block."""
+        return self._blocks[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._blocks[0].parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._blocks[0].parameters()).dtype
+
+    @property
+    def n_batches(self) -> int:
+        return len(self._batches)
+
+    def arguments(self, i: int) -> Arguments:
+        return self._arguments[i]
+
+    def states(self, i: int) -> Tensor:
+        """What the quantised model's block reads [n, width, hidden]."""
+        return self._streams[1].get(i)
+
+    def counted(self, i: int, left_out: frozenset[int]) -> Tensor:
+        """1 for a batch's tokens [n, width], 0 for padding and for sequences left out."""
+        batch = self._batches[i]
+        kept = torch.tensor([batch.first + row not in left_out for row in range(len(batch.ids))])
+        mask = torch.ones(batch.ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+        return (mask & kept[:, None]).float().to(self.device)
+
+    @torch.inference_mode()
+    def goals(self, share: float) -> HiddenStates:
+        """What the quantised block should put out, by batch: share·(the original's own output) + (1 - share)·(what the
+        original's block makes of the quantised model's inputs). It ends the block for the original."""
+        shape = torch.Size((sum(batch.ids.numel() for batch in self._batches), self.states(0).shape[-1]))
+        found = hidden_states(str(self.device), shape.numel() * self.dtype.itemsize)
+        for i, arguments in enumerate(self._arguments):
+            goal = None if share == 1 else hidden_of(arguments.call(self._blocks[0], self.states(i)))
+            if share:
+                self._end(i)
+                whole = self._streams[0].get(i)
+                goal = whole if goal is None else torch.lerp(goal, whole, share)
+            assert goal is not None
+            found.put(i, goal)
+        return found
+
+    def _end(self, i: int) -> None:
+        """The original's stream to the next block, where it is not there yet."""
+        if i not in self._ahead:
+            states = self._streams[0]
+            states.put(i, hidden_of(self._arguments[i].call(self._blocks[0], states.get(i))))
+            self._ahead.add(i)
+
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
         for i, arguments in enumerate(self._arguments):
-            if with_original and i not in self._ahead:
-                states = self._streams[0]
-                states.put(i, hidden_of(arguments.call(self._blocks[0], states.get(i))))
+            if with_original:
+                self._end(i)
             states = self._streams[1]
             with self._outputs.of(i):
                 states.put(i, hidden_of(arguments.call(self._blocks[1], states.get(i))))

@@ -4,6 +4,7 @@ Scales are found beforehand, on the original's statistics, since those of o and 
 which are rounded before them. Ranges, rounding and refinement go by the stream's moments, towards the corrected weight.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -16,9 +17,12 @@ from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
+from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
+
+logger = logging.getLogger("quant")
 
 
 def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -51,8 +55,19 @@ class Sequential:
     """`quantize_checkpoint`'s way with a block; its blocks must come in their order, from the first."""
 
     def __init__(
-        self, checkpoint: Path, calibration: Tokens, device: str, dtype: torch.dtype, batch_tokens: int
+        self,
+        checkpoint: Path,
+        calibration: Tokens,
+        device: str,
+        dtype: torch.dtype,
+        batch_tokens: int,
+        reconstruction: Reconstruction | None = None,
+        left_out: frozenset[int] = frozenset(),
     ) -> None:
+        """left_out: sequences that reconstruction does not look at."""
+        self._reconstruction, self._left_out = reconstruction, left_out
+        if reconstruction is not None:
+            batch_tokens = reconstruction.batch * max(map(len, calibration.sequences))
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
         self._pairs: Iterator[Pair] = streams.pairs()
 
@@ -65,6 +80,7 @@ class Sequential:
         for group in groups:
             block.find(group, statistics, recipe)
         pair.put(block.others)
+        aims: dict[str, Aim] = {}
         for reading in pair.groups:
             names = [name for name in (f"{pair.name}.{linear}" for linear in reading) if name in block.weights]
             if not names:
@@ -81,5 +97,26 @@ class Sequential:
                 for name in alike:
                     block.known[name] = replace(block.known[name], moment=own)
                 block.round(alike, targets, recipe, generator)
+                if self._reconstruction is not None:
+                    aims |= {name: self._aim(block, name, target) for name, target in zip(alike, targets, strict=True)}
             pair.put({f"{name}.weight": block.weight(name) for name in names})
+        if self._reconstruction is not None and aims:
+            self._reconstruct(self._reconstruction, pair, block, aims, recipe)
         pair.advance(corrects)
+
+    @staticmethod
+    def _aim(block: Block, name: str, target: Tensor) -> Aim:
+        return Aim(block.done[name], target, block.row_scale.get(name), block.stored(name))
+
+    def _reconstruct(
+        self, wanted: Reconstruction, pair: Pair, block: Block, aims: dict[str, Aim], recipe: Recipe
+    ) -> None:
+        inside = {name: name.removeprefix(f"{pair.name}.") for name in aims}
+        with block.timed(list(aims)):
+            own = {inside[name]: aim for name, aim in aims.items()}
+            reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out)
+            before, after = reconstructor.run(wanted, recipe.seed)
+            logger.info("%s: error of its output %.5f, was %.5f", pair.name, after, before)
+            for name in aims:
+                block.move(name, *reconstructor.linears[inside[name]].moved())
+        pair.put({f"{name}.weight": block.weight(name) for name in aims})

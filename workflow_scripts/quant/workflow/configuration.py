@@ -202,8 +202,9 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             )
     if "algorithm" in recipe:
         return
-    if recipe["tune"] is not None:
-        check_tune(name, recipe)
+    for key in ("reconstruct", "tune"):
+        if recipe[key] is not None:
+            check_codes_alone(name, key, recipe)
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return
@@ -225,8 +226,8 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         )
 
 
-def check_tune(name: str, recipe: dict[str, Any]) -> None:
-    """Refuses steps to be tuned of weights that are more than codes and steps."""
+def check_codes_alone(name: str, tunes: str, recipe: dict[str, Any]) -> None:
+    """Refuses weights that are more than codes and steps with a key that tunes these."""
     for key, possible, wanted in (
         ("scope", recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
         ("keep", recipe["keep"] == "none", "keep: none"),
@@ -234,8 +235,8 @@ def check_tune(name: str, recipe: dict[str, Any]) -> None:
     ):
         if not possible:
             raise InputError(
-                f"methods.{name}: tune needs weights that are codes and steps alone, not {key}: {recipe[key]}; write "
-                f"{wanted}, or leave tune out"
+                f"methods.{name}: {tunes} needs weights that are codes and steps alone, not {key}: {recipe[key]}; "
+                f"write {wanted}, or leave {tunes} out"
             )
 
 
