@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def trained(records: bool) -> tuple[list[Tensor], bool]:
-    """A small network's parameters after some steps of Adam, the last batch a shorter one; whether they were recorded."""
+    """A network's parameters after some steps of Adam, the last batch a shorter one; whether steps were recorded."""
     device = torch.device("cuda")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 32)).to(device)

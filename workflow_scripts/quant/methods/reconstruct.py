@@ -178,17 +178,18 @@ class Reconstructor:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for i, count in self._counts.items():
             _, given = self._own.of(self._pair.arguments(i))
-            x, goal, _ = self._batch(i)
-            total += relative_error(hidden_of(given.call(self.block, x)), goal, count) * count.sum()
+            total += self.loss(given, *self._batch(i)) * count.sum()
         for each in self.linears.values():
             each.as_stored = False
         return float(total / sum(count.sum() for count in self._counts.values()))
 
-    def gradients(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> Tensor:
-        """Adds one batch's to the parameters' and returns its error."""
-        loss = relative_error(hidden_of(given.call(self.block, x)), goal, count)
-        loss.backward()
-        return loss.detach()
+    def loss(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> Tensor:
+        """One batch's error."""
+        return relative_error(hidden_of(given.call(self.block, x)), goal, count)
+
+    def gradients(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> None:
+        """Adds one batch's to the parameters'."""
+        self.loss(given, x, goal, count).backward()
 
     def run(self, wanted: Reconstruction, seed: int) -> tuple[float, float]:
         """The error before and after; where it is no less, all is as it was."""

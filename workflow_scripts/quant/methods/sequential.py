@@ -4,7 +4,6 @@ Scales are found beforehand, on the original's statistics, since those of o and 
 which are rounded before them. Ranges, rounding and refinement go by the stream's moments, towards the corrected weight.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -21,8 +20,6 @@ from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
-
-logger = logging.getLogger("quant")
 
 
 def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -66,6 +63,7 @@ class Sequential:
     ) -> None:
         """left_out: sequences that reconstruction does not look at."""
         self._reconstruction, self._left_out = reconstruction, left_out
+        self.errors: dict[str, tuple[float, float]] = {}  # of a block's output, before and after reconstruction
         if reconstruction is not None:
             batch_tokens = reconstruction.batch * max(map(len, calibration.sequences))
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
@@ -116,7 +114,7 @@ class Sequential:
             own = {inside[name]: aim for name, aim in aims.items()}
             reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out)
             before, after = reconstructor.run(wanted, recipe.seed)
-            logger.info("%s: error of its output %.5f, was %.5f", pair.name, after, before)
+            self.errors[pair.name] = before, min(before, after)
             for name in aims:
                 block.move(name, *reconstructor.linears[inside[name]].moved())
         pair.put({f"{name}.weight": block.weight(name) for name in aims})

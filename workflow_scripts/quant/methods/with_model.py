@@ -119,6 +119,8 @@ def quantize_with_model(
         way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)))
     given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
     record = quantize_checkpoint(*given, quantize_block=way, keep=codes)
+    if way is not None and way.errors:
+        record["reconstruction"] = way.errors
     if codes is not None:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(
