@@ -56,7 +56,7 @@ def aims_of(pair: Pair) -> dict[str, Aim]:
         groups = grids.to_groups(target, 14)
         step, zero = grids.fit(groups, grid)
         rounded = QuantizedLinear(grids.encode(groups, step, zero, grid), step, zero, grid, w.shape[1])
-        aims[name] = Aim(rounded, target, rows, lambda step: step.half().float())
+        aims[name] = Aim(rounded, target, rows, None, lambda step: step.half().float())
     return aims
 
 
@@ -157,10 +157,11 @@ def test_it_brings_the_model_nearer_and_twice_the_same(models: Callable[[str], C
     assert records["a"]["summary"]["storage"] == "packed"
 
 
-def test_what_makes_it_worse_is_not_kept(models: Callable[[str], Case], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scope", ["shared", "linear"])
+def test_what_makes_it_worse_is_not_kept(models: Callable[[str], Case], scope: str, tmp_path: Path) -> None:
     case, files = models("llama"), []
     for name, way in {"wild": WAY | {"iterations": 3, "code_rate": 50.0, "step_rate": 1.0}, "plain": None}.items():
-        run(case, tmp_path / name, reconstruct=way)
+        run(case, tmp_path / name, reconstruct=way, scope=scope)
         with tensorfile.opened(tmp_path / name / "model.safetensors") as file:
             files.append({each: file.get(each) for each in file.names})
     assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())

@@ -41,12 +41,13 @@ class Reconstruction:
 
 
 class Aim(NamedTuple):
-    """A linear as rounding left it, the weight [out, in] that it was to come near to, what its rows are multiplied with
-    [out], and its steps as its file will give them."""
+    """A linear as rounding left it, the weight [out, in] that it was to come near to, what its rows [out] and columns
+    [in] are multiplied with, and its steps as its file will give them."""
 
     rounded: QuantizedLinear
     target: Tensor
     row_scale: Tensor | None
+    column_scale: Tensor | None
     stored: Callable[[Tensor], Tensor]
 
 
@@ -59,6 +60,7 @@ class MovableLinear(nn.Module):
         self._grid, self._n_in, self._stored, self.as_stored = rounded.grid, rounded.n_in, aim.stored, False
         self._step, self._zero = rounded.step.clone(), rounded.zero.clone()
         self._rows = None if aim.row_scale is None else aim.row_scale.clone()[:, None]
+        self._columns = None if aim.column_scale is None else aim.column_scale.clone()
         self.bias = bias
         scaled = aim.target if rounded.scale is None else aim.target * rounded.scale
         wanted = grids.to_groups(scaled, self._grid.group_size) / self._step + self._zero
@@ -83,6 +85,7 @@ class MovableLinear(nn.Module):
     def weight(self) -> Tensor:
         """As the checkpoint stores it [out, in], float32."""
         w = grids.from_groups(grids.decode(self.codes, self.step, self._zero), self._n_in)
+        w = w if self._columns is None else w * self._columns
         return w if self._rows is None else w * self._rows
 
     @torch.no_grad()

@@ -104,7 +104,9 @@ class Sequential:
 
     @staticmethod
     def _aim(block: Block, name: str, target: Tensor) -> Aim:
-        return Aim(block.done[name], target, block.row_scale.get(name), block.stored(name))
+        rounded = block.done[name]
+        columns = None if rounded.scale is None or name in block.folded else 1 / rounded.scale
+        return Aim(rounded, target, block.row_scale.get(name), columns, block.stored(name))
 
     def _reconstruct(
         self, wanted: Reconstruction, pair: Pair, block: Block, aims: dict[str, Aim], recipe: Recipe

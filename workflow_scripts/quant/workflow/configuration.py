@@ -229,7 +229,7 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
 def check_codes_alone(name: str, tunes: str, recipe: dict[str, Any]) -> None:
     """Refuses weights that are more than codes and steps with a key that tunes these."""
     for key, possible, wanted in (
-        ("scope", recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
+        ("scope", tunes != "tune" or recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
         ("keep", recipe["keep"] == "none", "keep: none"),
         ("noise_injection", not recipe["noise_injection"], "noise_injection: 0"),
     ):
