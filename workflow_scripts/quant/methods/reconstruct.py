@@ -62,6 +62,7 @@ class MovableLinear(nn.Module):
         self._rows = None if aim.row_scale is None else aim.row_scale.clone()[:, None]
         self._columns = None if aim.column_scale is None else aim.column_scale.clone()
         self.bias = bias
+        self.settled: Tensor | None = None  # its weight, while it does not move
         scaled = aim.target if rounded.scale is None else aim.target * rounded.scale
         wanted = grids.to_groups(scaled, self._grid.group_size) / self._step + self._zero
         codes = rounded.codes.clone()
@@ -84,6 +85,8 @@ class MovableLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """As the checkpoint stores it [out, in], float32."""
+        if self.settled is not None:
+            return self.settled
         w = grids.from_groups(grids.decode(self.codes, self.step, self._zero), self._n_in)
         w = w if self._columns is None else w * self._columns
         return w if self._rows is None else w * self._rows
@@ -178,12 +181,13 @@ class Reconstructor:
         """Mean relative error of the block's output, of what its file would hold."""
         for each in self.linears.values():
             each.as_stored = True
+            each.settled = each.weight
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for i, count in self._counts.items():
             _, given = self._own.of(self._pair.arguments(i))
             total += self.loss(given, *self._batch(i)) * count.sum()
         for each in self.linears.values():
-            each.as_stored = False
+            each.as_stored, each.settled = False, None
         return float(total / sum(count.sum() for count in self._counts.values()))
 
     def loss(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> Tensor:

@@ -39,6 +39,14 @@ def recordable(device: torch.device, groups: list[list[nn.Parameter]]) -> dict[s
     return {"params": made} | ({"fused": True, "capturable": True} if on_gpu else {})
 
 
+def has_room() -> bool:
+    """Whether a GPU has free what has been in use beyond what is now: a recorded step takes memory of its own."""
+    wanted = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    if torch.cuda.mem_get_info()[0] < wanted:
+        torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0] >= wanted
+
+
 class Replay:
     """Runs steps. On a GPU the first kind of them that comes more than WARM times is recorded (a CUDA graph) and then
     played, as one launch in place of thousands; any other runs as it is, and so does what cannot be recorded."""
@@ -71,8 +79,8 @@ class Replay:
 
     def _record(self, kind: Hashable, step: Callable[..., None], given: tuple[Tensor, ...]) -> bool:
         """Whether it could be; nothing is computed by it."""
-        if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
-            self._records = False  # it takes memory of its own, about as much again
+        if not has_room():
+            self._records = False
             return False
         own, graph, side = tuple(each.clone() for each in given), torch.cuda.CUDAGraph(), torch.cuda.Stream()
         torch.cuda.synchronize()
