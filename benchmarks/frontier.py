@@ -4,8 +4,11 @@ CONVERTED is results/{model}/original of a finished conversion, TEXT the raw tes
 tokens, evaluates the rest and 65,536 tokens of the Python language reference (Python's own pydoc_data, which no
 calibration saw) in windows of 2,048, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
 and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
-GPU's peak memory; writes them to OUT after each method. At the end what each has learnt of the texts, beside the same
-method that is fitted less (docs/methods.md, Has a method learnt the text?).
+GPU's peak memory; writes them to OUT after each method, and each window's sums to a folder beside it, where a later run
+finds those of methods that it does not measure. At the end what each has learnt of the texts, beside the same method
+that is fitted less (docs/methods.md, Has a method learnt the text?), and each beside AutoRound: differences with their
+95 % intervals, p corrected over all of them. `--methods autoround --environment PATH` measures AutoRound; PATH is a
+folder that build_library made.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import pydoc_data.topics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,13 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.comparison.learnt import learnt_terms
-from quant.comparison.paired import paired_difference
+from quant.comparison.paired import holm, paired_difference
 from quant.comparison.pairs import Recipes, fitted_further
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
+from quant.methods.library import quantize_library
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
@@ -43,6 +47,7 @@ from quant.recipe.recipe import Recipe
 from study import PATTERNS, methods
 
 METHODS = ["frontier", "frontier_fast", "awq_clip_gptq_shared"]
+LIBRARY = "autoround"
 CALIBRATION, WIDTH = (128, 512), 2048
 PYTHON_TOKENS = 2**16
 RESAMPLES, SEED = 9999, 42
@@ -112,15 +117,46 @@ def learnt_lines(found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarr
                 )
 
 
+def beside_autoround(found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarray]) -> Iterator[str]:
+    """found: of `judge` by method and bits."""
+    differences = {
+        (method, bits, text, measure): paired_difference(own[:, at], other[text][:, at], weights[text], RESAMPLES, SEED)
+        for (method, bits), sums in found.items()
+        if method != LIBRARY and (other := found.get((LIBRARY, bits))) is not None
+        for text, own in sums.items()
+        for measure, at in (("NLL", 1), ("KL", 2))
+    }
+    corrected = holm([each.p for each in differences.values()])
+    for (key, each), p in zip(differences.items(), corrected, strict=True):
+        method, bits, text, measure = key
+        yield (
+            f"{method} less {LIBRARY}, {bits} bits, {text}: {measure} {each.mean:+.4f} [{each.low:+.4f}, "
+            f"{each.high:+.4f}], p {p:.4f}"
+        )
+
+
+def kept_sums(folder: Path, names: Iterable[str]) -> dict[tuple[str, int], Sums]:
+    """Of all runs that left theirs there, `METHOD-BITS-TEXT.npy`."""
+    found: dict[tuple[str, int], Sums] = {}
+    for path in sorted(folder.glob("*.npy")):
+        method, bits, text = path.stem.rsplit("-", 2)
+        if text in names:
+            found.setdefault((method, int(bits)), {})[text] = np.load(path)
+    return found
+
+
 class Study:
     """One model and its statistics, quantised by one recipe after the other."""
 
-    def __init__(self, converted: Path, sequences: list[Tensor], folder: Path, where: str) -> None:
+    def __init__(
+        self, converted: Path, sequences: list[Tensor], folder: Path, where: str, environment: Path | None = None
+    ) -> None:
+        self._environment = environment
         self._checkpoint, self._where, self._folder = converted / "checkpoint", where, folder
         self._model = read_json(converted / "convert.json")
         self._made = {"model_fingerprint": self._model["fingerprint"]}
         self._files = {key: folder / key for key in ("channels", "moments")}
-        tokens.save(folder / "calibration", sequences, {})
+        tokens.save(folder / "calibration", sequences, self._made)
         self._material = Material(self._checkpoint, tokens.load(folder / "calibration"), self._made)
         self._compute = Compute(where, torch.float32, batch_tokens("auto", where))
 
@@ -140,6 +176,8 @@ class Study:
 
     def quantise(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         """The checkpoint is in `quantised`; seconds, peak GB, and the record."""
+        if "algorithm" in recipe:
+            return self._watched(lambda: self._library(recipe))
         files = {key: str(self._files[key]) for key in keys.statistics_files(recipe)}
         statistics = Statistics(files, self._model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
         paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics
@@ -147,6 +185,14 @@ class Study:
             way = (recipe, self._material.tokens, self._compute, self._made)
             return self._watched(lambda: quantize_with_model(*paths, *way))
         return self._watched(lambda: quantize_checkpoint(*paths, Recipe.of(recipe), self._where, self._made))
+
+    def _library(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        assert self._environment is not None, "--environment says where the library is"
+        self.quantised.mkdir(exist_ok=True)
+        way = (self._folder / "calibration", self._environment, self._model, recipe, self._where)
+        names = {"model": "benchmark", "method": recipe["algorithm"]}
+        batch = batch_tokens("auto", self._where)
+        return quantize_library(self._checkpoint, self.quantised, self._folder / "folds", *way, batch, names)
 
     @property
     def quantised(self) -> Path:
@@ -160,6 +206,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--environment", type=Path, help="AutoRound's")
     parser.add_argument("--out", type=Path, default=Path("frontier.csv"))
     options = parser.parse_args()
     where, known = device("auto"), methods()
@@ -167,7 +214,9 @@ def main() -> None:
     sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
-    rows, sums = [], {}
+    rows: list[dict[str, Any]] = []
+    left = options.out.with_suffix(".sums")
+    left.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if where == "cuda":
@@ -175,7 +224,7 @@ def main() -> None:
             warm = Study(options.converted, sequences[:WARM_UP], folder / "warm", where)
             warm.statistics()
             warm.quantise(known["frontier_fast"])
-        study = Study(options.converted, sequences, folder, where)
+        study = Study(options.converted, sequences, folder, where, options.environment)
         before = study.statistics()
         for method in options.methods:
             for bits in options.bits:
@@ -183,13 +232,16 @@ def main() -> None:
                 quantised = perplexity.load_model(study.quantised, where, torch.float32)
                 found = {text: judge(original, quantised, part, where) for text, part in judged.items()}
                 del quantised
-                sums[method, bits] = found
-                rows.append({"method": method, "bits": bits, "seconds": before + seconds, "peak_gb": peak})
+                for text, each in found.items():
+                    np.save(left / f"{method}-{bits}-{text}.npy", each)
+                whole = seconds if "algorithm" in known[method] else before + seconds
+                rows.append({"method": method, "bits": bits, "seconds": whole, "peak_gb": peak})
                 rows[-1] |= summary(found, weights) | record.get("tuning", {})
                 words = (f"{key} {v:.4f}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items())
                 print(", ".join(words), flush=True)
                 pd.DataFrame(rows).to_csv(options.out, index=False)
-    print("\n".join(learnt_lines(sums, weights, known)))
+    sums = kept_sums(left, judged)
+    print("\n".join([*learnt_lines(sums, weights, known), *beside_autoround(sums, weights)]))
 
 
 if __name__ == "__main__":

@@ -105,13 +105,14 @@ def test_collected_equals_autograd(
     case = cases(name)
     path = collected(case, tmp_path / "end_loss.safetensors", parts, batch_tokens)
     with tensorfile.opened(path) as file:
-        keys = ("moment", "fisher", "x_abs", "x_sq", "x_mean")
+        keys = ("moment", "omega", "fisher", "x_abs", "x_sq", "x_mean")
         assert file.names == {f"{linear}.{key}" for linear in case.x for key in keys}
         for linear, x in case.x.items():
             square = case.gradient[linear] ** 2
             bounds = [k * square.shape[1] // parts for k in range(parts + 1)]
             omegas = [square[:, start:stop].mean(1) for start, stop in pairwise(bounds)]
             expected = {
+                "omega": np.array(omegas),
                 "fisher": np.array([omega.mean() for omega in omegas]),
                 "moment": np.stack([reference.weighted_moment(x, omega.tolist()) for omega in omegas]),
             }

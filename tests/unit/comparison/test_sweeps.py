@@ -193,6 +193,7 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "parts": (4, "moment", {"end_loss"}),
     "activations": ("dynamic", "format", {"int8", "fp8"}),
     "correction": (0.5, "inputs", {"sequential"}),
+    "reconstruct": ({}, "inputs", {"sequential"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
     "keep_ratio": (0.3, "keep", {"awq", "praq"}),
@@ -242,6 +243,9 @@ def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
         ({"moment": "jacobian"}, ["moment: jacobian", "salience", "gptq"]),
         ({"moment": "jacobian", "salience": "l1", "noise_std": 0.1}, ["noise_std", "moment: jacobian", "weighted"]),
         ({"moment": "jacobian", "rounding": "greedy_flip"}, ["moment: jacobian", "salience", "gptq"]),
+        ({"moment": "jacobian", "salience": "l1", "inputs": "sequential"}, ["jacobian", "moment: end_loss"]),
+        ({"inputs": "sequential", "reconstruct": {}, "keep": "awq"}, ["reconstruct needs", "keep: none"]),
+        ({"inputs": "sequential", "reconstruct": {}, "noise_injection": 0.1}, ["reconstruct needs", "injection: 0"]),
     ],
 )
 def test_other_parts_that_do_not_go_together(entry: dict[str, Any], expected: list[str]) -> None:

@@ -37,8 +37,9 @@ SMALL = {"group_size": 16, "n_grid": 5}
 def run(
     source: Path, target: Path, recipe: dict[str, Any], paths: dict[str, str], mark: str = "tiny"
 ) -> dict[str, Any]:
-    """mark: of the model that the statistics in paths are of. With small groups, and two epochs where it is tuned."""
-    recipe = recipe | SMALL | ({"tune": recipe["tune"] | {"epochs": 2, "batch": 2}} if recipe["tune"] else {})
+    """mark: of the model that the statistics in paths are of. With small groups, few iterations where it is tuned."""
+    few = {"tune": {"epochs": 2, "batch": 2}, "reconstruct": {"iterations": 8, "batch": 2}}
+    recipe = recipe | SMALL | {key: recipe[key] | fewer for key, fewer in few.items() if recipe[key]}
     names, statistics = all_linears(skeleton(source)), Statistics(paths, mark, PATTERNS)
     given = (source, target, target.with_suffix(".folds"), names, statistics)
     if recipe["inputs"] == "sequential":

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from quant.calibration.end_loss import collect_end_loss
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
 from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.sequential import Sequential
+from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
@@ -32,10 +35,12 @@ SEQUENTIAL = PLAIN | {"inputs": "sequential", "rounding": "gptq"}
 
 
 def run(source: Path, paths: dict[str, str], target: Path, **changes: Any) -> dict[str, Any]:
-    linears, statistics = all_linears(skeleton(source)), Statistics(paths, "m", PATTERNS)
+    recipe = SEQUENTIAL | changes
+    linears = all_linears(skeleton(source))
+    statistics = Statistics(paths, "m", PATTERNS, plain_share=recipe["plain_share"])
     way = Sequential(source, CALIBRATION, "cpu", torch.float32, 64)
-    recipe, folds = Recipe.of(SEQUENTIAL | changes), target.with_suffix(".folds")
-    return quantize_checkpoint(source, target, folds, linears, statistics, recipe, "cpu", MADE, quantize_block=way)
+    given = (source, target, target.with_suffix(".folds"), linears, statistics, Recipe.of(recipe), "cpu", MADE)
+    return quantize_checkpoint(*given, quantize_block=way)
 
 
 def loaded(path: Path) -> nn.Module:
@@ -44,21 +49,32 @@ def loaded(path: Path) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("correction", [0.0, 0.5])
-def test_codes_are_those_of_the_finished_models_inputs(tmp_path: Path, correction: float) -> None:
-    """A few differ that lie half-way in float32."""
+@pytest.mark.parametrize(("correction", "parts"), [(0.0, 0), (0.5, 0), (0.5, 1), (0.0, 4), (0.5, 4)])
+def test_codes_are_those_of_the_finished_models_inputs(tmp_path: Path, correction: float, parts: int) -> None:
+    """A few differ that lie half-way in float32. parts: of the rows, whose tokens count by the end loss; 0: alike."""
     wide = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "intermediate_size": 48}
     model = saved("LlamaConfig", {"vocab_size": 256, "num_hidden_layers": 2, "initializer_range": 0.2} | wide, tmp_path)
-    target = tmp_path / "target"
-    run(tmp_path, {}, target, bits=4, correction=correction)
+    target, path, changes = tmp_path / "target", str(tmp_path / "end_loss"), {}
+    paths, omegas = {}, {}
     names = list(all_linears(model))
+    if parts:
+        material = Material(tmp_path, CALIBRATION, {"model_fingerprint": "m"})
+        collect_end_loss(material, path, parts, 0, Compute("cpu", torch.float32, 64))
+        paths, changes = {"weighted": path}, {"moment": "end_loss", "parts": parts, "plain_share": 0.25}
+        with tensorfile.opened(path) as file:
+            omegas = {name: file.get(f"{name}.omega").double().numpy() for name in names}
+    run(tmp_path, paths, target, bits=4, correction=correction, **changes)
     x, quantised = (inputs_of(each, names, SEQUENCES) for each in (model, loaded(target)))
     moved = 0
     with stored.opened(target) as file:
         for name in names:
             w = model.get_submodule(name).weight.detach().double().numpy()
-            goal = reference.corrected(w, x[name], quantised[name], correction)
-            codes = reference.gptq(goal, reference.second_moment(quantised[name]), 4, -1, False, 0.01, True)
+            after, codes = quantised[name], []
+            for k, rows in enumerate(np.array_split(w, parts or 1)):
+                root = np.sqrt(0.25 + 0.75 * omegas[name][k] / omegas[name][k].mean())[:, None] if parts else 1.0
+                goal = reference.corrected(rows, x[name] * root, after * root, correction)
+                codes.append(reference.gptq(goal, reference.second_moment(after * root), 4, -1, False, 0.01, True))
+            codes = np.concatenate(codes)
             found = file.linear(name).codes[:, 0].double().numpy()
             assert (found != codes).mean() < 0.02, name
             plain = reference.gptq(w, reference.second_moment(x[name]), 4, -1, False, 0.01, True)

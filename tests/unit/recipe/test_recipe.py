@@ -47,6 +47,7 @@ PLAIN: dict[str, Any] = {
     "refine": 0,
     "inputs": "parallel",
     "correction": 0.0,
+    "reconstruct": None,
     "keep": "none",
     "keep_ratio": 0.5,
     "beta": 3.0,

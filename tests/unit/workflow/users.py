@@ -504,4 +504,6 @@ USERS: dict[str, set[str]] = {
         "quantize_with_model",
         "write_words",
     },
+    "methods/reconstruct": {"quantize_with_model"},
+    "models/replay": {"quantize_with_model"},
 }

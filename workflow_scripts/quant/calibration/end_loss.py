@@ -38,7 +38,7 @@ AGAIN = 0.05  # of a block's output: what running it again may differ by
 
 
 class FisherSums:
-    """H_k, the mean of each ω_k, and E_ω|x|, E_ω[x²] and E_ω[x] under ω's mean over all outputs."""
+    """H_k, each ω_k and its mean, and E_ω|x|, E_ω[x²] and E_ω[x] under ω's mean over all outputs."""
 
     def __init__(self, n_in: int, n_out: int, parts: int, device: torch.device) -> None:
         self._rows = row_parts(n_out, parts)
@@ -46,13 +46,14 @@ class FisherSums:
         self._sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
         self._weights = torch.zeros(len(self._rows), dtype=torch.float64, device=device)
         self._whole = torch.zeros((), dtype=torch.float64, device=device)
+        self._omegas: list[Tensor] = []
         self._count = 0
 
     def add(self, x: Tensor, gradient: Tensor) -> None:
         """x [n, in] and ∂ℓ/∂z [n, out] of the same tokens, float32."""
         square = gradient.square()
-        for k, rows in enumerate(self._rows):
-            omega = square[:, rows].mean(1)
+        self._omegas.append(torch.stack([square[:, rows].mean(1) for rows in self._rows]))
+        for k, omega in enumerate(self._omegas[-1]):
             add_outer(self._outer[k], x * omega.sqrt()[:, None])
             self._weights[k] += omega.sum(dtype=torch.float64)
         whole = square.mean(1)
@@ -64,14 +65,16 @@ class FisherSums:
         self._count += len(x)
 
     def results(self) -> dict[str, Tensor]:
-        """moment [parts, ⌈in/2⌉, in + 1] by triangles; fisher [parts], the means of ω; x_abs, x_sq, x_mean [in]."""
+        """moment [parts, ⌈in/2⌉, in + 1] by triangles; omega [parts, tokens], fisher [parts], their means; x_abs, x_sq,
+        x_mean [in]."""
         weights, whole = (torch.where(each > 0, each, 1.0) for each in (self._weights, self._whole))
         moment = torch.stack(
             [to_triangle(mirror(h).div_(w.float())) for h, w in zip(self._outer, weights, strict=True)]
         )
         channels = (self._sums / whole).float().cpu()
         fisher = (self._weights / max(1, self._count)).float().cpu()
-        return {"moment": moment, "fisher": fisher, **dict(zip(OF_INPUT, channels, strict=True))}
+        omega = torch.cat(self._omegas, dim=1).cpu()
+        return {"moment": moment, "omega": omega, "fisher": fisher, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
 class Given(Note):
@@ -254,7 +257,7 @@ def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def collect_end_loss(material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:
-    """Writes {linear}.moment, .fisher, .x_abs, .x_sq and .x_mean of every linear; seed: of the labels."""
+    """Writes {linear}.moment, .omega, .fisher, .x_abs, .x_sq and .x_mean of every linear; seed: of the labels."""
     if compute.dtype == torch.float16:  # whose range gradients leave
         compute = compute._replace(dtype=torch.float32)
     run = Backward(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")

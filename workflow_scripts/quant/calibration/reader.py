@@ -117,6 +117,15 @@ class Statistics:
             self._last = key, reduce(Tensor.add_, moments)
         return self._last[1] if parts else None
 
+    def token_weights(self, linear: str, device: str) -> Tensor | None:
+        """What each calibration token counts [parts, tokens], 1 on average: the end loss's ω, mixed with the plain
+        moment's share; None where all count alike."""
+        if "weighted" not in self._files or f"{linear}.omega" not in self._files["weighted"].names:
+            return None
+        omega = self._files["weighted"].get(f"{linear}.omega", device)
+        mean = omega.mean(1, keepdim=True, dtype=torch.float64).float()
+        return (omega / torch.where(mean > 0, mean, 1.0)).mul_(1 - self._plain_share).add_(self._plain_share)
+
     def of(self, linear: str, device: str) -> LinearStatistics:
         """What one linear's recipe reads."""
         channels = weight = None

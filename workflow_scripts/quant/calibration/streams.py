@@ -6,6 +6,7 @@ Two streams of hidden states and two copies of one block are in memory, however 
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
         torch.addmm(total, a.T, b, torch.float32, out=total)
 
 
+def counted(count: Tensor, x: Tensor) -> Tensor:
+    """Rows [n, in] whose products with themselves count [n] times; float32."""
+    return x.float() * count.sqrt()[:, None]
+
+
 class Pair:
     """One block of both models. groups: its linears by `reading_order`, named within the block.
 
@@ -142,34 +148,93 @@ class Pair:
             x = input_of(self._blocks[1], linear, self._streams[1].get(i), self._arguments[i])
         return token_rows(x, self._batches[i])
 
-    def moments(self, linear: str, with_cross: bool) -> tuple[Tensor, Tensor | None]:
+    def moments(self, linear: str, with_cross: bool, counts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """H̃ = X̃ᵀX̃/N and, where it is wanted, C = XᵀX̃/N of a linear's inputs X̃ in the quantised model, X in the
-        original; [in, in], float32."""
+        original; [in, in], float32. counts [n, tokens]: what each token counts, n times over; then [n, in, in]."""
         weight = self._blocks[0].get_parameter(f"{linear}.weight")
         n_in, count = weight.shape[1], 0
-        total = torch.zeros(n_in, n_in, device=weight.device)
+        total = torch.zeros(1 if counts is None else len(counts), n_in, n_in, device=weight.device)
         cross = torch.zeros_like(total) if with_cross else None
         at = next(i for i, group in enumerate(self.groups) if linear in group)
         self._outputs.settle([name for group in self.groups[:at] for name in group])
         self._inputs.release([group[0] for group in self.groups[:at]])
         for i in range(len(self._batches)):
             rows = self._quantised_rows(linear, i)
+            others = None if cross is None else self._original_rows(self.groups[at][0], i)
+            for k, into in enumerate(total):
+                of = (lambda x: x) if counts is None else partial(counted, counts[k, count : count + len(rows)])
+                add_outer(into, own := of(rows))
+                if cross is not None and others is not None:
+                    add_cross(cross[k], of(others), own)
             count += len(rows)
-            add_outer(total, rows)
-            if cross is not None:
-                add_cross(cross, self._original_rows(self.groups[at][0], i), rows)
-        mirror(total).div_(count)
+        for each in total:
+            mirror(each).div_(count)
         check_statistic(f"{self.name}.{linear}", total)
         if cross is not None:
             check_statistic(f"{self.name}.{linear}", cross.div_(count))
+        if counts is None:
+            return total[0], None if cross is None else cross[0]
         return total, cross
+
+    @property
+    def quantised(self) -> nn.Module:
+        """The quantised model's block."""
+        return self._blocks[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._blocks[0].parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._blocks[0].parameters()).dtype
+
+    @property
+    def n_batches(self) -> int:
+        return len(self._batches)
+
+    def arguments(self, i: int) -> Arguments:
+        return self._arguments[i]
+
+    def states(self, i: int) -> Tensor:
+        """What the quantised model's block reads [n, width, hidden]."""
+        return self._streams[1].get(i)
+
+    def counted(self, i: int, left_out: frozenset[int]) -> Tensor:
+        """1 for a batch's tokens [n, width], 0 for padding and for sequences left out."""
+        batch = self._batches[i]
+        kept = torch.tensor([batch.first + row not in left_out for row in range(len(batch.ids))])
+        mask = torch.ones(batch.ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+        return (mask & kept[:, None]).float().to(self.device)
+
+    @torch.inference_mode()
+    def goals(self, share: float) -> HiddenStates:
+        """What the quantised block should put out, by batch: share·(the original's own output) + (1 - share)·(what the
+        original's block makes of the quantised model's inputs). It ends the block for the original."""
+        shape = torch.Size((sum(batch.ids.numel() for batch in self._batches), self.states(0).shape[-1]))
+        found = hidden_states(str(self.device), shape.numel() * self.dtype.itemsize)
+        for i, arguments in enumerate(self._arguments):
+            goal = None if share == 1 else hidden_of(arguments.call(self._blocks[0], self.states(i)))
+            if share:
+                self._end(i)
+                whole = self._streams[0].get(i)
+                goal = whole if goal is None else torch.lerp(goal, whole, share)
+            assert goal is not None
+            found.put(i, goal)
+        return found
+
+    def _end(self, i: int) -> None:
+        """The original's stream to the next block, where it is not there yet."""
+        if i not in self._ahead:
+            states = self._streams[0]
+            states.put(i, hidden_of(self._arguments[i].call(self._blocks[0], states.get(i))))
+            self._ahead.add(i)
 
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
         for i, arguments in enumerate(self._arguments):
-            if with_original and i not in self._ahead:
-                states = self._streams[0]
-                states.put(i, hidden_of(arguments.call(self._blocks[0], states.get(i))))
+            if with_original:
+                self._end(i)
             states = self._streams[1]
             with self._outputs.of(i):
                 states.put(i, hidden_of(arguments.call(self._blocks[1], states.get(i))))

@@ -125,6 +125,7 @@ def steps(recipe: dict[str, Any]) -> set[str]:
         "tune": recipe.get("tune") is not None,
         "inputs": recipe.get("inputs") == "sequential",
         "refine": bool(recipe.get("refine")),
+        "reconstruct": recipe.get("reconstruct") is not None,
     }
     return {name for name, is_taken in taken.items() if is_taken}
 
@@ -143,7 +144,7 @@ def fitted_further(recipes: Recipes) -> list[tuple[str, str, str]]:
             ),
         )
 
-    groups = {TUNED: {"tune"}, "fitted without tuning": {"inputs", "correction", "refine"}}
+    groups = {TUNED: {"tune"}, "fitted without tuning": {"inputs", "correction", "refine", "reconstruct"}}
     return [(group, *pair) for group, keys in groups.items() for pair in further(group, keys)(own)]
 
 

@@ -40,8 +40,8 @@ def too_large(checkpoint: Path, compute: Compute) -> bool:
         return False
     if byte_codes.rounds_inputs(read_json(checkpoint / "config.json")):
         raise InputError(
-            f"{checkpoint}: takes {megabytes(need / 1e6)} MB of memory and {megabytes(left / 1e6)} are left, and inputs "
-            "are rounded only where transformers has it whole; use a device with more memory, or activations: none"
+            f"{checkpoint}: takes {megabytes(need / 1e6)} MB of memory and {megabytes(left / 1e6)} are left, and "
+            "inputs are rounded only where transformers has it whole; use a device with more memory, or activations: none"
         )
     logger.info(
         "%s: takes %s MB of memory and %s are left: it runs block by block",

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ class Block:
 
     def find(self, group: Shared, statistics: Statistics, recipe: Recipe) -> None:
         """A group's weights, what is known of them, and their scale, folded where it can be."""
-        with self._timed(group.linears):
+        with self.timed(group.linears):
             for name in group.linears:
                 w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
                 check_finite(f"{name}.weight", w, str(self._model.path))
@@ -71,13 +71,21 @@ class Block:
     ) -> None:
         """Linears whose scales are found, each on the recipe's grid, for steps as its file will give them; targets: the
         weights to come near to."""
-        with self._timed(names):
+        with self.timed(names):
             for name, w in zip(names, targets, strict=True):
-                dtype, rows = self._layout[f"{name}.weight"][0], self.row_scale.get(name)
-                unit = self.units[name] = self._unit(name, recipe.grid)
-                stored = partial(grids.stored_step, dtype=dtype, rows=rows, steps=recipe.grid.steps, unit=unit)
+                self.units[name] = self._unit(name, recipe.grid)
+                stored = self.stored(name, recipe.grid)
                 result = round_linear(w, self.found[name], self.known.pop(name), recipe, generator, stored)
                 self.done[name] = self._held(name, result)
+
+    def stored(self, name: str, grid: Grid) -> Callable[[Tensor], Tensor]:
+        """A rounded linear's steps as its file will give them."""
+        dtype, rows = self._layout[f"{name}.weight"][0], self.row_scale.get(name)
+        return partial(grids.stored_step, dtype=dtype, rows=rows, steps=grid.steps, unit=self.units[name])
+
+    def move(self, name: str, codes: Tensor, step: Tensor) -> None:
+        """Other codes and steps for a rounded linear."""
+        self.done[name] = self._held(name, replace(self.done[name], codes=codes, step=step))
 
     def _unit(self, name: str, grid: Grid) -> float:
         """numbers.unit_of, one for all linears that readers fuse, since vLLM takes the largest for all of them."""
@@ -95,7 +103,7 @@ class Block:
         return float(w.abs().max())
 
     @contextlib.contextmanager
-    def _timed(self, names: Sequence[str]) -> Iterator[None]:
+    def timed(self, names: Sequence[str]) -> Iterator[None]:
         """Adds to the milliseconds of each of these linears its share of what is done meanwhile."""
         started = time.perf_counter()
         yield

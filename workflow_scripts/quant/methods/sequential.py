@@ -16,6 +16,7 @@ from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
+from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
@@ -28,12 +29,43 @@ def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None
     return scale[:, None] * moment * scale, None if cross is None else cross * scale
 
 
+def moments_of(
+    pair: Pair, reading: str, names: list[str], corrects: bool, statistics: Statistics, block: Block
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """H̃ and C of linears that read one input: the same for all, or each its own where tokens count by the end loss;
+    [in, in], or [parts, in, in]."""
+    counts = [statistics.token_weights(name, block.weights[name].device.type) for name in names]
+    weighted = [each for each in counts if each is not None]
+    if not weighted:
+        return dict.fromkeys(names, pair.moments(reading, corrects))
+    moment, cross = pair.moments(reading, corrects, torch.cat(weighted))
+    sizes = [len(each) for each in weighted]
+    crosses = [None] * len(names) if cross is None else cross.split(sizes)
+    alone = sizes[0] == 1
+    return {
+        name: (h[0], None if c is None else c[0]) if alone else (h, c)
+        for name, h, c in zip(names, moment.split(sizes), crosses, strict=True)
+    }
+
+
 class Sequential:
     """`quantize_checkpoint`'s way with a block; its blocks must come in their order, from the first."""
 
     def __init__(
-        self, checkpoint: Path, calibration: Tokens, device: str, dtype: torch.dtype, batch_tokens: int
+        self,
+        checkpoint: Path,
+        calibration: Tokens,
+        device: str,
+        dtype: torch.dtype,
+        batch_tokens: int,
+        reconstruction: Reconstruction | None = None,
+        left_out: frozenset[int] = frozenset(),
     ) -> None:
+        """left_out: sequences that reconstruction does not look at."""
+        self._reconstruction, self._left_out = reconstruction, left_out
+        self.errors: dict[str, tuple[float, float]] = {}  # of a block's output, before and after reconstruction
+        if reconstruction is not None:
+            batch_tokens = reconstruction.batch * max(map(len, calibration.sequences))
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
         self._pairs: Iterator[Pair] = streams.pairs()
 
@@ -46,21 +78,45 @@ class Sequential:
         for group in groups:
             block.find(group, statistics, recipe)
         pair.put(block.others)
+        aims: dict[str, Aim] = {}
         for reading in pair.groups:
             names = [name for name in (f"{pair.name}.{linear}" for linear in reading) if name in block.weights]
             if not names:
                 continue
-            moment, cross = pair.moments(reading[0], corrects)
+            moments = moments_of(pair, reading[0], names, corrects, statistics, block)
             found = {name: block.found[name] if name in block.folded else None for name in names}
             scales = {name: None if each is None else each.scale for name, each in found.items()}
-            for _, each in groupby(names, key=lambda name: id(scales[name])):
+            for _, each in groupby(names, key=lambda name: (id(scales[name]), id(moments[name]))):
                 alike = list(each)
-                own, between = in_original_units(moment, cross, scales[alike[0]])
+                own, between = in_original_units(*moments[alike[0]], scales[alike[0]])
                 targets = [block.weights[name] for name in alike]
                 if between is not None:
                     targets = corrected(targets, between, own, recipe.correction)
                 for name in alike:
                     block.known[name] = replace(block.known[name], moment=own)
                 block.round(alike, targets, recipe, generator)
+                if self._reconstruction is not None:
+                    aims |= {name: self._aim(block, name, target) for name, target in zip(alike, targets, strict=True)}
             pair.put({f"{name}.weight": block.weight(name) for name in names})
+        if self._reconstruction is not None and aims:
+            self._reconstruct(self._reconstruction, pair, block, aims, recipe)
         pair.advance(corrects)
+
+    @staticmethod
+    def _aim(block: Block, name: str, target: Tensor) -> Aim:
+        rounded = block.done[name]
+        columns = None if rounded.scale is None or name in block.folded else 1 / rounded.scale
+        return Aim(rounded, target, block.row_scale.get(name), columns, block.stored(name, rounded.grid))
+
+    def _reconstruct(
+        self, wanted: Reconstruction, pair: Pair, block: Block, aims: dict[str, Aim], recipe: Recipe
+    ) -> None:
+        inside = {name: name.removeprefix(f"{pair.name}.") for name in aims}
+        with block.timed(list(aims)):
+            own = {inside[name]: aim for name, aim in aims.items()}
+            reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out)
+            before, after = reconstructor.run(wanted, recipe.seed)
+            self.errors[pair.name] = before, min(before, after)
+            for name in aims:
+                block.move(name, *reconstructor.linears[inside[name]].moved())
+        pair.put({f"{name}.weight": block.weight(name) for name in aims})

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from quant.models.architectures import ARCHITECTURES
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks
 from quant.models.loading import load
+from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 
@@ -136,6 +137,15 @@ def divergence(original: Tensor, quantised: Tensor) -> Tensor:
     return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum()
 
 
+def split(n: int, held_out: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    """Of n sequences the part held out, in its order, and the rest as drawn."""
+    held = max(1, round(held_out * n))
+    if held == n:
+        raise InputError("tune: one sequence leaves none to hold out; use more calibration text")
+    drawn = torch.randperm(n, generator=generator).tolist()
+    return sorted(drawn[:held]), drawn[held:]
+
+
 def rate_at(step: int, steps: int) -> float:
     """Of the rate: a linear warm-up over WARM_UP of the steps, then a cosine to nothing."""
     warm = max(1, round(WARM_UP * steps))
@@ -191,14 +201,26 @@ class Tuner:
             wanted, found = wanted[rows], found[rows]
         return divergence(wanted, found)
 
-    def gradients(self, sequences: list[Tensor]) -> float:
+    def gradients(self, parts: Sequence[Batch]) -> Tensor:
         """Adds the mean divergence's gradients to the parameters' and returns it."""
-        n, total = sum(map(len, sequences)), 0.0
-        for batch in batches(sequences, self._rows):
+        n, total = sum(batch.lengths.sum() for batch in parts), torch.zeros((), device=self._device)
+        for batch in parts:
             loss = self._sum(batch) / n
             loss.backward()
-            total += loss.item()
+            total = total + loss.detach()
         return total
+
+    def _descend(self, sequences: list[Tensor], optimizer: torch.optim.Optimizer, replay: Replay) -> None:
+        """One step down the mean divergence."""
+        parts = list(batches(sequences, self._rows))
+
+        def step(*ids: Tensor) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.gradients([batch._replace(ids=own) for batch, own in zip(parts, ids, strict=True)])
+            optimizer.step()
+
+        kind = tuple((batch.ids.shape, *batch.lengths.tolist()) for batch in parts)
+        replay(kind, step, *(batch.ids.to(self._device) for batch in parts))
 
     @torch.no_grad()
     def measure(self, sequences: list[Tensor]) -> float:
@@ -209,25 +231,23 @@ class Tuner:
     def tune(self, sequences: list[Tensor], tuning: Tuning, seed: int) -> dict[str, Any]:
         """Leaves the parameters where the held-out part fares best; says what that part's divergence was at the start
         and is, and after which epoch (0: the start)."""
-        held = max(1, round(tuning.held_out * len(sequences)))
-        if held == len(sequences):
-            raise InputError("tune: one sequence leaves none to hold out; use more calibration text")
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(sequences), generator=generator).tolist()
-        kept_out, text = [sequences[i] for i in sorted(drawn[:held])], [sequences[i] for i in drawn[held:]]
-        steps = tuning.epochs * -(-len(text) // tuning.batch)
-        optimizer = torch.optim.AdamW(self.parameters, lr=tuning.rate, betas=BETAS, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
+        parts = split(len(sequences), tuning.held_out, generator)
+        kept_out, text = ([sequences[i] for i in part] for part in parts)
+        steps, done = tuning.epochs * -(-len(text) // tuning.batch), 0
+        device = torch.device(self._device)
+        optimizer = torch.optim.AdamW(**recordable(device, [self.parameters]), betas=BETAS, weight_decay=0.0)
+        replay = Replay(device)
         with tqdm(total=steps, desc="tune", unit="step") as bar, sdpa_kernel(SDPBackend.MATH):  # the same every time
             start = least = self.measure(kept_out)
             best, best_epoch = [p.detach().clone() for p in self.parameters], 0
             for epoch in range(1, tuning.epochs + 1):
                 order = torch.randperm(len(text), generator=generator).tolist()
                 for first in range(0, len(text), tuning.batch):
-                    optimizer.zero_grad()
-                    self.gradients([text[i] for i in order[first : first + tuning.batch]])
-                    optimizer.step()
-                    schedule.step()
+                    set_rate(optimizer.param_groups[0], tuning.rate * rate_at(done, steps))
+                    with fast_products():
+                        self._descend([text[i] for i in order[first : first + tuning.batch]], optimizer, replay)
+                    done += 1
                     bar.update()
                 found = self.measure(kept_out)
                 logger.info("epoch %d: divergence %.4f of the part held out (start %.4f)", epoch, found, start)

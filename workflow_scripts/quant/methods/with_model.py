@@ -17,8 +17,9 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import put_finite
 from quant.methods.quantize import quantize_checkpoint
+from quant.methods.reconstruct import Reconstruction
 from quant.methods.sequential import Sequential
-from quant.methods.tune import Tuner, Tuning, load_original
+from quant.methods.tune import Tuner, Tuning, load_original, split
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
 from quant.recipe.grids import Codes
@@ -88,6 +89,16 @@ def tune_checkpoint(
     return found
 
 
+def reconstruction_of(recipe: dict[str, Any], n_sequences: int) -> tuple[Reconstruction | None, frozenset[int]]:
+    """And what it does not look at: the sequences that tuning holds out."""
+    if recipe["reconstruct"] is None:
+        return None, frozenset()
+    tune = recipe["tune"]
+    drawn = torch.Generator().manual_seed(recipe["seed"])
+    kept_out = [] if tune is None else split(n_sequences, tune["held_out"], drawn)[0]
+    return Reconstruction.of(recipe["reconstruct"]), frozenset(kept_out)
+
+
 def quantize_with_model(
     source: Path,
     target: Path,
@@ -106,9 +117,11 @@ def quantize_with_model(
     codes: dict[str, Codes] | None = {} if recipe["tune"] else None
     way = None
     if chosen.inputs == "sequential":
-        way = Sequential(source, calibration, *compute)
+        way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)))
     given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
     record = quantize_checkpoint(*given, quantize_block=way, keep=codes)
+    if way is not None and way.errors:
+        record["reconstruction"] = way.errors
     if codes is not None:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from quant.calibration.parts import row_parts
 from quant.models import products
 from quant.recipe.roundings.gptq import inverse_factor
 
@@ -19,8 +20,15 @@ def corrected(weights: Sequence[Tensor], cross: Tensor, moment: Tensor, share: f
     """W* = W + a·D of each weight [out, in] that reads the same inputs, with D = W·(C - H̃)·(H̃ + λI)⁻¹.
 
     D minimises E‖Wx - (W + D)x̃‖² + λ‖D‖², λ = DAMP·mean(diag): where x̃ is x, or says nothing, W stays. cross: C =
-    XᵀX̃/N [in, in], X the original's inputs, X̃ the quantised model's; moment: H̃ = X̃ᵀX̃/N; share: a, 0 to 1.
+    XᵀX̃/N [in, in], X the original's inputs, X̃ the quantised model's; moment: H̃ = X̃ᵀX̃/N; both [parts, in, in] where
+    parts of the rows have their own; share: a, 0 to 1.
     """
+    if moment.ndim == 3:
+        parts = [list(zip(row_parts(len(w), len(moment)), cross, moment, strict=True)) for w in weights]
+        return [
+            torch.cat([corrected([w[rows]], c, h, share)[0] for rows, c, h in own])
+            for w, own in zip(weights, parts, strict=True)
+        ]
     factor, _ = inverse_factor(moment, DAMP)
     change = products.linear(products.linear(cross - moment, factor), factor.T)
     return [torch.add(w, products.linear(w, change.T), alpha=share) for w in weights]

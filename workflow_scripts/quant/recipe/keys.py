@@ -96,6 +96,18 @@ def table() -> dict[str, Key]:
             maximum=1,
             when=("inputs", ("sequential",)),
         ),
+        "reconstruct": Key(
+            None,
+            "{}: once a block's linears are rounded, their codes and steps are tuned together so that its output comes "
+            "near to the original's; needs inputs: sequential",
+            keys={
+                "iterations": Key(64, "in each block", minimum=1, maximum=10000),
+                "batch": Key(8, "sequences in each", minimum=1),
+                "code_rate": Key(0.25, "how far a weight may move in all, in steps", minimum=0, maximum=100),
+                "step_rate": Key(0.005, "Adam's, of a step's logarithm", minimum=0, maximum=1),
+            },
+            when=("inputs", ("sequential",)),
+        ),
         "tune": Key(
             None,
             "{}: steps and norms tuned so that predictions come near to the original's on the calibration text; codes "

@@ -41,11 +41,13 @@ class Summary(Coverage):
 
 
 class MethodRecord(TypedDict):
-    """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; tuning: how that
-    went; predicted_nats: of a budget, what its choice is predicted to cost the model, nats a token."""
+    """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; reconstruction: each
+    block's error before and after; tuning: how that went; predicted_nats: of a budget, what its choice is predicted to
+    cost the model, nats a token."""
 
     linears: list[dict[str, Any]]
     summary: Summary
     provenance: Provenance
+    reconstruction: NotRequired[dict[str, tuple[float, float]]]
     tuning: NotRequired[dict[str, Any]]
     predicted_nats: NotRequired[float]

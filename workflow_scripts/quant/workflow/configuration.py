@@ -207,17 +207,18 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
     if "algorithm" in recipe:
         return
     check_format(name, entry, recipe)
-    if recipe["tune"] is not None:
-        check_codes(name, "tune", recipe)
+    for key in ("reconstruct", "tune"):
+        if recipe[key] is not None:
+            check_codes(name, key, recipe)
     if recipe["activations"] != "none" and keys.has_effect("activations", recipe):
         check_codes(name, "activations", recipe)
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return
-    if recipe["inputs"] == "sequential":
+    if recipe["inputs"] == "sequential" and moment != "end_loss":
         raise InputError(
             f"methods.{name}: moment: {moment} and inputs: sequential do not go together, since it is the original's; "
-            "leave one of them out"
+            "write moment: end_loss, or leave one of them out"
         )
     if recipe["noise_std"] and keys.has_effect("noise_std", recipe):
         raise InputError(
@@ -247,6 +248,7 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
     for key, wrong, why in (
         ("budget", recipe["budget"] is not None, "a budget chooses among whole numbers of several widths"),
         ("search_bits", bool(recipe["search_bits"]), "it has one width"),
+        ("reconstruct", recipe["reconstruct"] is not None, "it moves codes from one whole number to the next"),
         ("scope", blocks and recipe["scope"] == "shared", "scales that fold differ within the rows of a block"),
         ("parts", blocks and recipe["parts"] > 1, "the rows of a block are rounded by one moment"),
     ):
@@ -258,7 +260,11 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
 def check_codes(name: str, wanting: str, recipe: dict[str, Any]) -> None:
     """Refuses what wants weights that are codes and steps, of those that are more."""
     for key, possible, wanted in (
-        ("scope", recipe["salience"] == "none" or recipe["scope"] == "shared", "scope: shared"),
+        (
+            "scope",
+            wanting == "reconstruct" or recipe["salience"] == "none" or recipe["scope"] == "shared",
+            "scope: shared",
+        ),
         ("keep", recipe["keep"] == "none", "keep: none"),
         ("noise_injection", not recipe["noise_injection"], "noise_injection: 0"),
     ):

@@ -1,0 +1,175 @@
+"""Block reconstruction: errors and gradients against plain blocks, the file that comes of it, and what is kept."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quant.calibration.reader import Statistics
+from quant.calibration.streams import Pair, Streams, hidden_of
+from quant.files import tensorfile
+from quant.methods.reconstruct import Aim, Reconstructor
+from quant.methods.with_model import quantize_with_model, reconstruction_of
+from quant.models.compute import Compute
+from quant.models.linears import all_linears, decoder_blocks, skeleton
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+from quant.recipe.quantized import QuantizedLinear
+from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES
+from tests.unit.methods.test_tune import slow_divergence
+from tests.unit.recipe import test_shared
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.recipe.test_shared import MADE, Case
+
+models = test_shared.cases
+WAY = {"iterations": 80, "batch": 2, "code_rate": 0.1, "step_rate": 0.005}
+RECIPE = {
+    "salience": "l2",
+    "scope": "shared",
+    "n_grid": 4,
+    "group_size": 16,
+    "bits": 2,
+    "clip": True,
+    "rounding": "gptq",
+}
+
+
+def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
+    recipe = PLAIN | RECIPE | {"inputs": "sequential", "correction": 0.5, "tune": None} | changes
+    names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
+    given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
+    return dict(quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE))
+
+
+def aims_of(pair: Pair) -> dict[str, Aim]:
+    """Its linears rounded to 3 bits in groups of 14, which do not divide the inputs; every second one's rows are
+    multiplied."""
+    aims, generator = {}, torch.Generator().manual_seed(0)
+    for i, name in enumerate(name for group in pair.groups for name in group):
+        w = pair.quantised.get_parameter(f"{name}.weight").clone()
+        rows = torch.rand(len(w), generator=generator) + 0.5 if i % 2 else None
+        target, grid = w if rows is None else w / rows[:, None], Grid(3, 14, False)
+        groups = grids.to_groups(target, 14)
+        step, zero = grids.fit(groups, grid)
+        rounded = QuantizedLinear(grids.encode(groups, step, zero, grid), step, zero, grid, w.shape[1])
+        aims[name] = Aim(rounded, target, rows, None, lambda step: step.half().float())
+    return aims
+
+
+def second_block(case: Case, left_out: frozenset[int] = frozenset()) -> Reconstructor:
+    """The second block's, after a first one whose down projection was changed."""
+    pairs: Iterator[Pair] = Streams(case.path, SEQUENCES, "cpu", torch.float32, 64).pairs()
+    first = next(pairs)
+    name = f"{first.groups[-1][0]}.weight"
+    first.put({f"{first.name}.{name}": 0.8 * first.quantised.get_parameter(name)})
+    first.advance(True)
+    pair = next(pairs)
+    return Reconstructor(pair, aims_of(pair), 0.25, left_out)
+
+
+def second_outputs(model: nn.Module) -> list[Tensor]:
+    """What the second block puts out of each sequence [tokens, hidden], the model run whole."""
+    found: list[Tensor] = []
+    hook = decoder_blocks(model)[1][1].register_forward_hook(lambda module, args, out: found.append(hidden_of(out)[0]))
+    with torch.inference_mode():
+        for ids in SEQUENCES:
+            model(ids[None], use_cache=False)
+    hook.remove()
+    return found
+
+
+def slow_error(case: Case, found: Reconstructor, left_out: frozenset[int], as_stored: bool) -> float:
+    """Of three plain models: the original, with the first block changed, and with the second one's weights too."""
+    changed = copy.deepcopy(case.model)
+    names = list(found.linears)
+    with torch.no_grad():
+        decoder_blocks(changed)[1][0].get_parameter(f"{names[-1]}.weight").mul_(0.8)
+    rounded = copy.deepcopy(changed)
+    for name, linear in found.linears.items():
+        linear.as_stored = as_stored
+        with torch.no_grad():
+            decoder_blocks(rounded)[1][1].get_parameter(f"{name}.weight").copy_(linear.weight)
+        linear.as_stored = False
+    total, count = 0.0, 0
+    for i, (y, own, z) in enumerate(zip(*(second_outputs(m) for m in (case.model, changed, rounded)), strict=True)):
+        if i not in left_out:
+            goal = 0.25 * y.double() + 0.75 * own.double()
+            total += float(((z - goal).square().sum(1) / goal.square().sum(1)).sum())
+            count += len(goal)
+    return total / count
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("llama_bias", frozenset()), ("gemma2", frozenset({1}))])
+def test_the_error_is_that_of_plain_models(models: Callable[[str], Case], name: str, left_out: frozenset[int]) -> None:
+    case = models(name)
+    found = second_block(case, left_out)
+    assert found.error() == pytest.approx(slow_error(case, found, left_out, as_stored=True), rel=1e-3)
+
+
+def test_gradients_equal_finite_differences(models: Callable[[str], Case]) -> None:
+    """Of steps along a random direction; of places, through which a gradient passes as if nothing were rounded, along
+    the weights that they would be."""
+    found = second_block(models("llama_bias"))
+    ((_, given),) = [found._own.of(found._pair.arguments(0))]
+    batch = found._batch(0)
+    found.gradients(given, *batch)
+    generator = torch.Generator().manual_seed(1)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return found.loss(given, *batch).item()
+
+    for name in list(found.linears)[::2]:
+        linear = found.linears[name]
+        direction = torch.randn(linear.change.shape, generator=generator)
+        wanted = (linear.change.grad * direction).sum().item()
+        with torch.no_grad():
+            linear.change += 1e-2 * direction
+            up = loss()
+            linear.change -= 2e-2 * direction
+            down = loss()
+            linear.change += 1e-2 * direction
+        assert (up - down) / 2e-2 == pytest.approx(wanted, rel=0.05, abs=1e-5), name
+        moved = torch.randn(linear.place.shape, generator=generator)
+        wanted, zero = (linear.place.grad * moved).sum().item(), linear._zero
+        losses = []
+        for sign in (1, -1):
+            linear._zero = zero - sign * 1e-2 * moved
+            losses.append(loss())
+        linear._zero = zero
+        assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(wanted, rel=0.05, abs=1e-5), name
+
+
+def test_it_brings_the_model_nearer_and_twice_the_same(models: Callable[[str], Case], tmp_path: Path) -> None:
+    """On the calibration text, by blocks as by the whole."""
+    case = models("llama")
+    records = {name: run(case, tmp_path / name, reconstruct=WAY) for name in "ab"}
+    plain = run(case, tmp_path / "plain")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    errors = records["a"]["reconstruction"]
+    assert list(errors) == ["model.layers.0", "model.layers.1"] and "reconstruction" not in plain
+    assert all(after < before for before, after in errors.values()), errors
+    assert slow_divergence(case, tmp_path / "a") < 0.9 * slow_divergence(case, tmp_path / "plain")
+    assert records["a"]["summary"]["storage"] == "packed"
+
+
+@pytest.mark.parametrize("scope", ["shared", "linear"])
+def test_what_makes_it_worse_is_not_kept(models: Callable[[str], Case], scope: str, tmp_path: Path) -> None:
+    case, files = models("llama"), []
+    for name, way in {"wild": WAY | {"iterations": 3, "code_rate": 50.0, "step_rate": 1.0}, "plain": None}.items():
+        run(case, tmp_path / name, reconstruct=way, scope=scope)
+        with tensorfile.opened(tmp_path / name / "model.safetensors") as file:
+            files.append({each: file.get(each) for each in file.names})
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
+
+
+def test_what_tuning_holds_out_is_not_looked_at() -> None:
+    recipe = {"reconstruct": WAY, "tune": {"held_out": 0.3}, "seed": 42}
+    drawn = torch.randperm(10, generator=torch.Generator().manual_seed(42)).tolist()
+    assert reconstruction_of(recipe, 10)[1] == frozenset(drawn[:3])
+    assert reconstruction_of(recipe | {"tune": None}, 10)[1] == frozenset()
+    assert reconstruction_of(recipe | {"reconstruct": None}, 10) == (None, frozenset())
