@@ -41,7 +41,7 @@ def too_large(checkpoint: Path, compute: Compute) -> bool:
     if byte_codes.rounds_inputs(read_json(checkpoint / "config.json")):
         raise InputError(
             f"{checkpoint}: takes {megabytes(need / 1e6)} MB of memory and {megabytes(left / 1e6)} are left, and "
-            "inputs are rounded only where transformers has it whole; use a device with more memory, or activations: none"
+            "inputs are rounded only where transformers has it whole; use more memory, or activations: none"
         )
     logger.info(
         "%s: takes %s MB of memory and %s are left: it runs block by block",

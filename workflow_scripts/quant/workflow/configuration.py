@@ -259,12 +259,9 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
 
 def check_codes(name: str, wanting: str, recipe: dict[str, Any]) -> None:
     """Refuses what wants weights that are codes and steps, of those that are more."""
+    folded = recipe["salience"] == "none" or recipe["scope"] == "shared"
     for key, possible, wanted in (
-        (
-            "scope",
-            wanting == "reconstruct" or recipe["salience"] == "none" or recipe["scope"] == "shared",
-            "scope: shared",
-        ),
+        ("scope", folded or wanting == "reconstruct", "scope: shared"),
         ("keep", recipe["keep"] == "none", "keep: none"),
         ("noise_injection", not recipe["noise_injection"], "noise_injection: 0"),
     ):
