@@ -58,6 +58,11 @@ def recipes(names: list[str], case: Case) -> dict[str, dict[str, Any]]:
     return found
 
 
+def size_of(checkpoint: Path) -> int:
+    """Bytes of its weights, in however many files."""
+    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+
+
 # the steps
 
 
@@ -196,7 +201,7 @@ class Bench:
         given = {"model": str(model), "target": str(self.folder / "job"), "recipe": recipe, "files": paths}
         begun = time.perf_counter()
         subprocess.run([sys.executable, __file__, "--job", json.dumps(given | {"where": self.where})], check=True)
-        bytes_ = (model / "checkpoint/model.safetensors").stat().st_size
+        bytes_ = size_of(model / "checkpoint")
         self.note("quantize job", time.perf_counter() - begun, bytes_ / self.rates.disk, case, recipe=name)
 
     def evaluation(self, checkpoint: Path, case: Case) -> None:
@@ -210,7 +215,7 @@ class Bench:
         self.reset()
         begun = clock(self.where)
         model = load_model(checkpoint, self.where, getattr(torch, case.dtype))
-        size = (checkpoint / "model.safetensors").stat().st_size
+        size = size_of(checkpoint)
         self.note("loading", clock(self.where) - begun, size / self.rates.off, case)
         limit = evaluation_limit(case.shape, self.rates, n * width, width)
         kept: dict[int, torch.Tensor] = {}
@@ -246,7 +251,7 @@ class Bench:
             _, speed = measure(
                 ByBlock(checkpoint, heldout.sequences, self.compute(case)), heldout, self.compute(case)[2]
             )
-        size = (checkpoint / "model.safetensors").stat().st_size
+        size = size_of(checkpoint)
         limit = max(evaluation_limit(case.shape, self.rates, n * width, width), size / self.rates.off)
         spent = clock(self.where) - begun
         self.note("evaluation by block", spent, limit, case, read_gb_per_s=size / spent / GB, tokens_per_s=speed)
@@ -385,7 +390,7 @@ def measure(bench: Bench, case: Case, options: argparse.Namespace) -> None:
     chosen = recipes(options.recipes, case)
     begun = clock(bench.where)
     model = make_model(bench.folder / "model", case, bench.where)
-    size = (model / "checkpoint/model.safetensors").stat().st_size
+    size = size_of(model / "checkpoint")
     bench.note("writing", clock(bench.where) - begun, size / bench.rates.disk, case)
     files = bench.statistics(model, case)
     if any("noisy" in keys.statistics_files(recipe) for recipe in chosen.values()):

@@ -112,7 +112,8 @@ def shallower(model: Path, folder: Path, depth: int) -> Path:
     write_plain_json(folder / "checkpoint/config.json", config | {"num_hidden_layers": depth})
     kept = {name: block for name, block in record["linears"].items() if block < depth}
     write_json(folder / "convert.json", record | {"linears": kept})
-    os.link(model / "checkpoint/model.safetensors", folder / "checkpoint/model.safetensors")
+    for path in (model / "checkpoint").glob("*.safetensors*"):
+        os.link(path, folder / "checkpoint" / path.name)
     return folder
 
 
