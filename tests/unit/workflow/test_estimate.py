@@ -30,6 +30,9 @@ LLAMA3 = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }  # fmt: skip
+LLAMA3_70B = LLAMA3 | {
+    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+}  # fmt: skip
 OTHERS: list[dict[str, Any]] = [
     {"model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 24,
      "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6,
@@ -82,6 +85,11 @@ CPU = {
     ("measure_error", "gw_awq"): 889, ("measure_sensitivity", "rtn_g"): 1467, ("check_mse", ""): 1012,
     ("convert", ""): 924, ("check_study", ""): 352, ("analyse_preactivations", ""): 541,
 }  # fmt: skip
+# of the card: random models of Llama 3's shapes on an H200, 128 × 512 tokens in groups of 128, by `make bench`; blocks
+LLAMAS = {
+    (8, 4, "collect_statistics", ""): 4035, (8, 4, "quantize", "gw_awq"): 4264,
+    (70, 8, "collect_statistics", ""): 15599, (70, 8, "quantize", "awq_clip_gptq"): 37645,
+}  # fmt: skip
 # of the card: a study of MiniCPM-2B's shape on an H100, 128 × 512 tokens in groups of 128
 GPU = {
     ("collect_statistics", ""): 2010, ("quantize", "gw_awq"): 1310, ("quantize", "awq_clip"): 1320,
@@ -100,6 +108,10 @@ def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> N
     large = config | {"calibration": config["calibration"] | {"n_calib": 128}}
     for key, peak in GPU.items():
         ratios[(*key, "gpu")] = OF_MODEL[key[0]](ask(large, MINICPM, key[1], True)).gpu / MB / peak
+    for (size, depth, rule, method), peak in LLAMAS.items():
+        model = (LLAMA3 if size == 8 else LLAMA3_70B) | {"num_hidden_layers": depth}
+        ratio = OF_MODEL[rule](ask(large, model, method, True)).gpu / MB / peak
+        assert 0.8 < ratio < 1.25, (size, rule, method, ratio)
     assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
 
 

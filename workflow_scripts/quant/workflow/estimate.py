@@ -18,6 +18,8 @@ CUDA = 1900 * MB  # of the host, for a process that has used a GPU
 MAPPED = 8000 * MB  # of mapped files at most: where memory is short, their pages are given back
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
+LOADED = 7e8  # bytes a second
+OF_PASS = 0.6  # of the time that other work of as many products takes on a GPU
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
 
@@ -82,6 +84,10 @@ class Ask(NamedTuple):
 
     def starting(self, with_model: bool) -> float:
         return (7.0 if with_model else 4.0) if self.on_gpu else (4.5 if with_model else 2.5)
+
+    def loading(self, size: float) -> float:
+        """Seconds before a whole model of so many bytes runs: held against its checksums, then loaded."""
+        return self.starting(True) + 3 + size / LOADED
 
 
 def forward(shape: Shape, tokens: int, width: int) -> float:
@@ -165,7 +171,7 @@ def collecting(ask: Ask) -> Estimate:
     block = shape.block * ask.width
     squares = 4.0 * sum(count * n * n for count, n in shape.inputs)
     embedding = shape.embedding * ask.width
-    work = block + squares + 8 * shape.widest**2 + ask.passing(tokens)
+    work = block + squares + max(10.5 * shape.widest**2, ask.passing(tokens))  # the latter while a batch runs
     on_card = min(hidden, RESIDENT) + max(embedding, work)
     own = 3.0 * outputs * SAMPLE + 16 * shape.widest**2
     own += max(hidden - RESIDENT, 0) if ask.on_gpu else hidden + max(embedding, work)
@@ -214,7 +220,7 @@ def quantising(ask: Ask) -> Estimate:
     with_moments = bool({"moments", "weighted"} & files.keys()) or recipe["inputs"] == "sequential"
     size, made = stored(shape), stored(shape, recipe)
     square = 4.0 * shape.widest**2 if with_moments else 0.0
-    held = 16.0 * shape.block + (5.5 if recipe["rounding"] == "gptq" else 2.5) * square
+    held = 14.0 * shape.block + (7.5 if recipe["rounding"] == "gptq" else 1.7) * square
     known = moments(shape, ask.config) if with_moments else 0.0
     model = float32 = 0.0
     if recipe["salience"] != "none":
@@ -250,7 +256,10 @@ def running(ask: Ask) -> Estimate:
         model += 3 * forward(shape, tokens, width)
         cross = outer(shape, tokens) * (3 if recipe["correction"] else 1)
         model, float32 = (model + cross, float32) if ask.on_gpu else (model, float32 + cross)
-        held += 8.0 * shape.widest**2
+        model, float32 = 2.5 * model, 2.5 * float32
+        kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
+        kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
+        held += 8.0 * shape.widest**2 + min(kept, ask.room / 4)
     if recipe["tune"] is not None:
         epochs = recipe["tune"]["epochs"]
         model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))
@@ -305,7 +314,7 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
     than there is."""
     shape = ask.shape
     size = shape.weights * ask.width
-    logits = 3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
+    logits = 1.3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
     padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
     beside = logits + padded + ask.passing(tokens)
     if size + beside > ask.room:
@@ -334,7 +343,8 @@ def evaluating(ask: Ask) -> Estimate:
     compared = min(tokens, tokens if budget is None else budget)
     kept = compared * shape.hidden * ask.width if original else 0.0
     work = forward(shape, tokens, width) + head(shape, tokens) + (0 if original else head(shape, compared))
-    return Estimate(ram, gpu, kept + MB, model=work, read=made, written=kept, start=ask.starting(True) + 3)
+    work *= OF_PASS if ask.on_gpu else 1
+    return Estimate(ram, gpu, kept + MB, model=work, read=made, written=kept, start=ask.loading(made))
 
 
 def answering(ask: Ask) -> Estimate:
@@ -343,7 +353,7 @@ def answering(ask: Ask) -> Estimate:
     recipe = None if ask.wildcards["method"] == "original" else ask.recipe
     made = stored(shape, recipe)
     ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
-    return Estimate(ram, gpu, MB, model=2 * forward(shape, tokens, 100), read=made, start=ask.starting(True) + 3)
+    return Estimate(ram, gpu, MB, model=2 * forward(shape, tokens, 100), read=made, start=ask.loading(made))
 
 
 def parting(ask: Ask) -> Estimate:
@@ -355,7 +365,8 @@ def parting(ask: Ask) -> Estimate:
     made = stored(shape, ask.recipe)
     ram, gpu = loaded(ask, tokens, made + stored(shape), False)
     work = parts * (forward(shape, tokens, width) + head(shape, tokens))
-    return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.starting(True) + 3)
+    work *= OF_PASS if ask.on_gpu else 1
+    return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.loading(made + stored(shape)))
 
 
 def checking(ask: Ask) -> Estimate:
