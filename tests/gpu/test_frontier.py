@@ -1,0 +1,50 @@
+"""A recipe that reconstructs and tunes on a GPU: its steps recorded, the same file every time, no worse a model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quant.calibration.reader import Statistics
+from quant.data.tokens import Tokens, fingerprint
+from quant.methods.with_model import quantize_with_model
+from quant.models.compute import Compute
+from quant.models.linears import all_linears, skeleton
+from quant.models.replay import Replay
+from tests.unit.calibration.test_blocks import COMMON, saved
+from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.recipe.test_shared import MADE
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+RECIPE = {"rounding": "gptq", "bits": 3, "group_size": 16, "inputs": "sequential", "correction": 0.5, "refine": 2}
+WAYS = {
+    "reconstruct": {"iterations": 80, "batch": 4, "code_rate": 0.1, "step_rate": 0.005},
+    "tune": {"epochs": 4, "rate": 0.01, "batch": 4, "held_out": 0.25},
+}
+
+
+def test_twice_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, record = [], Replay._record
+
+    def noted(self: Replay, *given: object) -> bool:
+        recorded.append(record(self, *given))  # type: ignore[arg-type]
+        return recorded[-1]
+
+    monkeypatch.setattr(Replay, "_record", noted)
+    saved("LlamaConfig", COMMON, tmp_path / "source")
+    generator = torch.Generator().manual_seed(3)
+    sequences = [torch.randint(3, 256, (40,), generator=generator) for _ in range(16)]
+    tokens, records = Tokens(sequences, fingerprint(sequences), {}), []
+    for name in "ab":
+        recipe, target = PLAIN | RECIPE | WAYS, tmp_path / name
+        statistics = Statistics({}, "m", PATTERNS)
+        given = (tmp_path / "source", target, tmp_path / f"{name}.folds", all_linears(skeleton(tmp_path / "source")))
+        records.append(
+            quantize_with_model(*given, statistics, recipe, tokens, Compute("cuda", torch.float32, 160), MADE)
+        )
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert recorded and all(recorded)
+    errors = records[0]["reconstruction"]
+    assert any(after < before for before, after in errors.values()), errors
+    assert records[0]["tuning"]["kl_tuned"] <= records[0]["tuning"]["kl_start"]
