@@ -1,6 +1,7 @@
 """Number formats against slow lists of their values in float64, and every rounding on them."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -9,14 +10,20 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from quant.calibration.reader import LinearStatistics
+from quant.methods.quantize import in_host_memory
+from quant.methods.tune import TunedLinear
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.functions import function_of
-from quant.recipe.grids import CLIP_FACTORS, Grid
+from quant.recipe.grids import CLIP_FACTORS, Codes, Grid
+from quant.recipe.linear import round_linear
 from quant.recipe.numbers import E2M1, E4M3, NF4, unit_of
 from quant.recipe.ranges import held
+from quant.recipe.recipe import Recipe
 from quant.recipe.refine import refine
 from quant.recipe.search import Target, nearest, scale_for, search_scale
+from tests.unit.recipe.test_recipe import PLAIN
 
 GRIDS = {
     "nvfp4": Grid(4, 16, True, "nvfp4"),
@@ -25,6 +32,7 @@ GRIDS = {
     "fp8_blocks": Grid(8, 128, True, "fp8"),
     "nf4": Grid(4, 24, True, "nf4"),
     "nf4_rows": Grid(4, -1, True, "nf4"),
+    "int8": Grid(8, -1, True, "int8"),
 }
 SHAPES = [(5, 64), (3, 41), (131, 150)]  # the last has two blocks of rows and of inputs, neither of them whole
 
@@ -53,7 +61,7 @@ def slow_nearest(x: float, values: list[float]) -> float:
 
 def slow_step(largest: float, name: str, unit: float) -> float:
     """As a file has it: of a model in float32, of E4M3, of powers of two."""
-    step = largest / {"nvfp4": 6.0, "mxfp4": 6.0, "fp8": 448.0, "nf4": 1.0}[name] or 1.0
+    step = largest / {"nvfp4": 6.0, "mxfp4": 6.0, "fp8": 448.0, "int8": 127.0, "nf4": 1.0}[name] or 1.0
     if name == "nvfp4":
         return slow_nearest(min(max(step * unit, 2.0**-9), 448.0), slow_e4m3()) / unit
     if name == "mxfp4":
@@ -85,7 +93,8 @@ def slow_rounded(w: np.ndarray, grid: Grid, unit: float, square: np.ndarray | No
 
 
 def values_of(grid: Grid) -> list[float]:
-    return {"nvfp4": list(E2M1), "mxfp4": list(E2M1), "fp8": slow_e4m3(), "nf4": list(NF4)}[grid.format]
+    known = {"nvfp4": list(E2M1), "mxfp4": list(E2M1), "fp8": slow_e4m3(), "nf4": list(NF4)}
+    return [float(code) for code in range(-128, 128)] if grid.format == "int8" else known[grid.format]
 
 
 def case(n_out: int, n_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -274,6 +283,58 @@ def test_refinement_lowers_the_error_and_keeps_to_the_format(name: str) -> None:
             assert all(len(block.unique()) == 1 for block in new[:, 0, 0].split(grid.rows))
         errors.append(error_of(w, found, new, moment))
     assert errors[2] <= errors[1] * (1 + 1e-9) and errors[1] < 0.9 * errors[0]
+
+
+DAMAGES: dict[str, Callable[[Tensor], object]] = {
+    "zeros": lambda w: w.zero_(),
+    "a constant": lambda w: w.fill_(0.03),
+    "tiny rows": lambda w: w[::2].mul_(1e-7),
+    "tinier than any step": lambda w: w.mul_(1e-38),
+    "the ends of float16": lambda w: w[0, :3].copy_(torch.tensor([65504.0, -65504.0, 60000.0])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", GRIDS)
+def test_odd_weights_are_finite_and_no_worse_than_nearest(name: str, damage: str) -> None:
+    (w, x), grid = case(5, 64), GRIDS[name]
+    weight, moment = torch.from_numpy(w).float(), x.T @ x / len(x)
+    DAMAGES[damage](weight)
+    w = weight.double().numpy()
+    errors = []
+    for changes in ({}, {"rounding": "gptq"}, {"rounding": "gptq", "clip": True, "refine": 2}):
+        entry = {"format": grid.format, "bits": grid.bits, "group_size": grid.group_size, "symmetric": True}
+        known = LinearStatistics(None, torch.from_numpy(moment).float(), None, 0.0)
+        stored, _ = stored_of(grid, w)
+        found = round_linear(weight, None, known, Recipe.of(PLAIN | entry | changes), torch.Generator(), stored)
+        assert (
+            found.dequantize().isfinite().all()
+            and (found.step > 0).all()
+            and torch.equal(stored(found.step), found.step)
+        )
+        errors.append(error_of(w, found.codes.double(), found.step.double(), moment))
+    signal = float(np.trace(w @ moment @ w.T))
+    assert np.isfinite(errors).all() and max(errors[1:]) <= 1.05 * errors[0] + 1e-7 * signal
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_tuned_steps_are_the_formats(name: str) -> None:
+    (w, _), grid = case(131, 150), GRIDS[name]
+    groups, step, zero = (t.float() for t in on_grid(w, grid))
+    _, unit = stored_of(grid, w)
+    given = Codes(grids.encode(groups, step, zero, grid), step, zero, grid, 150, unit)
+    linear = TunedLinear(in_host_memory(given, torch.float32), None, "cpu")
+    assert torch.equal(linear.weight, given.dequantize())
+    linear.weight.square().sum().backward()
+    with torch.no_grad():
+        linear.change += 0.1 * torch.randn(linear.change.shape, generator=torch.Generator().manual_seed(0))
+        linear.as_stored = True
+        tuned = linear.tuned()
+        assert torch.equal(linear.weight, tuned.dequantize()) and torch.equal(tuned.codes, given.codes)
+    stored, _ = stored_of(grid, w)
+    assert torch.equal(stored(tuned.step), tuned.step) and (tuned.unit, tuned.grid) == (unit, grid)
+    assert all(len(block.unique()) == 1 for block in tuned.step[:, 0, 0].split(grid.rows))
+    assert linear.change.grad is not None and linear.change.grad.isfinite().all()
 
 
 def test_codes_that_leave_a_type_go_to_the_point_before() -> None:

@@ -26,6 +26,7 @@ FORMATS: dict[str, Format] = {
     "int8": Format(8, (-1,)),
     "nf4": Format(4),
 }
+SIMULATED = ("nf4",)  # no reader of packed checkpoints takes them
 BY_TOKEN = ("int8", "fp8")  # those that inputs may be rounded to as they run
 
 
@@ -41,4 +42,5 @@ def bits_per_weight(recipe: Mapping[str, Any]) -> float:
     """Of a recipe's grid with its steps and zero points, where groups divide a row; per channel, of the codes alone."""
     own, size = FORMATS[recipe.get("format", INT)], recipe["group_size"]
     per_group = own.step_bits + (0 if recipe["symmetric"] else recipe["bits"])
-    return float(recipe["bits"] + (per_group / (size * own.rows) if size > 0 else 0))
+    rows = 1 if own.sizes and size not in own.sizes else own.rows
+    return float(recipe["bits"] + (per_group / (size * rows) if size > 0 else 0))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from quant.models.depth import layer_at
 from quant.recipe import keys
+from quant.recipe.formats import SIMULATED, bits_per_weight
 from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
 
 MB = 10**6
@@ -112,7 +113,7 @@ def products(shape: Shape) -> float:
 def bits_of(recipe: Mapping[str, Any], shape: Shape) -> float:
     """Of a packed weight, with its share of steps and zeros."""
     group = recipe["group_size"] if recipe["group_size"] > 0 else shape.hidden
-    return recipe["bits"] + (16 + (0 if recipe["symmetric"] else recipe["bits"])) / group
+    return bits_per_weight({**recipe, "group_size": group})
 
 
 def is_packed(recipe: Mapping[str, Any]) -> bool:
@@ -120,7 +121,8 @@ def is_packed(recipe: Mapping[str, Any]) -> bool:
     if "algorithm" in recipe:
         return True
     alone = recipe["salience"] == "none" or recipe["scope"] == "shared"
-    return alone and recipe["keep"] == "none" and not recipe["noise_injection"]
+    known = recipe["format"] not in SIMULATED
+    return alone and known and recipe["keep"] == "none" and not recipe["noise_injection"]
 
 
 def stored(shape: Shape, recipe: Mapping[str, Any] | None = None) -> float:
