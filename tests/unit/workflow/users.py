@@ -506,4 +506,8 @@ USERS: dict[str, set[str]] = {
     },
     "methods/reconstruct": {"quantize_with_model"},
     "models/replay": {"quantize_with_model"},
+    "models/forward": {"evaluate", "evaluate_original", "evaluate_task", "measure_sensitivity", "write_words"},
+    "models/forward_kernels": {"evaluate", "evaluate_original", "evaluate_task", "measure_sensitivity", "write_words"},
+    "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_with_model"},
+    "recipe/triangles": {"quantize", "quantize_with_model"},
 }

@@ -16,7 +16,7 @@ TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no lo
 ROWS, COLUMNS, INPUTS = 256, 128, 64  # of a program's product D·H: its outputs, its inputs, and the inputs of one step
 LARGEST = tl.constexpr(60000.0)  # float16 ends at 65504
 AT_ONCE = 2**28  # bytes of candidates' differences at once
-FEEDBACK_ROWS = 16  # output channels that a program of GPTQ holds, 128 columns of each
+FEEDBACK_ROWS, FEEDBACK_WARPS = 4, 1  # output channels that a program of GPTQ holds, 128 columns of each, in one warp
 
 
 @triton.jit
@@ -313,6 +313,6 @@ def feed_back(
         w, inner.contiguous(), steps, zeros, codes, errors,
         n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(),
         float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
-        num_warps=4, enable_fp_fusion=False,
+        num_warps=FEEDBACK_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return errors

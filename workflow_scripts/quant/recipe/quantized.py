@@ -1,14 +1,26 @@
 """A linear as a recipe leaves it, and what its rounding did."""
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from quant.models.compute import where_installed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 
+COUNTED = "rounded_up", "rounded_down", "unchanged", "flipped"
+TIE = 1e-6  # steps; a weight this near its point was on it
 FARTHEST = 1000.0  # steps; a distance beyond, of a range that its steps cannot reach, counts as this
+
+
+@where_installed
+def kernels() -> ModuleType:
+    """Fused kernels for GPUs, by Triton."""
+    from quant.recipe import rounding_kernels
+
+    return rounding_kernels
 
 
 @dataclass(frozen=True)
@@ -56,24 +68,31 @@ class QuantizedLinear:
 def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, float]:
     """Shares of weights rounded up, down and not at all; quantiles of the distance moved, in steps, to 1/1000; share of
     flips, weights that did not go to their nearest point. Rows kept in 16 bit are left out. w [out, in]."""
-    groups = grids.to_groups(w if quantized.scale is None else w * quantized.scale, quantized.grid.group_size)
-    moved = (grids.decode(quantized.codes, quantized.step, quantized.zero) - groups) / quantized.step
-    flips = quantized.codes != grids.encode(groups, quantized.step, quantized.zero, quantized.grid)
-    rows = slice(None) if quantized.kept is None else ~quantized.kept
-    moved, flips = (grids.from_groups(t, quantized.n_in)[rows] for t in (moved, flips))
-    if not moved.numel():
+    codes, step, zero = quantized.codes, quantized.step, quantized.zero
+    if quantized.kept is not None:
+        w, codes, step, zero = (t[~quantized.kept] for t in (w, codes, step, zero))
+    if not w.numel():
         return {}
-    tie = 1e-6  # steps; a weight this near its point was on it
-    distance = moved.abs().clamp_(max=FARTHEST)
-    masks = {
-        "rounded_up": moved > tie,
-        "rounded_down": moved < -tie,
-        "unchanged": distance <= tie,
-        "flipped": flips,
-    }
+    bins, counts = moves(w, quantized.scale, codes, step, zero, quantized.grid)
     # counted, not sorted: sorting a million distances takes longer than quantising them
-    counts = torch.bincount((distance * 1000).round_().int().flatten()).cumsum(0)
-    wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], device=counts.device, dtype=torch.float64) * counts[-1]
-    shares = [mask.count_nonzero() / moved.numel() for mask in masks.values()]
-    found = torch.stack([*shares, *(torch.searchsorted(counts.double(), wanted) / 1000)]).tolist()
-    return dict(zip((*masks, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))
+    upto = torch.bincount(bins.flatten()).cumsum(0)
+    wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64).to(upto.device) * upto[-1]
+    found = torch.cat([(counts / w.numel()).float(), torch.searchsorted(upto.double(), wanted) / 1000]).tolist()
+    return dict(zip((*COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))
+
+
+def moves(
+    w: Tensor, scale: Tensor | None, codes: Tensor, step: Tensor, zero: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """How far each weight of w [out, in] moved, in thousandths of a step, int [out, in]; and how many are of each kind
+    that is counted, float64 [4]."""
+    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
+        return fused.moves(w, scale, codes, step, zero, grid, TIE, FARTHEST)
+    groups = grids.to_groups(w if scale is None else w * scale, grid.group_size)
+    moved = (grids.decode(codes, step, zero) - groups) / step
+    flips = codes != grids.encode(groups, step, zero, grid)
+    moved, flips = (grids.from_groups(t, w.shape[1]) for t in (moved, flips))
+    distance = moved.abs().clamp_(max=FARTHEST)
+    masks = moved > TIE, moved < -TIE, distance <= TIE, flips
+    counts = torch.stack([mask.count_nonzero() for mask in masks]).double()
+    return (distance * 1000).round_().int(), counts

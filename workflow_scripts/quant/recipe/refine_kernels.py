@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quant.recipe.grids import Grid
 
-ROWS = 16  # output channels that a program holds, 128 columns of each
+ROWS, WARPS = 4, 1  # output channels that a program holds, 128 columns of each, in one warp
 
 
 @triton.jit
@@ -49,6 +49,6 @@ def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid,
     _sweep[(triton.cdiv(n_out, ROWS),)](
         left, inner.contiguous(), codes, steps, found, moved,
         n_out, *left.stride(), *codes.stride(), *steps.stride(), float(grid.lowest), float(grid.highest), 1e-37,
-        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return found, moved
