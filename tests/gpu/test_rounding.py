@@ -5,6 +5,7 @@ import torch
 
 from quant.recipe import grids, quantized
 from quant.recipe.grids import Grid
+from quant.recipe.roundings import greedy_flip
 from quant.recipe.roundings.gptq import inverse_factor
 from tests.gpu.test_gpu import GRIDS, case
 
@@ -22,6 +23,20 @@ def test_moves_are_those_of_a_cpu(bits: int, group_size: int, symmetric: bool) -
         given = (t.cuda() for t in (codes, step, zero))
         found = quantized.moves(w.cuda(), None if s is None else s.cuda(), *given, grid)
         assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
+def test_flips_have_the_candidates_of_a_cpu(bits: int, group_size: int, symmetric: bool) -> None:
+    w, _ = case(37, 200, bits)
+    grid, generator = Grid(bits, group_size, symmetric), torch.Generator().manual_seed(bits)
+    step, zero = grids.fit(grids.to_groups(0.8 * w, group_size), grid)
+    mean, share = torch.randn(1, 200, generator=generator), torch.rand(1, 200, generator=generator)
+    given = [grids.to_groups(t, group_size) for t in (mean, (share > 0.1).float())]
+    groups = grids.to_groups(w, group_size)
+    expected = greedy_flip.candidates(groups, step, zero, grid, *given)
+    found = greedy_flip.candidates(*(t.cuda() for t in (groups, step, zero)), grid, *(t.cuda() for t in given))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(found[:4], expected[:4], strict=True))
+    torch.testing.assert_close(found.error.cpu(), expected.error, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 96, 97, 576, 2304])

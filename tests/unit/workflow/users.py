@@ -64,6 +64,8 @@ USERS: dict[str, set[str]] = {
     "checkpoints/card": {"describe"},
     "recipe/choices": TABLES | {"plan", "describe", "report"},
     "recipe/context": RECIPES,
+    "recipe/choices": TABLES | {"describe", "report"},
+    "recipe/context": {"check_study", "quantize", "quantize_library", "quantize_with_model"},
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
     "calibration/channels": PASSES
@@ -121,7 +123,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": EVALUATIONS,
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
-    "recipe/fused": RECIPES,
+    "recipe/fused": {"check_study", "quantize", "quantize_library", "quantize_with_model"},
     "checkpoints/gemm": {"check_study", "export", "quantize_library"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
@@ -136,6 +138,9 @@ USERS: dict[str, set[str]] = {
     "recipe/grid_kernels": RECIPES,
     "recipe/key": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
     "recipe/keys": TABLES | {"plan", "describe", "report"},
+    "recipe/grid_kernels": {"check_study", "quantize", "quantize_library", "quantize_with_model"},
+    "recipe/key": TABLES | {"build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/keys": TABLES | {"describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
@@ -444,6 +449,7 @@ USERS: dict[str, set[str]] = {
     "workflow/weights": set(),
     "checkpoints/byte_codes": {
         "check_study",
+    "models/forward": {
         "evaluate",
         "evaluate_original",
         "evaluate_original_shard",
@@ -465,6 +471,10 @@ USERS: dict[str, set[str]] = {
         "check_mse",
         "check_study",
         "describe",
+        "measure_sensitivity",
+        "write_words",
+    },
+    "models/forward_kernels": {
         "evaluate",
         "evaluate_original",
         "evaluate_original_shard",
@@ -508,6 +518,9 @@ USERS: dict[str, set[str]] = {
     "models/replay": {"quantize_with_model"},
     "models/forward": {"evaluate", "evaluate_original", "evaluate_task", "measure_sensitivity", "write_words"},
     "models/forward_kernels": {"evaluate", "evaluate_original", "evaluate_task", "measure_sensitivity", "write_words"},
+        "measure_sensitivity",
+        "write_words",
+    },
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_with_model"},
 }

@@ -20,6 +20,14 @@ def kernels() -> ModuleType:
     return grid_kernels
 
 
+@where_installed
+def rounding_kernels() -> ModuleType:
+    """The same of roundings."""
+    from quant.recipe import rounding_kernels
+
+    return rounding_kernels
+
+
 def fit_range(
     groups: Tensor, grid: Grid, importance: Tensor | None, stored: grids.Stored | None = None
 ) -> tuple[Tensor, Tensor]:

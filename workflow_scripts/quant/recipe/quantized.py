@@ -1,26 +1,17 @@
 """A linear as a recipe leaves it, and what its rounding did."""
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from quant.models.compute import where_installed
 from quant.recipe import grids
+from quant.recipe.fused import rounding_kernels
 from quant.recipe.grids import Grid
 
 COUNTED = "rounded_up", "rounded_down", "unchanged", "flipped"
 TIE = 1e-6  # steps; a weight this near its point was on it
 FARTHEST = 1000.0  # steps; a distance beyond, of a range that its steps cannot reach, counts as this
-
-
-@where_installed
-def kernels() -> ModuleType:
-    """Fused kernels for GPUs, by Triton."""
-    from quant.recipe import rounding_kernels
-
-    return rounding_kernels
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def moves(
 ) -> tuple[Tensor, Tensor]:
     """How far each weight of w [out, in] moved, in thousandths of a step, int [out, in]; and how many are of each kind
     that is counted, float64 [4]."""
-    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
+    if w.is_cuda and w.dtype == torch.float32 and (fused := rounding_kernels()) is not None:
         return fused.moves(w, scale, codes, step, zero, grid, TIE, FARTHEST)
     groups = grids.to_groups(w if scale is None else w * scale, grid.group_size)
     moved = (grids.decode(codes, step, zero) - groups) / step

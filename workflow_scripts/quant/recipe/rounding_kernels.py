@@ -1,13 +1,15 @@
-"""Triton kernel for `quantized.rounding_statistics`: where every weight went, in one reading."""
+"""Triton kernels for roundings on a GPU: where every weight went, and where it may be flipped to, in one reading."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from quant.recipe.context import Candidates
 from quant.recipe.grids import Grid
 
-EACH = 4096  # weights of a program; sums of ones stay exact in float32
+LONGEST = 16384  # weights of a row, which a program of `candidates` holds
+EACH = 4096  # weights of a program of `moves`; sums of ones stay exact in float32
 
 
 @triton.jit
@@ -62,3 +64,52 @@ def moves(
         enable_fp_fusion=False,
     )  # fmt: skip
     return bins, counts.sum((0, 1), dtype=torch.float64)
+
+
+@triton.jit
+def _candidates(
+    groups, step, zero, mean, usable, codes, moved, distance, change, error, size, n, n_groups, lowest, highest,
+    SYMMETRIC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    mask = at < n
+    x = tl.load(groups + row * n + at, mask=mask, other=0.0)
+    own = tl.load(step + row * n_groups + at // size, mask=mask, other=1.0)
+    middle = tl.load(zero + row * n_groups + at // size, mask=mask, other=0.0)
+    average = tl.load(mean + at, mask=mask, other=0.0)
+    near = _rint(tl.div_rn(x, own))
+    near = tl.minimum(tl.maximum(near if SYMMETRIC else near + middle, lowest), highest)
+    residual = x - (near - middle) * own
+    direction = tl.where(residual >= 0, 1.0, -1.0)
+    total = tl.sum(tl.where(mask, average * residual, 0.0), 0)
+    by = average * own * direction
+    next_one = tl.minimum(tl.maximum(near + direction, lowest), highest)
+    possible = mask & (tl.load(usable + at, mask=mask, other=0.0) > 0) & (next_one != near)
+    possible = possible & (tl.where(total < 0, -by, tl.where(total > 0, by, 0.0)) > 0)
+    tl.store(codes + row * n + at, near, mask=mask)
+    tl.store(moved + row * n + at, next_one, mask=mask)
+    tl.store(distance + row * n + at, tl.where(possible, tl.abs(tl.div_rn(residual, own)), -1.0), mask=mask)
+    tl.store(change + row * n + at, tl.where(possible, by, 0.0), mask=mask)
+    tl.store(error + row, total)
+
+
+def flips(groups: Tensor) -> bool:
+    """Whether `candidates` takes groups [out, n_groups, g]."""
+    return groups.dtype == torch.float32 and groups.shape[1] * groups.shape[2] <= LONGEST
+
+
+def candidates(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, mean: Tensor, usable: Tensor) -> Candidates:
+    """greedy_flip.candidates; its errors are summed in another order."""
+    n_out, n_groups, size = groups.shape
+    n = n_groups * size
+    codes, moved = torch.empty(2, n_out, n_groups, size, device=groups.device)
+    distance, change = torch.empty(2, n_out, n, device=groups.device)
+    error = torch.empty(n_out, device=groups.device)
+    block = triton.next_power_of_2(n)
+    _candidates[(n_out,)](
+        groups.contiguous(), step.contiguous(), zero.contiguous(), mean.contiguous(), usable.contiguous(),
+        codes, moved, distance, change, error, size, n, n_groups, float(grid.lowest), float(grid.highest),
+        SYMMETRIC=grid.symmetric, BLOCK=block, num_warps=min(16, max(1, block // 512)), enable_fp_fusion=False,
+    )  # fmt: skip
+    return Candidates(codes, moved, distance, change, error)
