@@ -449,6 +449,11 @@ USERS: dict[str, set[str]] = {
     "workflow/weights": set(),
     "checkpoints/byte_codes": {
         "check_study",
+    "workflow/estimate": set(),
+    "workflow/needs": set(),
+    "workflow/rates": set(),
+    "workflow/shape": set(),
+    "models/products": {"check_mse", "collect_end_loss", "collect_jacobian", "collect_noisy", "collect_shard", "collect_statistics", "evaluate", "evaluate_original", "evaluate_original_shard", "evaluate_shard", "evaluate_task", "measure_error", "measure_heldout", "measure_sensitivity", "quantize", "quantize_with_model", "write_words"},
     "models/forward": {
         "evaluate",
         "evaluate_original",

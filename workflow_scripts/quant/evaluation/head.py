@@ -153,17 +153,19 @@ class Head:
 
     def read(self, ids: Tensor) -> Any:
         """What the body keeps of ids [n, width], for `behind`."""
-        return self._body(input_ids=ids, use_cache=True).past_key_values
+        with self._forward():
+            return self._body(input_ids=ids, use_cache=True).past_key_values
 
     def behind(self, kept: Any, ids: Tensor) -> Tensor:
         """`states` of ids that follow those of `kept`, to which it adds them."""
-        return self._body(input_ids=ids, past_key_values=kept, use_cache=True).last_hidden_state
+        with self._forward():
+            return self._body(input_ids=ids, past_key_values=kept, use_cache=True).last_hidden_state
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocab] of rows [n, …] of `states`."""
         if self.parts is Parts.WHOLE:
             return rows
-        with padding(self.module, self._padded) as vocabulary:
+        with padding(self.module, self._padded) as vocabulary, self._forward():
             found = self._after_body(rows) if self.parts is Parts.BODY else self._from_head(rows)
         return found[0][:, :vocabulary]
 

@@ -1,4 +1,5 @@
-"""A model's forward pass on a GPU with its norms and rotations in one kernel each, where these do what its own do.
+"""A model's forward pass at the speed of its device: on a CPU by `products`, on a GPU with its norms and rotations in
+one kernel each, where these do what its own do.
 
 No architecture is named here: a norm is tried on numbers drawn for it, a rotation on the first that it is given, and
 what gives something else stays as it is.
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quant.models import products
 from quant.models.compute import where_installed
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers calls it in every architecture that has it
@@ -77,13 +79,13 @@ def _rotated(own: Rotation, fused: ModuleType) -> Rotation:
 
 
 class Forward:
-    """`with` it, a model runs so; without a GPU nothing changes."""
+    """Within it, a model runs so."""
 
     def __init__(self, model: nn.Module) -> None:
         self._norms: dict[nn.Module, Any] = {}
         self._rotations: dict[ModuleType, Rotation] = {}
-        on_gpu = any(each.is_cuda for each in model.parameters())
-        if not on_gpu or (fused := kernels()) is None:
+        self._device = next((each.device for each in model.parameters()), torch.device("cpu"))
+        if self._device.type != "cuda" or (fused := kernels()) is None:
             return
         with torch.inference_mode():
             for module in model.modules():
@@ -102,7 +104,8 @@ class Forward:
                 setattr(home, ROTATION, rotation)
             for module, forward in self._norms.items():
                 vars(module)["forward"] = forward
-            yield
+            with products.fast_linears(self._device):
+                yield
         finally:
             for home, own in before.items():
                 setattr(home, ROTATION, own)
