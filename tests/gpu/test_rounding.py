@@ -25,6 +25,13 @@ def test_moves_are_those_of_a_cpu(bits: int, group_size: int, symmetric: bool) -
         assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("scale", [100, 900, 5000])
+def test_distances_are_counted_as_on_a_cpu(scale: int) -> None:
+    """Near ones and far ones."""
+    bins = (torch.rand(1000, 77, generator=torch.Generator().manual_seed(scale)) * scale).int()
+    assert quantized.spread(bins.cuda()) == quantized.spread(bins)
+
+
 @pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
 def test_flips_have_the_candidates_of_a_cpu(bits: int, group_size: int, symmetric: bool) -> None:
     w, _ = case(37, 200, bits)

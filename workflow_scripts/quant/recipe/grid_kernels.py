@@ -16,7 +16,7 @@ TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no lo
 ROWS, COLUMNS, INPUTS = 256, 128, 64  # of a program's product D·H: its outputs, its inputs, and the inputs of one step
 LARGEST = tl.constexpr(60000.0)  # float16 ends at 65504
 AT_ONCE = 2**28  # bytes of candidates' differences at once
-FEEDBACK_ROWS, FEEDBACK_WARPS = 4, 1  # output channels that a program of GPTQ holds, 128 columns of each, in one warp
+FEEDBACK_ROWS, FEEDBACK_WARPS = 8, 4  # output channels that a program of GPTQ holds, 128 columns of each; its warps
 
 
 @triton.jit
@@ -288,17 +288,25 @@ def _feed_back(
     block = tl.load(w + rows[:, None] * w_row + columns[None, :] * w_column, mask=mask, other=0.0)
     found = tl.zeros([ROWS, COLUMNS], tl.float32)
     left = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # a column's numbers are read one column ahead: nothing waits for memory
+    step = tl.load(steps + rows * steps_row, mask=there, other=1.0)
+    zero = tl.load(zeros + rows * zeros_row, mask=there, other=0.0)
+    own = tl.load(inner)
+    later = tl.load(inner + columns, mask=columns < WIDTH, other=0.0)
     for j in range(WIDTH):
+        following = tl.minimum(j + 1, WIDTH - 1)
+        next_step = tl.load(steps + rows * steps_row + following * steps_column, mask=there, other=1.0)
+        next_zero = tl.load(zeros + rows * zeros_row + following * zeros_column, mask=there, other=0.0)
+        next_own = tl.load(inner + following * WIDTH + following)
+        next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         pick = (columns == j)[None, :]
         column = tl.sum(tl.where(pick, block, 0.0), 1)
-        step = tl.load(steps + rows * steps_row + j * steps_column, mask=there, other=1.0)
-        zero = tl.load(zeros + rows * zeros_row + j * zeros_column, mask=there, other=0.0)
         code = tl.minimum(tl.maximum(_rint(tl.div_rn(column, step)) + zero, lowest), highest)
-        error = tl.div_rn(column - (code - zero) * step, tl.load(inner + j * WIDTH + j) + tl.zeros_like(column))
-        later = tl.load(inner + j * WIDTH + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
-        block -= error[:, None] * later[None, :]
+        error = tl.div_rn(column - (code - zero) * step, own + tl.zeros_like(column))
+        block -= error[:, None] * tl.where(columns > j, later, 0.0)[None, :]
         found = tl.where(pick, code[:, None], found)
         left = tl.where(pick, error[:, None], left)
+        step, zero, own, later = next_step, next_zero, next_own, next_later
     tl.store(codes + rows[:, None] * codes_row + columns[None, :] * codes_column, found, mask=mask)
     tl.store(errors + rows[:, None] * WIDTH + columns[None, :], left, mask=mask)
 

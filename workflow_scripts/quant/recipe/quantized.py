@@ -11,6 +11,7 @@ from quant.recipe.grids import Grid
 
 COUNTED = "rounded_up", "rounded_down", "unchanged", "flipped"
 TIE = 1e-6  # steps; a weight this near its point was on it
+LAST = 1023  # thousandths of a step; so many counts lie in a GPU's shared memory, and few distances are beyond
 FARTHEST = 1000.0  # steps; a distance beyond, of a range that its steps cannot reach, counts as this
 
 
@@ -65,11 +66,24 @@ def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, floa
     if not w.numel():
         return {}
     bins, counts = moves(w, quantized.scale, codes, step, zero, quantized.grid)
-    # counted, not sorted: sorting a million distances takes longer than quantising them
-    upto = torch.bincount(bins.flatten()).cumsum(0)
-    wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64).to(upto.device) * upto[-1]
-    found = torch.cat([(counts / w.numel()).float(), torch.searchsorted(upto.double(), wanted) / 1000]).tolist()
-    return dict(zip((*COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))
+    shares = (counts / w.numel()).float().tolist()
+    names = *COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))
+    return dict(zip(names, (*shares, *(each / 1000 for each in spread(bins))), strict=True))
+
+
+def spread(bins: Tensor) -> list[int]:
+    """Quartiles and maximum of whole numbers from 0, by counting them: sorting a million takes longer than quantising
+    them."""
+
+    def quartiles(of: Tensor) -> list[int]:
+        upto = torch.bincount(of.flatten()).cumsum(0)
+        wanted = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).to(of.device) * upto[-1]
+        return torch.searchsorted(upto.double(), wanted).tolist()
+
+    found = quartiles(bins.clamp(max=LAST) if bins.is_cuda else bins)
+    if bins.is_cuda and found[-1] == LAST:
+        found = quartiles(bins)
+    return [*found, int(bins.max())]
 
 
 def moves(

@@ -23,7 +23,7 @@ def inverse_upper(upper: Tensor) -> Tensor:
         levels += 1
     size = -(-n // 2**levels)
     more = size * 2**levels - n
-    matrix = torch.nn.functional.pad(upper, (0, more, 0, more))
+    matrix = torch.nn.functional.pad(upper, (0, more, 0, more)).contiguous()
     matrix.diagonal()[n:] = 1
     found = torch.zeros_like(matrix)
     count, stride = 2**levels, len(matrix)
