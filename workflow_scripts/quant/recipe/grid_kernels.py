@@ -278,7 +278,8 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
 @triton.jit
 def _feed_back(
     w, inner, steps, zeros, codes, errors,
-    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, lowest, highest,
+    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, errors_row,
+    lowest, highest,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -308,19 +309,17 @@ def _feed_back(
         left = tl.where(pick, error[:, None], left)
         step, zero, own, later = next_step, next_zero, next_own, next_later
     tl.store(codes + rows[:, None] * codes_row + columns[None, :] * codes_column, found, mask=mask)
-    tl.store(errors + rows[:, None] * WIDTH + columns[None, :], left, mask=mask)
+    tl.store(errors + rows[:, None] * errors_row + columns[None, :], left, mask=mask)
 
 
 def feed_back(
-    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, columns: int
-) -> Tensor:
-    """rounding.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
+    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, errors: Tensor, columns: int
+) -> None:
+    """fused.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
     n_out, width = w.shape
-    errors = torch.empty(n_out, width, device=w.device)
     _feed_back[(triton.cdiv(n_out, FEEDBACK_ROWS),)](
         w, inner.contiguous(), steps, zeros, codes, errors,
-        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(),
+        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(), errors.stride(0),
         float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
         num_warps=FEEDBACK_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    return errors

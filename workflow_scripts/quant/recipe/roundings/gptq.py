@@ -70,8 +70,8 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
         errors = w.new_empty(len(w), end - first)
         for start in range(first, end, COLUMNS):
             now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
-            left = feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now])
-            errors[:, start - first : start - first + COLUMNS] = left
+            left = errors[:, start - first : start - first + COLUMNS]
+            feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now], left)
             w[:, later].addmm_(left, factor[now, later], alpha=-1)
         w[:, end:].addmm_(errors, factor[first:end, end:], alpha=-1)
     return Rounded(grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size), damp)
