@@ -91,7 +91,7 @@ def moves(
 ) -> tuple[Tensor, Tensor]:
     """How far each weight of w [out, in] moved, in thousandths of a step, int [out, in]; and how many are of each kind
     that is counted, float64 [4]."""
-    if w.is_cuda and w.dtype == torch.float32 and (fused := rounding_kernels()) is not None:
+    if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := rounding_kernels()) is not None:
         return fused.moves(w, scale, codes, step, zero, grid, TIE, FARTHEST)
     groups = grids.to_groups(w if scale is None else w * scale, grid.group_size)
     moved = (grids.decode(codes, step, zero) - groups) / step
