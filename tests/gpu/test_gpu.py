@@ -124,11 +124,10 @@ def test_fused_feedback_is_that_of_a_cpu(width: int, transposed: bool) -> None:
     def lay(t: Tensor) -> Tensor:
         return t.T.contiguous().T if transposed else t
 
-    left = [
-        feed_back(*(lay(t.to(codes.device)) for t in (w[:, now], factor[now, now], steps[:, now], zeros[:, now])),
-                  grid, codes[:, now])
-        for codes in kept
-    ]  # fmt: skip
+    left = [torch.empty_like(codes)[:, now] for codes in kept]
+    for codes, errors in zip(kept, left, strict=True):
+        given = (lay(t.to(codes.device)) for t in (w[:, now], factor[now, now], steps[:, now], zeros[:, now]))
+        feed_back(*given, grid, codes[:, now], errors)
     assert (kept[0][:, now] != kept[1][:, now].cpu()).float().mean() < 1e-3
     assert torch.allclose(left[0], left[1].cpu(), atol=1e-3)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration import kept
-from quant.calibration.kept import Budget, Inputs, Outputs
+from quant.calibration.kept import Budget, End, Inputs, Outputs, ends_of
 from quant.calibration.streams import Streams
 from tests.unit.calibration.test_blocks import ARCHITECTURES, LENGTHS, TUPLES, saved
 from tests.unit.calibration.test_streams import changed
@@ -88,6 +88,45 @@ def test_a_new_weight_is_heard(block: Block, name: str) -> None:
     with outputs.of(0):
         found = block(x)
     assert torch.equal(found, block(x))
+
+
+class Twice(nn.Module):
+    """Which changes what its linear puts out, and says so by no other tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).mul_(2)
+
+
+def test_a_module_whose_end_is_read_runs_no_more(block: Block) -> None:
+    batches = [torch.randn(2, 3, 4) for _ in range(2)]
+    expected = [block(x) for x in batches]
+    ends = ends_of(block, lambda: block(batches[0]))
+    assert ends == {"inner": End("inner.b", (None,))}
+    budget = Budget(torch.device("cpu"))
+    runs, outputs = counted(block), Outputs(block, budget, ends)
+    outputs.settle(["inner.a"])
+    for i, x in enumerate(batches):
+        with outputs.of(i):
+            block(x)
+        outputs.read("inner.b", i, block.inner.a(block.norm(x)).relu())
+    assert budget.left == kept.ON_CPU - sum(x.nbytes for x in batches)  # a's outputs are no longer of use
+    before = runs["inner.a"], runs["inner.b"]
+    outputs.settle(["inner.a", "inner.b"])
+    for _ in range(2):
+        for i, x in enumerate(batches):
+            with outputs.of(i):
+                assert torch.equal(block(x), expected[i])
+    assert (runs["inner.a"], runs["inner.b"]) == (before[0], before[1] + 2)
+
+
+def test_a_module_that_changes_its_linears_output_has_no_end() -> None:
+    with torch.inference_mode():
+        outer, x = nn.Sequential(Twice()), torch.randn(3, 4)
+        assert ends_of(outer, lambda: outer(x)) == {}
 
 
 def test_where_memory_ends_it_runs_as_before(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ copied only where it does.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,11 +122,55 @@ class Inputs:
         self._store.drop(lambda key: key[0] in names)
 
 
-class Outputs:
-    """What modules of a block put out, by batch, whose linears will not change any more."""
+class End(NamedTuple):
+    """A module's last linear, whose output is what the module puts out; rest: what comes after it in a tuple, or None
+    where it comes alone."""
 
-    def __init__(self, block: nn.Module, budget: Budget) -> None:
-        self._block, self._store = block, Store(budget)
+    linear: str
+    rest: tuple[None, ...] | None
+
+
+def ends_of(block: nn.Module, call: Callable[[], Any]) -> dict[str, End]:
+    """Of the block's modules, by name, as one call shows them."""
+    linears = linear_names(block)
+    put: dict[str, tuple[Tensor, Tensor]] = {}  # as it was put out, and a copy of that
+    ends: dict[str, End] = {}
+
+    def noted(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, args, out: put.__setitem__(name, (out, out.clone()))
+
+    def left(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            first, *rest = out if type(out) is tuple and out else (out,)
+            if any(each is not None for each in rest):
+                return
+            for linear in (each for each in put if each.startswith(f"{name}.")):
+                if first is put[linear][0] and torch.equal(*put[linear]):
+                    ends[name] = End(linear, tuple(rest) if type(out) is tuple else None)
+
+        return hook
+
+    holders = {name for linear in linears for name, _ in block.named_modules() if linear.startswith(f"{name}.")} - {""}
+    hooks = [block.get_submodule(name).register_forward_hook(noted(name)) for name in linears]
+    hooks += [block.get_submodule(name).register_forward_hook(left(name)) for name in holders]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ends
+
+
+def _input(linear: str) -> str:
+    """A name for what a linear reads, where what modules put out goes by theirs."""
+    return f"{linear} reads"
+
+
+class Outputs:
+    """What modules of a block put out, by batch, whose linears will not change any more; ends: of `ends_of`."""
+
+    def __init__(self, block: nn.Module, budget: Budget, ends: Mapping[str, End] = MappingProxyType({})) -> None:
+        self._block, self._store, self._ends = block, Store(budget), ends
         self._linears = set(linear_names(block))
         self._final: set[str] = set()
         self._settled: dict[str, bool] = {}  # by name: whether it is within no other
@@ -147,6 +192,13 @@ class Outputs:
             return
         self._store.drop()
 
+    def read(self, linear: str, i: int, x: Tensor) -> None:
+        """x is what a linear reads. Where it ends its module, the rest of that need not run again."""
+        modules = [name for name, end in self._ends.items() if end.linear == linear]
+        if modules and self._store.put((_input(linear), i), x):
+            inside = f"{min(modules, key=len)}."
+            self._store.drop(lambda key: key[1] == i and key[0].startswith(inside) and key[0] != _input(linear))
+
     @contextlib.contextmanager
     def of(self, i: int) -> Iterator[None]:
         """Within it the block runs on this batch, what is kept in place of what would be computed again. The first
@@ -167,7 +219,12 @@ class Outputs:
     def _forward(self, name: str, i: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if (name, i) in self._store:
             return self._store.get((name, i))
-        out = compute(*args, **kwargs)
+        end = self._ends.get(name)
+        if end is not None and end.linear in self._final and (_input(end.linear), i) in self._store:
+            out = self._block.get_submodule(end.linear)(self._store.get((_input(end.linear), i)))
+            out = out if end.rest is None else (out, *end.rest)
+        else:
+            out = compute(*args, **kwargs)
         if self._settled[name]:
             self._store.drop(lambda key: key[1] == i and key[0].startswith(f"{name}."))
             self._store.put((name, i), out)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.hidden import HiddenStates, hidden_states
-from quant.calibration.kept import Budget, Inputs, Outputs
+from quant.calibration.kept import Budget, Inputs, Outputs, ends_of
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
 from quant.calibration.statistics import check_statistic, token_rows
 from quant.data.tokens import Batch
@@ -116,10 +116,15 @@ class Pair:
     ) -> None:
         self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
         self._blocks = original, copy.deepcopy(original)
-        self.groups = reading_order(original, streams[0].get(0), arguments[0])
+        self.groups: list[tuple[str, ...]] = []
+
+        def run() -> None:
+            self.groups = reading_order(original, streams[0].get(0), arguments[0])
+
+        ends = ends_of(original, run)
         device = next(original.parameters()).device
         self._inputs = Inputs(original, [group[0] for group in self.groups], Budget(device))
-        self._outputs = Outputs(self._blocks[1], Budget(device))
+        self._outputs = Outputs(self._blocks[1], Budget(device), ends)
         self._ahead: set[int] = set()  # batches whose original is in the next block already
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
@@ -146,6 +151,7 @@ class Pair:
     def _quantised_rows(self, linear: str, i: int) -> Tensor:
         with self._outputs.of(i):
             x = input_of(self._blocks[1], linear, self._streams[1].get(i), self._arguments[i])
+        self._outputs.read(linear, i, x)
         return token_rows(x, self._batches[i])
 
     def moments(self, linear: str, with_cross: bool, counts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -232,6 +238,7 @@ class Pair:
 
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
+        self._outputs.settle([name for group in self.groups for name in group])
         for i, arguments in enumerate(self._arguments):
             if with_original:
                 self._end(i)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.data.tokens import Batch
+from quant.models.forward import Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +83,7 @@ class Head:
     def __init__(self, model: "PreTrainedModel", device: str) -> None:
         self.model, self.device, self.before_s = model, device, 0.0
         self._said, self._name = _Said(), model.base_model_prefix
+        self._forward = Forward(model)
         self._body = getattr(model, self._name, model)
         self.module = model.get_output_embeddings()  # which a model without its body does not find
         self._padded = None if torch.device(device).type == "cpu" else padded(self.module)
@@ -138,11 +140,12 @@ class Head:
 
     def states(self, ids: Tensor) -> Tensor:
         """Hidden states [n, width, hidden] of ids [n, width]; their logits where the model does not come apart."""
-        if self.parts is Parts.BODY:
-            return self._body(input_ids=ids, use_cache=False).last_hidden_state
-        if self.parts is Parts.HEAD:
-            return self._before_head(ids)
-        return self.model(input_ids=ids, use_cache=False).logits
+        with self._forward():
+            if self.parts is Parts.BODY:
+                return self._body(input_ids=ids, use_cache=False).last_hidden_state
+            if self.parts is Parts.HEAD:
+                return self._before_head(ids)
+            return self.model(input_ids=ids, use_cache=False).logits
 
     def of(self, batch: Batch) -> Tensor:
         """`states` of a batch."""
@@ -150,17 +153,19 @@ class Head:
 
     def read(self, ids: Tensor) -> Any:
         """What the body keeps of ids [n, width], for `behind`."""
-        return self._body(input_ids=ids, use_cache=True).past_key_values
+        with self._forward():
+            return self._body(input_ids=ids, use_cache=True).past_key_values
 
     def behind(self, kept: Any, ids: Tensor) -> Tensor:
         """`states` of ids that follow those of `kept`, to which it adds them."""
-        return self._body(input_ids=ids, past_key_values=kept, use_cache=True).last_hidden_state
+        with self._forward():
+            return self._body(input_ids=ids, past_key_values=kept, use_cache=True).last_hidden_state
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocab] of rows [n, …] of `states`."""
         if self.parts is Parts.WHOLE:
             return rows
-        with padding(self.module, self._padded) as vocabulary:
+        with padding(self.module, self._padded) as vocabulary, self._forward():
             found = self._after_body(rows) if self.parts is Parts.BODY else self._from_head(rows)
         return found[0][:, :vocabulary]
 

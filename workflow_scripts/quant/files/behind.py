@@ -9,6 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+CHECKERS = 3  # that take checksums of what is written, beside the thread that writes it
 WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
 FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
 
@@ -29,11 +30,12 @@ class Behind:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
-        self._checker = ThreadPoolExecutor(1, "checker")  # a checksum takes as long as the write beside it
+        self._checker = ThreadPoolExecutor(CHECKERS, "checker")
         self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
         self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
         self._flushed.set_result(None)
         self._unflushed = 0
+        self._checked: dict[str, Future[str]] = {}
         self.checksums: dict[str, str] = {}
 
     def put(self, name: str, offset: int, tensor: Tensor) -> None:
@@ -49,14 +51,14 @@ class Behind:
         self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
 
     def _write(self, name: str, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
+        checked = None
         try:
             if copied is not None:
                 copied.synchronize()
             data = raw(tensor)
-            checked = self._checker.submit(checksum, data)
+            checked = self._checked[name] = self._checker.submit(checksum, data)
             self._file.seek(offset)
             self._file.write(data)
-            self.checksums[name] = checked.result()
             self._unflushed += tensor.nbytes
             if self._unflushed > FLUSH and self._flushed.done():
                 self._flushed.result()
@@ -64,13 +66,17 @@ class Behind:
                 self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
                 self._unflushed = 0
         finally:
-            self._room.release()
+            if checked is None:
+                self._room.release()
+            else:
+                checked.add_done_callback(lambda _: self._room.release())
 
     def finish(self) -> None:
         for each in (self._thread, self._checker, self._flusher):
             each.shutdown()
         for written in (*self._pending, self._flushed):
             written.result()
+        self.checksums |= {name: checked.result() for name, checked in self._checked.items()}
 
     def abandon(self) -> None:
         for each in (self._thread, self._checker, self._flusher):

@@ -180,7 +180,7 @@ def blocks_made(
     generator = torch.Generator().manual_seed(recipe.seed)
     by_block = blocks_of(linears)
     for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
-        for following in [names for _, names in by_block[at + 1 : at + 2]]:
+        for following in [names for _, names in by_block[at + (at > 0) : at + 2]]:
             model.prefetch((f"{name}.weight" for name in following), device)
             statistics.prefetch(following, device)
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"

@@ -48,3 +48,15 @@ class Rounded(NamedTuple):
 
     codes: Tensor
     damp: float | None = None
+
+
+class Candidates(NamedTuple):
+    """Nearest codes and second-nearest ones [out, n_groups, g]; of each weight [out, n_groups·g] its rounding distance,
+    in steps, and the change m_j·step·sign of its row's error if it is moved: -1 and 0 where it may not be; and the
+    rows' errors [out]."""
+
+    codes: Tensor
+    moved: Tensor
+    distance: Tensor
+    change: Tensor
+    error: Tensor

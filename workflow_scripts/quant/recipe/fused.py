@@ -20,6 +20,14 @@ def kernels() -> ModuleType:
     return grid_kernels
 
 
+@where_installed
+def rounding_kernels() -> ModuleType:
+    """The same of roundings."""
+    from quant.recipe import rounding_kernels
+
+    return rounding_kernels
+
+
 def fit_range(
     groups: Tensor, grid: Grid, importance: Tensor | None, stored: grids.Stored | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -29,17 +37,20 @@ def fit_range(
     return grids.fit_range(groups, grid, importance, stored)
 
 
-def feed_back(w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+def feed_back(
+    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, errors: Tensor
+) -> None:
     """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
-    the factor's block. Returns what later blocks take up, (w - ŵ)/U_jj [out, width]."""
+    the factor's block. Into `errors` goes what later blocks take up, (w - ŵ)/U_jj [out, width]."""
     if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := kernels()) is not None:
-        return fused.feed_back(w, inner, steps, zeros, grid, codes, COLUMNS)
+        fused.feed_back(w, inner, steps, zeros, grid, codes, errors, COLUMNS)
+        return
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
-    found, errors, points = torch.empty_like(block), torch.empty_like(block), grid.points
+    found, left, points = torch.empty_like(block), torch.empty_like(block), grid.points
     for j, column in enumerate(block):
-        code, error = found[j], errors[j]
+        code, error = found[j], left[j]
         points.nearest_(torch.div(column, steps[j], out=code), zeros[j])
         torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
         block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
     codes.copy_(found.T)
-    return errors.T
+    errors.copy_(left.T)

@@ -16,7 +16,7 @@ TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no lo
 ROWS, COLUMNS, INPUTS = 256, 128, 64  # of a program's product D·H: its outputs, its inputs, and the inputs of one step
 LARGEST = tl.constexpr(60000.0)  # float16 ends at 65504
 AT_ONCE = 2**28  # bytes of candidates' differences at once
-FEEDBACK_ROWS = 16  # output channels that a program of GPTQ holds, 128 columns of each
+FEEDBACK_ROWS, FEEDBACK_WARPS = 8, 4  # output channels that a program of GPTQ holds, 128 columns of each; its warps
 
 
 @triton.jit
@@ -278,7 +278,8 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
 @triton.jit
 def _feed_back(
     w, inner, steps, zeros, codes, errors,
-    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, lowest, highest,
+    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, errors_row,
+    lowest, highest,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -288,31 +289,37 @@ def _feed_back(
     block = tl.load(w + rows[:, None] * w_row + columns[None, :] * w_column, mask=mask, other=0.0)
     found = tl.zeros([ROWS, COLUMNS], tl.float32)
     left = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # a column's numbers are read one column ahead: nothing waits for memory
+    step = tl.load(steps + rows * steps_row, mask=there, other=1.0)
+    zero = tl.load(zeros + rows * zeros_row, mask=there, other=0.0)
+    own = tl.load(inner)
+    later = tl.load(inner + columns, mask=columns < WIDTH, other=0.0)
     for j in range(WIDTH):
+        following = tl.minimum(j + 1, WIDTH - 1)
+        next_step = tl.load(steps + rows * steps_row + following * steps_column, mask=there, other=1.0)
+        next_zero = tl.load(zeros + rows * zeros_row + following * zeros_column, mask=there, other=0.0)
+        next_own = tl.load(inner + following * WIDTH + following)
+        next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         pick = (columns == j)[None, :]
         column = tl.sum(tl.where(pick, block, 0.0), 1)
-        step = tl.load(steps + rows * steps_row + j * steps_column, mask=there, other=1.0)
-        zero = tl.load(zeros + rows * zeros_row + j * zeros_column, mask=there, other=0.0)
         code = tl.minimum(tl.maximum(_rint(tl.div_rn(column, step)) + zero, lowest), highest)
-        error = tl.div_rn(column - (code - zero) * step, tl.load(inner + j * WIDTH + j) + tl.zeros_like(column))
-        later = tl.load(inner + j * WIDTH + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
-        block -= error[:, None] * later[None, :]
+        error = tl.div_rn(column - (code - zero) * step, own + tl.zeros_like(column))
+        block -= error[:, None] * tl.where(columns > j, later, 0.0)[None, :]
         found = tl.where(pick, code[:, None], found)
         left = tl.where(pick, error[:, None], left)
+        step, zero, own, later = next_step, next_zero, next_own, next_later
     tl.store(codes + rows[:, None] * codes_row + columns[None, :] * codes_column, found, mask=mask)
-    tl.store(errors + rows[:, None] * WIDTH + columns[None, :], left, mask=mask)
+    tl.store(errors + rows[:, None] * errors_row + columns[None, :], left, mask=mask)
 
 
 def feed_back(
-    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, columns: int
-) -> Tensor:
-    """rounding.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
+    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, errors: Tensor, columns: int
+) -> None:
+    """fused.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
     n_out, width = w.shape
-    errors = torch.empty(n_out, width, device=w.device)
     _feed_back[(triton.cdiv(n_out, FEEDBACK_ROWS),)](
         w, inner.contiguous(), steps, zeros, codes, errors,
-        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(),
+        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(), errors.stride(0),
         float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
-        num_warps=4, enable_fp_fusion=False,
+        num_warps=FEEDBACK_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    return errors

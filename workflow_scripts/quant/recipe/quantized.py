@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
+from quant.recipe.fused import rounding_kernels
 from quant.recipe.grids import Grid
 
+COUNTED = "rounded_up", "rounded_down", "unchanged", "flipped"
+TIE = 1e-6  # steps; a weight this near its point was on it
+LAST = 1023  # thousandths of a step; so many counts lie in a GPU's shared memory, and few distances are beyond
 FARTHEST = 1000.0  # steps; a distance beyond, of a range that its steps cannot reach, counts as this
 
 
@@ -56,24 +60,44 @@ class QuantizedLinear:
 def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, float]:
     """Shares of weights rounded up, down and not at all; quantiles of the distance moved, in steps, to 1/1000; share of
     flips, weights that did not go to their nearest point. Rows kept in 16 bit are left out. w [out, in]."""
-    groups = grids.to_groups(w if quantized.scale is None else w * quantized.scale, quantized.grid.group_size)
-    moved = (grids.decode(quantized.codes, quantized.step, quantized.zero) - groups) / quantized.step
-    flips = quantized.codes != grids.encode(groups, quantized.step, quantized.zero, quantized.grid)
-    rows = slice(None) if quantized.kept is None else ~quantized.kept
-    moved, flips = (grids.from_groups(t, quantized.n_in)[rows] for t in (moved, flips))
-    if not moved.numel():
+    codes, step, zero = quantized.codes, quantized.step, quantized.zero
+    if quantized.kept is not None:
+        w, codes, step, zero = (t[~quantized.kept] for t in (w, codes, step, zero))
+    if not w.numel():
         return {}
-    tie = 1e-6  # steps; a weight this near its point was on it
+    bins, counts = moves(w, quantized.scale, codes, step, zero, quantized.grid)
+    shares = (counts / w.numel()).float().tolist()
+    names = *COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))
+    return dict(zip(names, (*shares, *(each / 1000 for each in spread(bins))), strict=True))
+
+
+def spread(bins: Tensor) -> list[int]:
+    """Quartiles and maximum of whole numbers from 0, by counting them: sorting a million takes longer than quantising
+    them."""
+
+    def quartiles(of: Tensor) -> list[int]:
+        upto = torch.bincount(of.flatten()).cumsum(0)
+        wanted = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).to(of.device) * upto[-1]
+        return torch.searchsorted(upto.double(), wanted).tolist()
+
+    found = quartiles(bins.clamp(max=LAST) if bins.is_cuda else bins)
+    if bins.is_cuda and found[-1] == LAST:
+        found = quartiles(bins)
+    return [*found, int(bins.max())]
+
+
+def moves(
+    w: Tensor, scale: Tensor | None, codes: Tensor, step: Tensor, zero: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """How far each weight of w [out, in] moved, in thousandths of a step, int [out, in]; and how many are of each kind
+    that is counted, float64 [4]."""
+    if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := rounding_kernels()) is not None:
+        return fused.moves(w, scale, codes, step, zero, grid, TIE, FARTHEST)
+    groups = grids.to_groups(w if scale is None else w * scale, grid.group_size)
+    moved = (grids.decode(codes, step, zero) - groups) / step
+    flips = codes != grids.encode(groups, step, zero, grid)
+    moved, flips = (grids.from_groups(t, w.shape[1]) for t in (moved, flips))
     distance = moved.abs().clamp_(max=FARTHEST)
-    masks = {
-        "rounded_up": moved > tie,
-        "rounded_down": moved < -tie,
-        "unchanged": distance <= tie,
-        "flipped": flips,
-    }
-    # counted, not sorted: sorting a million distances takes longer than quantising them
-    counts = torch.bincount((distance * 1000).round_().int().flatten()).cumsum(0)
-    wanted = torch.tensor([0.25, 0.5, 0.75, 1.0], device=counts.device, dtype=torch.float64) * counts[-1]
-    shares = [mask.count_nonzero() / moved.numel() for mask in masks.values()]
-    found = torch.stack([*shares, *(torch.searchsorted(counts.double(), wanted) / 1000)]).tolist()
-    return dict(zip((*masks, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))), found, strict=True))
+    masks = moved > TIE, moved < -TIE, distance <= TIE, flips
+    counts = torch.stack([mask.count_nonzero() for mask in masks]).double()
+    return (distance * 1000).round_().int(), counts

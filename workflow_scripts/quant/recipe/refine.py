@@ -18,6 +18,7 @@ from quant.recipe.grids import Grid
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
 COLUMNS = 128  # that are swept before the later ones hear of it
+PANEL = 512  # columns within which they do on a GPU; those beyond hear of all of them at once
 RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing of their step
 SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
 
@@ -52,10 +53,16 @@ def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, 
     w, codes, steps, zeros = (t[:, order] for t in (w, codes, steps, zeros))
     left = products.linear(grids.decode(codes, steps, zeros).neg_().add_(w), moment)  # which is symmetric
     found = torch.empty_like(codes)
-    for start in range(0, len(order), COLUMNS):
-        now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, len(order))
-        found[:, now], moved = sweep(left[:, now], moment[now, now], codes[:, now], steps[:, now], grid)
-        left[:, later].addmm_(moved, moment[now, later], alpha=-1)
+    n_in, wide = len(order), PANEL if w.is_cuda else COLUMNS
+    for first in range(0, n_in, wide):
+        end = min(first + wide, n_in)
+        changes = w.new_empty(len(w), end - first)
+        for start in range(first, end, COLUMNS):
+            now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
+            found[:, now], moved = sweep(left[:, now], moment[now, now], codes[:, now], steps[:, now], grid)
+            changes[:, start - first : start - first + COLUMNS] = moved
+            left[:, later].addmm_(moved, moment[now, later], alpha=-1)
+        left[:, end:].addmm_(changes, moment[first:end, end:], alpha=-1)
     return torch.empty_like(found).index_copy_(1, order, found)
 
 

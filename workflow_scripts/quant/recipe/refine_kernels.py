@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quant.recipe.grids import Grid
 
-ROWS = 16  # output channels that a program holds, 128 columns of each
+ROWS, WARPS = 8, 4  # output channels that a program holds, 128 columns of each; its warps
 
 
 @triton.jit
@@ -23,20 +23,27 @@ def _sweep(
     block = tl.load(left + rows[:, None] * left_row + columns[None, :] * left_column, mask=mask, other=0.0)
     after = tl.zeros([ROWS, COLUMNS], tl.float32)
     change = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # a column's numbers are read one column ahead: nothing waits for memory
+    step = tl.load(steps + rows * steps_row, mask=there, other=1.0)
+    old = tl.load(codes + rows * codes_row, mask=there, other=0.0)
+    own = tl.load(inner)
+    later = tl.load(inner + columns, mask=columns < WIDTH, other=0.0)
     for j in range(WIDTH):
+        following = tl.minimum(j + 1, WIDTH - 1)
+        next_step = tl.load(steps + rows * steps_row + following * steps_column, mask=there, other=1.0)
+        next_old = tl.load(codes + rows * codes_row + following * codes_column, mask=there, other=0.0)
+        next_own = tl.load(inner + following * WIDTH + following)
+        next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         pick = (columns == j)[None, :]
         rest = tl.sum(tl.where(pick, block, 0.0), 1)
-        step = tl.load(steps + rows * steps_row + j * steps_column, mask=there, other=1.0)
-        old = tl.load(codes + rows * codes_row + j * codes_column, mask=there, other=0.0)
-        own = tl.load(inner + j * WIDTH + j)
         code = tl.div_rn(rest, tl.maximum(step * own, smallest)) + old
         code = (code + 12582912.0) - 12582912.0  # ties to even, where |code| < 2²²; beyond, it is out of range
         code = tl.minimum(tl.maximum(code, lowest), highest)
         difference = (code - old) * step
-        later = tl.load(inner + j * WIDTH + columns, mask=(columns > j) & (columns < WIDTH), other=0.0)
-        block -= difference[:, None] * later[None, :]
+        block -= difference[:, None] * tl.where(columns > j, later, 0.0)[None, :]
         after = tl.where(pick, code[:, None], after)
         change = tl.where(pick, difference[:, None], change)
+        step, old, own, later = next_step, next_old, next_own, next_later
     place = rows[:, None] * WIDTH + columns[None, :]
     tl.store(found + place, after, mask=mask)
     tl.store(moved + place, change, mask=mask)
@@ -49,6 +56,6 @@ def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid,
     _sweep[(triton.cdiv(n_out, ROWS),)](
         left, inner.contiguous(), codes, steps, found, moved,
         n_out, *left.stride(), *codes.stride(), *steps.stride(), float(grid.lowest), float(grid.highest), 1e-37,
-        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return found, moved

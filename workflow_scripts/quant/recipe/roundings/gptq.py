@@ -8,8 +8,10 @@ from quant.recipe import grids
 from quant.recipe.context import Context, Rounded
 from quant.recipe.fused import COLUMNS, feed_back
 from quant.recipe.grids import Grid
+from quant.recipe.triangles import inverse_upper
 
 LARGEST_DAMP = 1.0
+PANEL = 512  # columns whose errors a GPU takes to all later ones at once, four blocks of COLUMNS
 
 
 def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
@@ -30,14 +32,21 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
         damped.diagonal().add_(damp * diagonal)
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-            inverse = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            inverse = inverse_of(lower.flip(0, 1))
             if torch.isfinite(inverse).all():
                 return inverse / root, damp
         damp *= 10
     raise InputError(
         f"a second moment is not positive definite even with damp {damp / 10:g}; use more calibration text"
     )
+
+
+def inverse_of(upper: Tensor) -> Tensor:
+    """Of an upper triangular matrix."""
+    if upper.is_cuda:
+        return inverse_upper(upper)
+    identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, identity, upper=True)
 
 
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context, *, damp: float) -> Rounded:
@@ -55,8 +64,14 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
     group_of = torch.arange(n_in, device=w.device)[order] // groups.shape[2]
     steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
     codes = torch.empty_like(w)
-    for start in range(0, n_in, COLUMNS):
-        now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, n_in)
-        errors = feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now])
-        w[:, later].addmm_(errors, factor[now, later], alpha=-1)
+    wide = PANEL if w.is_cuda else COLUMNS
+    for first in range(0, n_in, wide):
+        end = min(first + wide, n_in)
+        errors = w.new_empty(len(w), end - first)
+        for start in range(first, end, COLUMNS):
+            now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
+            left = errors[:, start - first : start - first + COLUMNS]
+            feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now], left)
+            w[:, later].addmm_(left, factor[now, later], alpha=-1)
+        w[:, end:].addmm_(errors, factor[first:end, end:], alpha=-1)
     return Rounded(grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size), damp)

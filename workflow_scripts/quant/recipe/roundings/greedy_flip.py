@@ -4,8 +4,26 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
-from quant.recipe.context import Context, Rounded
+from quant.recipe.context import Candidates, Context, Rounded
+from quant.recipe.fused import rounding_kernels
 from quant.recipe.grids import Grid
+
+
+def candidates(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, mean: Tensor, usable: Tensor) -> Candidates:
+    """Of groups [out, n_groups, g]; mean, and usable as 0 or 1, [1, n_groups, g]."""
+    if groups.is_cuda and grid.uniform and (fused := rounding_kernels()) is not None and fused.flips(groups):
+        return fused.candidates(groups, step, zero, grid, mean, usable)
+    codes = grids.encode(groups, step, zero, grid)
+    residual = groups - grids.decode(codes, step, zero)
+    direction = torch.where(residual >= 0, 1.0, -1.0).to(groups.dtype)
+    error = (mean * residual).flatten(1).sum(1)
+    moved = grid.points.beside(codes, direction)
+    gap = moved - codes  # 1 of whole numbers
+    change = mean * step * gap
+    possible = usable.bool() & (gap != 0)
+    possible &= change * torch.sign(error)[:, None, None] > 0
+    distance = torch.where(possible, (residual / step / gap).abs(), -1.0)
+    return Candidates(codes, moved, distance.flatten(1), torch.where(possible, change, 0.0).flatten(1), error)
 
 
 def greedy_flip(
@@ -17,27 +35,14 @@ def greedy_flip(
     outlier_percent of channels with the largest |m|. In the order of rounding distance, by the gap between the two
     points, largest first, the first K are applied, K minimising |e - Σ changes|.
     """
-    codes = grids.encode(groups, step, zero, grid)
-    residual = groups - grids.decode(codes, step, zero)
-    direction = torch.where(residual >= 0, 1.0, -1.0).to(groups.dtype)
     x_mean, n_in = context.mean, len(context.mean)
-    mean = grids.to_groups(x_mean[None], grid.group_size).expand_as(groups)
-    usable = torch.ones_like(x_mean, dtype=torch.bool)
-    usable[x_mean.abs().argsort(descending=True, stable=True)[: int(outlier_percent * n_in)]] = False
-    usable = grids.to_groups(usable[None].to(groups.dtype), grid.group_size).bool()
-    error = (mean * residual).flatten(1).sum(1)
-    moved = grid.points.beside(codes, direction)
-    gap = moved - codes  # 1 of whole numbers
-    change = mean * step * gap
-    candidate = usable & (gap != 0)
-    candidate &= change * torch.sign(error)[:, None, None] > 0
-    distance = torch.where(candidate, (residual / step / gap).abs(), -1.0).flatten(1)
+    usable = torch.ones_like(x_mean)
+    usable[x_mean.abs().argsort(descending=True, stable=True)[: int(outlier_percent * n_in)]] = 0
+    mean, usable = (grids.to_groups(t[None], grid.group_size) for t in (x_mean, usable))
+    codes, moved, distance, change, error = candidates(groups, step, zero, grid, mean, usable)
     order = distance.argsort(dim=1, descending=True, stable=True)
-    ordered = torch.where(candidate, change, 0.0).flatten(1).gather(1, order)
-    left = torch.cat([error[:, None], error[:, None] - ordered.cumsum(1)], dim=1).abs()
+    left = torch.cat([error[:, None], error[:, None] - change.gather(1, order).cumsum(1)], dim=1).abs()
     flips = left.argmin(1)  # the first of equal ones: fewest flips
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    flipped = (rank < flips[:, None]).view_as(codes) & candidate
-    return Rounded(torch.where(flipped, moved, codes))
+    first = torch.arange(order.shape[1], device=order.device) < flips[:, None]
+    flipped = torch.empty_like(first).scatter_(1, order, first) & (distance >= 0)
+    return Rounded(torch.where(flipped.view_as(codes), moved, codes))

@@ -1,0 +1,58 @@
+"""What roundings need on a GPU: inverses by products, and counts in one reading."""
+
+import pytest
+import torch
+
+from quant.recipe import grids, quantized
+from quant.recipe.grids import Grid
+from quant.recipe.roundings import greedy_flip
+from quant.recipe.roundings.gptq import inverse_factor
+from tests.gpu.test_gpu import GRIDS, case
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
+def test_moves_are_those_of_a_cpu(bits: int, group_size: int, symmetric: bool) -> None:
+    w, _ = case(37, 200, bits)
+    grid, scale = Grid(bits, group_size, symmetric), torch.rand(200) + 0.5
+    for s in (None, scale):
+        step, zero = grids.fit(grids.to_groups(0.7 * w, group_size), grid)
+        codes = grids.encode(grids.to_groups(0.9 * w if s is None else w * s, group_size), step, zero, grid)
+        expected = quantized.moves(w, s, codes, step, zero, grid)
+        given = (t.cuda() for t in (codes, step, zero))
+        found = quantized.moves(w.cuda(), None if s is None else s.cuda(), *given, grid)
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("scale", [100, 900, 5000])
+def test_distances_are_counted_as_on_a_cpu(scale: int) -> None:
+    """Near ones and far ones."""
+    bins = (torch.rand(1000, 77, generator=torch.Generator().manual_seed(scale)) * scale).int()
+    assert quantized.spread(bins.cuda()) == quantized.spread(bins)
+
+
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)
+def test_flips_have_the_candidates_of_a_cpu(bits: int, group_size: int, symmetric: bool) -> None:
+    w, _ = case(37, 200, bits)
+    grid, generator = Grid(bits, group_size, symmetric), torch.Generator().manual_seed(bits)
+    step, zero = grids.fit(grids.to_groups(0.8 * w, group_size), grid)
+    mean, share = torch.randn(1, 200, generator=generator), torch.rand(1, 200, generator=generator)
+    given = [grids.to_groups(t, group_size) for t in (mean, (share > 0.1).float())]
+    groups = grids.to_groups(w, group_size)
+    expected = greedy_flip.candidates(groups, step, zero, grid, *given)
+    found = greedy_flip.candidates(*(t.cuda() for t in (groups, step, zero)), grid, *(t.cuda() for t in given))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(found[:4], expected[:4], strict=True))
+    torch.testing.assert_close(found.error.cpu(), expected.error, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 96, 97, 576, 2304])
+def test_inverse_factor_is_that_of_float64(n: int) -> None:
+    _, moment = case(1, n, n, rows=n // 2 + 1)  # half of the directions unseen
+    exact, _ = inverse_factor(moment.double(), 0.01)
+    found, damp = inverse_factor(moment.cuda(), 0.01)
+    assert damp == 0.01 and torch.equal(found.triu(), found)
+    plain, _ = inverse_factor(moment, 0.01)
+    slack = 4 * (plain.double() - exact).norm() / exact.norm() + 1e-6  # what a CPU's float32 leaves
+    assert (found.cpu().double() - exact).norm() / exact.norm() < slack
+    assert torch.equal(found, inverse_factor(moment.cuda(), 0.01)[0])
