@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from quant.models import cards
 from tests import tiny
 from tests.unit.models.test_cards import machine
+from tests.workflow.strike import site
 
 SNAKEFILE = """
 rule all:
@@ -55,3 +59,36 @@ def test_shards_are_jobs_before_a_sum_and_only_where_asked_for(study: Path, tmp_
     assert {rule: n for rule, n in found.items() if rule.endswith("_shard")} == shards
     assert (found["collect_statistics"], found["evaluate_original"], found["evaluate"]) == (1, 1, 3)
     assert tiny.pending(study) == {}
+
+
+FOUND = """
+import sys
+if "snakemake" in " ".join(sys.orig_argv):
+    sys.path.insert(0, SCRIPTS)
+    from quant.models import cards
+    from quant.workflow import gpus
+    cards.count = lambda root=None: 2
+    gpus.torch_is_for_gpus = lambda version: True
+    sys.path.pop(0)
+"""
+
+
+@pytest.mark.parametrize(("shown", "threads", "shards"), [(None, 4, 2), ("1", 8, 0)])
+def test_the_cards_of_a_host_are_found(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str | None, threads: int, shards: int
+) -> None:
+    """They are the jobs that may use one at once, between whom cores are shared out, and shards that are `auto`."""
+    site(tmp_path, monkeypatch, FOUND.replace("SCRIPTS", repr(str(study / "workflow_scripts"))))
+    for name in cards.HIDING:
+        monkeypatch.delenv(name, raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    overlay = tmp_path / "found.yaml"
+    overlay.write_text(yaml.safe_dump(tiny.OVERLAY | {"compute": {"shards": "auto"}}))
+    command = [sys.executable, "-m", "snakemake", "-n", "results/summary.csv", "--configfile", str(overlay)]
+    command += ["--cores", "8", "--forcerun", "collect_statistics"]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and tiny.pending_in(said).get("collect_shard", 0) == shards, said
+    found = re.search(r"^rule collect_statistics:\n(?:    .*\n)*?    threads: (\d+)$", said, re.MULTILINE)
+    assert found and int(found[1]) == threads, said
