@@ -173,6 +173,14 @@ rule measure_error:
 rule quantize_budget:
     """A model within a budget: each linear from the candidate that the whole model suffers least by."""
     input:
+        # what it knows of the embedding, where that has a choice
+        unpack(
+            lambda w: (
+                {"end_loss": f"results/{w.model}/{keys.statistics_files(METHODS[w.method])['end_loss']}"}
+                if METHODS[w.method]["embeddings"]
+                else {}
+            )
+        ),
         records=lambda w: expand("results/{{model}}/{method}/quantize.json", method=CONFIG["candidates"][w.method]),
         tables=lambda w: expand("results/{{model}}/{method}/linears.csv", method=CONFIG["candidates"][w.method]),
         checkpoints=lambda w: expand(

@@ -9,5 +9,6 @@ from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     record, wanted = model_record(snakemake.input.model), snakemake.params.demands
-    refuse(snakemake.wildcards.model, mistakes(Path(snakemake.input.config).parent, record["linears"], wanted))
+    found = mistakes(Path(snakemake.input.config).parent, record["linears"], wanted, record["vocabulary"])
+    refuse(snakemake.wildcards.model, found)
     write_json(snakemake.output[0], {"model": snakemake.wildcards.model, "demands": wanted})

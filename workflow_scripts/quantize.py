@@ -14,12 +14,24 @@ with job(snakemake.log[0], snakemake.threads):
     work = Job.of(given, snakemake.params, snakemake.wildcards)
     source, target, folds = Path(given.config).parent, Path(out.config).parent, Path(out.folds)
     linears, left, unpacked = (work.model[key] for key in ("linears", "left", "unpacked"))
+    vocabulary, end_loss, where = work.model["vocabulary"], given.get("vocabulary"), device(snakemake.params.device)
     if "part_weights" in given.keys():  # noqa: SIM118
         parts = list(map(Part, given.part_weights, given.part_folds, given.part_records))
-        result = join(source, target, folds, parts, linears, work.recipe, work.provenance, left, unpacked)
+        known = left, unpacked, vocabulary, end_loss, where
+        result = join(source, target, folds, parts, linears, work.recipe, work.provenance, *known)
     else:
-        where, statistics = device(snakemake.params.device), work.statistics
         result = quantize_checkpoint(
-            source, target, folds, linears, statistics, work.recipe, where, work.provenance, left, unpacked
+            source,
+            target,
+            folds,
+            linears,
+            work.statistics,
+            work.recipe,
+            where,
+            work.provenance,
+            left,
+            unpacked,
+            vocabulary=vocabulary,
+            end_loss=end_loss,
         )
     write_json(out.record, result)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from quant.checkpoints.ends import ends_of, grid_of
 from quant.data.tokens import fingerprint_in
 from quant.errors import InputError
 from quant.files.artifacts import mark, read_json, require, versions, write_json
@@ -41,6 +42,7 @@ with job(snakemake.log[0], snakemake.threads):
         candidate(record, table, method, methods[method], model["fingerprint"])
         for record, table, method in zip(snakemake.input.records, snakemake.input.tables, methods, strict=True)
     ]
+    ends = ends_of(model["vocabulary"], grid_of(recipe["embeddings"])) if recipe["embeddings"] else []
     provenance = {
         **dict(snakemake.wildcards),
         "recipe": recipe,
@@ -60,5 +62,7 @@ with job(snakemake.log[0], snakemake.threads):
         reads,
         provenance,
         model["left"],
+        ends,
+        snakemake.input.get("end_loss"),
     )
     write_json(snakemake.output.record, made)

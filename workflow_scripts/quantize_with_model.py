@@ -36,6 +36,8 @@ with job(snakemake.log[0], snakemake.threads):
             provenance,
             model["left"],
             model["unpacked"],
+            model["vocabulary"],
+            snakemake.input.get("vocabulary"),
         ),
         ids.sequences,
     )

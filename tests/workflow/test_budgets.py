@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from quant.files.csv_tables import read_table
+from quant.files.tensorfile import opened
 from tests import tiny
 from tests.workflow.test_faults import KILL, content, strike
 
 pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
 
 BUDGET = {"budget": {"bits_per_weight": 7}, "clip": True, "candidates": [{"bits": 3}, {"bits": 8}]}
+BUDGET["embeddings"] = {"bits": 8}  # without 16 among the candidates they have no choice
 STUDY = tiny.OVERLAY["study"] | {"methods": ["mixed"]}
 OVERLAY = tiny.OVERLAY | {"study": STUDY, "methods": {"mixed": BUDGET}, "sensitivity": {"methods": []}}
 
@@ -41,7 +44,13 @@ def test_a_budget_is_measured_like_all_others(finished: Path) -> None:
     page = (finished / "results/report.html").read_text()
     assert "What does mixing widths buy" in page and "Predicted against measured KL" in page
     card = (finished / "results/tiny/mixed/checkpoint/README.md").read_text()
-    assert "packed as compressed-tensors" in card
+    assert "packed as compressed-tensors" in card and "Quantised too: lm_head, in 8 bits." in card
+    rows = tiny.read(finished / "results/tiny/mixed/quantize.json")["vocabulary"]
+    assert [row["module"] for row in rows] == ["model.embed_tokens", "lm_head"]
+    assert all(row["predicted_nats"] > 0 for row in rows)
+    with opened(finished / "results/tiny/mixed/checkpoint/model.safetensors") as file:
+        assert file.layout()["model.embed_tokens.weight"][0] == torch.int8
+    assert summary.no_kernels["mixed"].startswith("reads no embedding of a byte a code")
 
 
 def test_the_choice_has_the_curve_beside_it(finished: Path) -> None:

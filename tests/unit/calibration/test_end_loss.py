@@ -17,6 +17,7 @@ from quant.calibration.parts import row_parts
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
+from quant.calibration.vocabulary import of_module
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import predicted
@@ -36,13 +37,16 @@ NAMES = ["llama", "granite", "gemma2", "qwen2", "gpt_neox", "opt_350m", "falcon"
 
 
 class Whole(NamedTuple):
-    """A checkpoint and sequences; by linear, x [tokens, in] and ∂ℓ/∂z [tokens, out] in float64."""
+    """A checkpoint and sequences; by linear, x [tokens, in] and ∂ℓ/∂z [tokens, out] in float64; of the head and the
+    embedding by their names too, ids [tokens] in place of the latter's x."""
 
     path: Path
     sequences: list[Tensor]
     model: nn.Module
     x: dict[str, np.ndarray]
     gradient: dict[str, np.ndarray]
+    head: str
+    embedding: str
 
 
 def whole(name: str, path: Path) -> Whole:
@@ -52,14 +56,16 @@ def whole(name: str, path: Path) -> Whole:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(3, 256, (length,), generator=generator) for length in LENGTHS]
-    names = all_linears(model)
+    at = {id(module): name for name, module in model.named_modules()}
+    head, embedding = (at[id(each)] for each in (model.get_output_embeddings(), model.get_input_embeddings()))
+    names = [*all_linears(model), head, embedding]
     x: dict[str, list[Tensor]] = {each: [] for each in names}
     z: dict[str, list[Tensor]] = {each: [] for each in names}
 
     def keep(linear: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             out.retain_grad()
-            x[linear].append(args[0].detach().reshape(-1, args[0].shape[-1]))
+            x[linear].append(args[0].detach().reshape(-1, args[0].shape[-1] if linear != embedding else 1))
             z[linear].append(out)
 
         return hook
@@ -73,7 +79,9 @@ def whole(name: str, path: Path) -> Whole:
     for each in hooks:
         each.remove()
     gradients = {each: torch.cat([t.grad.reshape(-1, t.shape[-1]) for t in z[each]]).numpy() for each in names}
-    return Whole(path, sequences, model, {each: torch.cat(x[each]).numpy() for each in names}, gradients)
+    return Whole(
+        path, sequences, model, {each: torch.cat(x[each]).numpy() for each in names}, gradients, head, embedding
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +114,12 @@ def test_collected_equals_autograd(
     path = collected(case, tmp_path / "end_loss.safetensors", parts, batch_tokens)
     with tensorfile.opened(path) as file:
         keys = ("moment", "omega", "fisher", "x_abs", "x_sq", "x_mean")
-        assert file.names == {f"{linear}.{key}" for linear in case.x for key in keys}
-        for linear, x in case.x.items():
+        ends = {case.head} | ({case.embedding} if name != "opt_350m" else set())  # whose rows are projected first
+        linears = {linear: x for linear, x in case.x.items() if linear not in (case.head, case.embedding)}
+        expected_names = {f"{linear}.{key}" for linear in linears for key in keys}
+        assert file.names == expected_names | {f"{end}.{key}" for end in ends for key in ("moment", "rows")}
+        check_ends(case, file, ends)
+        for linear, x in linears.items():
             square = case.gradient[linear] ** 2
             bounds = [k * square.shape[1] // parts for k in range(parts + 1)]
             omegas = [square[:, start:stop].mean(1) for start, stop in pairwise(bounds)]
@@ -124,6 +136,24 @@ def test_collected_equals_autograd(
                 limit = 2e-4 * np.abs(value).max()
                 np.testing.assert_allclose(found.numpy(), value, rtol=2e-3, atol=limit, err_msg=f"{linear}.{key}")
         assert file.info("provenance")["parts"] == parts
+
+
+def check_ends(case: Whole, file: tensorfile.TensorFile, ends: set[str]) -> None:
+    """What an error in any direction of any row costs, against the gradients of every token."""
+    for end in ends:
+        moment, rows = (each.double().numpy() for each in of_module(file, end))
+        gradient = case.gradient[end]
+        if end == case.head:
+            square = gradient**2
+            wanted, shares = reference.weighted_moment(case.x[end], square.sum(1).tolist()), square.mean(0)
+        else:
+            gradient = gradient * float(getattr(case.model.get_submodule(end), "embed_scale", 1))  # within the module
+            counts = np.bincount(case.x[end][:, 0].astype(int), minlength=len(rows))
+            once = min(0.5, (counts == 1).sum() / counts.sum())
+            shares = np.where(counts == 0, once / (counts == 0).sum(), counts / counts.sum() * (1 - once))
+            wanted = gradient.T @ gradient / len(gradient)
+        np.testing.assert_allclose(moment, wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max(), err_msg=end)
+        np.testing.assert_allclose(rows, shares, rtol=2e-3, atol=1e-5 * shares.max(), err_msg=end)
 
 
 def test_labels_are_drawn_from_the_distribution() -> None:
@@ -235,6 +265,6 @@ def test_two_runs_are_bit_identical(cases: Callable[[str], Whole], tmp_path: Pat
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
     saved("MixtralConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}, tmp_path)
     tokens = Tokens([torch.arange(9)], "f", {})
-    with pytest.raises(InputError, match="moment: end_loss is not known for mixtures of experts") as caught:
+    with pytest.raises(InputError, match="the end loss is not known for mixtures of experts") as caught:
         collect_end_loss(Material(tmp_path, tokens, {}), str(tmp_path / "out"), 1, 0, Compute("cpu", torch.float32, 18))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

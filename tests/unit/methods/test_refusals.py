@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from quant.checkpoints.ends import spared_bits
 from quant.errors import InputError
 from quant.files.tensorfile import opened
-from quant.methods.refusals import limit_mistakes, mistakes, refuse
+from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, refuse
 from quant.models.linears import all_linears, skeleton
+from quant.records.model import Vocabulary
 from quant.workflow import configuration
 from quant.workflow.demands import demands
 from tests.unit.recipe.test_recipe import recast
@@ -25,11 +27,13 @@ NOTHING: dict[str, Any] = {
     "shared": [],
     "sequential": [],
     "library": {},
+    "embeddings": {},
     "budgets": {},
     "limits": {},
     "moments": {"store": "float32", "budget_gb": None},
     "recipes": {},
 }
+VOCABULARY: Vocabulary = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": False, "unread": ""}
 LIBRARY = {"algorithm": "autoawq", "group_size": 16, "clip": False}
 DEFAULTS = {"max_bits_per_weight": 4.5, "max_size_mb": None}
 
@@ -40,7 +44,7 @@ def linears(tiny_checkpoint: Path) -> dict[str, int]:
 
 
 def found(checkpoint: Path, linears: dict[str, int], **wanted: Any) -> list[str]:
-    return mistakes(checkpoint, linears, NOTHING | wanted)
+    return mistakes(checkpoint, linears, NOTHING | wanted, VOCABULARY)
 
 
 def of_kind(checkpoint: Path, tmp_path: Path, kind: str) -> Path:
@@ -108,7 +112,7 @@ def recipes(**methods: Any) -> dict[str, Any]:
 
 def limited(checkpoint: Path, linears: dict[str, int], limits: dict[str, float], **methods: Any) -> list[str]:
     with opened(checkpoint / "model.safetensors") as file:
-        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout()))
+        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout(), VOCABULARY))
 
 
 def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
@@ -193,3 +197,20 @@ def test_methods_that_need_facts_of_the_model() -> None:
     assert found["sequential"] == []
     assert found["library"] == {"autoawq": {"algorithm": "autoawq", "group_size": 64, "clip": True}}
     assert found["limits"] == {"max_size_mb": 100} and found["recipes"].keys() == set(names) - {"autoawq"}
+
+
+def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    """And those that can make a file so much smaller."""
+    entries = {"a": {"bits": 8, "group_size": 36}, "b": {"bits": 8, "group_size": -1}}
+    (line,) = found(tiny_checkpoint, linears, embeddings=entries)
+    assert line.startswith("methods.a.embeddings: group_size 36 does not divide the 48 channels of model.embed_tokens")
+    with opened(tiny_checkpoint / "model.safetensors") as file:
+        layout = file.layout()
+        unread: Vocabulary = {**VOCABULARY, "unread": "its head is a Conv1D, not a Linear"}
+        words = list(embedding_mistakes(entries, layout, unread))
+        assert len(words) == 2 and "its head is a Conv1D" in words[0]
+        spared = [spared_bits({"embeddings": entry}, VOCABULARY, layout) for entry in (entries["b"], None)]
+        # 256 rows of 48 from float32: of a byte a code, and packed beside it, a step a row; the shape of the packed one
+        assert spared == [2 * 256 * (48 * 24 - 32) - 2 * 64, 0]
+        tied: Vocabulary = {**VOCABULARY, "tied": True}
+        assert spared_bits({"embeddings": entries["b"]}, tied, layout) == 256 * (48 * 24 - 2 * 32)

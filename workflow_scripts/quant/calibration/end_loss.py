@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
@@ -22,6 +23,7 @@ from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
 from quant.calibration.statistics import real_rows
+from quant.calibration.vocabulary import EmbeddingSums, HeadSums
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -104,7 +106,11 @@ class Kept:
 
 
 class Backward(Run):
-    """The blocks' linears from the last to the first, each with its inputs and the loss's gradients of its outputs."""
+    """The blocks' linears from the last to the first, each with its inputs and the loss's gradients of its outputs;
+    then the head and the embedding."""
+
+    head: HeadSums | None = None
+    _length = 0  # of the sequence that runs
 
     def _body_and_head(self, weights: tensorfile.TensorFile) -> None:
         """Fills all of the model but its blocks."""
@@ -118,6 +124,22 @@ class Backward(Run):
             else:
                 module.to(self._device)
 
+    def _watch_head(self) -> RemovableHandle | None:
+        """Sums the head's inputs and gradients; None where it is no linear."""
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            return None
+
+        def hook(module: nn.Linear, args: tuple[Tensor, ...], z: Tensor) -> None:
+            h, length = args[0].detach(), self._length
+            if self.head is None:
+                self.head = HeadSums(h.shape[-1], z.shape[-1], h.device)
+            own = self.head
+            if z.requires_grad:
+                z.register_hook(lambda g: own.add(h[0, :length].float(), g[0, :length].float()))
+
+        return head.register_forward_hook(hook)
+
     def _loss_gradient(self, hidden: Tensor, batch: Batch, more: int | None, generator: torch.Generator) -> Tensor:
         """∂ℓ/∂h [n, width, hidden] of the last block's output; ℓ summed over the real tokens."""
         real = list(self.blocks)
@@ -130,11 +152,13 @@ class Backward(Run):
         found = torch.empty_like(hidden)
         for index, note in enumerate(notes):
             self.blocks[index] = note
+        watched = self._watch_head()
         try:
             for row, (ids, length) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                 for note in notes:
                     note.forget()
                 last.given = given = hidden[row : row + 1].detach().requires_grad_()
+                self._length = length
                 with torch.enable_grad():
                     logits = self.model(input_ids=ids[None].to(self._device), use_cache=False).logits[0, :length]
                     log_p = torch.log_softmax(logits.float(), dim=-1)
@@ -143,13 +167,27 @@ class Backward(Run):
                 assert given.grad is not None
                 found[row] = given.grad[0]
         finally:
+            if watched is not None:
+                watched.remove()
             for index, block in enumerate(real):
                 self.blocks[index] = block
         return found
 
+    def _embedding(self, kept: "Kept", gradients: list[Tensor]) -> EmbeddingSums | None:
+        """Of what the first block reads; None where that is not as wide as the embedding's rows."""
+        module = self.model.get_input_embeddings()
+        if not isinstance(module, nn.Embedding) or module.weight.shape[1] != gradients[0].shape[-1]:
+            return None
+        sums = EmbeddingSums(module.weight.detach())
+        for i, (batch, gradient) in enumerate(zip(self.batches, gradients, strict=True)):
+            ids = torch.cat([row[:length] for row, length in zip(batch.ids, batch.lengths.tolist(), strict=True)])
+            sums.add(ids, real_rows(kept.get(0, i, self._device), batch), real_rows(gradient, batch))
+        return sums
+
     @torch.no_grad()
     def linears(self, parts: int, seed: int, scratch: Path, take: Callable[[str, dict[str, Tensor]], None]) -> None:
-        """Calls take(full name, `FisherSums.results`) for each linear."""
+        """Calls take(full name, `FisherSums.results`) for each linear, then for the head and the embedding what
+        calibration/vocabulary.py sums."""
         generator = torch.Generator().manual_seed(seed)
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             first, arguments = self.enter(weights)
@@ -168,11 +206,21 @@ class Backward(Run):
                 found = self._back(index, weights, [each[index] for each in arguments], kept, gradients, parts)
                 for name, value in found.items():
                     take(f"{self.prefix}.{index}.{name}", value)
+            names = {id(module): name for name, module in self.model.named_modules()}
+            for module, sums in (
+                (self.model.get_output_embeddings(), self.head),
+                (self.model.get_input_embeddings(), self._embedding(kept, gradients)),
+            ):
+                if sums is not None:
+                    take(names[id(module)], sums.results())
 
     def _forward(self, index: int, weights: tensorfile.TensorFile, arguments: list[Arguments], kept: Kept) -> None:
         block, name = self.blocks[index], f"{self.prefix}.{index}"
         if routing(block):
-            raise InputError(f"{name}: moment: end_loss is not known for mixtures of experts; use moment: plain")
+            raise InputError(
+                f"{name}: the end loss is not known for mixtures of experts; use moment: plain and no budget, and "
+                "embeddings with rounding: nearest and clip: false"
+            )
         fill(block, name, weights, self._device, self._dtype, self.tied)
         for i in range(len(self.batches)):
             out = arguments[i].call(block, kept.get(index, i, self._device))
@@ -257,14 +305,15 @@ def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def collect_end_loss(material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:
-    """Writes {linear}.moment, .omega, .fisher, .x_abs, .x_sq and .x_mean of every linear; seed: of the labels."""
+    """Writes {linear}.moment, .omega, .fisher, .x_abs, .x_sq and .x_mean of every linear, .moment and .rows of the
+    embedding and the head; seed: of the labels."""
     if compute.dtype == torch.float16:  # whose range gradients leave
         compute = compute._replace(dtype=torch.float32)
     run = Backward(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")
     made = material.provenance | {"parts": parts, "seed": seed}
     with (
         tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".end_loss.") as folder,
-        tensorfile.appending(out, run.n_linears) as file,
+        tensorfile.appending(out, run.n_linears + 2) as file,
     ):
         file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
 

@@ -135,6 +135,7 @@ def card(
         packed=first.storage == "packed",
         reason=record["summary"]["storage_reason"],
         no_kernels=record["summary"]["no_kernels"],
+        vocabulary=record.get("vocabulary", []),
         left=left_words(record["summary"]["left"]),
         license=about.get("license"),
         caveat=" ".join(filter(None, [about.get("caveat"), *doubts])) or None,

@@ -42,7 +42,9 @@ def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
 def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
     """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
     widths = {name: held.shape(name)[1] for name in held.packed}
-    found = {name: n_in if (own := held.packed[name].group_size) == -1 else own for name, n_in in widths.items()}
+    widths |= {name: held.file.layout()[f"{name}.weight"][1][1] for name in held.embedding}
+    grids_of = held.packed | held.embedding
+    found = {name: n_in if (own := grids_of[name].group_size) == -1 else own for name, n_in in widths.items()}
     for size in sizes:
         if all(group % size == 0 for group in found.values()):
             return size

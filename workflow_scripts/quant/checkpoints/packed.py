@@ -11,7 +11,7 @@ imports transformers.
 
 import functools
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,7 @@ def quantization_config(
             | ({"input_activations": byte_codes.inputs_of(grid)} if inputs else {})
             for i, grid in enumerate(kinds)
         },
-        "ignore": sorted(both({HEAD, *left} | matrices - set(grids))),
+        "ignore": sorted(both(({HEAD, *left} | matrices) - set(grids))),
     }
 
 
@@ -209,12 +209,14 @@ def grids_of(config: dict[str, Any], where: str) -> dict[str, Grid] | None:
     return found
 
 
-def check(file: TensorFile, grids: Mapping[str, Grid] | None, where: str) -> dict[str, Grid]:
+def check(
+    file: TensorFile, grids: Mapping[str, Grid] | None, where: str, beside: Collection[str] = ()
+) -> dict[str, Grid]:
     """The grid of each packed linear of a file, which holds the tensors that it asks for; refuses any other by its
-    name. grids: by target."""
+    name. grids: by target; beside: an embedding that is of bytes too."""
     held = file.layout()
     named = {key.removesuffix(".weight_packed") for key in held if key.endswith(".weight_packed")}
-    named |= byte_codes.of_bytes(held)
+    named |= byte_codes.of_bytes(held) - set(beside)
     if bool(named) != (grids is not None):
         holds = "packed weights" if named else "no packed weights"
         raise InputError(f"{file.path}: holds {holds}, but {where} says otherwise; {rebuild(file.path)}")

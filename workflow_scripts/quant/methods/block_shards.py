@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quant.calibration.reader import Statistics
+from quant.checkpoints import ends as two
 from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
+from quant.methods import vocabulary as words
 from quant.methods.quantize import Form, blocks_made, blocks_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
+from quant.records.model import Vocabulary
 
 
 class Part(NamedTuple):
@@ -76,8 +79,12 @@ def join(
     provenance: Provenance,
     left: Mapping[str, str],
     unpacked: Mapping[str, str],
+    vocabulary: Vocabulary | None = None,
+    end_loss: str | None = None,
+    device: str = "cpu",
 ) -> MethodRecord:
-    """What `quantize_checkpoint` writes and returns, from all shards; refuses what was made from something else."""
+    """What `quantize_checkpoint` writes and returns, from all shards; refuses what was made from something else. The
+    embedding and the head, of no block, are quantised here."""
     begun = time.perf_counter()
     records = [read_json(part.record) for part in parts]
     made: Provenance = {**provenance, "token_fingerprint": records[0]["provenance"]["token_fingerprint"]}
@@ -85,7 +92,7 @@ def join(
         require(part.record, record, provenance=made, shard=i, shards=len(parts))
     folds: dict[str, Tensor] = {}
     with tensorfile.opened(source / "model.safetensors") as model:
-        form = Form.of(model, read_json(source / "config.json"), linears, recipe, made, left, unpacked)
+        form = Form.of(model, read_json(source / "config.json"), linears, recipe, made, left, unpacked, vocabulary)
         missing = set(form.layout)
         with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
             for part in parts:
@@ -96,9 +103,11 @@ def join(
                     missing -= file.names
                 with tensorfile.opened(part.folds) as file:
                     folds |= {name: file.get(name) for name in sorted(file.names)}
+            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, made)
+            missing -= {name for end in form.ends for name in two.kept_in(end, form.layout)}
             for name in sorted(missing):
                 out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun
-    return form.finish(source, target, linears, rows, seconds, made, left)
+    return form.finish(source, target, linears, rows, seconds, made, left, end_rows)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quant.calibration.vocabulary import known_of, predicted
+from quant.checkpoints import ends as two
 from quant.checkpoints import packed, stored
 from quant.checkpoints.coverage import quantized_share
 from quant.errors import InputError
@@ -60,6 +62,29 @@ def sizes_of(
             bits = packed.bits_of(own) if candidate is None else candidate.bits[name]
             found[:, i, k] = bits, bits + 8 * sum(tensorfile.entry_bytes(key, *own[key], end) for key in own)
     return found
+
+
+def ends_among(
+    ends: Sequence[two.End],
+    options: int,
+    untouched: bool,
+    dense: tensorfile.Layout,
+    layout: tensorfile.Layout,
+    costs: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs [ends, options] and sizes [2, ends, options] of embeddings and heads, as sizes_of has those of linears: the
+    first candidate's, or, the last option, as they are. They count for the file alone, not for the linears' bits."""
+    end = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in dense.values())
+    nats, sizes = np.full((len(ends), options), np.nan), np.zeros((2, len(ends), options), dtype=np.int64)
+    for i, each in enumerate(ends):
+        nats[i, 0] = costs[i]
+        if untouched:
+            nats[i, -1] = 0.0
+        for k, held in ((0, layout), (options - 1, dense)):
+            own = two.kept_in(each, held)
+            if k == 0 or untouched:
+                sizes[1, i, k] = packed.bits_of(own) + 8 * sum(tensorfile.entry_bytes(n, *own[n], end) for n in own)
+    return nats, sizes
 
 
 def weight_tensors(name: str, held: Container[str]) -> list[str]:
@@ -112,10 +137,13 @@ def mix_checkpoint(
     reads: Mapping[str, str],
     provenance: Provenance,
     left: Mapping[str, str],
+    ends: Sequence[two.End] = (),
+    end_loss: str | None = None,
 ) -> MethodRecord:
     """Chooses within a budget's limits and writes target/model.safetensors beside copies of the source's other files,
     and the folds. linears, left: as `quantize_checkpoint` has them; untouched: whether a linear may stay as it is;
-    reads: by linear, which input it has. Returns a row per linear and the summary."""
+    reads: by linear, which input it has; ends: embedding and head as every candidate has them quantised, and end_loss
+    what it knows of them. Returns a row per linear and the summary."""
     begun = time.perf_counter()
     names = list(linears)
     with contextlib.ExitStack() as files:
@@ -129,14 +157,29 @@ def mix_checkpoint(
         costs = np.array([[0.0 if each is None else each.costs[name] for each in options] for name in names])
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
-        others = {key: dense[key] for key in dense if key not in {f"{name}.weight" for name in names}}
+        own_keys = {f"{name}.weight" for name in (*names, *(end.name for end in ends))}
+        others = {key: dense[key] for key in dense if key not in own_keys}
         sizes = sizes_of(options, names, dense, layouts)
+        if ends:
+            assert end_loss is not None  # it is every budget's
+            known = {key: provenance[key] for key in ("model_fingerprint", "token_fingerprint")}
+            damages = [
+                predicted(
+                    model.get(f"{end.name}.weight", dtype=torch.float32) - held[0].weight(end.name),
+                    known_of(end_loss, end.owners, known, "cpu"),
+                )
+                for end in ends
+            ]
+            end_costs, own_sizes = ends_among(ends, len(options), untouched, dense, layouts[0], damages)
+            costs, sizes = np.concatenate([costs, end_costs]), np.concatenate([sizes, own_sizes], axis=1)
         weights = sum(torch.Size(dense[f"{name}.weight"][1]).numel() for name in names)
         rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, metadata)
         at = {name: i for i, name in enumerate(names)}
         groups = [[at[name] for name in group] for group in tied_groups(names, reads)]
+        groups += [[len(names) + i] for i in range(len(ends))]
         chosen = choose(costs, sizes, limits, groups, weights, rest)
-        of = {name: options[k] for name, k in zip(names, chosen, strict=True)}
+        taken = [end for end, k in zip(ends, chosen[len(names) :], strict=True) if k == 0]
+        of = {name: options[k] for name, k in zip(names, chosen[: len(names)], strict=True)}
         index = {each.method: i for i, each in enumerate(candidates)}
         used = sorted({index[each.method] for each in of.values() if each is not None})
         check_folds([(candidates[i].method, held[i].file) for i in used], names)
@@ -144,8 +187,10 @@ def mix_checkpoint(
         grids = {} if reason else {name: held[index[each.method]].packed[name] for name, each in of.items() if each}
         layout, config = dense, read_json(source / "config.json")
         if grids:
-            layout = packed.layout(dense, grids)
-            config |= {"quantization_config": packed.quantization_config(grids, dense, left, model.naming)}
+            grids |= two.heads(taken)
+            layout = two.layout_with(packed.layout(dense, grids), dense, taken)
+            own_config = packed.quantization_config(grids, dense, left, model.naming)
+            config |= {"quantization_config": two.configured(own_config, taken, model.naming)}
         moved: dict[str, Tensor] = {}
         with shards.writing(target / model.path.name, layout, metadata) as out:
             for name, each in of.items():
@@ -161,6 +206,14 @@ def mix_checkpoint(
                 else:
                     written = {f"{name}.weight": held[i].weight(name)}
                 put_finite(out, written, target)
+            for end in ends:
+                if end not in taken:
+                    written = {f"{end.name}.weight": model.get(f"{end.name}.weight")}
+                elif grids:
+                    written = {key: held[0].file.get(key) for key in two.kept_in(end, layout)}
+                else:
+                    written = {f"{end.name}.weight": held[0].weight(end.name)}
+                put_finite(out, written, target)
             for key in others:
                 out.put(key, (held[used[0]].file if used else model).get(key))
     tensorfile.save(folds_path, moved, {"provenance": json.dumps(provenance)})
@@ -169,20 +222,26 @@ def mix_checkpoint(
             copy(file, target / file.name)
     write_plain_json(target / "config.json", config)
     (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
-    total = int(sizes[0, np.arange(len(names)), chosen].sum())
-    quantized = [name for name, each in of.items() if each is not None]
+    picked = np.arange(len(costs)), chosen
+    total = int(sizes[0][picked].sum())
+    quantized = [name for name, each in of.items() if each is not None] + [end.name for end in taken]
+    gone = {name for end in taken for name in end.owners}
     summary: Summary = {
         "bits_per_weight": total / weights,
         "quantize_s": time.perf_counter() - begun,
         "storage": "simulated" if reason else "packed",
         "storage_reason": reason or "",
-        "no_kernels": "" if reason else without_kernels(dense, grids) or "",
+        "no_kernels": "" if reason else two.unread_by_vllm(taken) or without_kernels(dense, grids) or "",
         **quantized_share(dense, quantized),
-        "left": dict(left) | {name: LEFT for name, each in of.items() if each is None},
+        "left": {name: cause for name, cause in left.items() if name not in gone}
+        | {name: LEFT for name, each in of.items() if each is None},
     }
-    predicted = float(costs[np.arange(len(names)), chosen].sum())
-    rows = list(rows_of(of, linears, sizes[0, np.arange(len(names)), chosen]))
-    return {"linears": rows, "summary": summary, "provenance": provenance, "predicted_nats": predicted}
+    rows = list(rows_of(of, linears, sizes[0][picked][: len(names)]))
+    nats = float(costs[picked].sum())
+    record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance, "predicted_nats": nats}
+    if taken:
+        record["vocabulary"] = [row for row in candidates[0].record["vocabulary"] if row["module"] in gone]
+    return record
 
 
 def why(candidate: Candidate) -> str:

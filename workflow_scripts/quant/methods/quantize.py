@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
 from quant.checkpoints import byte_codes, packed
+from quant.checkpoints import ends as two
 from quant.checkpoints.coverage import quantized_share
 from quant.errors import InputError
 from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import Layout, put_finite
 from quant.files.weight_names import is_weights
+from quant.methods import vocabulary as words
 from quant.methods.block import Block
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, fused, shared_groups
@@ -28,6 +30,7 @@ from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance, Summary
+from quant.records.model import Vocabulary
 
 logger = logging.getLogger("quant")
 
@@ -38,7 +41,8 @@ QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generat
 
 class Form(NamedTuple):
     """What a checkpoint will be: its config.json and header, the source's layout and its own; grids: of packed linears;
-    reason: why none is packed; inputs: whether readers round inputs too."""
+    reason: why none is packed; inputs: whether readers round inputs too; ends: the embedding and the head, where
+    they are quantised."""
 
     config: dict[str, Any]
     dense: Layout
@@ -47,6 +51,7 @@ class Form(NamedTuple):
     reason: str | None
     metadata: dict[str, str]
     inputs: bool
+    ends: list[two.End]
 
     @classmethod
     def of(
@@ -58,8 +63,10 @@ class Form(NamedTuple):
         provenance: Provenance,
         left: Mapping[str, str],
         unpacked: Mapping[str, str],
+        vocabulary: Vocabulary | None = None,
     ) -> "Form":
         dense = layout = model.layout()
+        ends = two.wanted(recipe.parameters.get("embeddings"), vocabulary, dense)
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         grids: dict[str, Grid] = {}
@@ -70,13 +77,14 @@ class Form(NamedTuple):
                 f"would be dense: {reason}; leave activations out"
             )
         if reason is None:
-            grids = dict.fromkeys(linears, recipe.grid)
-            layout = packed.layout(dense, grids)
+            grids = dict.fromkeys(linears, recipe.grid) | two.heads(ends)
+            layout = two.layout_with(packed.layout(dense, grids), dense, ends)
             said = packed.quantization_config(grids, dense, left, model.naming, inputs)
+            said = two.configured(said, ends, model.naming)
             config = config | {"quantization_config": said} | byte_codes.config_of({recipe.format})
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
-        return cls(config, dense, layout, grids, reason, metadata, inputs)
+        return cls(config, dense, layout, grids, reason, metadata, inputs, ends)
 
     def finish(
         self,
@@ -87,6 +95,7 @@ class Form(NamedTuple):
         seconds: float,
         provenance: Provenance,
         left: Mapping[str, str],
+        end_rows: list[dict[str, Any]],
     ) -> MethodRecord:
         """The checkpoint's other files, and the record of what was made."""
         for file in source.iterdir():
@@ -100,11 +109,16 @@ class Form(NamedTuple):
             "quantize_s": seconds,
             "storage": "packed" if self.reason is None else "simulated",
             "storage_reason": self.reason or "",
-            "no_kernels": "" if self.reason else without_kernels(self.dense, self.grids, self.inputs) or "",
-            **quantized_share(self.dense, linears),
-            "left": dict(left),
+            "no_kernels": ""
+            if self.reason
+            else two.unread_by_vllm(self.ends) or without_kernels(self.dense, self.grids, self.inputs) or "",
+            **quantized_share(self.dense, [*linears, *(end.name for end in self.ends)]),
+            "left": {name: why for name, why in left.items() if all(name not in end.owners for end in self.ends)},
         }
-        return {"linears": rows, "summary": summary, "provenance": provenance}
+        record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance}
+        if end_rows:
+            record["vocabulary"] = end_rows
+        return record
 
 
 class Made(NamedTuple):
@@ -128,6 +142,8 @@ def quantize_checkpoint(
     unpacked: Mapping[str, str] = MappingProxyType({}),
     quantize_block: QuantizeBlock | None = None,
     keep: dict[str, Codes] | None = None,
+    vocabulary: Vocabulary | None = None,
+    end_loss: str | None = None,
 ) -> MethodRecord:
     """Writes target's weights, in shards as the source's are, beside copies of the source's other files, and the folds.
 
@@ -136,14 +152,15 @@ def quantize_checkpoint(
     row per linear and the summary. Where the format holds what the recipe makes, linears are packed
     (checkpoints.packed); otherwise they are dense in the source's dtype, and the summary's storage_reason says why.
     quantize_block: in place of each group for itself, on its own statistics. keep: takes every linear's codes as
-    stored, in the host's memory.
+    stored, in the host's memory. vocabulary: the embedding and the head, for a recipe that quantises them, and end_loss
+    what it knows of them.
     """
     config = read_json(source / "config.json")
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
     with tensorfile.opened(source / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, linears, recipe, provenance, left, unpacked)
+        form = Form.of(model, config, linears, recipe, provenance, left, unpacked, vocabulary)
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
@@ -154,10 +171,11 @@ def quantize_checkpoint(
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
-            for name in sorted(untouched):
+            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, provenance)
+            for name in sorted(untouched - {f"{end.name}.weight" for end in form.ends}):
                 out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
-    return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left)
+    return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left, end_rows)
 
 
 def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quant.checkpoints import packed
+from quant.checkpoints.ends import spared_bits, why_not
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -21,6 +22,7 @@ from quant.models.depth import layer_at
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.recipe.widths import UNTOUCHED
+from quant.records.model import Vocabulary
 from quant.workflow.shape import EXPERTS, Shape, moment_numbers
 
 
@@ -79,21 +81,27 @@ def why_not_shared(config: dict[str, Any], blocks: dict[str, list[str]]) -> str 
 
 
 def limit_mistakes(
-    limits: dict[str, float], recipes: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout
+    limits: dict[str, float],
+    recipes: dict[str, dict[str, Any]],
+    linears: list[str],
+    layout: tensorfile.Layout,
+    vocabulary: Vocabulary,
 ) -> Iterator[str]:
     """limits of a packed checkpoint by key; layout: of the unquantised one. A study without packed methods has none."""
     shapes = {name: layout[f"{name}.weight"][1] for name in linears}
     weights = sum(n_out * n_in for n_out, n_in in shapes.values())
     sizes: dict[str, dict[str, float]] = {key: {} for key in limits}
     single = {name: entry for name, entry in recipes.items() if entry["budget"] is None}  # a mix is of some of them
-    for name, recipe in ((name, Recipe.of(entry)) for name, entry in single.items()):
+    for name, entry in single.items():
+        recipe = Recipe.of(entry)
         if why_not_packed(recipe, shapes) is not None:
             continue
         whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
         rest = packed.bits_of(
             {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
         )
-        found = {"max_bits_per_weight": (whole - rest) / weights, "max_size_mb": whole / 8e6}
+        size = (whole - spared_bits(entry, vocabulary, layout)) / 8e6
+        found = {"max_bits_per_weight": (whole - rest) / weights, "max_size_mb": size}
         for key in limits:
             sizes[key][name] = found[key]
     for key, limit in limits.items():
@@ -123,16 +131,19 @@ def least_bits(recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tup
     return min(found)
 
 
-def budget_mistakes(budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout) -> Iterator[str]:
+def budget_mistakes(
+    budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout, vocabulary: Vocabulary
+) -> Iterator[str]:
     """Budgets by method that even the smallest candidates exceed; layout: of the unquantised checkpoint."""
     shapes = {name: layout[f"{name}.weight"] for name in linears}
     weights = sum(torch.Size(shape).numel() for _, shape in shapes.values())
     rest = packed.bits_of({key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes})
     for method, recipe in budgets.items():
         least, limits = sum(least_bits(recipe, name, *known) for name, known in shapes.items()), recipe["budget"]
+        size = (least + rest - spared_bits(recipe, vocabulary, layout)) / 8e6
         said = {
             "bits_per_weight": (least / weights, f"{least / weights:.3f} bits per weight"),
-            "size_mb": ((least + rest) / 8e6, f"{megabytes((least + rest) / 8e6)} MB"),
+            "size_mb": (size, f"{megabytes(size)} MB"),
         }
         for key, (found, amount) in said.items():
             if limits[key] and found > limits[key]:
@@ -142,8 +153,18 @@ def budget_mistakes(budgets: dict[str, dict[str, Any]], linears: list[str], layo
                 )
 
 
-def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) -> list[str]:
-    """A line for each demand (quant.workflow.demands) that the model does not meet; linears: of convert's record."""
+def embedding_mistakes(
+    entries: dict[str, dict[str, Any]], layout: tensorfile.Layout, vocabulary: Vocabulary
+) -> Iterator[str]:
+    """`embeddings` by method that cannot be."""
+    for method, entry in entries.items():
+        if reason := why_not(entry, vocabulary, layout):
+            yield f"methods.{method}.embeddings: {reason}"
+
+
+def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
+    """A line for each demand (quant.workflow.demands) that the model does not meet; linears, vocabulary: of convert's
+    record."""
     config = read_json(checkpoint / "config.json")
     by_block = {i: list(names) for i, names in groupby(linears, key=linears.__getitem__)}
     blocks = {names[0].partition(f".{i}.")[0] + f".{i}": names for i, names in by_block.items()}
@@ -168,8 +189,10 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any]) 
         except InputError as error:
             found.append(f"methods.{name}: {error}")
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
-        found += limit_mistakes(wanted["limits"], wanted["recipes"], list(linears), file.layout())
-        found += budget_mistakes(wanted["budgets"], list(linears), file.layout())
+        known = list(linears), file.layout(), vocabulary
+        found += limit_mistakes(wanted["limits"], wanted["recipes"], *known)
+        found += budget_mistakes(wanted["budgets"], *known)
+        found += embedding_mistakes(wanted["embeddings"], *known[1:])
     return found
 
 

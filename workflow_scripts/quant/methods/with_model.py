@@ -25,6 +25,7 @@ from quant.models.compute import Compute
 from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
+from quant.records.model import Vocabulary
 
 
 def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:
@@ -111,6 +112,8 @@ def quantize_with_model(
     provenance: Provenance,
     left: Mapping[str, str] = MappingProxyType({}),
     unpacked: Mapping[str, str] = MappingProxyType({}),
+    vocabulary: Vocabulary | None = None,
+    end_loss: str | None = None,
 ) -> MethodRecord:
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went."""
     chosen = Recipe.of(recipe)
@@ -119,7 +122,7 @@ def quantize_with_model(
     if chosen.inputs == "sequential":
         way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)))
     given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
-    record = quantize_checkpoint(*given, quantize_block=way, keep=codes)
+    record = quantize_checkpoint(*given, quantize_block=way, keep=codes, vocabulary=vocabulary, end_loss=end_loss)
     if way is not None and way.errors:
         record["reconstruction"] = way.errors
     if codes is not None:

@@ -1,6 +1,7 @@
 """Which linears of a model are quantised: every nn.Linear of its decoder blocks, experts' among them, but for those
 that choose experts."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from quant.errors import InputError
 from quant.models.experts import routing, unroll
+from quant.records.model import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,3 +95,19 @@ def left_alone(model: "PreTrainedModel", linears: dict[str, int], called: set[st
         elif f"{name}.weight" in shared:  # Zamba: one attention and MLP, read by several blocks' inputs
             reasons[name] = "several blocks share its weights"
     return reasons
+
+
+def vocabulary(model: "PreTrainedModel", tensors: Iterable[str], tied: Mapping[str, str]) -> Vocabulary:
+    """The modules whose rows are tokens, as a file of these tensors has them. tied: by a parameter, whose it is."""
+    at = {id(module): name for name, module in model.named_modules()}
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = at.get(id(inner), ""), at.get(id(outer), "")
+    is_tied = f"{head}.weight" in tied and f"{head}.weight" not in tensors
+    unread = ""
+    if not isinstance(inner, nn.Embedding) or f"{embedding}.weight" not in tensors:
+        unread = f"its embedding is a {type(inner).__name__}, not an Embedding with a weight in the file"
+    elif type(outer) is not nn.Linear:
+        unread = f"its head is a {type(outer).__name__}, not a Linear"
+    elif inner.weight.shape != outer.weight.shape:
+        unread = "its embedding's rows have another width than what its head reads"
+    return {"embedding": embedding, "head": head, "tied": is_tied, "unread": unread}

@@ -137,6 +137,15 @@ def table() -> dict[str, Key]:
             },
             when=("budget", None),
         ),
+        "embeddings": Key(
+            None,
+            "{bits: 8}: the token embedding and the output head are quantised too, on a symmetric grid of their own; "
+            "null: they stay in 16 bit",
+            keys={
+                "bits": Key(8, "of a code", (4, 8)),
+                "group_size": Key(-1, "inputs that share a step; -1: a step for each token", minimum=1, apart=-1),
+            },
+        ),
         "keep": Key("none", "score by which output channels stay in 16 bit", tuple(SCORES)),
         "keep_ratio": Key(0.5, "share of them (the research: 0.2, 0.3, 0.5, 0.7)", above=0, below=1, when=kept),
         **own_keys("keep"),
@@ -253,6 +262,8 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     files |= {"weighted": weighted[recipe["moment"]]} if recipe["moment"] in WEIGHTED else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     files |= {"end_loss": f"end_loss-{recipe['parts']}.safetensors"} if recipe["budget"] is not None else {}
+    learns = recipe["clip"] or MOMENT in reads(recipe)
+    files |= {"vocabulary": f"end_loss-{recipe['parts']}.safetensors"} if recipe["embeddings"] and learns else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 

@@ -3,6 +3,16 @@
 from typing import Any, TypedDict
 
 
+class Vocabulary(TypedDict):
+    """embedding, head: modules of the tokens' rows; tied: whether they share one weight, which the file has under the
+    embedding's name; unread: why transformers cannot load them quantised, nothing where it can."""
+
+    embedding: str
+    head: str
+    tied: bool
+    unread: str
+
+
 class Linears(TypedDict):
     """linears: names of those to quantise, each with the index of its block; left: the others, and why they stay in 16
     bit; unpacked: on which grids (`asymmetric`, `any`) no reader of packed weights reads them, and why."""
@@ -10,6 +20,7 @@ class Linears(TypedDict):
     linears: dict[str, int]
     left: dict[str, str]
     unpacked: dict[str, str]
+    vocabulary: Vocabulary
 
 
 class Origin(TypedDict, total=False):

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from quant.data import task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
-from quant.recipe.choices import MOMENT, ROUNDINGS
+from quant.recipe.choices import CHANNELS, MOMENT, ROUNDINGS
 from quant.recipe.formats import fixed
 from quant.recipe.key import shown
 from quant.recipe.libraries import library_of
@@ -212,6 +212,11 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             check_codes(name, key, recipe)
     if recipe["activations"] != "none" and keys.has_effect("activations", recipe):
         check_codes(name, "activations", recipe)
+    if recipe["embeddings"] is not None and CHANNELS in ROUNDINGS[recipe["rounding"]].reads:
+        raise InputError(
+            f"methods.{name}: embeddings and rounding: {recipe['rounding']} do not go together, since an embedding has "
+            "no inputs' means; use another rounding, or leave embeddings out"
+        )
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return

@@ -29,6 +29,7 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
             for name, recipe in recipes.items()
             if "algorithm" in recipe
         },
+        "embeddings": {name: recipe["embeddings"] for name, recipe in own.items() if recipe["embeddings"]},
         "budgets": {name: recipe for name, recipe in own.items() if recipe["budget"] is not None},
         "limits": limits,
         "moments": config["moments"],

@@ -50,6 +50,11 @@ def awq_layout(name: str, shape: list[int], size: int) -> tensorfile.Layout:
 def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
     """AutoAWQ's GEMM layout, everything else in float16, as its readers take it."""
     needs(held, (4,), "AutoAWQ's layout")
+    if held.embedding:
+        raise InputError(
+            f"{held.file.path}: {next(iter(held.embedding))} is quantised, which AutoAWQ's layout leaves in 16 bit; "
+            "export dense or gguf"
+        )
     size = fitting_size(held, SIZES, "AutoAWQ")
     others = {
         key: (torch.float16 if dtype.is_floating_point else dtype, shape)

@@ -18,7 +18,9 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
     scales = [before[f"{name}.weight_scale"][0] for name, grid in held.packed.items() if grid.in_words]
     dtype = (scales or [each for each in matrices if each.is_floating_point and each.itemsize > 1])[0]
     shapes = {f"{name}.weight": held.shape(name) for name in held.packed}
+    shapes |= {f"{name}.weight": before[f"{name}.weight"][1] for name in held.embedding}
     layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
+    layout = {key: value for key, value in layout.items() if not key.endswith(".weight_scale")}
     layout |= {key: value for key, value in before.items() if key.endswith(".bias")}
     layout |= {key: (dtype, shape) for key, shape in shapes.items()}
     with shards.writing(target / held.file.path.name, layout, held.file.metadata) as out:
@@ -28,6 +30,6 @@ def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str
     write_plain_json(target / "config.json", without_packing(config))
     worst = 0.0
     with tensorfile.opened(target / "model.safetensors") as file:
-        for name in held.packed:
+        for name in (*held.packed, *held.embedding):
             worst = max(worst, deviation(file.get(f"{name}.weight", dtype=torch.float32), held.linear(name)))
     return {"dtype": str(dtype).removeprefix("torch."), "largest_deviation": worst}

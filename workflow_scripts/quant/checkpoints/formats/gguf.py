@@ -51,10 +51,11 @@ BLOCK_SIZE = 32
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
-    """model.gguf: each linear as Q4_0 (symmetric), Q4_1 (with zero points) or Q8_0, the rest as it is, norms in
-    float32."""
+    """model.gguf: each linear and a quantised embedding as Q4_0 (symmetric), Q4_1 (with zero points) or Q8_0, the rest
+    as it is, norms in float32."""
     needs(held, (4, 8), "GGUF")
-    for name, grid in sorted(held.packed.items()):
+    every = held.packed | held.embedding
+    for name, grid in sorted(every.items()):
         if (grid.bits, grid.symmetric) not in BLOCKS:
             raise InputError(
                 f"{held.file.path}: {name}: GGUF has no blocks of {grid.bits} bits with zero points; export a "
@@ -66,7 +67,7 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
     names = gguf_file.Names(config)
 
     def tensors() -> Iterator[tuple[str, np.ndarray, str]]:
-        for name in sorted(held.packed):
+        for name in sorted(every):
             linear = in_float16(regrouped(held.linear(name), size))
             order = names.rows(name, len(linear.codes))
             linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
@@ -74,14 +75,14 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
             yield names.of(f"{name}.weight"), blocks(name, linear), own
         for key in sorted(held.file.names):
             name = key.rpartition(".")[0]
-            if name not in held.packed or key.endswith(".bias"):
+            if (name not in every or key.endswith(".bias")) and not key.endswith(".weight_scale"):
                 value = held.file.get(key)
                 yield names.of(key), *gguf_file.plain(value[names.rows(name, len(value))])
 
     gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), kind)
     worst = 0.0
     read = gguf_file.Weights(target / "model.gguf")
-    for name in held.packed:
+    for name in every:
         w = read.get(names.of(f"{name}.weight"))
         w = w[names.rows(name, len(w)).argsort()]
         worst = max(worst, deviation(w, held.linear(name)))

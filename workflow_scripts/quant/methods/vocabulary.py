@@ -1,0 +1,102 @@
+"""The token embedding and the output head of a model on a grid of their own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.calibration.reader import LinearStatistics
+from quant.calibration.vocabulary import ROWS, common_moment, known_of, predicted
+from quant.checkpoints import packed
+from quant.checkpoints import vocabulary as held_codes
+from quant.checkpoints.ends import End
+from quant.files import tensorfile
+from quant.recipe import grids
+from quant.recipe.grids import Codes, Grid
+from quant.recipe.linear import round_linear
+from quant.recipe.recipe import Recipe
+from quant.records.method import Provenance
+
+
+@dataclass(frozen=True)
+class Rounded(End):
+    """codes: as the file will have them; predicted_nats: what they cost the model by calibration/vocabulary.py, None
+    where no statistics say."""
+
+    codes: Codes
+    predicted_nats: float | None
+
+
+def round_rows(
+    w: Tensor, moment: Tensor | None, recipe: Recipe, grid: Grid, dtype: torch.dtype, generator: torch.Generator
+) -> Codes:
+    """w [vocab, d] on its grid by the recipe's range, rounding and refinement; dtype: of the steps in the file."""
+    own = replace(recipe, **grid._asdict(), salience="none", keep="none", noise_injection=0.0)
+    known = LinearStatistics(moment=moment)
+    found = [
+        round_linear(rows, None, known, own, generator, lambda step: grids.stored_step(step, dtype))
+        for rows in w.split(ROWS)
+    ]
+    codes, step, zero = (torch.cat([getattr(each, part) for each in found]) for part in ("codes", "step", "zero"))
+    return Codes(codes, step, zero, grid, w.shape[1])
+
+
+def rounded(
+    model: tensorfile.TensorFile,
+    ends: Iterable[End],
+    recipe: Recipe,
+    statistics: str | None,
+    device: str,
+    expected: dict[str, Any],
+) -> Iterator[Rounded]:
+    """Every weight whose rows are tokens. statistics: the end loss's moments, of the model and tokens that `expected`
+    says."""
+    layout, generator = model.layout(), torch.Generator().manual_seed(recipe.seed)
+    for end in ends:
+        dtype, (_, n_in) = layout[f"{end.name}.weight"]
+        w = model.get(f"{end.name}.weight", device, torch.float32)
+        known = None if statistics is None else known_of(statistics, end.owners, expected, device)
+        codes = round_rows(w, None if known is None else common_moment(known), recipe, end.grid, dtype, generator)
+        nats = None if known is None else predicted(w - codes.dequantize(), known)
+        codes = Codes(codes.codes.cpu(), codes.step.cpu(), codes.zero.cpu(), end.grid, n_in)
+        yield Rounded(end.owners, end.grid, end.embeds, codes, nats)
+
+
+def write(
+    out: Any,
+    model: tensorfile.TensorFile,
+    ends: Iterable[End],
+    is_packed: bool,
+    recipe: Recipe,
+    statistics: str | None,
+    device: str,
+    provenance: Provenance,
+) -> list[dict[str, Any]]:
+    """Rounds the ends and puts them into a checkpoint; a row each. out: a writer of one file or of shards."""
+    keys = ("model_fingerprint", *(["token_fingerprint"] if statistics is not None else []))
+    expected = {key: value for key, value in provenance.items() if key in keys}
+    rows = []
+    for each in rounded(model, ends, recipe, statistics, device, expected):
+        written = tensors_of(each, is_packed)
+        tensorfile.put_finite(out, written, model.path.parent)
+        rows.append(row_of(each, packed.bits_of({key: out.layout[key] for key in written}), is_packed))
+    return rows
+
+
+def tensors_of(each: Rounded, is_packed: bool) -> dict[str, Tensor]:
+    """What the file holds of one."""
+    if not is_packed:
+        return {f"{each.name}.weight": each.codes.dequantize()}
+    if each.embeds:
+        return held_codes.parts(each.owners, each.codes)
+    return packed.pack(each.name, each.codes)
+
+
+def row_of(each: Rounded, bits: int, is_packed: bool) -> dict[str, Any]:
+    """What the record says of one; bits: of its tensors in a packed file."""
+    grid, n_out = each.grid, len(each.codes.codes)
+    taken = bits if is_packed else grids.storage_bits(n_out, each.codes.n_in, grid)
+    own = {"module": each.name, "bits": grid.bits, "group_size": grid.group_size}
+    return own | {"storage_bits": taken, "predicted_nats": each.predicted_nats}
