@@ -91,6 +91,17 @@ def log_p(answers: dict[str, Any]) -> np.ndarray:
     return np.array([row["right_log_p"] for row in answers["items"]], dtype=float)
 
 
+def given(answers: dict[str, Any]) -> np.ndarray:
+    """The answer to each item, right or wrong."""
+    return np.array([row["answer"] for row in answers["items"]])
+
+
+def kept_counts(first: np.ndarray, second: np.ndarray, original: np.ndarray) -> dict[str, int]:
+    """Items to which only the first, and only the second, gives the original's answer; answers [n] each."""
+    a, b = first == original, second == original
+    return {"kept_gained": int((a & ~b).sum()), "kept_lost": int((~a & b).sum())}
+
+
 def differences(
     pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -103,11 +114,10 @@ def differences(
     found = []
     for (a, b), nll in zip(pairs, likelihoods, strict=True):
         score = compare_answers(right(a), right(b))
-        answers = [[row["answer"] for row in one["items"]] for one in (a, b)]
         found.append(
             {f"delta_{key}": value for key, value in score._asdict().items() if key in ("low", "high")}
             | {"delta": score.delta, "p": score.p, "error": score.error, "gained": score.gained, "lost": score.lost}
-            | {"changed": float(np.mean(np.array(answers[0]) != np.array(answers[1])))}
+            | {"changed": float(np.mean(given(a) != given(b)))}
             | {"delta_nll": nll.mean, "delta_nll_low": nll.low, "delta_nll_high": nll.high}
             | {"p_nll": nll.p, "error_nll": nll.error}
         )
@@ -164,7 +174,8 @@ def tasks_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def task_pairs_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
-    """task_pairs.csv: a row per model, task and pair of methods."""
+    """task_pairs.csv: a row per model, task and pair of methods; kept_gained, kept_lost: items to which only the first,
+    and only the second, gives the original's answer."""
     pairs = {key: list(combinations([m for m in group if m != ORIGINAL], 2)) for key, group in groups.items()}
     resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * sum(map(len, pairs.values())))
     rows: list[dict[str, Any]] = []
@@ -173,11 +184,13 @@ def task_pairs_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
         found = differences([(group[a], group[b]) for a, b in names], resamples, seed)
         items = len(group[ORIGINAL]["items"])
         rows += [
-            {"model": model, "task": task, "method_a": a, "method_b": b, "items": items} | columns
+            {"model": model, "task": task, "method_a": a, "method_b": b, "items": items}
+            | columns
+            | kept_counts(*(given(group[name]) for name in (a, b, ORIGINAL)))
             for (a, b), columns in zip(names, found, strict=True)
         ]
-    empty = ["model", "task", "method_a", "method_b", "items", "p", "p_nll", "error", "error_nll"]
-    return corrected(pd.DataFrame(rows) if rows else pd.DataFrame(columns=empty))
+    empty = ["model", "task", "method_a", "method_b", "items", "p", "p_nll", "error", "error_nll", "kept_gained"]
+    return corrected(pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*empty, "kept_lost"]))
 
 
 def above_chance(rows: pd.DataFrame) -> bool:

@@ -227,6 +227,10 @@ DATASET_PICTURES = {
     "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
     f"perplexity, from green to red: {BANDS}. "
     "Grey, on top: how far the original's own NLL is known from as many sequences.",
+    "by_frequency": "Left: tokens that stand in this text once; to the right the common ones. Lower is better. "
+    "Intervals are 95 %, each on its own.",
+    "by_position": "Left: tokens at the beginning of a sequence, with little before them. Lower is better. "
+    "Intervals are 95 %, each on its own.",
 }
 
 
