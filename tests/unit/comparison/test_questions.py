@@ -25,7 +25,7 @@ from quant.comparison.pairs import AUTOAWQ, AUTOROUND, differing_keys, fitted_fu
 from quant.comparison.prediction import layer_errors
 from quant.comparison.questions import QUESTIONS, ask
 from quant.comparison.task_answers import kept_pairs
-from quant.comparison.tasks import task_pairs_table, tasks_table
+from quant.comparison.tasks import task_tables
 from quant.comparison.verdicts import difference_of, family
 from quant.report.figures import questions
 from quant.report.figures.style import to_svg
@@ -112,7 +112,7 @@ def asked(study: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
         groups["m", task] = {
             method: given(method, one > -1, one, task) for method, one in zip(methods, log_p, strict=True)
         }
-    return tasks_table(groups, 99, 0), task_pairs_table(groups, 99, 0)
+    return task_tables(groups, 99, 0)
 
 
 def answers(found: Evidence) -> dict[str, Answered]:

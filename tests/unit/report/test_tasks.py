@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quant.comparison.tasks import task_pairs_table, tasks_table
+from quant.comparison.tasks import task_tables
 from quant.report.figures import tasks as figure
 from quant.report.figures.style import method_colours, to_svg
 from quant.report.sections import tasks as section
@@ -23,7 +23,7 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     for task, right_above in (("t0", -1.0), ("t1", 0.9)):
         log_p = dict(zip(EFFECTS, likelihoods(rng, np.array(list(EFFECTS.values()))), strict=True))
         groups["m", task] = {name: answers(name, one > right_above, one, task) for name, one in log_p.items()}
-    return tasks_table(groups, 999, 0), task_pairs_table(groups, 999, 0)
+    return task_tables(groups, 999, 0)
 
 
 def test_it_says_who_differs_and_what_could_be_seen(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:

@@ -512,4 +512,5 @@ USERS: dict[str, set[str]] = {
     "comparison/task_answers": {"answer_questions"},
     "evaluation/profile": {"evaluate", "evaluate_original"},
     "report/figures/profiles": {"plot"},
+    "report/sections/changes": {"report"},
 }

@@ -13,9 +13,9 @@ from quant.report.sections.words import of_model, pct, text_cell
 NOTE = (
     "Score: share of right answers (of words: that are the model's own greedy guess). Differences are paired item by "
     "item. The first p is McNemar's exact test of answers that only one of the two has right; the second of how likely "
-    "each makes the right answer (nats per item, below 0: likelier). Both are corrected for all of them together "
-    "(Holm), apart from the verdicts on NLL. “Could be seen”: a true difference of that size would be shown half of "
-    "the time."
+    "each makes the right answer (nats per item, below 0: likelier). All of both, on every task, against the original "
+    "and between methods, are corrected together (Holm); the verdicts on NLL are a family of their own. “Could be "
+    "seen”: a true difference of that size would be shown half of the time."
 )
 MOST = 40  # pairs that a table lists
 
