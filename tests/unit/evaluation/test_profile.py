@@ -11,7 +11,7 @@ from torch import nn
 from quant.data.tokens import Tokens
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import measure
-from quant.evaluation.profile import Profile, octaves
+from quant.evaluation.profile import Profile, joined, octaves
 
 
 def test_octaves_begin_at_powers_of_two() -> None:
@@ -26,7 +26,7 @@ def test_sums_are_those_of_a_loop(ragged: Tokens) -> None:
     profile = Profile(ragged.sequences)
     for i in reversed(range(len(nll))):
         profile.add(i, nll[i])
-    found = profile.record()
+    found = profile.record(joined([profile.part(0, 2), profile.part(2, len(nll) - 2)]))
     counts = Counter(torch.cat(ragged.sequences).tolist())
     for i, sequence in enumerate(ragged.sequences):
         for by in ("position", "frequency"):
@@ -43,6 +43,6 @@ def test_sums_are_those_of_a_loop(ragged: Tokens) -> None:
 def test_all_of_a_sequences_nll_is_in_its_bins(model: nn.Module, ragged: Tokens) -> None:
     profile = Profile(ragged.sequences)
     rows, _ = measure(Head(model, "cpu"), ragged, 25, note=profile.add)
-    for binned in profile.record().values():
+    for binned in profile.record(profile.part(0, len(rows))).values():
         assert [sum(row) for row in binned["nll"]] == pytest.approx([row["nll"] for row in rows], abs=1e-4)
         assert [sum(row) for row in binned["tokens"]] == [row["tokens"] for row in rows]

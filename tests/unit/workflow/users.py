@@ -510,7 +510,7 @@ USERS: dict[str, set[str]] = {
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
     "comparison/task_answers": {"answer_questions"},
-    "evaluation/profile": {"evaluate", "evaluate_original"},
+    "evaluation/profile": {"evaluate", "evaluate_original", "evaluate_original_shard", "evaluate_shard"},
     "report/figures/profiles": {"plot"},
     "report/sections/changes": {"report"},
 }
