@@ -10,8 +10,6 @@ ANSWERS = [
     for task in STUDY["tasks"]
     for method in answering(model)
 ]
-# jobs of few seconds side by side, rather than each on all cores while it loads its model on one
-ANSWERING_THREADS = max(1, min(THREADS, (workflow.cores or THREADS) // max(len(ANSWERS), 1)))
 
 
 rule build_lm_eval:
@@ -81,7 +79,7 @@ rule evaluate_task:
     priority: 3
     conda:
         "../envs/quant.yaml"
-    threads: ANSWERING_THREADS
+    threads: PAIRED_THREADS
     resources:
         **NEEDS,
         gpu=GPU,
@@ -163,7 +161,7 @@ rule write_words:
     priority: 3
     conda:
         "../envs/quant.yaml"
-    threads: ANSWERING_THREADS
+    threads: PAIRED_THREADS
     resources:
         **NEEDS,
         gpu=GPU,

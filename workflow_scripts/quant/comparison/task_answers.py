@@ -74,7 +74,7 @@ def kept_pairs(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     """Of every two methods, over all tasks: items whose answer only the first, and only the second, has as the original
     has it; the exact p of no difference (McNemar's, summed over tasks), corrected for all pairs."""
     sums = pairs.groupby(["method_a", "method_b"], sort=False)[["kept_gained", "kept_lost"]].sum()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"a": str(a), "b": str(b), "gained": int(row.kept_gained), "lost": int(row.kept_lost)}
         for (a, b), row in sums.iterrows()
     ]
