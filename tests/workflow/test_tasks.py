@@ -19,6 +19,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from quant.data.lm_eval import lm_eval_items
+from quant.errors import InputError
 from quant.files.artifacts import digest
 from tests import tiny
 
@@ -190,6 +192,30 @@ def test_another_item_asks_that_task_again_and_no_other(asked: Path) -> None:
     path.write_text(before)
     found = tiny.pending_in(seen.stdout + seen.stderr)
     assert found["make_task"] == 1 and found["evaluate_task"] == 3 and "quantize" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("helaswag", r"^tasks\.mine: lm-eval has no task 'helaswag'; did you mean 'hellaswag'\?$"),
+        (
+            "hellaswag",
+            r"^tasks\.mine: the hub cannot be reached \(.*\), and .*; mend that, or leave it out of study.tasks$",
+        ),
+    ],
+)
+def test_a_task_that_lm_eval_cannot_give_is_one_line(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", NO_HUB["HF_ENDPOINT"])
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    spec = {"lm_eval": name, "n_items": 3, "num_fewshot": None}
+    with pytest.raises(InputError, match=said) as caught:
+        lm_eval_items(spec, environment, "tasks.mine")
+    assert "\n" not in str(caught.value)
 
 
 def overlay(**tasks: Any) -> dict[str, Any]:
