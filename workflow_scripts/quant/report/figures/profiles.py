@@ -44,8 +44,8 @@ def profile(rows: pd.DataFrame, by: str, colours: dict[str, str]) -> Figure:
     sns.lineplot(drawn, x="place", y="height", hue="method", style="method", hue_order=order, style_order=order,
                  palette=colours, markers=[markers[name] for name in order], dashes=False, lw=0.9, ms=4.5,
                  mew=0.4, errorbar=None, legend=False, ax=ax)  # fmt: skip
-    ends = [drawn[end].fillna(drawn.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high")]
-    ax.vlines(drawn.place, *ends, colors=drawn.method.map(colours), lw=1.1, zorder=1.9)
+    low, high = (drawn[end].fillna(drawn.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
+    ax.vlines(drawn.place, low, high, colors=drawn.method.map(colours), lw=1.1, zorder=1.9)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
     ax.set_xticks(range(len(octaves)), [f"{first:,}" for first in octaves], fontsize=8.5)
     ax.set(xlim=(-0.6, len(octaves) - 0.4), xlabel=f"{axis} (from … up)", ylabel="rise of the NLL, nats per token")
