@@ -21,7 +21,8 @@ WORDS = {
     "frequency": ("Damage by frequency of the token, 95 % interval", "times that the token stands in this text"),
     "position": ("Damage by place in the sequence, 95 % interval", "tokens before it in its sequence"),
 }
-WILD = 6  # the axis ends at so many times the median
+WILD = 6  # the axis ends at so many times the median,
+DEEP = 0.25  # and below, where only intervals reach, at this share of that
 APART = 0.5  # of an octave, over which the methods' points are spread
 
 
@@ -44,7 +45,9 @@ def profile(rows: pd.DataFrame, by: str, colours: dict[str, str]) -> Figure:
     sns.lineplot(drawn, x="place", y="height", hue="method", style="method", hue_order=order, style_order=order,
                  palette=colours, markers=[markers[name] for name in order], dashes=False, lw=0.9, ms=4.5,
                  mew=0.4, errorbar=None, legend=False, ax=ax)  # fmt: skip
-    low, high = (drawn[end].fillna(drawn.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
+    bottom = min(1.2 * drawn.delta_nll.min(), -DEEP * top)
+    ends = (drawn[end].fillna(drawn.delta_nll) for end in ("delta_nll_low", "delta_nll_high"))
+    low, high = (end.clip(bottom, top) for end in ends)
     ax.vlines(drawn.place, low, high, colors=drawn.method.map(colours), lw=1.1, zorder=1.9)
     ax.axhline(0, color=INK, lw=1.2, ls=(0, (4, 2)))
     ax.set_xticks(range(len(octaves)), [f"{first:,}" for first in octaves], fontsize=8.5)

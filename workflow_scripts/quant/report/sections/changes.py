@@ -42,13 +42,12 @@ def headline(asked: pd.DataFrame, method: str) -> str:
     outcomes = [found(row) for row in own]
     if any(one == ("worse", "answers") for one in outcomes):
         return "It answers fewer questions right than the original"
+    items = f"{sum(asked.loc[asked.method == method, 'items']):,} questions"
     if any(one.outcome == "worse" for one in outcomes):
-        return (
-            "It is less sure of the right answers than the original, but gives no fewer of them, as far as this shows"
-        )
+        return f"It is less sure of right answers than the original, but {items} do not show that it gives fewer"
     if any(one.outcome == "better" for one in outcomes):
         return "It answers questions no worse than the original"
-    return "It answers questions as well as the original, as far as so many can show"
+    return f"It answers as well as the original, as far as {items} can show"
 
 
 def _size(rows: pd.DataFrame, method: str) -> str:
@@ -70,9 +69,10 @@ def _answers(asked: pd.DataFrame, method: str) -> list[str]:
         n, others = int(row["items"]), by_method.drop(index=ORIGINAL)
         right, before = (round(float(one.score) * n) for one in (row, original))
         shown = found(row).by == "answers"
-        sure = "" if shown else f" (a difference under {number(float(row.detectable) * n, 0)} would not show)"
+        seen = number(float(row.detectable) * n, 0)
+        sure = "" if shown else f" (a difference of more than {seen} would likely have shown)"
         line = (
-            f"Of {n:,} questions ({task}) it answers {right} right, the original {before}{sure}; "
+            f"Of {n:,} questions ({_asked(str(task), str(row.rule))}) it answers {right} right, the original {before}{sure}; "
             f"{number(100 * (1 - float(row.changed)), 0)} of 100 answers are the original's, right or wrong"
         )
         worst = str(others.score.idxmin())
@@ -81,6 +81,11 @@ def _answers(asked: pd.DataFrame, method: str) -> list[str]:
             line += f". The worst method here, {worst}, answers {round(float(least.score) * n)} right"
         said.append(f"{line}.")
     return said[:MOST]
+
+
+def _asked(task: str, rule: str) -> str:
+    """What a task asks, in a few words; its name where its rule does not begin with that."""
+    return task if rule.startswith("lm-eval ") else rule.partition(",")[0].partition(" that ")[0]
 
 
 def _next_word(rows: pd.DataFrame, method: str) -> list[str]:

@@ -230,9 +230,9 @@ DATASET_PICTURES = {
     f"perplexity, from green to red: {BANDS}. "
     "Grey, on top: how far the original's own NLL is known from as many sequences.",
     "by_frequency": "Left: tokens that stand in this text once; to the right the common ones. Lower is better. "
-    "Intervals are 95 %, each on its own.",
+    "Intervals are 95 %, each on its own, and end where the axis does.",
     "by_position": "Left: tokens at the beginning of a sequence, with little before them. Lower is better. "
-    "Intervals are 95 %, each on its own.",
+    "Intervals are 95 %, each on its own, and end where the axis does.",
 }
 
 
