@@ -71,8 +71,9 @@ def _answers(asked: pd.DataFrame, method: str) -> list[str]:
         shown = found(row).by == "answers"
         seen = number(float(row.detectable) * n, 0)
         sure = "" if shown else f" (a difference of more than {seen} would likely have shown)"
+        what = _asked(str(task), str(row.rule))
         line = (
-            f"Of {n:,} questions ({_asked(str(task), str(row.rule))}) it answers {right} right, the original {before}{sure}; "
+            f"Of {n:,} questions ({what}) it answers {right} right, the original {before}{sure}; "
             f"{number(100 * (1 - float(row.changed)), 0)} of 100 answers are the original's, right or wrong"
         )
         worst = str(others.score.idxmin())
@@ -85,7 +86,7 @@ def _answers(asked: pd.DataFrame, method: str) -> list[str]:
 
 def _asked(task: str, rule: str) -> str:
     """What a task asks, in a few words; its name where its rule does not begin with that."""
-    return task if rule.startswith("lm-eval ") else rule.partition(",")[0].partition(" that ")[0]
+    return task if rule.startswith("lm-eval ") else rule.partition(",")[0]
 
 
 def _next_word(rows: pd.DataFrame, method: str) -> list[str]:
