@@ -44,11 +44,11 @@ include: "rules/statistics.smk"
 include: "rules/quantize.smk"
 include: "rules/library.smk"
 include: "rules/evaluate.smk"
+include: "rules/tasks.smk"
 include: "rules/analyse.smk"
 include: "rules/preactivations.smk"
 include: "rules/synthetic.smk"
 include: "rules/deploy.smk"
-include: "rules/tasks.smk"
 include: "rules/report.smk"
 
 

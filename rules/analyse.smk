@@ -6,7 +6,7 @@ PRESENT = [(model, method) for model in STUDY["models"] for method in present(mo
 
 
 rule summarize:
-    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv, and learnt.csv."""
+    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv, and what follows from them."""
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
         evaluations=[
@@ -22,6 +22,8 @@ rule summarize:
         linears="results/linears.csv",
         rounding="results/rounding_stats.csv",
         learnt="results/learnt.csv",
+        profiles="results/profiles.csv",
+        contrasts="results/contrasts.csv",
     log:
         "results/logs/summarize.log",
     benchmark:
@@ -189,6 +191,8 @@ rule answer_questions:
         linears=rules.summarize.output.linears,
         rounding=rules.summarize.output.rounding,
         learnt=rules.summarize.output.learnt,
+        contrasts=rules.summarize.output.contrasts,
+        tasks=rules.summarize_tasks.output if STUDY["tasks"] else [],
         sensitivity=rules.summarize_sensitivity.output[0],
         parts=rules.summarize_sensitivity.input,
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),

@@ -37,6 +37,7 @@ SHARDS = gpus.shards(CONFIG["compute"]["shards"], LIMITS)
 in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_missing=True) if SHARDS > 1 else []
 # a recipe that draws random numbers draws them for one block after another
 splits = lambda method: SHARDS > 1 and not keys.draws(METHODS[method])
+PAIRED_THREADS = gpus.paired(THREADS, workflow.resource_settings.cores)
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key not in ("threads", "shards")}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]

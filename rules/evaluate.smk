@@ -117,7 +117,7 @@ rule evaluate:
     priority: 3  # a finished method is measured before the next one starts
     conda:
         "../envs/quant.yaml"
-    threads: THREADS
+    threads: PAIRED_THREADS
     resources:
         **NEEDS,
         gpu=GPU_IF_WHOLE,

@@ -29,7 +29,10 @@ FIGURES = [
         "{model}/{dataset}/{figure}",
         model=STUDY["models"],
         dataset=STUDY["datasets"],
-        figure=["perplexity_bits", "size_delta_nll", "delta_nll", "pairs", *map("sweep-{}".format, SWEEPS)],
+        figure=[
+            *("perplexity_bits", "size_delta_nll", "delta_nll", "pairs", "by_frequency", "by_position"),
+            *map("sweep-{}".format, SWEEPS),
+        ],
     ),
     *expand("{model}/{figure}", model=STUDY["models"], figure=["error_by_layer", "error_by_kind", "alpha_by_layer"]),
     *expand("{model}/check_mse", model=CHECKS),
@@ -43,6 +46,7 @@ rule plot:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
         linears=rules.summarize.output.linears,
+        profiles=rules.summarize.output.profiles,
         checks=expand(rules.check_mse.output.verdict, model=CHECKS),
         answers=rules.answer_questions.output[0],
     output:
@@ -80,6 +84,8 @@ rule report:
         answers=rules.answer_questions.output[0],
         rounding=rules.summarize.output.rounding,
         learnt=rules.summarize.output.learnt,
+        profiles=rules.summarize.output.profiles,
+        contrasts=rules.summarize.output.contrasts,
         sensitivity=rules.summarize_sensitivity.output[0],
         channels=expand(rules.check_mse.output.channels, model=CHECKS),
         figures=rules.plot.output,

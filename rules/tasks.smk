@@ -79,7 +79,7 @@ rule evaluate_task:
     priority: 3
     conda:
         "../envs/quant.yaml"
-    threads: THREADS
+    threads: PAIRED_THREADS
     resources:
         **NEEDS,
         gpu=GPU,
@@ -161,7 +161,7 @@ rule write_words:
     priority: 3
     conda:
         "../envs/quant.yaml"
-    threads: THREADS
+    threads: PAIRED_THREADS
     resources:
         **NEEDS,
         gpu=GPU,

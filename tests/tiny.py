@@ -90,7 +90,7 @@ def save_text(path: Path, lines: int, seed: int) -> Path:
 
 
 OVERLAY = {
-    "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "gw_awq", "gw_praq"]},
+    "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "gw_awq", "gw_praq"], "tasks": []},
     "models": {"tiny": {"source": {"directory": "inputs/model"}}},
     "texts": {
         "tiny_calibration": {"files": ["inputs/calibration.txt"]},

@@ -12,8 +12,10 @@ from quant.workflow.job import job
 with job(snakemake.log[0]):
     tables = {
         name: read_table(snakemake.input[name])
-        for name in ("summary", "comparisons", "linears", "rounding", "sensitivity", "learnt")
+        for name in ("summary", "comparisons", "linears", "rounding", "sensitivity", "learnt", "contrasts")
     }
+    if snakemake.input.tasks:
+        tables |= dict(zip(("tasks", "task_pairs"), map(read_table, snakemake.input.tasks), strict=True))
     checks = {check["model"]: check for check in map(read_json, snakemake.input.checks)}
     heldout = [read_table(path) for path in snakemake.input.heldout]
     channels = {record["model"]: record["channels"] for record in map(read_json, snakemake.input.parts)}

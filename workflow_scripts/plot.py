@@ -26,6 +26,7 @@ with job(snakemake.log[0]):
         snakemake.params.sweeps,
         {(choice.model, choice.dataset): choice.method for choice in choices},
         snakemake.params.by,
+        read_table(snakemake.input.profiles),
     ) | questions.draw(answers, colours)
     provenance = {"versions": versions(), "token_fingerprints": sorted(set(summary["token_fingerprint"]))}
     for name, path in zip(snakemake.params.figures, snakemake.output, strict=True):

@@ -17,19 +17,17 @@ from quant.report.study import Study
 from quant.workflow.job import job
 
 
-def asked(summary: pd.DataFrame, colours: dict[str, str]) -> Iterator[Section]:
-    """A section of tasks for each model, where the study asks any; summary: of all data sets."""
+def asked(colours: dict[str, str]) -> Iterator[Section]:
+    """A section of tasks for each model, where the study asks any."""
     if not snakemake.input.tasks:
         return
     table, pairs = map(read_table, snakemake.input.tasks)
     models = snakemake.params.config["study"]["models"]
     for i, (model, path) in enumerate(zip(models, snakemake.input.task_figures, strict=True)):
-        first = summary[(summary.model == model) & (summary.dataset == snakemake.params.config["study"]["datasets"][0])]
         yield tasks.tasks(
             f"-{i}" if len(models) > 1 else "",
             table[table.model == model],
             pairs[pairs.model == model],
-            first,
             colours,
             Path(path).read_text(encoding="utf-8"),
         )
@@ -111,11 +109,13 @@ with job(snakemake.log[0]):
             read_benchmarks(Path(snakemake.output[0]).parent / "benchmarks", config["study"]),
             next(map(Path, snakemake.input.plan), None),
         ),
-        sections=[*asked(summary, colours), *in_words(summary, colours), *analyses()],
+        sections=[*asked(colours), *in_words(summary, colours), *analyses()],
         sources={
             "sensitivity.csv": read_table(snakemake.input.sensitivity),
             "rounding_stats.csv": read_table(snakemake.input.rounding),
             "learnt.csv": read_table(snakemake.input.learnt),
+            "profiles.csv": read_table(snakemake.input.profiles),
+            "contrasts.csv": read_table(snakemake.input.contrasts),
         }
         | {Path(path).name: read_table(path) for path in (*snakemake.input.tasks, *snakemake.input.words[:1])},
         caveats={Path(path).parents[1].name: read_json(path).get("caveat", "") for path in snakemake.input.converted},

@@ -1,10 +1,11 @@
-"""Every evaluation → summary.csv, comparisons.csv, learnt.csv and the linears of all methods."""
+"""Every evaluation → summary.csv, comparisons.csv, what follows from them, and the linears of all methods."""
 
 import logging
 
 import pandas as pd
 
 from quant.comparison.learnt import learnt_table
+from quant.comparison.profiles import profile_tables
 from quant.comparison.summary import recipes_of, summary_row, summary_table
 from quant.comparison.table import comparison_table
 from quant.comparison.twins import said, twins
@@ -68,11 +69,15 @@ with job(snakemake.log[0]):
     for found in twins(table):
         logger.warning("%s: %s", found.model, said(found, recipes))
     linears = pd.concat([read_linears(path, checkpoints) for path in snakemake.input.linears])
+    whole = {key: {"original": originals[key], **group} for key, group in groups.items()}
+    profiles, contrasts = profile_tables(whole, *options)
     tables = {
         snakemake.output.summary: table,
         snakemake.output.comparisons: comparison_table(list(groups.values()), *options),
         snakemake.output.linears: linears,
         snakemake.output.rounding: rounding_statistics(linears),
+        snakemake.output.profiles: profiles,
+        snakemake.output.contrasts: contrasts,
         snakemake.output.learnt: learnt_table(groups, originals, snakemake.params.recipes, *options),
     }
     for path, content in tables.items():

@@ -1,6 +1,6 @@
 """Every method's answers → tasks.csv and task_pairs.csv."""
 
-from quant.comparison.tasks import Groups, task_pairs_table, tasks_table
+from quant.comparison.tasks import Groups, task_tables
 from quant.files.artifacts import read_json, require
 from quant.files.csv_tables import write_table
 from quant.workflow.job import job
@@ -17,5 +17,6 @@ with job(snakemake.log[0]):
             same = {key: original[key] for key in ("task_fingerprint", "model_fingerprint")}
             require(path, answers["provenance"], **same, recipe=snakemake.params.recipes[method])
         group[method] = answers
-    write_table(snakemake.output.tasks, tasks_table(groups, *options))
-    write_table(snakemake.output.pairs, task_pairs_table(groups, *options))
+    tasks, pairs = task_tables(groups, *options)
+    write_table(snakemake.output.tasks, tasks)
+    write_table(snakemake.output.pairs, pairs)

@@ -63,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
     shutil.rmtree(folder / "inputs/model")
     save_granite(folder / "inputs/model")
     overlay = tiny.OVERLAY | {
-        "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["autoawq"]},
+        "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["autoawq"], "tasks": []},
         "defaults": {"group_size": 32},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))

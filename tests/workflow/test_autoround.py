@@ -149,7 +149,7 @@ def test_the_whole_chain_measures_it_like_any_method(tmp_path: Path, environment
     shutil.rmtree(folder / "inputs/model")
     tiny.save_model(folder / "inputs/model", num_key_value_heads=2, **SHAPE)
     overlay = tiny.OVERLAY | {
-        "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "autoround"]},
+        "study": {"models": ["tiny"], "datasets": ["heldout"], "methods": ["rtn_g", "autoround"], "tasks": []},
         "methods": {"autoround": {"algorithm": "autoround", "iterations": 3, "batch": 4}},
         "environments": {"autoround": str(environment / "bin/python")},
         "defaults": {"group_size": 32},

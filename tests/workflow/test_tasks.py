@@ -19,6 +19,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from quant.data.lm_eval import lm_eval_items
+from quant.errors import InputError
 from quant.files.artifacts import digest
 from tests import tiny
 
@@ -37,13 +39,8 @@ CHOICE = TASK | {
     "doc_to_target": "{{answer}}",
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }
-WORD = TASK | {
-    "task": "word",
-    "dataset_kwargs": {"data_files": {"test": "word.jsonl"}},
-    "output_type": "loglikelihood",
-    "doc_to_target": " {{word}}",
-    "metric_list": [{"metric": "acc"}],
-}
+HUB_TASK = "lambada_openai"  # one of lm-eval's own, of a single kind: the last word of a text
+NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody answers there, and what is cached is taken
 # lm-eval by hand on a checkpoint: its own model, tokens and batches; argv: environment, checkpoint, folder of the tasks
 BY_HAND = """
 import glob, json, os, sys
@@ -54,8 +51,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 os.chdir(sys.argv[3])
 model = HFLM(pretrained=sys.argv[2], device="cpu", dtype="float32", batch_size=4)
-manager = TaskManager(include_path=".", include_defaults=False)
-found = evaluator.simple_evaluate(model, tasks=["choice", "word"], task_manager=manager, log_samples=True, limit=30,
+found = evaluator.simple_evaluate(model, tasks=["choice", "lambada_openai"], log_samples=True, limit=30,
+                                  task_manager=TaskManager(include_path="."),
                                   bootstrap_iters=0)
 rows = {task: [{"doc": s["doc_id"], "resps": s["filtered_resps"], "acc": s["acc"], "acc_norm": s.get("acc_norm")}
                for s in samples]
@@ -82,8 +79,11 @@ def environment() -> Path:
     return kept / "results/environments/lm_eval"
 
 
-def save_tasks(folder: Path) -> None:
-    """30 questions with four choices of one to four words, and 30 with a word, of the tiny model's vocabulary."""
+def save_tasks(folder: Path, cache: Path) -> None:
+    """30 questions with four choices of one to four words, and 30 texts whose last word is asked, of the tiny model's
+    vocabulary: these as the hub's data set of HUB_TASK in a cache of `datasets`."""
+    import datasets
+
     drawn = random.Random(3)
 
     def words(low: int, high: int) -> str:
@@ -93,24 +93,33 @@ def save_tasks(folder: Path) -> None:
         {"question": words(3, 12), "choices": [words(1, 4) for _ in range(4)], "answer": drawn.randrange(4)}
         for _ in range(30)
     ]
-    asked = [{"question": words(3, 12), "word": words(1, 2)} for _ in range(30)]
-    for name, rows, task in (("choice", choices, CHOICE), ("word", asked, WORD)):
+    texts = [{"text": words(4, 13)} for _ in range(30)]
+    for name, rows in (("choice", choices), ("texts", texts)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    (folder / "choice.yaml").write_text(yaml.safe_dump(CHOICE))
+    files = {"test": str(folder / "texts.jsonl")}
+    datasets.load_dataset("json", data_files=files, cache_dir=str(cache / "made"))
+    (made,) = (cache / "made/json").glob("*/*/*/dataset_info.json")
+    kept = cache / f"EleutherAI___{HUB_TASK}/default" / made.parent.relative_to(made.parents[2])
+    shutil.copytree(made.parent, kept)
+    (kept / "json-test.arrow").rename(kept / f"{HUB_TASK}-test.arrow")
+    told = made.read_text().replace('"dataset_name": "json"', f'"dataset_name": "{HUB_TASK}"')
+    (kept / "dataset_info.json").write_text(told)
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
-    """A clone that has answered: lm-eval's choices and words, by a packed method and one that is not."""
+    """A clone that has answered a task file's choices and the words of a hub's task by name, by a packed method and one
+    that is not."""
     folder = tiny.clone(tmp_path_factory.mktemp("tasks") / "clone")
     (folder / "mine").mkdir()
-    save_tasks(folder / "mine")
+    save_tasks(folder / "mine", folder / "cache")
     (folder / "results").mkdir()
     (folder / "results/environments").symlink_to(environment.parent)
     for name in ("complete", "packages.txt"):
         os.utime(environment / name)
     study = tiny.OVERLAY["study"] | {"tasks": ["choice", "word", "module"], "task_methods": ["rtn_g", "gw_awq"]}
-    tasks: dict[str, Any] = {name: {"yaml": f"mine/{name}.yaml"} for name in ("choice", "word")}
+    tasks: dict[str, Any] = {"choice": {"yaml": "mine/choice.yaml"}, "word": {"lm_eval": HUB_TASK, "n_items": 30}}
     tiny.write_overlay(
         folder,
         tiny.OVERLAY
@@ -120,7 +129,10 @@ def asked(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
             "words": {"task": "module", "prompts": 6, "tokens": 5},
         },
     )
-    done = tiny.snakemake(folder, "results/report.html")
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (NO_HUB | {"HF_DATASETS_CACHE": str(folder / "cache")}).items():
+            patch.setenv(key, value)
+        done = tiny.snakemake(folder, "results/report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -130,19 +142,21 @@ def test_answers_are_those_of_lm_eval_by_hand(asked: Path, environment: Path) ->
     """On a packed checkpoint: log likelihoods, greedy words and both accuracies, item by item."""
     checkpoint = asked / "results/tiny/rtn_g/checkpoint"
     command = [sys.executable, "-c", BY_HAND, str(environment), str(checkpoint.resolve()), str(asked / "mine")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(asked / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **offline})
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.rpartition("FOUND")[2])
     for task in ("choice", "word"):
         ours = tiny.read(asked / f"results/tiny/rtn_g/tasks/{task}.json")
-        assert len(ours["items"]) == len(found[task]) == 30
-        for row, theirs in zip(ours["items"], sorted(found[task], key=lambda one: one["doc"]), strict=True):
+        theirs_of = found[task if task == "choice" else HUB_TASK]
+        assert len(ours["items"]) == len(theirs_of) == 30
+        for row, theirs in zip(ours["items"], sorted(theirs_of, key=lambda one: one["doc"]), strict=True):
             log_p = [float(one[0]) for one in theirs["resps"]]
             assert row["log_p"] == pytest.approx(log_p, abs=1e-4)
             assert row["right"] == bool(theirs["acc_norm" if task == "choice" else "acc"])
         table = pd.read_csv(asked / "results/tasks.csv").set_index(["task", "method"])
         key = "acc_norm" if task == "choice" else "acc"
-        assert table.loc[(task, "rtn_g"), "score"] == pytest.approx(sum(one[key] for one in found[task]) / 30)
+        assert table.loc[(task, "rtn_g"), "score"] == pytest.approx(sum(one[key] for one in theirs_of) / 30)
 
 
 @pytest.mark.slow
@@ -171,13 +185,37 @@ def test_every_result_says_what_made_it(asked: Path) -> None:
 
 @pytest.mark.slow
 def test_another_item_asks_that_task_again_and_no_other(asked: Path) -> None:
-    path = asked / "mine/word.jsonl"
+    path = asked / "mine/choice.jsonl"
     before = path.read_text()
     path.write_text(before + before.splitlines()[0] + "\n")
     seen = tiny.snakemake(asked, "--dry-run", "results/tasks.csv")
     path.write_text(before)
     found = tiny.pending_in(seen.stdout + seen.stderr)
     assert found["make_task"] == 1 and found["evaluate_task"] == 3 and "quantize" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("helaswag", r"^tasks\.mine: lm-eval has no task 'helaswag'; did you mean 'hellaswag'\?$"),
+        (
+            "hellaswag",
+            r"^tasks\.mine: the hub cannot be reached \(.*\), and .*; mend that, or leave it out of study.tasks$",
+        ),
+    ],
+)
+def test_a_task_that_lm_eval_cannot_give_is_one_line(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", NO_HUB["HF_ENDPOINT"])
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    spec = {"lm_eval": name, "n_items": 3, "num_fewshot": None}
+    with pytest.raises(InputError, match=said) as caught:
+        lm_eval_items(spec, environment, "tasks.mine")
+    assert "\n" not in str(caught.value)
 
 
 def overlay(**tasks: Any) -> dict[str, Any]:

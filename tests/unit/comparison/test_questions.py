@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidenc
 from quant.comparison.correlation import rank_correlation
 from quant.comparison.learnt import COLUMNS
 from quant.comparison.measures import PREDICTED
+from quant.comparison.numbers import LEVEL
 from quant.comparison.paired import detectable
 from quant.comparison.pairs import AUTOAWQ, AUTOROUND, differing_keys, fitted_further, pairs_alike_but
 from quant.comparison.prediction import layer_errors
 from quant.comparison.questions import QUESTIONS, ask
+from quant.comparison.task_answers import kept_pairs
+from quant.comparison.tasks import task_tables
 from quant.comparison.verdicts import difference_of, family
 from quant.report.figures import questions
 from quant.report.figures.style import to_svg
 from quant.workflow import configuration
+from tests.unit.comparison.test_tasks import answers as given
+from tests.unit.comparison.test_tasks import likelihoods
 from tests.unit.workflow.test_configuration import DEFAULT, ROOT, SCHEMA
 
 ONE_TEXT = "study: {methods: [full_awq, full_praq, gw_awq, gw_praq], datasets: [python_reference]}"
@@ -82,9 +88,31 @@ def evidence(config: dict[str, Any], delta: float = 0.0, p: float = 1.0, delta_k
         for dataset in datasets
         for names in fitted_further(recipes)
     ]
+    places = [
+        {"model": "m", "dataset": dataset, "method": method, "by": by, "part": f"a part by {by}", "share": 0.4,
+         "delta_nll": 0.2, "delta_nll_rest": 0.1, "damage_share": 0.5 + 0.01 * i, "contrast": 0.1, "contrast_low": 0.05,
+         "contrast_high": 0.15, "p": p, "error": 0.02, "sequences": 32, "p_holm": p, "detectable": 0.1}
+        for dataset in datasets
+        for i, method in enumerate(methods)
+        for by in ("frequency", "position")
+    ]  # fmt: skip
+    items, pairs_of_items = asked(config["study"]) if config["study"]["tasks"] else (None, None)
     return Evidence("m", datasets, recipes, pd.DataFrame(summary), comparisons, frame, frame,
                     pd.DataFrame(parts, columns=columns), counts, learnt=pd.DataFrame(told, columns=COLUMNS),
-                    kinds={name: name == datasets[0] for name in datasets})  # fmt: skip
+                    kinds={name: name == datasets[0] for name in datasets}, contrasts=pd.DataFrame(places),
+                    tasks=items, task_pairs=pairs_of_items)  # fmt: skip
+
+
+def asked(study: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """tasks.csv and task_pairs.csv of a study's tasks: of its methods each later one loses more."""
+    rng, methods = np.random.default_rng(0), ["original", *study["task_methods"]]
+    groups = {}
+    for task in study["tasks"]:
+        log_p = likelihoods(rng, 0.2 * np.arange(len(methods)), 60)
+        groups["m", task] = {
+            method: given(method, one > -1, one, task) for method, one in zip(methods, log_p, strict=True)
+        }
+    return task_tables(groups, 99, 0)
 
 
 def answers(found: Evidence) -> dict[str, Answered]:
@@ -118,6 +146,7 @@ def test_that_yaml_adds_to_a_study_and_takes_nothing_from_it(anchor: str) -> Non
     study = configured(yaml.safe_dump(config))["study"]
     assert "rtn_clip" in study["methods"] and "python_reference" in study["datasets"]
     assert len(study["methods"]) + len(study["datasets"]) > 2 or anchor in ("risk", "sensitivity")
+    assert ("module" in study["tasks"]) == (anchor in ("tasks-order", "answers-kept"))
 
 
 def test_the_experiment_asks_every_question() -> None:
@@ -132,6 +161,7 @@ def test_the_default_study_answers_what_it_can() -> None:
     found = answers(evidence(configuration.load(DEFAULT, SCHEMA)))
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
     libraries = {"autoawq", "autoround", "llmcompressor"}
+    assert found["tasks-order"].verdict.count("over 5 methods") == 2
     assert unasked == {"robust", "norm", "flips", "group-size", "format", "activations", "mixing", "learnt"} | libraries
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
@@ -300,6 +330,50 @@ def test_layer_error_that_ranks_as_perplexity_is_shown() -> None:
     assert line.count("−1.00 [") == 2 and "; with kl −1.00" in line
     row = next(row for row in one.values if row["measure"] == PREDICTED)
     assert row["value"] == pytest.approx(0.05 * len(found.linears)) and row["kl"] == pytest.approx(0.09)
+
+
+def test_tasks_order_methods_by_both_measures_or_say_that_they_are_too_few() -> None:
+    config = configured(BY_ANCHOR["tasks-order"].yaml)
+    found = answers(evidence(config))["tasks-order"]
+    assert found.outcome == "first" and found.verdict.startswith("Yes: by the likelihood of the right answers, as perp")
+    n = len(config["study"]["methods"])
+    assert found.verdict.count(f"over {n} methods") == 2 and "[+0." in found.verdict and len(found.values) == n
+    assert sum("right answers alone" in line for line in found.lines) == 2
+    few = configured("study: {methods: [gw_awq, gw_praq], tasks: [module], task_methods: all}")
+    found = answers(evidence(few))["tasks-order"]
+    assert found.outcome == "described" and found.verdict.startswith("Not told: 2 methods answer")
+
+
+def test_who_keeps_the_answers_is_tested_over_all_tasks() -> None:
+    config = configured(BY_ANCHOR["answers-kept"].yaml)
+    found = evidence(config)
+    answered, methods = answers(found)["answers-kept"], config["study"]["methods"]
+    best, *_, worst = (row["method"] for row in answered.values)
+    assert answered.verdict.startswith(f"{best} has the original's answer, right or wrong, to ")
+    assert answered.outcome == "mixed" and re.search(rf"of 180 items; .*\b{worst} to fewer; no diff", answered.verdict)
+    assert answered.values[0]["p against the best"] == "–" and worst == methods[-1]
+    rows = kept_pairs(found.task_pairs)
+    assert len(rows) == len(methods) * (len(methods) - 1) // 2
+    own = found.task_pairs[(found.task_pairs.method_a == methods[0]) & (found.task_pairs.method_b == methods[-1])]
+    row = next(row for row in rows if (row["a"], row["b"]) == (methods[0], methods[-1]))
+    assert len(own) == 3 and (row["gained"], row["lost"]) == (own.kept_gained.sum(), own.kept_lost.sum())
+    alone = found._replace(tasks=found.tasks[found.tasks.method.isin(["original", methods[0]])])
+    assert answers(alone)["answers-kept"].outcome == "described"
+
+
+@pytest.mark.parametrize(("p", "outcome"), [(0.01, "described"), (0.5, NO_DIFFERENCE)])
+def test_where_damage_sits_is_claimed_only_where_shown(p: float, outcome: str) -> None:
+    found = answers(evidence(configuration.load(DEFAULT, SCHEMA), p=p))["place"]
+    n = 9
+    assert found.outcome == outcome and len(found.values) == n * 2 * 2
+    if p < LEVEL:
+        assert found.verdict == (
+            f"Damage is larger on rare tokens in {n} of {n} methods; at late places in {n} of {n} methods"
+        )
+        assert "A part by frequency: 40.0 % of the predictions, and between 50.0 %" in found.lines[0]
+        assert found.lines[-1].startswith("On docstrings damage is larger on rare tokens")
+    else:
+        assert found.verdict == "No difference shown on python_reference"
 
 
 def test_layer_errors_are_logs_over_linears() -> None:

@@ -131,11 +131,12 @@ def test_text_too_short(tokenizer: Any) -> None:
         texts.sequences(tokenizer, ["", " \n"], "samples", 32, 4, None, "calibration")
 
 
-def save_rows(folder: Path, **columns: list[Any]) -> str:
+def save_rows(folder: Path, name: str = "train", **columns: list[Any]) -> str:
     import pandas as pd
 
-    folder.mkdir()
-    pd.DataFrame(columns).to_parquet(folder / "train.parquet")
+    path = folder / f"{name}.parquet"
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(columns).to_parquet(path)
     return str(folder)
 
 
@@ -155,6 +156,11 @@ def test_local_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(InputError, match=expected) as caught:
             texts.read_texts({"hub": good["hub"] | {key: value}})
         assert "\n" not in str(caught.value)
+    save_rows(tmp_path / "good", "en/first", text=["three", "four", "five"])
+    one = {"split": "train[:2]", "data_files": "en/first.parquet"}
+    assert texts.read_texts({"hub": good["hub"] | one}) == ["three", "four"]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        texts.read_texts({"hub": good["hub"] | one | {"data_files": "en/second.parquet"}})
     holes = hub_text(save_rows(tmp_path / "holes", text=["one", None]))
     with pytest.raises(InputError, match="is a NoneType in row 1"):
         texts.read_texts(holes)

@@ -96,6 +96,10 @@ def test_shards_give_the_same_evaluations(tiny_checkpoint: Path, ragged: Tokens,
             elif key == "sequences":
                 for mine, theirs in zip(found[key], whole[key], strict=True):
                     assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+            elif key == "profile":
+                for by, binned in whole[key].items():
+                    assert found[key][by]["tokens"] == binned["tokens"]
+                    torch.testing.assert_close(*(torch.tensor(one[key][by]["nll"]) for one in (found, whole)))
             elif isinstance(found[key], float):
                 assert found[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-5, nan_ok=True), key
             else:

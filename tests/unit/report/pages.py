@@ -66,6 +66,20 @@ def layers(method: str = "rtn", model: str = "m") -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
+def profiles(frame: pd.DataFrame) -> pd.DataFrame:
+    """profiles.csv of a summary: each method's rise in three octaves of either kind."""
+    return pd.DataFrame(
+        [
+            {"model": row.model, "dataset": row.dataset, "method": row.method, "by": by, "first": 2**i,
+             "last": 2 ** (i + 1) - 1, "tokens": 9, "nll": 3.0, "delta_nll": row.delta_nll * (2 - i / 2),
+             "delta_nll_low": row.delta_nll * (1 - i / 2), "delta_nll_high": row.delta_nll * 3}
+            for row in frame[frame.method != "original"].itertuples()
+            for by in ("frequency", "position")
+            for i in range(3)
+        ]
+    )  # fmt: skip
+
+
 def check(*intervals: tuple[float, float]) -> dict:
     linears = [
         {"linear": f"model.layers.28.mlp.l{i}", "kind": "mlp", "mse_awq": 1.0, "mse_praq": 1 + (low + high) / 2,
@@ -93,7 +107,7 @@ def page(frame: pd.DataFrame, compared: pd.DataFrame, **more) -> str:
     methods = [name for name in dict.fromkeys(frame.method) if name != "original"]
     colours = style.method_colours(methods)
     table = more.pop("layers", layers(methods[0], frame.model[0]))
-    drawn = draw(frame, compared, table, more.get("checks", {}), colours)
+    drawn = draw(frame, compared, table, more.get("checks", {}), colours, profiles=more.pop("profiles", None))
     recipes = {name: recipe for name, recipe in recipes_of(frame).items() if name != "original"}
     answers = {
         model: [asdict(one) for one in questions.ask(evidence(frame, compared, table, recipes, model))]

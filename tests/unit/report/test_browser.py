@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.unit.report.pages import HOSTILE, check, chromium, comparisons, layers, needs_chromium, page, summary
+from tests.unit.report.pages import (
+    HOSTILE,
+    check,
+    chromium,
+    comparisons,
+    layers,
+    needs_chromium,
+    page,
+    profiles,
+    summary,
+)
 
 PROBE = """<script type="module">
 const rows = () => [...document.querySelectorAll("table.summary tbody tr")].map((tr) => tr.cells[0].textContent);
@@ -53,7 +63,7 @@ def browser_page() -> str:
     compared = comparisons(("gw_awq", "gw_praq", -0.05, -0.08, -0.02), model=HOSTILE)
     table = pd.concat([layers(name, HOSTILE).assign(relative_error=0.01 * (i + 1))
                        for i, name in enumerate((HOSTILE, "gw_awq", "gw_praq", "rtn"))])  # fmt: skip
-    return page(frame, compared, layers=table, checks={HOSTILE: check((0.1, 0.2))})
+    return page(frame, compared, layers=table, checks={HOSTILE: check((0.1, 0.2))}, profiles=profiles(frame))
 
 
 @needs_chromium

@@ -19,6 +19,7 @@ from quant.report.figures import linears, study, style
 from quant.report.figures.draw import draw
 from quant.report.figures.pairs import pair_tables, pairs
 from quant.report.figures.questions import ENDS, OWN, error_against_nll
+from tests.unit.report.pages import profiles
 
 METHODS = ["rtn", "gw_awq", "gw_praq"]
 COLOURS = style.method_colours(METHODS)
@@ -134,6 +135,20 @@ def test_draw_makes_every_figure_of_a_model():
     per_dataset = {f"m/d/{name}" for name in ("perplexity_bits", "size_delta_nll", "delta_nll", "pairs")}
     per_model = {f"m/{name}" for name in ("error_by_layer", "error_by_kind", "alpha_by_layer", "check_mse")}
     assert drawn.keys() == per_dataset | per_model
+
+
+def test_where_damage_sits_is_drawn_by_octave_with_its_intervals() -> None:
+    frame = summary({"rtn": 0.3, "gw_awq": 0.1, "gw_praq": math.inf})
+    table = profiles(frame)
+    drawn = draw(frame, comparisons(), layers(), {}, COLOURS, profiles=table)
+    for by in ("frequency", "position"):
+        ax = drawn[f"m/d/by_{by}"].axes[0]
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "4"]
+        assert sum(len(bars.get_paths()) for bars in ax.collections) == 2 * 3, "gw_praq has no finite one"
+        curves = {to_hex(line.get_color()): line for line in ax.lines if len(line.get_xdata()) == 3}
+        assert curves.keys() == {to_hex(COLOURS[name]) for name in ("rtn", "gw_awq")}
+        assert curves[to_hex(COLOURS["rtn"])].get_ydata() == pytest.approx([0.6, 0.45, 0.3])
+    assert draw(frame, comparisons(), layers(), {}, COLOURS, profiles=table.iloc[:0])["m/d/by_position"].axes[0].texts
 
 
 def test_what_to_take_is_ringed_and_every_interval_drawn():

@@ -12,7 +12,7 @@ import pytest
 from quant.comparison import verdicts
 from quant.report.sections import models
 from quant.report.steps import with_plan
-from tests.unit.report.pages import BY_KL, DELTAS, HOSTILE, PAIRS, check, comparisons, page, summary
+from tests.unit.report.pages import BY_KL, DELTAS, HOSTILE, PAIRS, check, comparisons, page, profiles, summary
 
 
 def test_an_original_that_makes_no_sense_is_a_caveat_of_its_model():
@@ -76,7 +76,8 @@ def test_the_page_has_its_sections_in_order(tmp_path):
         json.dumps({"jobs": [{"rule": "quantize", "seconds": 3660, "ram": 8e8, "gpu": 0}]})
     )
     steps = with_plan(steps, tmp_path / "plan.json")
-    text = page(summary(DELTAS), PAIRS, checks={"m": check((0.1, 0.2))}, steps=steps, caveat="stored in 4 bits before")
+    drawn = {"checks": {"m": check((0.1, 0.2))}, "profiles": profiles(summary(DELTAS))}
+    text = page(summary(DELTAS), PAIRS, **drawn, steps=steps, caveat="stored in 4 bits before")
     assert "planned time" in text and "1 h 1 min" in text and "planned memory, MB" in text
     places = [
         text.index(f'id="{name}"')
@@ -94,7 +95,8 @@ def test_the_page_has_its_sections_in_order(tmp_path):
     assert places == sorted(places)
     assert "stored in 4 bits before" in text and "corrected for all\n3 pairs of methods (Holm)" in text
     assert "1 min 1 s in all" in text
-    assert text.count("<img ") == text.count(" alt=") == 9
+    assert text.count("<img ") == text.count(" alt=") == 11
+    assert re.search(r'alt="by frequency: m on d; lowest NLL: gw_awq\. Left: tokens that stand in this text once', text)
 
 
 def test_a_page_without_what_may_be_missing():

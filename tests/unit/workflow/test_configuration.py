@@ -109,6 +109,19 @@ def test_parts_of_a_method_with_folded_scales_are_refused() -> None:
     assert "shared is scope: shared, which moves scales into other weights" in refusal(config)
 
 
+def answering(**study: Any) -> list[str]:
+    return configuration.load(DEFAULT | {"study": DEFAULT["study"] | study}, SCHEMA)["study"]["task_methods"]
+
+
+def test_those_answer_tasks_that_are_named_and_run() -> None:
+    assert answering() == ["simple_int4", "gw_awq", "gw_praq", "gw_awq_asym_l2", "awq_clip_gptq_shared"]
+    assert answering(methods=["gw_praq", "rtn_g", "gw_awq"]) == ["gw_praq", "gw_awq"]
+    assert answering(methods=["rtn_g", "gptq"]) == ["rtn_g", "gptq"]
+    assert answering(task_methods="all") == DEFAULT["study"]["methods"]
+    with pytest.raises(InputError, match=r"study.task_methods: no entry 'gw_awk' in methods; did you mean gw_awq"):
+        answering(task_methods=["gw_awk"])
+
+
 def test_parts_of_a_sweep_are_those_of_its_methods() -> None:
     config = changed("methods.swept", {"bits": [3, 4]})
     config["sensitivity"]["methods"] = ["swept"]

@@ -55,6 +55,17 @@ def test_threads_leave_cores_for_every_card(
 
 
 @pytest.mark.parametrize(
+    ("most", "cores", "here", "expected"),
+    [(8, 2, 0, 1), (8, 1, 0, 1), (8, 6, 0, 3), (8, 32, 0, 4), (1, 4, 0, 1), (8, 2, 1, 8), (8, None, 0, 8)],
+)
+def test_two_jobs_that_read_a_model_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, most: int, cores: int | None, here: int, expected: int
+) -> None:
+    monkeypatch.setattr(gpus, "here", lambda: here)
+    assert gpus.paired(most, cores) == expected
+
+
+@pytest.mark.parametrize(
     ("device", "cluster", "here", "expected"),
     [
         *(("cpu", cluster, here, 0) for cluster in (False, True) for here in (False, True)),

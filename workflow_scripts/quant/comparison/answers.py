@@ -37,7 +37,8 @@ NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
 class Evidence(NamedTuple):
     """What a study measured of one model; datasets and methods in the study's order.
 
-    by: the measure that verdicts on pairs rest on; kinds: whether a data set is of the calibration's kind of text.
+    by: the measure that verdicts on pairs rest on; kinds: whether a data set is of the calibration's kind of text;
+    contrasts, tasks, task_pairs: contrasts.csv, tasks.csv and task_pairs.csv.
     """
 
     model: str
@@ -54,6 +55,9 @@ class Evidence(NamedTuple):
     by: str = "nll"
     learnt: pd.DataFrame | None = None
     kinds: dict[str, bool] | None = None
+    contrasts: pd.DataFrame | None = None
+    tasks: pd.DataFrame | None = None
+    task_pairs: pd.DataFrame | None = None
 
 
 @dataclass

@@ -26,7 +26,9 @@ from quant.comparison.pairs import (
     is_group,
     smaller_group,
 )
+from quant.comparison.place_answers import place
 from quant.comparison.prediction import layer_error
+from quant.comparison.task_answers import answers_kept, tasks_order
 from quant.comparison.text_answers import learnt, second_text
 
 
@@ -40,6 +42,12 @@ class Question:
     yaml: str
     caveats: tuple[str, ...] = ()
 
+
+TASKS_YAML = """\
+study:
+  tasks: [last_word, continuation, module]
+  task_methods: all
+"""
 
 QUESTIONS: tuple[Question, ...] = (
     Question(
@@ -271,6 +279,38 @@ study:
             "Asked of a tuned method and the same untuned. What only brings a model back to the original takes the "
             "same share off delta_nll and off KL; a method has learnt the text where delta_nll falls further, or "
             "further than on text of another kind. Beside it methods that take more steps, but are not tuned.",
+        ),
+    ),
+    Question(
+        "answers-kept",
+        "Which method keeps the original's answers?",
+        answers_kept,
+        TASKS_YAML,
+        (
+            "Of the tasks' items, whose answers are right or wrong: a method that answers them as the original does "
+            "changes nothing for its reader. Two methods are paired item by item (McNemar's exact test, corrected for "
+            "all pairs).",
+        ),
+    ),
+    Question(
+        "tasks-order",
+        "Do tasks order the methods as perplexity does, as KL does?",
+        tasks_order,
+        TASKS_YAML,
+        (
+            "Damage on tasks: the rise of the right answers' negative log likelihood, each task in units of its "
+            "largest. Methods are no random sample, and variants of one recipe count as if they were independent.",
+        ),
+    ),
+    Question(
+        "place",
+        "Where does damage sit: on rare tokens, at late places?",
+        place,
+        "study:\n  add: {methods: [rtn_g]}\n",
+        (
+            "Rises of the NLL in nats per token, in two parts of the text each, split as near to half as octaves "
+            "allow: how often a token stands in the measured text itself, and how many tokens stand before it in its "
+            "sequence. A rare token has a higher NLL to begin with. p corrected for all methods, texts and both parts.",
         ),
     ),
     Question(

@@ -91,6 +91,17 @@ def log_p(answers: dict[str, Any]) -> np.ndarray:
     return np.array([row["right_log_p"] for row in answers["items"]], dtype=float)
 
 
+def given(answers: dict[str, Any]) -> np.ndarray:
+    """The answer to each item, right or wrong."""
+    return np.array([row["answer"] for row in answers["items"]])
+
+
+def kept_counts(first: np.ndarray, second: np.ndarray, original: np.ndarray) -> dict[str, int]:
+    """Items to which only the first, and only the second, gives the original's answer; answers [n] each."""
+    a, b = first == original, second == original
+    return {"kept_gained": int((a & ~b).sum()), "kept_lost": int((~a & b).sum())}
+
+
 def differences(
     pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -103,22 +114,30 @@ def differences(
     found = []
     for (a, b), nll in zip(pairs, likelihoods, strict=True):
         score = compare_answers(right(a), right(b))
-        answers = [[row["answer"] for row in one["items"]] for one in (a, b)]
         found.append(
             {f"delta_{key}": value for key, value in score._asdict().items() if key in ("low", "high")}
             | {"delta": score.delta, "p": score.p, "error": score.error, "gained": score.gained, "lost": score.lost}
-            | {"changed": float(np.mean(np.array(answers[0]) != np.array(answers[1])))}
+            | {"changed": float(np.mean(given(a) != given(b)))}
             | {"delta_nll": nll.mean, "delta_nll_low": nll.low, "delta_nll_high": nll.high}
             | {"p_nll": nll.p, "error_nll": nll.error}
         )
     return found
 
 
-def corrected(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows that are one family, both of their p among them: with p_holm, p_nll_holm, what could have been seen in each
+def corrected(*frames: pd.DataFrame) -> list[pd.DataFrame]:
+    """Tables that are one family, both p of all their rows: with p_holm, p_nll_holm, what could have been seen in each
     measure, and the items that would show a difference of 1 %."""
-    both = np.concatenate([frame["p"], frame["p_nll"]]).astype(float)
-    size, (score, nll) = int(np.isfinite(both).sum()), np.split(holm(both.tolist()), 2)
+    every = [frame[name].to_numpy(float) for frame in frames for name in ("p", "p_nll")]
+    size, ends = int(np.isfinite(np.concatenate(every)).sum()), np.cumsum([len(one) for one in every])
+    found = np.split(holm(np.concatenate(every).tolist()), ends[:-1])
+    return [
+        with_corrected(frame, score, nll, size)
+        for frame, score, nll in zip(frames, found[::2], found[1::2], strict=True)
+    ]
+
+
+def with_corrected(frame: pd.DataFrame, score: np.ndarray, nll: np.ndarray, size: int) -> pd.DataFrame:
+    """A table with both its corrected p, of a family of that size, and what follows from its size."""
     items = frame["items"]
     return frame.assign(
         p_holm=score,
@@ -135,9 +154,16 @@ def corrected(frame: pd.DataFrame) -> pd.DataFrame:
 Groups = dict[tuple[str, str], dict[str, dict[str, Any]]]  # by model and task, then by method, the original first
 
 
-def tasks_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
-    """tasks.csv: a row per model, task and method, each but the original compared with the original."""
-    resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * sum(len(group) - 1 for group in groups.values()))
+def task_tables(groups: Groups, resamples: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """tasks.csv and task_pairs.csv, whose p are one family."""
+    size = sum(len(group) * (len(group) - 1) // 2 for group in groups.values())
+    resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * size)
+    tasks, pairs = corrected(task_rows(groups, resamples, seed), pair_rows(groups, resamples, seed))
+    return tasks, pairs
+
+
+def task_rows(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
+    """A row per model, task and method, each but the original compared with the original."""
     rows = []
     for (model, task), group in groups.items():
         check_same(list(group.values()))
@@ -160,24 +186,26 @@ def tasks_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
                 | {"versions": json.dumps(made["versions"]), "task_fingerprint": made["task_fingerprint"]}
                 | {"rule": answers["rule"]}
             )
-    return corrected(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
-def task_pairs_table(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
-    """task_pairs.csv: a row per model, task and pair of methods."""
+def pair_rows(groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
+    """A row per model, task and pair of methods; kept_gained, kept_lost: items to which only the first,
+    and only the second, gives the original's answer."""
     pairs = {key: list(combinations([m for m in group if m != ORIGINAL], 2)) for key, group in groups.items()}
-    resamples = max(resamples, 2 * RESAMPLES_PER_COMPARISON * sum(map(len, pairs.values())))
     rows: list[dict[str, Any]] = []
     for (model, task), group in groups.items():
         names = pairs[model, task]
         found = differences([(group[a], group[b]) for a, b in names], resamples, seed)
         items = len(group[ORIGINAL]["items"])
         rows += [
-            {"model": model, "task": task, "method_a": a, "method_b": b, "items": items} | columns
+            {"model": model, "task": task, "method_a": a, "method_b": b, "items": items}
+            | columns
+            | kept_counts(*(given(group[name]) for name in (a, b, ORIGINAL)))
             for (a, b), columns in zip(names, found, strict=True)
         ]
-    empty = ["model", "task", "method_a", "method_b", "items", "p", "p_nll", "error", "error_nll"]
-    return corrected(pd.DataFrame(rows) if rows else pd.DataFrame(columns=empty))
+    empty = ["model", "task", "method_a", "method_b", "items", "p", "p_nll", "error", "error_nll", "kept_gained"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*empty, "kept_lost"])
 
 
 def above_chance(rows: pd.DataFrame) -> bool:

@@ -25,7 +25,7 @@ logger = logging.getLogger("quant")
 
 NOT_OURS = ("antigravity", "this", "test", "idlelib", "lib2to3", "turtledemo")  # no documentation, or not prose
 CONTEXT, ENDING = 24, 10  # words of a continuation item
-WORDS = 50  # before the last one, at most
+WORDS = 32  # before the last one, at most
 CHOICES = 4
 NEAR = 20  # passages that wrong endings come from: those nearest in the text, so that they are about the same
 

@@ -91,14 +91,18 @@ def hub_trouble(path: str, revision: str) -> str | None:
 
 
 def read_hub(spec: dict[str, Any]) -> list[str]:
-    """A column of a hub data set at a pinned revision."""
+    """A column of a hub data set at a pinned revision; of one of its files where `data_files` names that, since the
+    library else fetches every split of a configuration."""
+    part = {spec["split"].partition("[")[0]: spec["data_files"]} if spec.get("data_files") else None
     where = f"data set {spec['path']}"
     trouble = hub_trouble(spec["path"], spec["revision"])
     from datasets import load_dataset
 
     try:
         with only_cached(trouble is not None):
-            rows = load_dataset(spec["path"], spec.get("name"), split=spec["split"], revision=spec["revision"])
+            rows = load_dataset(
+                spec["path"], spec.get("name"), data_files=part, split=spec["split"], revision=spec["revision"]
+            )
     except Exception as error:  # the data set library wraps many kinds; each is the user's to mend
         reason = (
             f"the hub cannot be reached ({trouble})"

@@ -63,11 +63,13 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Judged(NamedTuple):
-    """Of a batch's sequences: rows of `measure`, the seconds without the comparison, and states of the predictions."""
+    """Of a batch's sequences: rows of `measure`, the seconds without the comparison, and of the predictions their
+    states and their NLL."""
 
     rows: list[SequenceRow]
     seconds: float
     states: Sequence[Tensor]
+    nll: Sequence[Tensor]
 
 
 def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> Judged:
@@ -101,7 +103,7 @@ def judge(head: Head, batch: Batch, first: int, reference: Reference | None) -> 
         counts = [len(part) for part in known] + [0] * (len(rows) - len(known))
         for row, count, *both in zip(rows, counts, sums(kl, counts), sums(agreed, counts), strict=True):
             row |= {"kl_tokens": count, "kl": both[0], "agreed": int(both[1])}
-    return Judged(rows, clock(device) - begun - comparing, states.split(lengths))
+    return Judged(rows, clock(device) - begun - comparing, states.split(lengths), nll.split(lengths))
 
 
 def sums(values: Tensor, counts: list[int]) -> list[float]:
@@ -126,10 +128,11 @@ def measure(
     reference: Reference | None = None,
     keep: Keep | None = None,
     first: int = 0,
+    note: Keep | None = None,
 ) -> tuple[list[SequenceRow], float]:
     """A row per sequence {"sequence", "tokens", "nll" (sum, nats)}, and tokens per second. Beside a reference also
-    "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states. first: index
-    of the first sequence.
+    "kl_tokens", the predictions compared, "kl" (sum, nats) and "agreed"; keep gets each sequence's states, note the NLL
+    of its predictions. first: index of the first sequence.
 
     Where a GPU's memory does not hold a batch, it and those after it are halved.
     """
@@ -148,7 +151,7 @@ def measure(
                 torch.cuda.empty_cache()
                 continue
             seconds += judged.seconds
-            for row, states in zip(judged.rows, judged.states, strict=True):
+            for row, states, nll in zip(judged.rows, judged.states, judged.nll, strict=True):
                 if not math.isfinite(row["nll"]):
                     raise InputError(
                         f"sequence {row['sequence']}: its NLL is not finite; the checkpoint is broken (weights that "
@@ -156,6 +159,8 @@ def measure(
                     )
                 if keep is not None:
                     keep(row["sequence"], states)
+                if note is not None:
+                    note(row["sequence"], nll)
             rows += judged.rows
             bar.update(len(judged.rows))
     return rows, tokens.count / seconds

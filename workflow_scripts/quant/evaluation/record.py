@@ -20,6 +20,7 @@ from quant.evaluation.by_block import ByBlock, too_large
 from quant.evaluation.divergence import budgeted, join, keeping, reading, whole_budget
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
+from quant.evaluation.profile import Profile, Sums, joined
 from quant.evaluation.provenance import method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
@@ -107,7 +108,7 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
         tensorfile.verify(task.weights)
     expected = {"token_fingerprint": tokens.fingerprint} | of_model
     first, sequences = (0, tokens.sequences) if shard is None else shard.of(tokens.sequences)
-    reference = keep = None
+    reference, keep, profile = None, None, Profile(tokens.sequences)
     with torch.inference_mode(), contextlib.ExitStack() as files:
         head = opened_head(task.checkpoint, compute, by_block, sequences)
         if isinstance(side, Quantised):
@@ -117,11 +118,12 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
             counts = budgeted(tokens.sequences, whole_budget(head, task.dataset["kl_tokens"]))
             counts = [n * (first <= i < first + len(sequences)) for i, n in enumerate(counts)]
             keep = files.enter_context(keeping(side.reference, head, counts, expected))
-        some = tokens._replace(sequences=sequences)
-        rows, speed = measure(head, some, compute.batch_tokens, reference, keep, first) if sequences else ([], 1.0)
+        some, room = tokens._replace(sequences=sequences), compute.batch_tokens
+        rows, speed = measure(head, some, room, reference, keep, first, profile.add) if sequences else ([], 1.0)
     if isinstance(side, Original):
         rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row in rows for n in (counts[row["sequence"]],)]
-    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), compute.device)
+    sums = profile.part(first, len(sequences))
+    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), compute.device, sums)
     if shard is None:
         write_json(out, finished(task, side, tokens, summary, made, measured))
     else:
@@ -141,21 +143,23 @@ def sum_shards(
         found.append(Measured(**part["measured"]))
     lengths = [sum(row["tokens"] + 1 for row in each.rows) for each in found]
     seconds = sum(n / each.speed for n, each in zip(lengths, found, strict=True))
-    whole = found[0]._replace(rows=[row for each in found for row in each.rows], speed=tokens.count / seconds)
+    rows, sums = [row for each in found for row in each.rows], joined([each.sums for each in found])
+    whole = found[0]._replace(rows=rows, speed=tokens.count / seconds, sums=sums)
     if isinstance(side, Original):
         join(references, side.reference)
     write_json(out, finished(task, side, tokens, summary, made, whole))
 
 
 class Measured(NamedTuple):
-    """What running the model gives: rows and tokens per second of `measure`, its parts' sizes, its vocabulary, and
-    where."""
+    """What running the model gives: rows and tokens per second of `measure`, its parts' sizes, its vocabulary, where,
+    and the rows' NLL by bin (quant.evaluation.profile)."""
 
     rows: list[SequenceRow]
     speed: float
     parts: Sizes
     vocabulary: int
     device: str
+    sums: Sums
 
 
 def vocabulary(model: "PreTrainedModel") -> int:
@@ -216,6 +220,7 @@ def finished(
         "checkpoint": mark(made),
         "tensors": tensors,
         "sequences": rows,
+        "profile": Profile(tokens.sequences).record(measured.sums),
         "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": measured.device},
     }
 

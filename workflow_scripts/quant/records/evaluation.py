@@ -16,6 +16,13 @@ class SequenceRow(TypedDict):
     agreed: NotRequired[int]
 
 
+class Binned(TypedDict):
+    """Of each sequence its predictions and their NLL, summed, nats, by octave (quant.evaluation.profile)."""
+
+    tokens: list[list[int]]
+    nll: list[list[float]]
+
+
 class Sizes(TypedDict):
     """Of a checkpoint's parts, 10⁶ bytes."""
 
@@ -34,7 +41,8 @@ class Sense(TypedDict, total=False):
 
 class Evaluation(Summary, Sizes, Sense):
     """Of a checkpoint on a data set. kl, nats, and top1_agreement: means over kl_tokens predictions; size_mb: 10⁶
-    bytes; checkpoint, tensors: marks of what made it, and of what it holds."""
+    bytes; checkpoint, tensors: marks of what made it, and of what it holds; profile: by "position" in the sequence, and
+    by "frequency" in the data set."""
 
     model: str
     method: str
@@ -50,4 +58,5 @@ class Evaluation(Summary, Sizes, Sense):
     checkpoint: str
     tensors: str
     sequences: list[SequenceRow]
+    profile: dict[str, Binned]
     provenance: dict[str, Any]

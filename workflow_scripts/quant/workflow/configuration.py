@@ -139,7 +139,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     config["study"] |= {
         table: select(config, table, added[table]) for table in ("models", "datasets", "methods", "tasks")
     }
-    check_task_methods(config["study"], families)
+    config["study"]["task_methods"] = task_methods(config, families)
     check_words(config)
     split_shared(config)
     for name in config["study"]["methods"]:
@@ -156,16 +156,16 @@ def check_words(config: dict[str, Any]) -> None:
         raise InputError(f"words.task: no entry {name!r} in tasks; {nearest_of(name, list(config['tasks']))}")
 
 
-def check_task_methods(study: dict[str, Any], families: dict[str, list[str]]) -> None:
-    """Spreads sweeps in study.task_methods, in the study's order; refuses methods that the study does not run."""
-    wanted = spread(study["task_methods"], families)
-    if wanted != "all":
-        for name in wanted:
-            if name not in study["methods"]:
-                raise InputError(
-                    f"study.task_methods: the study runs no {name!r}; {nearest_of(name, study['methods'])}"
-                )
-    study["task_methods"] = [name for name in study["methods"] if wanted == "all" or name in wanted]
+def task_methods(config: dict[str, Any], families: dict[str, list[str]]) -> list[str]:
+    """Those of study.task_methods that the study runs, in its order; all where it runs none of them. Refuses what is no
+    method."""
+    run, wanted = config["study"]["methods"], spread(config["study"]["task_methods"], families)
+    for name in () if wanted == "all" else wanted:
+        if name not in config["methods"]:
+            raise InputError(
+                f"study.task_methods: no entry {name!r} in methods; {nearest_of(name, list(config['methods']))}"
+            )
+    return [name for name in run if name in wanted] or run
 
 
 def check_sensitivity(config: dict[str, Any], families: dict[str, list[str]]) -> None:

@@ -43,6 +43,12 @@ def threads(most: int, cores: int | None, limits: Mapping[str, Any]) -> int:
     return max(1, min(most, cores // max(1, limits["gpu"].value)))
 
 
+def paired(most: int, cores: int | None) -> int:
+    """CPU threads of a job that reads a model on one core before it computes on all: where the cores are a CPU's own,
+    half of them, so that of two jobs side by side one works while the other reads."""
+    return most if cores is None or here() else max(1, min(most, cores) // 2)
+
+
 def shards(wanted: int | str, limits: Mapping[str, Any]) -> int:
     """Jobs that a pass over texts is split into; `auto`: as many as may use a GPU at once, where that is said."""
     if wanted != "auto":

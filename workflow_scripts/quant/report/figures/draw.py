@@ -9,6 +9,7 @@ from quant.comparison.measures import MEASURES
 from quant.report.figures.check import check_mse
 from quant.report.figures.linears import alpha_by_layer, error_by_kind, error_by_layer
 from quant.report.figures.pairs import pairs
+from quant.report.figures.profiles import profile
 from quant.report.figures.study import delta_nll, perplexity_bits, size_delta_nll, sweep
 
 
@@ -21,10 +22,12 @@ def draw(
     families: dict[str, list[str]] | None = None,
     chosen: dict[tuple[str, str], str | None] | None = None,
     by: str = "nll",
+    profiles: pd.DataFrame | None = None,
 ) -> dict[str, Figure]:
     """Every figure of the report by key: model/name or model/dataset/name.
 
-    families: the methods of each sweep; chosen: what to deploy, by model and data set; by: what verdicts rest on.
+    families: the methods of each sweep; chosen: what to deploy, by model and data set; by: what verdicts rest on;
+    profiles: profiles.csv.
     """
     drawn: dict[str, Figure] = {}
     for (model, dataset), rows in summary.groupby(["model", "dataset"], sort=False):
@@ -34,6 +37,10 @@ def draw(
         drawn[f"{model}/{dataset}/size_delta_nll"] = size_delta_nll(rows, colours, (chosen or {}).get((model, dataset)))
         drawn[f"{model}/{dataset}/delta_nll"] = delta_nll(rows, colours)
         drawn[f"{model}/{dataset}/pairs"] = pairs(compared, order, by)
+        if profiles is not None:
+            own = profiles[(profiles.model == model) & (profiles.dataset == dataset)]
+            for name in ("frequency", "position"):
+                drawn[f"{model}/{dataset}/by_{name}"] = profile(own[own.by == name], name, colours)
         for family, members in (families or {}).items():
             drawn[f"{model}/{dataset}/sweep-{family}"] = sweep(rows, members, colours)
     for model, rows in layers.groupby("model", sort=False):

@@ -26,6 +26,7 @@ from quant.comparison.verdicts import (
 )
 from quant.data.overlap import seen_words
 from quant.report.page import Picture, data_uri
+from quant.report.sections.changes import changes
 from quant.report.study import Study
 from quant.report.tables import BANDS, check_table, pairs_table
 
@@ -83,6 +84,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "learnt": learnt_lines(study.answers.get(model, []), _shown_methods(best, choice)),
         "elsewhere": [_elsewhere(study, model, dataset) for dataset in others],
         "plain": plain_words(best, rows),
+        "changes": next((changes(study, model, first, name) for name in _shown_methods(best, choice)[::-1]), None),
         "praq": praq_words(study.answers.get(model, []), best),
         "overview": _overview(study, model, first),
         "deploy": None if choice is None else deploy(study, choice),
@@ -227,6 +229,10 @@ DATASET_PICTURES = {
     "delta_nll": "Further left is better; an arrow: off the scale. The shades are the quality bands by rise of "
     f"perplexity, from green to red: {BANDS}. "
     "Grey, on top: how far the original's own NLL is known from as many sequences.",
+    "by_frequency": "Left: tokens that stand in this text once; to the right the common ones. Lower is better. "
+    "Intervals are 95 %, each on its own, and end where the axis does.",
+    "by_position": "Left: tokens at the beginning of a sequence, with little before them. Lower is better. "
+    "Intervals are 95 %, each on its own, and end where the axis does.",
 }
 
 

@@ -1,13 +1,11 @@
-"""What the report says of tasks: scores, what differs from the original, and whether tasks order methods as NLL."""
+"""What the report says of tasks: scores, and what differs from the original."""
 
-import math
 from typing import Any
 
 import pandas as pd
 
-from quant.comparison.correlation import rank_correlation
 from quant.comparison.numbers import interval, number, signed
-from quant.comparison.tasks import above_chance, damage, found, kept
+from quant.comparison.tasks import above_chance, found, kept
 from quant.comparison.verdicts import ORIGINAL, p_words
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell, sortable, spans
 from quant.report.sections.words import of_model, pct, text_cell
@@ -15,17 +13,15 @@ from quant.report.sections.words import of_model, pct, text_cell
 NOTE = (
     "Score: share of right answers (of words: that are the model's own greedy guess). Differences are paired item by "
     "item. The first p is McNemar's exact test of answers that only one of the two has right; the second of how likely "
-    "each makes the right answer (nats per item, below 0: likelier). Both are corrected for all of them together "
-    "(Holm), apart from the verdicts on NLL. “Could be seen”: a true difference of that size would be shown half of "
-    "the time."
+    "each makes the right answer (nats per item, below 0: likelier). All of both, on every task, against the original "
+    "and between methods, are corrected together (Holm); the verdicts on NLL are a family of their own. “Could be "
+    "seen”: a true difference of that size would be shown half of the time."
 )
 MOST = 40  # pairs that a table lists
 
 
-def tasks(
-    place: str, rows: pd.DataFrame, pairs: pd.DataFrame, summary: pd.DataFrame, colours: dict[str, str], figure: str
-) -> Section:
-    """Of one model; rows of tasks.csv and task_pairs.csv, summary: its rows on the first data set; figure: SVG."""
+def tasks(place: str, rows: pd.DataFrame, pairs: pd.DataFrame, colours: dict[str, str], figure: str) -> Section:
+    """Of one model; rows of tasks.csv and task_pairs.csv; figure: SVG."""
     model = str(rows.model.iloc[0])
     title = f"Tasks{of_model(model, place)}"
     caption = "Filled: the answers differ from the original's by the corrected p. Intervals are 95 %, each on its own."
@@ -33,9 +29,7 @@ def tasks(
     tables = [("Scores by task and method", scores_table(rows, colours))]
     if len(pairs):
         tables.append(("Pairs of methods by task", pairs_table(pairs, colours)))
-    return Section(
-        f"tasks{place}", title, headline(rows), tuple(lines(rows, summary)), (picture,), tuple(tables), (NOTE,)
-    )
+    return Section(f"tasks{place}", title, headline(rows), tuple(lines(rows)), (picture,), tuple(tables), (NOTE,))
 
 
 def headline(rows: pd.DataFrame) -> str:
@@ -54,7 +48,7 @@ def headline(rows: pd.DataFrame) -> str:
     return "; ".join(filter(None, words)) or "No quantised method has answered"
 
 
-def lines(rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+def lines(rows: pd.DataFrame) -> list[str]:
     said = []
     for task, of_task in rows.groupby("task", sort=False):
         row = of_task[of_task.method == ORIGINAL].iloc[0]
@@ -72,23 +66,7 @@ def lines(rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         (first, most), (last, least) = share[0], share[-1]
         line = f"{first} keeps most of the original's answers, right or wrong: {pct(most, 1)}"
         said.append(line + (f"; {last} fewest: {pct(least, 1)}." if len(share) > 1 else "."))
-    return said + orders(rows, summary)
-
-
-def orders(rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
-    """Whether tasks order the methods as NLL, and as KL, does."""
-    both = summary.set_index("method").join(damage(rows).rename("damage"), how="inner")
-    if len(both) < 3:
-        return []
-    told = []
-    for key, words in (("delta_nll", "the rise of the NLL"), ("kl", "KL divergence")):
-        found_here = rank_correlation(both["damage"].to_numpy(float), both[key].to_numpy(float))
-        if math.isfinite(found_here.rho):
-            told.append(
-                f"Damage to the right answers' likelihood and {words} on {summary.dataset.iloc[0]}: rank correlation "
-                f"{found_here.text()}"
-            )
-    return [f"{line}." for line in told]
+    return said
 
 
 def difference_cells(row: Any) -> list[Cell]:
