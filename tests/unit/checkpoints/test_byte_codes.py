@@ -12,14 +12,16 @@ from torch import Tensor
 from quant.checkpoints import byte_codes, packed, stored
 from quant.checkpoints.export import export
 from quant.errors import InputError
+from quant.evaluation.exact_error import measure
 from quant.evaluation.perplexity import load_model
 from quant.methods.packing import why_not_packed
 from quant.recipe import grids
+from quant.recipe.formats import NAMES
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import unit_of
 from quant.recipe.recipe import Recipe
 from tests import tiny
-from tests.unit.recipe.test_recipe import LINEARS, PLAIN, run
+from tests.unit.recipe.test_recipe import LINEARS, PATTERNS, PLAIN, run
 
 GRIDS = {
     "nvfp4": Grid(4, 16, True, "nvfp4"),
@@ -84,7 +86,7 @@ def test_the_librarys_weight_is_ours_to_the_bit(
     tensors = load_file(folder / "model.safetensors")
     config = QuantizationConfig.model_validate(json.loads((folder / "config.json").read_text())["quantization_config"])
     scheme = config.config_groups["group_0"]
-    assert config.format == scheme.format == byte_codes.NAMES[grid.format]
+    assert config.format == scheme.format == NAMES[grid.format]
     preset = preset_name_to_scheme(PRESETS[name], ["Linear"])
     without = {"zp_dtype": None}
     assert scheme.weights.model_copy(update=without) == preset.weights.model_copy(update=without)
@@ -199,6 +201,19 @@ def test_files_that_are_not_what_they_say(wide: Path, tmp_path: Path) -> None:
     (tmp_path / "out/config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="is none of"), stored.opened(tmp_path / "out"):
         pass
+
+
+def test_errors_are_measured_on_the_file(tiny_checkpoint: Path, statistics: dict[str, str], tmp_path: Path) -> None:
+    found: list[list[float]] = []
+    for name, recipe in (("nvfp4", RECIPES["nvfp4"]), ("gptq", RECIPES["nvfp4"] | {"rounding": "gptq", "refine": 1})):
+        record = run(tiny_checkpoint, tmp_path / name, statistics, **recipe)
+        assert record["summary"]["storage"] == "packed"
+        files = tiny_checkpoint / "model.safetensors", tmp_path / name, tmp_path / f"{name}.folds.safetensors"
+        rows = measure(*files, Path(statistics["moments"]), record, PATTERNS, "cpu")
+        errors = [row["relative_error"] for row in rows]
+        assert len(errors) == len(LINEARS) and all(0 < error < 0.05 for error in errors)
+        found.append(errors)
+    assert all(after < before for before, after in zip(*found, strict=True))
 
 
 def test_simulated_formats_are_on_their_grid(tiny_checkpoint: Path, tmp_path: Path) -> None:

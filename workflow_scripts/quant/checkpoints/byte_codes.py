@@ -20,18 +20,13 @@ from torch import Tensor
 
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
+from quant.recipe.formats import NAMES
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import E2M1
 
 if TYPE_CHECKING:
     import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
 
-NAMES = {  # in a config.json
-    "nvfp4": "nvfp4-pack-quantized",
-    "mxfp4": "mxfp4-pack-quantized",
-    "fp8": "float-quantized",
-    "int8": "int-quantized",
-}
 BYTES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}  # of one code each
 FP4 = ("nvfp4", "mxfp4")
 UNPACKED = torch.bfloat16  # what E2M1 becomes

@@ -10,6 +10,7 @@ import yaml
 from quant.data.overlap import SHARE, percent, short_words
 from quant.data.wording import source_words
 from quant.files.units import megabytes
+from quant.recipe.formats import INT, NAMES
 from quant.recipe.keys import has_effect
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord
@@ -133,6 +134,8 @@ def card(
         original={row.dataset: row for row in rows[rows.method == ORIGINAL].itertuples()},
         size=first,
         packed=first.storage == "packed",
+        stored=NAMES.get(recipe.get("format", INT), "pack-quantized"),
+        bytes=recipe.get("format", INT) in NAMES,
         reason=record["summary"]["storage_reason"],
         no_kernels=record["summary"]["no_kernels"],
         vocabulary=record.get("vocabulary", []),

@@ -25,6 +25,7 @@ from quant.files.artifacts import rebuild
 from quant.files.naming import Names
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
+from quant.recipe.formats import NAMES
 from quant.recipe.grids import Codes, Grid
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def quantization_config(
 
 def format_of(grid: Grid) -> str:
     """What compressed-tensors calls the way in which a linear on this grid is stored."""
-    return FORMAT if grid.in_words else byte_codes.NAMES[grid.format]
+    return FORMAT if grid.in_words else NAMES[grid.format]
 
 
 def weights_of(grid: Grid) -> dict[str, Any]:

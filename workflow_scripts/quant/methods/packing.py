@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from quant.checkpoints import byte_codes
 from quant.checkpoints.packed import FAST
 from quant.files.tensorfile import Layout
+from quant.recipe.formats import NAMES
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
 
@@ -22,7 +23,7 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
         return "scope: linear gives each linear an input scale of its own, which no operation takes over"
     for name, (n_out, n_in) in shapes.items():
         if not recipe.grid.in_words and (reason := byte_codes.why_not(recipe.grid, n_out, n_in)):
-            return reason if recipe.format not in byte_codes.NAMES else f"{name}: {reason}"
+            return reason if recipe.format not in NAMES else f"{name}: {reason}"
         if recipe.group_size > 0 and n_in % recipe.group_size:
             return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
     return None

@@ -26,7 +26,13 @@ FORMATS: dict[str, Format] = {
     "int8": Format(8, (-1,)),
     "nf4": Format(4),
 }
-SIMULATED = ("nf4",)  # no reader of packed checkpoints takes them
+NAMES = {  # of those whose codes are stored as bytes, in a config.json
+    "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "fp8": "float-quantized",
+    "int8": "int-quantized",
+}
+SIMULATED = FORMATS.keys() - NAMES.keys() - {INT}  # no reader of packed checkpoints takes them
 BY_TOKEN = ("int8", "fp8")  # those that inputs may be rounded to as they run
 
 
