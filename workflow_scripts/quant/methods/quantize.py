@@ -164,6 +164,7 @@ def quantize_checkpoint(
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
+            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, provenance)
             for made in blocks_made(model, config, form, linears, statistics, recipe, device, quantize_block, keep):
                 folds |= made.folds
                 put_finite(out, made.written, target)
@@ -171,7 +172,6 @@ def quantize_checkpoint(
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
-            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, provenance)
             for name in sorted(untouched - {f"{end.name}.weight" for end in form.ends}):
                 out.put(name, model.get(name, dtype=form.layout[name][0]))
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
