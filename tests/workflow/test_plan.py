@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from quant.workflow import plan
+from quant.workflow import configuration, paths, plan
 from quant.workflow.plan import Machine
-from quant.workflow.rates import SLOW_CPU
+from quant.workflow.rates import SLOW_CPU, SLOW_GPU
+from quant.workflow.shape import Shape
 from tests import tiny
+from tests.unit.workflow.test_estimate import LLAMA3_70B
 
 ALONE = {"fetch_package", "plot", "plot_synthetic", "report", "describe", "summarize", "summarize_sensitivity"}
 ALONE |= {"answer_questions", "synthetic_benchmark"}  # which no model makes longer
@@ -31,6 +34,26 @@ def test_its_jobs_are_those_that_run(project: Path) -> None:
     assert found == {rule: n for rule, n in waiting.items() if rule not in ALONE}
     # and where a plan was made, the report has it
     assert tiny.pending(project) == waiting
+
+
+def test_a_study_of_70_billion_weights_on_a_disk_of_50_gb() -> None:
+    """Eight of its blocks fit with moments in bfloat16, and not in float32; all of them never: the number says by how
+    much."""
+    written = yaml.safe_load((tiny.ROOT / "config.yaml").read_text())
+    schema = tiny.read(tiny.ROOT / "rules/schemas/config.schema.json")
+    study = {"study": written["study"] | {"methods": ["awq_clip_gptq_shared"]}, "sensitivity": {"methods": []}}
+    machine = Machine("cuda", "a card", 5e11, 8e10, 5e10, SLOW_GPU)
+
+    def unfit(depth: int, store: str) -> list[str]:
+        moments = {"store": store, "budget_gb": None}
+        config = configuration.load(paths.named_texts(written | study | {"moments": moments}), schema)
+        shape = Shape.of(LLAMA3_70B | {"num_hidden_layers": depth})
+        assert shape is not None
+        return plan.misfits(plan.steps(list(plan.estimates(config, {"smollm2-135m": shape}, machine))), machine, 0.0)
+
+    assert unfit(8, "bfloat16") == []
+    assert len(unfit(10, "float32")) == 1 and "and there is room for 50.0" in unfit(10, "float32")[0]
+    assert "disk: its files take" in unfit(80, "bfloat16")[0] and "collect_statistics" in unfit(80, "bfloat16")[0]
 
 
 @pytest.mark.parametrize(

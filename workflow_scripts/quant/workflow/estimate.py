@@ -262,6 +262,10 @@ def running(ask: Ask) -> Estimate:
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
         held += 8.0 * shape.widest**2 + min(kept, ask.room / 4)
+    if recipe.get("reconstruct") is not None:
+        said = recipe["reconstruct"]
+        model += 3 * forward(shape, said["iterations"] * said["batch"] * width, width)
+        held += 24.0 * shape.block  # a float of each code, its gradient and two moments of that
     if recipe["tune"] is not None:
         epochs = recipe["tune"]["epochs"]
         model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))

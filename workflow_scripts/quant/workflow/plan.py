@@ -160,7 +160,7 @@ def misfits(rows: list[Step], machine: Machine, there: float) -> list[str]:
         room = machine.disk + there
         found.append(
             f"disk: its files take {disk / GB:.1f} GB, and there is room for {room / GB:.1f} (the most: "
-            f"{most}); moments: {{store: bfloat16}} halves second moments, and {{store: none}} keeps none"
+            f"{most}); moments: {{store: bfloat16}} halves second moments"
         )
     return found
 
