@@ -251,6 +251,12 @@ def running(ask: Ask) -> Estimate:
         cross = outer(shape, tokens) * (3 if recipe["correction"] else 1)
         model, float32 = (model + cross, float32) if ask.on_gpu else (model, float32 + cross)
         held += 8.0 * shape.widest**2
+    if recipe["reconstruct"] is not None:
+        seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
+        model += (3 * seen + 3) * forward(shape, tokens, width)
+        hidden *= 1.5
+        # of each weight in float32: its place, gradient and two means of that, itself, and what its own gradient passes
+        work = max(work, 2 * shape.block * ask.width + 32.0 * shape.block + 2 * ask.passing(tokens))
     if recipe["tune"] is not None:
         epochs = recipe["tune"]["epochs"]
         model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))
