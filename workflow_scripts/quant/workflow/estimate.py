@@ -262,10 +262,12 @@ def running(ask: Ask) -> Estimate:
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
         held += 8.0 * shape.widest**2 + min(kept, ask.room / 4)
-    if recipe.get("reconstruct") is not None:
-        said = recipe["reconstruct"]
-        model += 3 * forward(shape, said["iterations"] * said["batch"] * width, width)
-        held += 24.0 * shape.block  # a float of each code, its gradient and two moments of that
+    if recipe["reconstruct"] is not None:
+        seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
+        model += (3 * seen + 3) * forward(shape, tokens, width)
+        hidden *= 1.5
+        # of each weight in float32: its place, gradient and two means of that, itself, and what its own gradient passes
+        work = max(work, 2 * shape.block * ask.width + 32.0 * shape.block + 2 * ask.passing(tokens))
     if recipe["tune"] is not None:
         epochs = recipe["tune"]["epochs"]
         model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))
