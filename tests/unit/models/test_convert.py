@@ -309,7 +309,7 @@ def test_minicpm_gives_its_own_equations_logits(tmp_path: Path, caplog: Any, gro
         ({"scale_emb": "twelve"}, "does not describe a MiniCPM"),
         ({"num_attention_heads": 0}, "does not describe a MiniCPM"),
         ({"num_experts": 8}, "num_experts"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "GPTQ"),
     ],
 )
 def test_other_minicpms_are_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
