@@ -88,7 +88,7 @@ def test_the_report_has_the_local_runs_numbers(ran: Any, study: Path) -> None:
     folder, seen, _ = ran
     found, local = (pd.read_csv(root / "results/summary.csv") for root in (folder, study))
     numbers = local.select_dtypes("number").columns.difference([*TIMES, *FILES])
-    pd.testing.assert_frame_equal(found[numbers], local[numbers], rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(found[numbers], local[numbers], rtol=1e-4, atol=1e-6)  # p of differences near 0
     words = ["model", "method", "dataset", "storage", "storage_reason"]
     pd.testing.assert_frame_equal(found[words], local[words])
     found, local = (pd.read_csv(root / "results/linears.csv") for root in (folder, study))
