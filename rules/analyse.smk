@@ -6,7 +6,7 @@ PRESENT = [(model, method) for model in STUDY["models"] for method in present(mo
 
 
 rule summarize:
-    """Tables of all methods: summary.csv, every pair in comparisons.csv, every linear in linears.csv, and what follows from them."""
+    """Tables of all methods, summary.csv, of every pair, comparisons.csv, and of every linear, linears.csv."""
     input:
         originals=expand(rules.evaluate_original.output.evaluation, model=STUDY["models"], dataset=STUDY["datasets"]),
         evaluations=[

@@ -46,7 +46,8 @@ ASKED = {
     "summarize_words": "words.csv",
 }
 # test_autoawq.py has a library, test_budgets.py a study of candidates
-ELSEWHERE = {"quantize_library", "quantize_budget"}
+SHARDS = {"collect_shard", "evaluate_original_shard", "evaluate_shard", "quantize_shard"}
+ELSEWHERE = {"quantize_library", "quantize_budget", "plan"} | SHARDS
 
 
 def hear_interrupts() -> None:

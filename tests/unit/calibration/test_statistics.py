@@ -60,7 +60,8 @@ def test_moments_in_bfloat16_are_the_same_rounded_and_half_as_large(
         for name in plain.names:
             assert torch.equal(rounded.get(name), plain.get(name).bfloat16())
             assert rounded.get(name, "cpu", torch.float32).dtype == torch.float32
-    assert half.stat().st_size < 0.75 * Path(whole).stat().st_size
+        spared = sum(2 * plain.get(name).numel() for name in plain.names)
+    assert abs(whole.stat().st_size - half.stat().st_size - spared) < 0.05 * spared  # the header says other offsets
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 13, 26, 10_000])

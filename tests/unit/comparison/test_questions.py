@@ -236,10 +236,13 @@ def test_library_pairs_share_bits_groups_and_a_zero_point() -> None:
     assert all(a == "autoawq" for a, _ in found)
 
 
+STEPS = ("refined", "frontier_fast", "reconstructed")  # on the way to the frontier
+
+
 def test_autoround_is_paired_with_the_frontier_of_its_bits() -> None:
     config = configured((ROOT / "experiments/frontier.yaml").read_text())
     found = AUTOROUND({name: config["methods"][name] for name in config["study"]["methods"]})
-    four = {("autoround", name) for name in ("awq_clip_gptq_shared", "refined", "frontier_fast", "frontier")}
+    four = {("autoround", name) for name in ("awq_clip_gptq_shared", *STEPS, "frontier")}
     fewer = {
         (f"autoround_{bits}bit", f"{name}_{bits}bit")
         for bits in (3, 2)

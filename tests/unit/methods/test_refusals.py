@@ -105,7 +105,8 @@ def test_linears_that_the_facts_do_not_name(tiny_checkpoint: Path, linears: dict
 
 
 def recipes(**methods: Any) -> dict[str, Any]:
-    entries = {"defaults": {"group_size": 16}, "methods": methods, "study": {**DEFAULT["study"], "methods": [*methods]}}
+    study = {**DEFAULT["study"], "methods": [*methods], "task_methods": "all"}
+    entries = {"defaults": {"group_size": 16}, "methods": methods, "study": study}
     config = {**DEFAULT, **entries, "choose": {"max_bits_per_weight": 1}, "sensitivity": {}}
     return demands(configuration.load(config, SCHEMA), DEFAULTS)["recipes"]
 
@@ -142,7 +143,11 @@ def test_a_budget_that_no_candidates_meet(tiny_checkpoint: Path, linears: dict[s
     """2 bits in groups of 16 with a float32 step and a zero point: 2 + 32/16, padded to whole words; 3 as 3.2."""
     budgets = {"low": {"bits_per_weight": 4}, "small": {"size_mb": 0.05}, "well": {"bits_per_weight": 5, "size_mb": 1}}
     methods = {name: {"budget": limits, "group_size": 16} for name, limits in budgets.items()}
-    config = {**DEFAULT, "methods": methods, "study": DEFAULT["study"] | {"methods": list(methods)}}
+    config = {
+        **DEFAULT,
+        "methods": methods,
+        "study": DEFAULT["study"] | {"methods": list(methods), "task_methods": "all"},
+    }
     config["sensitivity"] = DEFAULT["sensitivity"] | {"methods": []}
     wanted = demands(configuration.load(config, SCHEMA), DEFAULTS)["budgets"]
     low, small = found(tiny_checkpoint, linears, budgets=wanted)

@@ -72,7 +72,7 @@ def test_in_a_browser_tables_sort_and_filter_and_every_figure_shows(tmp_path: Pa
     seen = probed(tmp_path, browser_page(), width)
     assert seen["order"] == ["rtn", HOSTILE, "gw_praq", "gw_awq", "original"]
     assert seen["filtered"] == ["gw_awq"]
-    assert seen["pictures"] == 10 and seen["bad"] == 0
+    assert seen["pictures"] == 12 and seen["bad"] == 0
     assert not seen["overflow"] and seen["fetched"] == []
 
 

@@ -60,7 +60,8 @@ def walk(tiny_checkpoint: Path, statistics: dict[str, str], tmp_path_factory: py
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     schema = yaml.safe_load((ROOT / "rules/schemas/config.schema.json").read_text())
     mine = {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared", "group_size": 16, "n_grid": 2}
-    config["methods"], config["study"]["methods"], config["sensitivity"] = {"mine": mine}, ["mine"], {"methods": []}
+    config |= {"methods": {"mine": mine}, "sensitivity": {"methods": []}}
+    config["study"] |= {"methods": ["mine"], "task_methods": "all"}
     found, folder = Walk(), tmp_path_factory.mktemp("walk")
     read, linears = Statistics(statistics, "tiny", config["linears"]), all_linears(skeleton(tiny_checkpoint))
     sys.setprofile(found.watch)
