@@ -18,7 +18,7 @@ def loaded(methods: dict[str, Any], study: Any = "all", **changes: Any) -> dict[
     """The default configuration with these methods alone."""
     config = copy.deepcopy(DEFAULT) | {"sensitivity": {"methods": []}} | changes
     config["methods"] = methods
-    config["study"]["methods"] = study
+    config["study"] |= {"methods": study, "task_methods": "all"}
     return configuration.load(config, SCHEMA)
 
 
