@@ -132,7 +132,7 @@ def made(
     collect_noisy(material, source, paths["noisy"], noise, Compute("cpu", torch.float32, 26))
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config |= {"methods": METHODS, "defaults": DEFAULTS, "sensitivity": {"methods": []}}
-    config["study"]["methods"] = "all"
+    config["study"] |= {"methods": "all", "task_methods": "all"}
     given = {
         "config": config,
         "schema": json.loads((ROOT / "rules/schemas/config.schema.json").read_text()),  # the file, as it stood before
