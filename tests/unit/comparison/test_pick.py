@@ -84,6 +84,12 @@ def test_the_curve_is_what_no_smaller_file_betters() -> None:
     assert not any("What size buys" in line for line in chosen(by="size_mb").lines)
 
 
+def test_where_the_choice_is_poor_the_next_in_size_that_is_not_is_named() -> None:
+    room = "More room helps: good takes 85 MB and costs +10.5 %, acceptable."
+    assert chosen(max_size_mb=84).method == "far" and chosen(max_size_mb=84).lines[1] == room
+    assert not any("More room" in line for line in chosen().lines)
+
+
 @pytest.mark.parametrize(
     ("options", "method", "runner_up", "shown"),
     [

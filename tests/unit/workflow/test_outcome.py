@@ -1,5 +1,6 @@
 """How a run ended, in a few lines: from Snakemake's own words and from what its jobs left."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,18 +68,22 @@ def test_the_three_numbers_are_the_first_data_sets(tmp_path: Path) -> None:
         "m,original,a,1.0,2.718,0,0,0\nm,worse,a,1.3,3.669,0.3,0.2,0.4\nm,better,a,1.1,3.004,0.1,0.05,0.15\n"
         "m,original,b,0.5,1.649,0,0,0\nm,worse,b,0.5,1.649,0.0,0.0,0.0\n"
     )
+    (tmp_path / "report.html").touch()
+    first = f"Report: {tmp_path / 'report.html'}"
     assert outcome.success(tmp_path).splitlines() == [
-        f"Report: {tmp_path / 'report.html'}",
-        "m on a: perplexity 2.72; best is better with 3.00, delta_nll 0.1000 [0.0500, 0.1500]",
+        first,
+        "m on a: perplexity 2.72; least harmed by better, with 3.00, delta_nll 0.1000 [0.0500, 0.1500]",
     ]
+    os.utime(tmp_path / "report.html", (0, 0))
+    assert outcome.success(tmp_path).splitlines()[0] == f"{first}, of an earlier run: it lacks what this one added"
 
 
 def test_what_was_chosen_and_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
-    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip, at most 4.5 bits per weight"}'
+    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip", "lines": ["Small."]}'
     (tmp_path / "best/choice.json").write_text(words)
     said = outcome.chosen(tmp_path)
-    assert said == f"Best: gptq_clip, at most 4.5 bits per weight\nTake {tmp_path}/best/checkpoint, gptq_clip of m"
+    assert said == f"Best: gptq_clip. Small.\nTake {tmp_path}/best/checkpoint, gptq_clip of m"
 
 
 def test_paths_are_said_as_the_shell_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

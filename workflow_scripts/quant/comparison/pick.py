@@ -100,6 +100,17 @@ def curve_words(found: Sequence[dict[str, Any]], by: str) -> str:
     return f"What size buys, by {by}: {'; '.join(steps)}."
 
 
+def room_words(best: Any, larger: pd.DataFrame) -> str:
+    """What is better than poor and next in size, where the choice is poor; else nothing."""
+    if quality(increase(best)) != "poor":
+        return ""
+    for row in larger[larger.size_mb > best.size_mb].sort_values("size_mb").itertuples():
+        if quality(increase(row)) != "poor":
+            costs = f"{percent(increase(row))}, {quality(increase(row))}"
+            return f"More room helps: {row.method} takes {megabytes(row.size_mb)} MB and costs {costs}."
+    return ""
+
+
 def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, Any]) -> Choice:
     """The packed checkpoint of options' model on its dataset with the least `by` within the limits (see LIMITS).
 
@@ -144,6 +155,8 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
         first = ahead.sort_values(by).iloc[0]
         lines.append(f"{first.method} has a lower {by}, but is not packed: {first.storage_reason}.")
     front = curve(packed, by)
+    if room := room_words(best, packed[packed.method.isin([each["method"] for each in front])]):
+        lines.insert(1, room)
     if by in ("delta_nll", "kl") and len(front) > 1:
         lines.append(curve_words(front, by))
     return Choice(model, dataset, best.method, runner_up, difference, best.method, lines, front)

@@ -359,7 +359,7 @@ def convert(
             path = resource if resource is not None else Path(source["gguf"]["path"])
             config, tensors, tokenizer, stored = sources.read_gguf(path)
             if stored:
-                found["caveat"] = dequantised.caveat(stored)
+                found["caveat"] = dequantised.caveat(stored, path.stat().st_size)
             found["sha256"] = file_sha256(path)
             where = str(path)
         else:
@@ -369,7 +369,8 @@ def convert(
             config, tensors = sources.read_directory(folder)
             where = str(folder)
             if dequantised.format_of(config) is not None:
-                found["caveat"] = dequantised.caveat(dequantised.words(config))
+                size = sum(file.stat().st_size for file in sources.weight_files(folder))
+                found["caveat"] = dequantised.caveat(dequantised.words(config), size)
                 native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
                 config, tensors = native, dequantised.read(folder, config, native, where)
             else:

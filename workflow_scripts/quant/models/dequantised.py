@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from quant.errors import InputError
+from quant.files.units import megabytes
 from quant.models import quantised
 from quant.models.sources import one_line, weight_files
 
@@ -46,11 +47,12 @@ def words(config: dict[str, Any]) -> str:
     return f"{name} ({more})" if more else name
 
 
-def caveat(stored: str) -> str:
-    """What report and cards say of a model whose weights were quantised before."""
+def caveat(stored: str, size: int) -> str:
+    """What report and cards say of a model whose weights were quantised before, in files of size bytes."""
     return (
-        f"This model's weights were stored in {stored} once before, so that grid shows through: compare methods with "
-        "one another, not with figures from full-precision models."
+        f"This model's weights were stored in {stored} once before, in {megabytes(size / 1e6)} MB: a checkpoint that "
+        "is no smaller spares nothing. That grid shows through: compare methods with one another, not with figures from "
+        "full-precision models."
     )
 
 

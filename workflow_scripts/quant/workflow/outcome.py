@@ -56,8 +56,10 @@ def seen(path: Path) -> Path:
 def success(results: Path) -> str:
     """Where the report is, and of each model on its first data set: the original's perplexity, the best method's, and
     by how much that is worse."""
-    lines = [f"Report: {seen(results / 'report.html')}"]
-    with (results / "summary.csv").open(encoding="utf-8", newline="") as file:
+    report, summary = results / "report.html", results / "summary.csv"
+    earlier = report.stat().st_mtime < summary.stat().st_mtime
+    lines = [f"Report: {seen(report)}" + (", of an earlier run: it lacks what this one added" if earlier else "")]
+    with summary.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
@@ -67,8 +69,8 @@ def success(results: Path) -> str:
             best = methods[0]
             low, high = (float(best[f"delta_nll_{end}"]) for end in ("low", "high"))
             lines.append(
-                f"{model} on {best['dataset']}: perplexity {float(original['ppl']):.2f}; best is {best['method']} with "
-                f"{float(best['ppl']):.2f}, delta_nll {float(best['delta_nll']):.4f} [{low:.4f}, {high:.4f}]"
+                f"{model} on {best['dataset']}: perplexity {float(original['ppl']):.2f}; least harmed by "
+                f"{best['method']}, with {float(best['ppl']):.2f}, delta_nll {float(best['delta_nll']):.4f} [{low:.4f}, {high:.4f}]"
             )
     return "\n".join(lines)
 
@@ -76,9 +78,8 @@ def success(results: Path) -> str:
 def chosen(results: Path) -> str:
     """Which checkpoint was taken, and where it is."""
     choice = json.loads((results / "best/choice.json").read_text(encoding="utf-8"))
-    return (
-        f"Best: {choice['headline']}\nTake {seen(results / 'best/checkpoint')}, {choice['method']} of {choice['model']}"
-    )
+    taken = f"Take {seen(results / 'best/checkpoint')}, {choice['method']} of {choice['model']}"
+    return f"Best: {choice['headline']}. {choice['lines'][0]}\n{taken}"
 
 
 def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[dict[str, str]]:
