@@ -37,7 +37,7 @@ def test_its_jobs_are_those_that_run(project: Path) -> None:
 
 
 def test_a_study_of_70_billion_weights_on_a_disk_of_50_gb() -> None:
-    """Eight of its blocks fit with moments in bfloat16, ten in float32 do not, and all never: the number says by how much."""
+    """Eight of its blocks fit with moments in bfloat16, ten in float32 do not, all never: the number says how far."""
     written = yaml.safe_load((tiny.ROOT / "config.yaml").read_text())
     schema = tiny.read(tiny.ROOT / "rules/schemas/config.schema.json")
     study = {"study": written["study"] | {"methods": ["awq_clip_gptq_shared"]}, "sensitivity": {"methods": []}}

@@ -35,7 +35,7 @@ def test_it_says_who_differs_and_what_could_be_seen(tables: tuple[pd.DataFrame, 
     assert f"t0: a rule. {ITEMS} items, chance 25 %, the original " in text
     assert "t1: a rule." in text and "not above chance: this task shows nothing here" in text
     assert re.search(r"t0: a difference of \d+\.\d % in the score could have been seen .* would take about \d", text)
-    assert re.search(r"same keeps most of the original's answers, right or wrong: \d\d\.\d %; <b>far</b> fewest", text)
+    assert re.search(r"same's answers come out as the original's most often: \d\d\.\d %; <b>far</b>'s least", text)
     scores, compared = (table for _, table in found.tables)
     assert len(scores.rows) == 10 and len(compared.rows) == 12
     verdict = {(row[0].text, row[1].text): row[-2].text for row in scores.rows}

@@ -86,7 +86,8 @@ def kept_pairs(pairs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def answers_kept(evidence: Evidence, answered: Answered) -> None:
-    """The method with most of the original's answers, right or wrong, and which of the others keep fewer."""
+    """The method whose answers come out as the original's most often (the same choice; of words, right or wrong on the
+    same item), and which of the others' do less often."""
     rows, pairs = evidence.tasks, evidence.task_pairs
     if rows is None or pairs is None or not (shares := kept(rows)):
         return
@@ -97,8 +98,8 @@ def answers_kept(evidence: Evidence, answered: Answered) -> None:
     fewer = [name for name, _ in rest if p[name] <= LEVEL]
     level = [name for name, _ in rest if not p[name] <= LEVEL]
     answered.outcome = "described" if not rest else "first" if not level else "mixed" if fewer else NO_DIFFERENCE
-    share = f"{best} has the original's answer, right or wrong, to {100 * most:.1f} % of {items} items"
-    sure = f"; {', '.join(fewer)} to fewer" if fewer else ""
+    share = f"{best}'s answers come out as the original's on {100 * most:.1f} % of {items} items"
+    sure = f"; {', '.join(fewer)} on fewer" if fewer else ""
     unsure = f"; no difference shown from {', '.join(level)}" if level else ""
     answered.verdict = share + sure + unsure
     told = {

@@ -51,8 +51,8 @@ def caveat(stored: str, size: int) -> str:
     """What report and cards say of a model whose weights were quantised before, in files of size bytes."""
     return (
         f"This model's weights were stored in {stored} once before, in {megabytes(size / 1e6)} MB: a checkpoint that "
-        "is no smaller spares nothing. That grid shows through: compare methods with one another, not with figures from "
-        "full-precision models."
+        "is no smaller spares nothing. That grid shows through: compare methods with one another, not with figures "
+        "from full-precision models."
     )
 
 

@@ -70,7 +70,8 @@ def success(results: Path) -> str:
             low, high = (float(best[f"delta_nll_{end}"]) for end in ("low", "high"))
             lines.append(
                 f"{model} on {best['dataset']}: perplexity {float(original['ppl']):.2f}; least harmed by "
-                f"{best['method']}, with {float(best['ppl']):.2f}, delta_nll {float(best['delta_nll']):.4f} [{low:.4f}, {high:.4f}]"
+                f"{best['method']}, with {float(best['ppl']):.2f}, "
+                f"delta_nll {float(best['delta_nll']):.4f} [{low:.4f}, {high:.4f}]"
             )
     return "\n".join(lines)
 

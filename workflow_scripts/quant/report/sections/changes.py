@@ -47,7 +47,7 @@ def headline(asked: pd.DataFrame, method: str) -> str:
         return f"It is less sure of right answers than the original, but {items} do not show that it gives fewer"
     if any(one.outcome == "better" for one in outcomes):
         return "It answers questions no worse than the original"
-    return f"It answers as well as the original, as far as {items} can show"
+    return f"No loss of right answers shown on {items}"
 
 
 def _size(rows: pd.DataFrame, method: str) -> str:
@@ -70,16 +70,16 @@ def _answers(asked: pd.DataFrame, method: str) -> list[str]:
         right, before = (round(float(one.score) * n) for one in (row, original))
         shown = found(row).by == "answers"
         seen = number(float(row.detectable) * n, 0)
-        sure = "" if shown else f" (a difference of more than {seen} would likely have shown)"
+        sure = "" if shown else f" (a true difference of {seen} would have been shown half of the time)"
         what = _asked(str(task), str(row.rule))
         line = (
             f"Of {n:,} questions ({what}) it answers {right} right, the original {before}{sure}; "
-            f"{number(100 * (1 - float(row.changed)), 0)} of 100 answers are the original's, right or wrong"
+            f"{number(100 * (1 - float(row.changed)), 0)} of 100 come out as the original's do"
         )
         worst = str(others.score.idxmin())
         least = others.loc[worst]
         if worst != method:
-            line += f". The worst method here, {worst}, answers {round(float(least.score) * n)} right"
+            line += f". The worst method asked, {worst}, answers {round(float(least.score) * n)} right"
         said.append(f"{line}.")
     return said[:MOST]
 
@@ -98,7 +98,7 @@ def _next_word(rows: pd.DataFrame, method: str) -> list[str]:
     places = f"{int(rows.kl_tokens[method]):,} places of a text"
     line = f"Asked for the next word at {places}, it picks the original's in {same} of 100"
     if worst != method:
-        line += f"; {worst}, the worst here, in {number(100 * float(rows.top1_agreement[worst]), 0)}"
+        line += f"; {worst}, the worst of all, in {number(100 * float(rows.top1_agreement[worst]), 0)}"
     return [f"{line} (words, or pieces of them)."]
 
 

@@ -64,8 +64,8 @@ def lines(rows: pd.DataFrame) -> list[str]:
             )
     if share := kept(rows):
         (first, most), (last, least) = share[0], share[-1]
-        line = f"{first} keeps most of the original's answers, right or wrong: {pct(most, 1)}"
-        said.append(line + (f"; {last} fewest: {pct(least, 1)}." if len(share) > 1 else "."))
+        line = f"{first}'s answers come out as the original's most often: {pct(most, 1)}"
+        said.append(line + (f"; {last}'s least: {pct(least, 1)}." if len(share) > 1 else "."))
     return said
 
 
@@ -92,7 +92,7 @@ DIFFERENCES = [
     ("could be seen", "a true difference of this size would be shown half of the time"),
     ("NLL of the right answer", "nats per item, first minus second; below 0 the first makes it likelier"),
     ("p of that", "paired by item, corrected"),
-    ("answers changed", "share of items that the two answer differently"),
+    ("answers changed", "share of items that come out differently (another choice; of words, right by one alone)"),
     ("verdict", "of the first, by the corrected p, at 5 %"),
 ]
 
