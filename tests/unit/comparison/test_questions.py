@@ -353,7 +353,7 @@ def test_who_keeps_the_answers_is_tested_over_all_tasks() -> None:
     answered, methods = answers(found)["answers-kept"], config["study"]["methods"]
     best, *_, worst = (row["method"] for row in answered.values)
     assert answered.verdict.startswith(f"{best}'s answers come out as the original's on ")
-    assert answered.outcome == "mixed" and re.search(rf"of 180 items; .*\b{worst} to fewer; no diff", answered.verdict)
+    assert answered.outcome == "mixed" and re.search(rf"of 180 items; .*\b{worst} on fewer; no diff", answered.verdict)
     assert answered.values[0]["p against the best"] == "–" and worst == methods[-1]
     rows = kept_pairs(found.task_pairs)
     assert len(rows) == len(methods) * (len(methods) - 1) // 2

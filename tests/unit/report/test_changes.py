@@ -48,7 +48,7 @@ def test_the_page_begins_with_what_would_change() -> None:
     assert "Its file takes 112 MB instead of 269 MB: 2.4 times smaller." in said
     right = {row.method: round(row.score * 60) for row in table.itertuples()}
     assert f"Of 60 questions (a rule) it answers {right['gw_awq']} right, the original {right['original']} (a" in said
-    assert f"The worst method here, rtn, answers {right['rtn']} right." in said
+    assert f"The worst method asked, rtn, answers {right['rtn']} right." in said
     assert "picks the original&#39;s in 88 of 100; rtn, the worst of all, in 61" in said
     for jargon in ("perplexity", "NLL", "KL", "nats", "quantil"):
         assert jargon not in said
