@@ -290,7 +290,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("flipped", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_artifact_is_named_with_what_rebuilds_it(copy: Path, name: str, how: str) -> None:
     path = copy / "results/tiny" / name
