@@ -89,7 +89,7 @@ def explain(error: ValidationError) -> str:
             keys = ", ".join(error.schema.get("properties", {})) or "an entry"
             return f"{where}: {found} must hold exactly one of: {keys}"
         case _:
-            return f"{where}: {error.message.splitlines()[0]}"
+            return f"{where}: {error.message.splitlines()[0].replace(repr(error.instance), found)}"
 
 
 def first_error(config: Any, schema: dict[str, Any]) -> str | None:
