@@ -26,6 +26,12 @@ FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
 TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
+ANSWERS = {"evaluate_task", "write_words"}
+CODES = (
+    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_study", "quantize_budget"}
+)  # of checkpoints that are packed
+TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
+COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
 LIBRARY = tracking.SCRIPTS / "quant"
 CHOSEN = {
     key: {name: f"quant.recipe.{package}.{name}" for name in table if name != "none"}
@@ -55,8 +61,8 @@ USERS: dict[str, set[str]] = {
     "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
     "models/architectures": RECIPES
-    | ANALYSES
     | FROM_FILES
+    | ANALYSES
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
@@ -67,53 +73,31 @@ USERS: dict[str, set[str]] = {
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
     "calibration/channels": PASSES
-    | ANALYSES
     | FROM_FILES
+    | ANALYSES
     | RECIPES
     | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"},
-    "comparison/paired": TABLES
-    | {
-        "check_mse",
-        "check_study",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-    },
+    "comparison/paired": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/cards": PASSES
-    | QUANTIZERS
     | MEASURES
-    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | QUANTIZERS
+    | ANSWERS
+    | {"check_study", "measure_error", "measure_heldout", "plan"},
     "models/compute": PASSES
-    | QUANTIZERS
     | MEASURES
-    | {"plan", "check_study", "evaluate_task", "measure_error", "measure_heldout", "write_words"},
+    | QUANTIZERS
+    | ANSWERS
+    | {"check_study", "measure_error", "measure_heldout", "plan"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
     "models/depth": {"plan", "check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
-    "files/csv_tables": TABLES
-    | ANALYSES
+    "files/csv_tables": COMPARISONS
     | FROM_FILES
-    | {
-        "check_mse",
-        "describe",
-        "measure_error",
-        "measure_heldout",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "quantize_budget",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-    },
+    | ANALYSES
+    | {"check_mse", "describe", "measure_error", "measure_heldout", "quantize_budget", "synthetic_benchmark"},
     "analysis/deep_dive": {"deep_dive"},
     "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
     "errors": OURS,
@@ -125,10 +109,7 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gemm": {"check_study", "export", "quantize_library"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": READERS
-    | QUANTIZERS
-    | MEASURES
-    | {"check_mse", "check_study", "evaluate_task", "quantize_budget", "write_words"},
+    "recipe/grids": CODES | {"check_mse"},
     "calibration/end_loss": {"collect_end_loss"},
     "calibration/hidden": PASSES | MEASURES,
     "calibration/jacobian": {"collect_jacobian"},
@@ -139,8 +120,8 @@ USERS: dict[str, set[str]] = {
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
-    | ANALYSES
     | FROM_FILES
+    | ANALYSES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | MEASURES | {"convert"},
     "models/experts": PASSES | MEASURES | {"convert"},
@@ -150,29 +131,14 @@ USERS: dict[str, set[str]] = {
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
     "calibration/noisy": {"collect_noisy"},
-    "comparison/numbers": TABLES
-    | {
-        "check_mse",
-        "check_study",
-        "deep_dive",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-    },
+    "comparison/numbers": COMPARISONS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": READERS
-    | QUANTIZERS
-    | MEASURES
-    | {"check_study", "evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/packed": CODES,
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
@@ -189,11 +155,12 @@ USERS: dict[str, set[str]] = {
     "recipe/ranges": RECIPES,
     "recipe/recipe": RECIPES | {"check_study", "quantize_budget"},
     "models/record": PASSES
-    | QUANTIZERS
     | MEASURES
     | TEXTS
+    | QUANTIZERS
+    | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget", "write_words"},
+    | {"check_study", "convert", "measure_error", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -211,20 +178,7 @@ USERS: dict[str, set[str]] = {
     "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": RECIPES,
-    "calibration/second_moments": {
-        "check_mse",
-        "collect_end_loss",
-        "collect_jacobian",
-        "collect_noisy",
-        "collect_shard",
-        "collect_statistics",
-        "measure_error",
-        "measure_heldout",
-        "quantize",
-        "quantize_budget",
-        "quantize_shard",
-        "quantize_with_model",
-    },
+    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -247,70 +201,20 @@ USERS: dict[str, set[str]] = {
     "analysis/synthetic": {"synthetic_benchmark"},
     "report/tables": {"report"},
     "report/texts": {"report"},
-    "files/units": {
-        "check_mse",
-        "check_study",
-        "collect_end_loss",
-        "collect_jacobian",
-        "collect_noisy",
-        "collect_shard",
-        "collect_statistics",
-        "convert",
-        "describe",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "measure_sensitivity",
-        "pick",
-        "plan",
-        "plot",
-        "quantize_budget",
-        "quantize_with_model",
-        "report",
-    },
-    "files/tensorfile": PASSES
-    | READERS
-    | QUANTIZERS
-    | TEXTS
-    | ANALYSES
-    | FROM_FILES
-    | {
-        "check_study",
-        "convert",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_task",
-        "make_task",
-        "quantize_budget",
-        "synthetic_benchmark",
-        "write_words",
-    },
-    "files/behind": PASSES
-    | READERS
-    | QUANTIZERS
-    | TEXTS
-    | ANALYSES
-    | FROM_FILES
-    | {
-        "check_study",
-        "convert",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_task",
-        "make_task",
-        "quantize_budget",
-        "synthetic_benchmark",
-        "write_words",
-    },
+    "files/units": PASSES
+    | MEASURES
+    | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report"},
+    "files/tensorfile": TENSORS,
+    "files/behind": TENSORS,
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/tokens": PASSES
-    | QUANTIZERS
     | MEASURES
     | TEXTS
-    | {"check_study", "evaluate_task", "make_task", "measure_error", "quantize_budget", "write_words"},
+    | QUANTIZERS
+    | ANSWERS
+    | {"check_study", "make_task", "measure_error", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -337,60 +241,24 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
-    "files/pieces": PASSES
-    | READERS
-    | QUANTIZERS
-    | TEXTS
-    | ANALYSES
-    | FROM_FILES
-    | {
-        "check_study",
-        "convert",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_task",
-        "make_task",
-        "quantize_budget",
-        "synthetic_benchmark",
-        "write_words",
-    },
+    "files/pieces": TENSORS,
     "models/unrolled": PASSES | MEASURES | {"convert"},
     "evaluation/head": MEASURES | {"evaluate_task", "write_words"},
     "models/loading": MEASURES | {"evaluate_task", "quantize_with_model", "write_words"},
     "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize", "write_words"},
-    "records/method": QUANTIZERS
-    | MEASURES
-    | {
-        "check_study",
-        "describe",
-        "evaluate_task",
-        "measure_error",
-        "measure_heldout",
-        "plot",
-        "quantize_budget",
-        "report",
-        "summarize",
-        "write_words",
-    },
-    "records/model": PASSES
+    "records/method": MEASURES
     | QUANTIZERS
+    | ANSWERS
+    | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "quantize_budget", "report", "summarize"},
+    "records/model": PASSES
     | MEASURES
     | TEXTS
+    | QUANTIZERS
+    | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "evaluate_task", "measure_error", "quantize_budget", "write_words"},
+    | {"check_study", "convert", "measure_error", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
-    "comparison/measures": TABLES
-    | {
-        "check_mse",
-        "check_study",
-        "pick",
-        "plot",
-        "plot_tasks",
-        "report",
-        "summarize_tasks",
-        "summarize_words",
-        "synthetic_benchmark",
-    },
+    "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
     "comparison/table": {"summarize"},
     "comparison/text_answers": {"answer_questions", "report"},
@@ -406,23 +274,7 @@ USERS: dict[str, set[str]] = {
     "workflow/environment": {"build_library", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
     "calibration/expert_moments": PASSES,
-    "files/naming": PASSES
-    | READERS
-    | QUANTIZERS
-    | TEXTS
-    | ANALYSES
-    | FROM_FILES
-    | {
-        "check_study",
-        "convert",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_task",
-        "make_task",
-        "quantize_budget",
-        "synthetic_benchmark",
-        "write_words",
-    },
+    "files/naming": TENSORS,
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
     "comparison/greedy": {"report", "summarize_words"},
@@ -453,142 +305,25 @@ USERS: dict[str, set[str]] = {
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
-    "models/products": {
-        "check_mse",
-        "collect_end_loss",
-        "collect_jacobian",
-        "collect_noisy",
-        "collect_shard",
-        "collect_statistics",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "quantize",
-        "quantize_budget",
-        "quantize_shard",
-        "quantize_with_model",
-        "write_words",
-    },
+    "models/products": PASSES | MEASURES | ANSWERS | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
     "evaluation/by_block": MEASURES,
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "workflow/weights": set(),
-    "checkpoints/byte_codes": {
-        "check_study",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "quantize",
-        "quantize_budget",
-        "quantize_library",
-        "quantize_shard",
-        "quantize_with_model",
-        "write_words",
-    },
-    "recipe/formats": {
-        "answer_questions",
-        "check_mse",
-        "check_study",
-        "describe",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "plan",
-        "quantize",
-        "quantize_budget",
-        "quantize_library",
-        "quantize_shard",
-        "quantize_with_model",
-        "report",
-        "summarize",
-        "summarize_sensitivity",
-        "write_words",
-    },
-    "recipe/numbers": {
-        "check_mse",
-        "check_study",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "quantize",
-        "quantize_budget",
-        "quantize_library",
-        "quantize_shard",
-        "quantize_with_model",
-        "write_words",
-    },
+    "checkpoints/byte_codes": CODES,
+    "recipe/formats": CODES | TABLES | {"check_mse", "describe", "plan", "report"},
+    "recipe/numbers": CODES | {"check_mse"},
     "methods/reconstruct": {"quantize_with_model"},
     "models/replay": {"quantize_with_model"},
-    "models/forward": {
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "measure_sensitivity",
-        "write_words",
-    },
-    "models/forward_kernels": {
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "measure_sensitivity",
-        "write_words",
-    },
+    "models/forward": MEASURES | ANSWERS,
+    "models/forward_kernels": MEASURES | ANSWERS,
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
-    "calibration/vocabulary": {
-        "collect_end_loss",
-        "quantize",
-        "quantize_budget",
-        "quantize_shard",
-        "quantize_with_model",
-    },
+    "calibration/vocabulary": RECIPES | {"collect_end_loss", "quantize_budget"},
     "checkpoints/ends": {"check_study", "quantize", "quantize_budget", "quantize_shard", "quantize_with_model"},
-    "checkpoints/vocabulary": {
-        "check_study",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "quantize",
-        "quantize_budget",
-        "quantize_shard",
-        "quantize_with_model",
-        "write_words",
-    },
+    "checkpoints/vocabulary": READERS | RECIPES | ANSWERS | EVALUATIONS | {"check_study", "quantize_budget"},
     "methods/vocabulary": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
