@@ -26,6 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from bench_draw import draw
 from bench_limits import evaluation_limit, gpu_seconds, search_limit, statistics_limit
 from bench_models import CASES, Case, make_model, random_tokens, shallower
 from quant.calibration.material import Material
@@ -36,7 +37,8 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow.estimate import OF_MODEL, Ask, Estimate
+from quant.workflow.amounts import Ask, Estimate
+from quant.workflow.estimate import OF_MODEL
 from quant.workflow.rates import measure_rates, within
 from study import PATTERNS, methods
 
@@ -320,43 +322,6 @@ def growth(bench: Bench, model: Path, case: Case, recipe: dict[str, Any]) -> Non
         folder = make_model(bench.folder / f"width{part}", narrow, bench.where)
         files = bench.statistics(folder, narrow, "statistics by width")
         bench.quantize(folder, narrow, "gw_awq", recipe, files, "search by width")
-
-
-def draw(table: pd.DataFrame, path: Path, title: str) -> None:
-    """Each step beside its limit; cost against depth, width, tokens and methods."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 5, figsize=(18, 4), layout="constrained", width_ratios=[3, 1, 1, 1, 1])
-    whole = table[~table["step"].str.contains(" by ") & table["limit_s"].notna()]
-    labels = (whole["step"] + " " + whole["recipe"].fillna("")).str.strip()
-    for key, height, label in (("seconds", 0.8, "wall clock"), ("gpu_s", 0.5, "GPU busy"), ("limit_s", 0.25, "limit")):
-        if whole[key].notna().any():
-            axes[0].barh(labels, whole[key].astype(float), height=height, label=label)
-    axes[0].set(xscale="log", xlabel="seconds", title=title)
-    axes[0].invert_yaxis()
-    axes[0].legend()
-    for axis, key in zip(axes[1:4], ("depth", "width", "tokens"), strict=True):
-        for step in ("statistics", "search"):
-            part = table[table["step"] == f"{step} by {key}"]
-            if key == "depth":
-                part = pd.concat(
-                    [part, table[(table["step"] == step) & (table["recipe"].isin(["gw_awq"]) | (step == "statistics"))]]
-                )
-            if len(part) > 1:
-                axis.plot(part[key], part["seconds"], "o-", label=step)
-        if not axis.lines:  # without growth
-            axis.remove()
-            continue
-        axis.legend()
-        axis.set(xlabel=key, ylabel="seconds", xlim=(0, None), ylim=(0, None))
-    methods = table[table["step"] == "search"].dropna(subset="recipe")
-    cost = table[table["step"] == "statistics"]["seconds"].iloc[0] + methods["call_s"].cumsum()
-    axes[4].plot(range(1, len(cost) + 1), cost, "o-")
-    axes[4].set(xlabel="methods, statistics included", ylabel="seconds", xlim=(0, None), ylim=(0, None))
-    figure.savefig(path)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from quant.workflow.estimate import forward, head, outer, products
+from quant.workflow.amounts import forward, head, outer, products
 from quant.workflow.rates import Rates
 from quant.workflow.shape import Shape, moment_numbers
 

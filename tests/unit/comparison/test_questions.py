@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import math
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from quant.comparison.answers import NO_ANSWER, NO_DIFFERENCE, Answered, Evidenc
 from quant.comparison.correlation import rank_correlation
 from quant.comparison.learnt import COLUMNS
 from quant.comparison.measures import PREDICTED
-from quant.comparison.numbers import LEVEL
 from quant.comparison.paired import detectable
 from quant.comparison.pairs import AUTOAWQ, AUTOROUND, differing_keys, fitted_further, pairs_alike_but
 from quant.comparison.prediction import layer_errors
 from quant.comparison.questions import QUESTIONS, ask
-from quant.comparison.task_answers import kept_pairs
 from quant.comparison.tasks import task_tables
 from quant.comparison.verdicts import difference_of, family
 from quant.report.figures import questions
@@ -333,50 +330,6 @@ def test_layer_error_that_ranks_as_perplexity_is_shown() -> None:
     assert line.count("−1.00 [") == 2 and "; with kl −1.00" in line
     row = next(row for row in one.values if row["measure"] == PREDICTED)
     assert row["value"] == pytest.approx(0.05 * len(found.linears)) and row["kl"] == pytest.approx(0.09)
-
-
-def test_tasks_order_methods_by_both_measures_or_say_that_they_are_too_few() -> None:
-    config = configured(BY_ANCHOR["tasks-order"].yaml)
-    found = answers(evidence(config))["tasks-order"]
-    assert found.outcome == "first" and found.verdict.startswith("Yes: by the likelihood of the right answers, as perp")
-    n = len(config["study"]["methods"])
-    assert found.verdict.count(f"over {n} methods") == 2 and "[+0." in found.verdict and len(found.values) == n
-    assert sum("right answers alone" in line for line in found.lines) == 2
-    few = configured("study: {methods: [gw_awq, gw_praq], tasks: [module], task_methods: all}")
-    found = answers(evidence(few))["tasks-order"]
-    assert found.outcome == "described" and found.verdict.startswith("Not told: 2 methods answer")
-
-
-def test_who_keeps_the_answers_is_tested_over_all_tasks() -> None:
-    config = configured(BY_ANCHOR["answers-kept"].yaml)
-    found = evidence(config)
-    answered, methods = answers(found)["answers-kept"], config["study"]["methods"]
-    best, *_, worst = (row["method"] for row in answered.values)
-    assert answered.verdict.startswith(f"{best}'s answers come out as the original's on ")
-    assert answered.outcome == "mixed" and re.search(rf"of 180 items; .*\b{worst} on fewer; no diff", answered.verdict)
-    assert answered.values[0]["p against the best"] == "–" and worst == methods[-1]
-    rows = kept_pairs(found.task_pairs)
-    assert len(rows) == len(methods) * (len(methods) - 1) // 2
-    own = found.task_pairs[(found.task_pairs.method_a == methods[0]) & (found.task_pairs.method_b == methods[-1])]
-    row = next(row for row in rows if (row["a"], row["b"]) == (methods[0], methods[-1]))
-    assert len(own) == 3 and (row["gained"], row["lost"]) == (own.kept_gained.sum(), own.kept_lost.sum())
-    alone = found._replace(tasks=found.tasks[found.tasks.method.isin(["original", methods[0]])])
-    assert answers(alone)["answers-kept"].outcome == "described"
-
-
-@pytest.mark.parametrize(("p", "outcome"), [(0.01, "described"), (0.5, NO_DIFFERENCE)])
-def test_where_damage_sits_is_claimed_only_where_shown(p: float, outcome: str) -> None:
-    found = answers(evidence(configuration.load(DEFAULT, SCHEMA), p=p))["place"]
-    n = 9
-    assert found.outcome == outcome and len(found.values) == n * 2 * 2
-    if p < LEVEL:
-        assert found.verdict == (
-            f"Damage is larger on rare tokens in {n} of {n} methods; at late places in {n} of {n} methods"
-        )
-        assert "A part by frequency: 40.0 % of the predictions, and between 50.0 %" in found.lines[0]
-        assert found.lines[-1].startswith("On docstrings damage is larger on rare tokens")
-    else:
-        assert found.verdict == "No difference shown on python_reference"
 
 
 def test_layer_errors_are_logs_over_linears() -> None:

@@ -10,7 +10,8 @@ import yaml
 
 from quant.methods.refusals import moment_mistakes
 from quant.workflow import configuration, needs, paths
-from quant.workflow.estimate import MB, OF_MODEL, Ask, is_packed, moments
+from quant.workflow.amounts import MB, Ask, is_packed, moments
+from quant.workflow.estimate import OF_MODEL
 from quant.workflow.shape import Shape, moment_numbers
 
 ROOT = Path(__file__).parents[3]

@@ -8,16 +8,13 @@ weight_scale E4M3 [out, in/16]; weight_global_scale float32 [1], what steps were
 linears is stored in it; codes times steps are exact there, since steps have four digits at most.
 """
 
-import functools
-import importlib.util
 from collections.abc import Collection
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from quant.checkpoints.library_code import helpers
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
 from quant.recipe.formats import NAMES
@@ -43,19 +40,6 @@ def why_not(grid: Grid, n_out: int, n_in: int) -> str | None:
     if grid.rows > 1 and n_in == grid.group_size and n_out > grid.rows:
         return f"blocks of {grid.rows} by {grid.group_size} in one column are read as channels"
     return None
-
-
-@functools.cache
-def library_packing() -> ModuleType:
-    """The library's module of E2M1, which needs torch alone, without its package, whose import takes 4 s."""
-    package = importlib.util.find_spec("compressed_tensors")
-    assert package is not None and package.origin is not None  # it is in requirements.in
-    path = Path(package.origin).parent / "compressors/nvfp4/helpers.py"
-    spec = importlib.util.spec_from_file_location("fp4_packing", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def scales_of(n_out: int, n_in: int, grid: Grid) -> tuple[int, int]:
@@ -97,7 +81,7 @@ def pack(name: str, linear: Codes) -> dict[str, Tensor]:
     codes, scale = grids.from_groups(linear.codes, linear.n_in), {f"{name}.weight_scale": scales(linear)}
     if linear.grid.format in BYTES:
         return {f"{name}.weight": codes} | scale
-    parts = {f"{name}.weight_packed": library_packing().pack_fp4_to_uint8(codes.contiguous())} | scale
+    parts = {f"{name}.weight_packed": helpers("nvfp4").pack_fp4_to_uint8(codes.contiguous())} | scale
     if linear.grid.format == "nvfp4":
         parts[f"{name}.weight_global_scale"] = torch.tensor([linear.unit])
     return parts

@@ -9,17 +9,14 @@ held against the library's classes in the tests, and what is read back is unpack
 imports transformers.
 """
 
-import functools
-import importlib.util
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from quant.checkpoints import byte_codes
+from quant.checkpoints.library_code import helpers
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
 from quant.files.naming import Names
@@ -74,24 +71,11 @@ def bits_of(parts: Layout) -> int:
     return 8 * sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in parts.values())
 
 
-@functools.cache
-def library_packing() -> ModuleType:
-    """The library's module of packing, which needs torch alone, without its package, whose import takes 4 s."""
-    package = importlib.util.find_spec("compressed_tensors")
-    assert package is not None and package.origin is not None  # it is in requirements.in
-    path = Path(package.origin).parent / "compressors/pack_quantized/helpers.py"
-    spec = importlib.util.spec_from_file_location("packing", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def pack(name: str, linear: Codes) -> dict[str, Tensor]:
     """A linear's tensors in the file; its scales in the dtype of step, for the writer to cast."""
     if not linear.grid.in_words:
         return byte_codes.pack(name, linear)
-    pack_to_int32, grid = library_packing().pack_to_int32, linear.grid
+    pack_to_int32, grid = helpers("pack_quantized").pack_to_int32, linear.grid
     middle = 2 ** (grid.bits - 1)  # the library's codes are signed
     offset = 0 if grid.symmetric else middle
     codes = grids.from_groups(linear.codes, linear.n_in) - offset

@@ -62,8 +62,7 @@ def quantize_shard(
                 missing -= set(made.written)
                 folds |= made.folds
                 rows += [] if made.row is None else [made.row]
-            for name in sorted(missing):
-                out.put(name, model.get(name, dtype=form.layout[name][0]))
+            form.put_rest(out, model, missing)
     tensorfile.save(part.folds, folds, {"provenance": json.dumps(provenance)})
     seconds = time.perf_counter() - begun
     write_json(part.record, {"provenance": provenance, **shard._asdict(), "linears": rows, "seconds": seconds})
@@ -105,8 +104,7 @@ def join(
                     folds |= {name: file.get(name) for name in sorted(file.names)}
             end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, made)
             missing -= {name for end in form.ends for name in two.kept_in(end, form.layout)}
-            for name in sorted(missing):
-                out.put(name, model.get(name, dtype=form.layout[name][0]))
+            form.put_rest(out, model, missing)
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun

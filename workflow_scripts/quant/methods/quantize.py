@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -85,6 +85,11 @@ class Form(NamedTuple):
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         return cls(config, dense, layout, grids, reason, metadata, inputs, ends)
+
+    def put_rest(self, out: tensorfile.Sink, model: tensorfile.TensorFile, names: Collection[str]) -> None:
+        """The source's tensors that stay as they are."""
+        for name in sorted(names):
+            out.put(name, model.get(name, dtype=self.layout[name][0]))
 
     def finish(
         self,
@@ -172,8 +177,7 @@ def quantize_checkpoint(
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
-            for name in sorted(untouched - {f"{end.name}.weight" for end in form.ends}):
-                out.put(name, model.get(name, dtype=form.layout[name][0]))
+            form.put_rest(out, model, untouched - {f"{end.name}.weight" for end in form.ends})
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
     return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left, end_rows)
 

@@ -1,156 +1,33 @@
 """What a job of each rule takes: memory, disk and work, of the model's shape and the study's options. Pure, and without
 torch, since rules ask for resources while the DAG is built.
 
-Memory was fitted to measured peaks (tests/unit/workflow/test_estimate.py holds both against each other). Bytes and
-multiply-adds (counted twice) throughout; tokens are those that the configuration asks for, at most.
+Memory was fitted to measured peaks (tests/unit/workflow/test_estimate.py holds both against each other).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 from quant.models.depth import layer_at
 from quant.recipe import keys
-from quant.recipe.formats import SIMULATED, bits_per_weight
-from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
+from quant.workflow.amounts import (
+    LIGHT,
+    MAPPED,
+    MB,
+    Ask,
+    Estimate,
+    forward,
+    head,
+    is_packed,
+    moments,
+    outer,
+    products,
+    stored,
+)
 
-MB = 10**6
-LIGHT, TORCH, TRANSFORMERS = 170 * MB, 320 * MB, 400 * MB  # a process that has imported as much
-CUDA = 1900 * MB  # of the host, for a process that has used a GPU
-MAPPED = 8000 * MB  # of mapped files at most: where memory is short, their pages are given back
+TORCH, TRANSFORMERS = 320 * MB, 400 * MB  # a process that has imported as much
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
-LOADED = 7e8  # bytes a second
 OF_PASS = 0.6  # of the time that other work of as many products takes on a GPU
 SAMPLE = 520  # bytes of samples and ranges an output channel
-
-
-class Estimate(NamedTuple):
-    """ram, gpu: peak bytes of the host (mapped pages among them) and of the card; disk: of the outputs; model, float32:
-    FLOP by the type of the products; read, written: bytes of files; start: seconds before the work."""
-
-    ram: float = LIGHT
-    gpu: float = 0.0
-    disk: float = 0.0
-    model: float = 0.0
-    float32: float = 0.0
-    read: float = 0.0
-    written: float = 0.0
-    start: float = 2.0
-
-
-class Ask(NamedTuple):
-    """A job: its model's shape and the study's options; on_gpu: whether it computes on one; room: bytes of that device,
-    beyond which a model runs block by block."""
-
-    shape: Shape
-    config: Mapping[str, Any]
-    wildcards: Mapping[str, str]
-    on_gpu: bool
-    room: float = 80e9
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number in forward passes."""
-        wanted = self.config["compute"]["dtype"]
-        return WIDTHS.get(wanted, self.shape.width if self.on_gpu else 4)
-
-    @property
-    def batch(self) -> int:
-        wanted = self.config["compute"]["batch_tokens"]
-        return (16384 if self.on_gpu else 1024) if wanted == "auto" else int(wanted)
-
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        return self.config["methods"][self.wildcards["method"]]
-
-    @property
-    def calibration(self) -> tuple[int, int]:
-        """Tokens, and those of a sequence."""
-        said = self.config["calibration"]
-        name = self.wildcards.get("calibration")
-        n = int(name[1:].partition("-")[0]) if name else said["n_calib"]
-        return n * said["seq_len"], said["seq_len"]
-
-    @property
-    def data(self) -> tuple[int, int]:
-        said = self.config["datasets"][self.wildcards["dataset"]]
-        return said["n_samples"] * said["seq_len"], said["seq_len"]
-
-    def host(self, imported: float, *, mapped: float = 0, own: float = 0) -> float:
-        return imported + (CUDA if self.on_gpu else 0) + min(mapped, MAPPED) + own
-
-    def passing(self, tokens: int) -> float:
-        """Bytes of a batch on its way through a block, at its widest."""
-        return min(self.batch, tokens) * (3 * self.shape.middle + 8 * self.shape.hidden) * self.width
-
-    def starting(self, with_model: bool) -> float:
-        return (7.0 if with_model else 4.0) if self.on_gpu else (4.5 if with_model else 2.5)
-
-    def loading(self, size: float) -> float:
-        """Seconds before a whole model of so many bytes runs: held against its checksums, then loaded."""
-        return self.starting(True) + 3 + size / LOADED
-
-
-def forward(shape: Shape, tokens: int, width: int) -> float:
-    """Blocks on sequences of `width` tokens: linears, and causal attention."""
-    return shape.depth * tokens * (2 * shape.active + 2 * shape.hidden * width)
-
-
-def head(shape: Shape, tokens: int) -> float:
-    return 2.0 * tokens * shape.embedding
-
-
-def outer(shape: Shape, tokens: int) -> float:
-    """XᵀX of every input, one triangle."""
-    return shape.depth * sum(e.n * e.share * tokens * e.n_in * (e.n_in + 1) for e in shape.linears if e.reads)
-
-
-def products(shape: Shape) -> float:
-    """One triangle of D·H of every linear."""
-    return shape.depth * sum(each.n * each.n_out * each.n_in * (each.n_in + 1.0) for each in shape.linears)
-
-
-def bits_of(recipe: Mapping[str, Any], shape: Shape) -> float:
-    """Of a packed weight, with its share of steps and zeros."""
-    group = recipe["group_size"] if recipe["group_size"] > 0 else shape.hidden
-    return bits_per_weight({**recipe, "group_size": group})
-
-
-def is_packed(recipe: Mapping[str, Any]) -> bool:
-    """Whether codes, steps and zeros are all that it needs (methods.packing says it of a model)."""
-    if "algorithm" in recipe:
-        return True
-    alone = recipe["salience"] == "none" or recipe["scope"] == "shared"
-    known = recipe["format"] not in SIMULATED
-    return alone and known and recipe["keep"] == "none" and not recipe["noise_injection"]
-
-
-def stored(shape: Shape, recipe: Mapping[str, Any] | None = None) -> float:
-    """Bytes of a checkpoint: the original's, or a method's."""
-    if recipe is None or not is_packed(recipe):
-        return shape.weights * shape.width
-    budget = recipe.get("budget") or {}
-    if budget.get("size_mb"):
-        return budget["size_mb"] * MB
-    if "algorithm" in recipe:
-        bits = recipe["bits"] + 20 / max(recipe["group_size"], 1)
-    else:
-        bits = budget.get("bits_per_weight") or bits_of(recipe, shape)
-    return (shape.weights - shape.quantised) * shape.width + shape.quantised * bits / 8
-
-
-def moments(shape: Shape, config: Mapping[str, Any]) -> float:
-    """Bytes of the second moments on disk, as long as they are there."""
-    said = config.get("moments", {"store": "float32", "budget_gb": None})
-    width = 2.0 if said["store"] == "bfloat16" else 4.0
-    dense = shape._replace(linears=tuple(each for each in shape.linears if each.n < EXPERTS))
-    own = width * moment_numbers(dense)
-    experts = width * moment_numbers(shape) - own
-    pooled = (
-        width * shape.depth * sum(triangle(each.n_in) for each in shape.linears if each.n >= EXPERTS and each.reads)
-    )
-    most = float("inf") if said["budget_gb"] is None else said["budget_gb"] * 1e9 + pooled
-    return own + min(experts, most)
 
 
 def fetched(ask: Ask) -> Estimate:

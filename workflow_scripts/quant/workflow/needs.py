@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quant.workflow.estimate import MB, OF_MODEL, Ask, Estimate, small
+from quant.workflow.amounts import MB, Ask, Estimate
+from quant.workflow.estimate import OF_MODEL, small
 from quant.workflow.rates import SLOW_CPU, SLOW_GPU, seconds
 from quant.workflow.shape import Shape, known_shape
 

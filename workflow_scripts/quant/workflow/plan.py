@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from quant.files.units import megabytes
 from quant.recipe import keys
-from quant.workflow.estimate import Ask, Estimate, moments, stored
+from quant.workflow.amounts import Ask, Estimate, moments, stored
 from quant.workflow.needs import ON_GPU, estimated
 from quant.workflow.rates import Rates, seconds
 from quant.workflow.shape import Shape

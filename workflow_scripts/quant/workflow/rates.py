@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.workflow.estimate import Estimate
+from quant.workflow.amounts import Estimate
 
 
 class Rates(NamedTuple):
