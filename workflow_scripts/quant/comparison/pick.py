@@ -100,15 +100,14 @@ def curve_words(found: Sequence[dict[str, Any]], by: str) -> str:
     return f"What size buys, by {by}: {'; '.join(steps)}."
 
 
-def room_words(best: Any, larger: pd.DataFrame) -> str:
-    """What is better than poor and next in size, where the choice is poor; else nothing."""
-    if quality(increase(best)) != "poor":
-        return ""
-    for row in larger[larger.size_mb > best.size_mb].sort_values("size_mb").itertuples():
-        if quality(increase(row)) != "poor":
-            costs = f"{percent(increase(row))}, {quality(increase(row))}"
-            return f"More room helps: {row.method} takes {megabytes(row.size_mb)} MB and costs {costs}."
-    return ""
+def room_words(best: Any, packed: pd.DataFrame) -> list[str]:
+    """Where the choice is poor, the next in size that is not, if there is one."""
+    larger = packed[packed.size_mb > best.size_mb].sort_values("size_mb", kind="stable").itertuples()
+    row = next((each for each in larger if quality(increase(each)) != "poor"), None)
+    if row is None or quality(increase(best)) != "poor":
+        return []
+    costs = f"{percent(increase(row))}, {quality(increase(row))}"
+    return [f"More room helps: {row.method} takes {megabytes(row.size_mb)} MB and costs {costs}."]
 
 
 def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, Any]) -> Choice:
@@ -133,7 +132,8 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines, curve(packed, by))
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""
-    lines = [facts_words(best), f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
+    room = room_words(best, packed)
+    lines = [facts_words(best), *room, f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
     runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
     difference, measure = None, "kl" if by == "kl" else "nll"
 
@@ -155,8 +155,6 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
         first = ahead.sort_values(by).iloc[0]
         lines.append(f"{first.method} has a lower {by}, but is not packed: {first.storage_reason}.")
     front = curve(packed, by)
-    if room := room_words(best, packed[packed.method.isin([each["method"] for each in front])]):
-        lines.insert(1, room)
     if by in ("delta_nll", "kl") and len(front) > 1:
         lines.append(curve_words(front, by))
     return Choice(model, dataset, best.method, runner_up, difference, best.method, lines, front)
