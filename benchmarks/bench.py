@@ -26,9 +26,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from bench_growth import growth
+
 from bench_draw import draw
 from bench_limits import evaluation_limit, gpu_seconds, search_limit, statistics_limit
-from bench_models import CASES, Case, make_model, random_tokens, shallower
+from bench_models import CASES, Case, make_model, random_tokens
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.data import tokens
@@ -94,7 +96,7 @@ class Bench:
         row = {"step": step, "seconds": seconds, "gpu_s": gpu_s, "limit_s": limit}
         row["times_limit"] = limit and (gpu_s or seconds) / limit
         if planned is not None:
-            row |= {"plan_s": within(planned, self.rates, self.where), "plan_gpu_mb": planned.gpu / 1e6}
+            row |= self.said(planned)
         row |= {"depth": case.depth, "width": case.shape.hidden, "tokens": case.calibration[0] * case.calibration[1]}
         ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # so far, mapped files among it
         self.rows.append(row | {"gpu_peak_mb": peak, "ram_mb": ram} | more)
@@ -112,8 +114,25 @@ class Bench:
     def busy(self, work: Callable[[], Any]) -> float | None:
         return gpu_seconds(work) if self.where == "cuda" and self.profiled else None
 
-    def planned(self, rule: str, case: Case, recipe: dict[str, Any] | None = None) -> Estimate:
-        """What the plan says of a rule's job."""
+    def said(self, planned: Estimate) -> dict[str, float]:
+        """What the plan says of a step that runs in this process."""
+        return {"plan_s": within(planned, self.rates, self.where), "plan_gpu_mb": planned.gpu / 1e6}
+
+    def predict(self, case: Case, chosen: dict[str, dict[str, Any]]) -> None:
+        """Prints what the plan says of every step, before any of them has run."""
+        found = {"statistics": self.planned("collect_statistics", case)}
+        for name, recipe in chosen.items():
+            found[name] = self.planned(rule_of(recipe), case, recipe)
+        found["evaluation by block"] = self.planned("evaluate_original", case, room=0)
+        found["evaluation"] = self.planned("evaluate_original", case)._replace(read=0, written=0)
+        for step, planned in found.items():
+            words = (f"{key} {value:.4g}" for key, value in self.said(planned).items())
+            print(f"plan {step}: {', '.join(words)}", flush=True)
+
+    def planned(
+        self, rule: str, case: Case, recipe: dict[str, Any] | None = None, room: float | None = None
+    ) -> Estimate:
+        """What the plan says of a rule's job; room: bytes of the device, if not its own."""
         (n, width), (m, length) = case.calibration, case.evaluation
         config = {
             "compute": {"dtype": "auto", "batch_tokens": "auto"},
@@ -123,7 +142,8 @@ class Bench:
         }
         wildcards = {"dataset": "heldout"} | ({} if recipe is None else {"method": "method"})
         on_gpu = self.where == "cuda"
-        room = torch.cuda.mem_get_info()[1] if on_gpu else float("inf")
+        if room is None:
+            room = torch.cuda.mem_get_info()[1] if on_gpu else float("inf")
         return OF_MODEL[rule](Ask(case.shape, config, wildcards, on_gpu, room))
 
     def compute(self, case: Case) -> Compute:
@@ -188,7 +208,7 @@ class Bench:
             calls.append(clock(self.where) - begun)
             work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
         limit = search_limit(case.shape, self.rates, recipe)
-        planned = self.planned("quantize_with_model" if keys.way_of(recipe) == "model" else "quantize", case, recipe)
+        planned = self.planned(rule_of(recipe), case, recipe)
         busy = self.busy(lambda: quantize(model, target, recipe, files, self.where))
         spent = statistics.median(calls)
         self.note(step, statistics.median(work), limit, case, busy, planned, recipe=name, call_s=spent)
@@ -261,7 +281,13 @@ class Bench:
         size = size_of(checkpoint)
         limit = max(evaluation_limit(case.shape, self.rates, n * width, width), size / self.rates.off)
         spent = clock(self.where) - begun
-        self.note("evaluation by block", spent, limit, case, read_gb_per_s=size / spent / GB, tokens_per_s=speed)
+        planned = self.planned("evaluate_original", case, room=0)
+        more = {"read_gb_per_s": size / spent / GB, "tokens_per_s": speed}
+        self.note("evaluation by block", spent, limit, case, planned=planned, **more)
+
+
+def rule_of(recipe: dict[str, Any]) -> str:
+    return "quantize_with_model" if keys.way_of(recipe) == "model" else "quantize"
 
 
 def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
@@ -305,25 +331,6 @@ def autoawq(bench: Bench, model: Path, case: Case) -> None:
     bench.note("search", record["summary"]["quantize_s"], None, case, recipe="autoawq", call_s=spent)
 
 
-def growth(bench: Bench, model: Path, case: Case, recipe: dict[str, Any]) -> None:
-    """Statistics and one search at other depths, tokens and widths."""
-    for depth in sorted({max(1, case.depth // 4), max(1, case.depth // 2)}):
-        less, folder = case.having(num_hidden_layers=depth), bench.folder / f"depth{depth}"
-        files = bench.statistics(shallower(model, folder, depth), less, "statistics by depth")
-        bench.quantize(folder, less, "gw_awq", recipe, files, "search by depth")
-    few = case.having(num_hidden_layers=max(1, case.depth // 10))
-    few_model = shallower(model, bench.folder / "few", few.depth)
-    for part in (4, 2, 1):
-        n, width = case.calibration
-        bench.statistics(few_model, few._replace(calibration=(n // part, width)), "statistics by tokens")
-    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    for part in (4, 2, 1):
-        narrow = few.having(vocab_size=2048, **{key: max(1, case.config[key] // part) for key in sizes})
-        folder = make_model(bench.folder / f"width{part}", narrow, bench.where)
-        files = bench.statistics(folder, narrow, "statistics by width")
-        bench.quantize(folder, narrow, "gw_awq", recipe, files, "search by width")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = device("auto")
@@ -358,6 +365,7 @@ def main() -> None:
 
 def measure(bench: Bench, case: Case, options: argparse.Namespace) -> None:
     chosen = recipes(options.recipes, case)
+    bench.predict(case, chosen)
     begun = clock(bench.where)
     model = make_model(bench.folder / "model", case, bench.where)
     size = size_of(model / "checkpoint")

@@ -73,6 +73,10 @@ CASES = {
     "minicpm-2b": Case(granite(2304, 5760, 36, 40, 122753), 128, (128, 512), (16, 2048)),
     "llama-3-8b": Case(llama(4096, 14336, 32, 32, 128256, num_key_value_heads=8), 128, (128, 512), (16, 2048)),
     "llama-3-70b": Case(llama(8192, 28672, 64, 80, 128256, num_key_value_heads=8), 128, (128, 512), (16, 2048)),
+    "qwen2.5-1.5b": Case(
+        _config("qwen2", 1536, 8960, 12, 28, 151936, architecture="Qwen2ForCausalLM", num_key_value_heads=2),
+        128, (128, 512), (16, 2048),
+    ),
     "qwen3-30b-a3b": Case(
         _config("qwen3_moe", 2048, 6144, 32, 48, 151936, **QWEN3_MOE), 128, (128, 512), (16, 2048)
     ),
