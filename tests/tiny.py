@@ -1,5 +1,6 @@
 """Tiny random models and a fresh copy of the project, made by the tests."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 import yaml
+
+from tests import jobs
 
 ROOT = Path(__file__).parents[1]
 WORDS = [f"w{i}" for i in range(200)]
@@ -135,9 +138,25 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "jsonschema", "yte"])
 
 
-def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], outputs: list[Path]) -> None:
+# by the environment of their jobs: this process's first one's, and the last other one's
+SERVERS: dict[frozenset[tuple[str, str]], jobs.Server] = {}
+
+
+def _server(environment: dict[str, str]) -> jobs.Server:
+    key = frozenset(environment.items())
+    if key not in SERVERS:
+        for other in list(SERVERS)[1:]:
+            SERVERS.pop(other).close()
+        SERVERS[key] = jobs.Server(environment)
+    return SERVERS[key]
+
+
+def _run_here(
+    folder: Path, arguments: list[str], environment: dict[str, str], python: Path, outputs: list[Path]
+) -> None:
     """Snakemake's command in this process, what it says on stdout and stderr in files, and how it exits in a third: of
     two forks at once, multiprocessing may tell the status of one to neither."""
+    sys.executable = str(python)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -146,6 +165,7 @@ def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], o
             os.dup2(file.fileno(), stream)
     from snakemake.cli import main
 
+    gc.disable()  # a third of a dry run's time
     try:
         main(arguments)
     except SystemExit as exited:
@@ -156,7 +176,8 @@ def _run_here(folder: Path, arguments: list[str], environment: dict[str, str], o
 def snakemake(
     folder: Path, *arguments: str, config: str | None = "tiny.yaml", fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake in a clone as a user would, but for the seconds that its imports take; fresh: those too."""
+    """Runs Snakemake in a clone as a user would, but for the seconds that imports take, its and its jobs'; fresh: those
+    too."""
     overlay = ["--configfile", config] if config else []
     command = [*arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
     if fresh or "pytest" not in sys.modules:  # a fork would run a plain script once more
@@ -164,7 +185,9 @@ def snakemake(
         return subprocess.run(plain, cwd=folder, capture_output=True, text=True, check=False)
     with tempfile.TemporaryDirectory() as said:
         *outputs, status = (Path(said, name) for name in ("stdout", "stderr", "status"))
-        process = FORKS.Process(target=_run_here, args=(folder, command, dict(os.environ), [*outputs, status]))
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        python = _server(environment).python
+        process = FORKS.Process(target=_run_here, args=(folder, command, environment, python, [*outputs, status]))
         process.start()
         process.join()
         code = int(status.read_text()) if status.is_file() else process.exitcode or 1

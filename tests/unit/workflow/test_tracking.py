@@ -34,7 +34,7 @@ def scripts(tmp_path: Path) -> Path:
 
 
 def code(root: Path, *data: str) -> str:
-    for cached in (tracking.imports, tracking.version, tracking.code_of):
+    for cached in (tracking.imports, tracking.imported, tracking.version, tracking.code_of):
         cached.cache_clear()
     return tracking.code_of("job.py", *data, root=root)
 

@@ -7,6 +7,7 @@ hash re-runs exactly the jobs whose code changed. Versions of the other librarie
 import ast
 import functools
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -18,12 +19,22 @@ BY_NAME = ("quant/recipe/functions.py", "quant/methods/library.py")  # find a re
 RENAMED = {"yaml": "PyYAML", "awq": "autoawq"}  # distributions that are not called what is imported
 
 
+def statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """All that stand in it, however deep. No expression holds one, and those are most of what ast.walk would visit."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        inner = getattr(node, field, ())
+        for each in inner if isinstance(inner, list) else ():  # a lambda's and a conditional expression's are none
+            if isinstance(each, ast.stmt):
+                yield each
+            yield from statements(each)
+
+
 @functools.cache
 def imports(path: Path) -> frozenset[tuple[str, ...]]:
     """What a file imports, anywhere in it, as dotted names that stand for one thing each: `from a import b` gives
     (a.b, a), since b is a module or a name within a. A relative import names nothing that can be followed: refused."""
     found: set[tuple[str, ...]] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in statements(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             found |= {(alias.name,) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -39,25 +50,34 @@ def module_file(name: str, root: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+@functools.cache
+def imported(path: Path, root: Path) -> tuple[frozenset[Path], frozenset[str]]:
+    """Our own files, and the other packages, that a file imports itself. A name of our package that is no module's, nor
+    within one, is refused: its code would go unseen."""
+    files, packages = set(), set()
+    for names in imports(path):
+        if names[0].partition(".")[0] != PACKAGE:
+            packages.add(names[0].partition(".")[0])
+            continue
+        own = next(filter(None, (module_file(name, root) for name in names)), None)
+        if own is None:
+            raise ImportError(f"{path}: imports {names[0]}, which is no module of {root / PACKAGE}")
+        files.add(own)
+    return frozenset(files), frozenset(packages - set(sys.stdlib_module_names))
+
+
 def closure(script: Path, root: Path | None = None) -> tuple[set[Path], set[str]]:
-    """Our own files that a script, or a module of root's, runs, itself included, and the other packages they import. A
-    name of our package that is no module's, nor within one, is refused: its code would go unseen."""
-    files, others, todo = set(), set(), [script]
-    root = root or script.parent
+    """Our own files that a script, or a module of root's, runs, itself included, and the other packages they import."""
+    files: set[Path] = set()
+    packages: set[str] = set()
+    todo = {script}
     while todo:
         path = todo.pop()
-        if path in files:
-            continue
         files.add(path)
-        for names in imports(path):
-            if names[0].partition(".")[0] != PACKAGE:
-                others.add(names[0].partition(".")[0])
-                continue
-            own = next(filter(None, (module_file(name, root) for name in names)), None)
-            if own is None:
-                raise ImportError(f"{path}: imports {names[0]}, which is no module of {root / PACKAGE}")
-            todo.append(own)
-    return files, others - set(sys.stdlib_module_names)
+        own, others = imported(path, root or script.parent)
+        packages |= others
+        todo |= own - files
+    return files, packages
 
 
 @functools.cache
