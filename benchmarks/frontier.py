@@ -2,7 +2,7 @@
 
 CONVERTED is results/{model}/original of a finished conversion, TEXT the raw test split. Calibrates on the first 128×512
 tokens, evaluates the rest and 65,536 tokens of the Python language reference (Python's own pydoc_data, which no
-calibration saw) in windows of 2,048, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
+calibration saw) in windows of --width, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
 and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
 GPU's peak memory; writes them to OUT after each method, and each window's sums to a folder beside it, where a later run
 finds those of methods that it does not measure. At the end what each has learnt of the texts, beside the same method
@@ -54,8 +54,10 @@ RESAMPLES, SEED = 9999, 42
 WARM_UP = 8  # sequences that a first, untimed run compiles its kernels on
 
 
-def texts(checkpoint: Path, text: Path, calibration: int) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Calibration sequences, and the windows to evaluate by text."""
+def texts(
+    checkpoint: Path, text: Path, calibration: int, name: str = "wikitext", width: int = WIDTH
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Calibration sequences, and the windows to evaluate by text; name: of the text that calibrates."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -66,9 +68,9 @@ def texts(checkpoint: Path, text: Path, calibration: int) -> tuple[list[Tensor],
     topics = pydoc_data.topics.topics
     ids, python = read(text.read_text(encoding="utf-8")), read("\n\n".join(topics[name] for name in sorted(topics)))
     head = CALIBRATION[0] * CALIBRATION[1]
-    judged = {"wikitext": ids[head:], "python": python[:PYTHON_TOKENS]}
+    judged = {name: ids[head:], "python": python[:PYTHON_TOKENS]}
     first = tokens.windows(ids[: calibration * CALIBRATION[1]], CALIBRATION[1])
-    return first, {name: tokens.windows(each, WIDTH) for name, each in judged.items()}
+    return first, {key: tokens.windows(each, width) for key, each in judged.items()}
 
 
 @torch.inference_mode()
@@ -206,12 +208,15 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--name", default="wikitext", help="what TEXT is called in the figures")
+    parser.add_argument("--width", type=int, default=WIDTH, help="tokens of a window that is evaluated")
     parser.add_argument("--environment", type=Path, help="AutoRound's")
     parser.add_argument("--out", type=Path, default=Path("frontier.csv"))
     options = parser.parse_args()
     where, known = device("auto"), methods()
     torch.backends.cuda.matmul.allow_tf32 = False
-    sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
+    way = options.text, options.calibration, options.name, options.width
+    sequences, judged = texts(options.converted / "checkpoint", *way)
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
     rows: list[dict[str, Any]] = []
