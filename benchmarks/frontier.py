@@ -6,9 +6,9 @@ calibration saw) in windows of --width, in float32, groups of 64, asymmetric. Ne
 and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
 GPU's peak memory; writes them to OUT after each method, and each window's sums to a folder beside it, where a later run
 finds those of methods that it does not measure. At the end what each has learnt of the texts, beside the same method
-that is fitted less (docs/methods.md, Has a method learnt the text?), and each beside AutoRound: differences with their
-95 % intervals, p corrected over all of them. `--methods autoround --environment PATH` measures AutoRound; PATH is a
-folder that build_library made.
+that is fitted less (docs/methods.md, Has a method learnt the text?), and each beside AutoRound, or the method that
+--beside names: differences with their 95 % intervals, p corrected over all of them. `--methods autoround --environment
+PATH` measures AutoRound; PATH is a folder that build_library made.
 """
 
 import argparse
@@ -119,12 +119,12 @@ def learnt_lines(found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarr
                 )
 
 
-def beside_autoround(found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarray]) -> Iterator[str]:
-    """found: of `judge` by method and bits."""
+def beside(name: str, found: dict[tuple[str, int], Sums], weights: dict[str, np.ndarray]) -> Iterator[str]:
+    """Each method less the one of that name; found: of `judge` by method and bits."""
     differences = {
         (method, bits, text, measure): paired_difference(own[:, at], other[text][:, at], weights[text], RESAMPLES, SEED)
         for (method, bits), sums in found.items()
-        if method != LIBRARY and (other := found.get((LIBRARY, bits))) is not None
+        if method != name and (other := found.get((name, bits))) is not None
         for text, own in sums.items()
         for measure, at in (("NLL", 1), ("KL", 2))
     }
@@ -132,7 +132,7 @@ def beside_autoround(found: dict[tuple[str, int], Sums], weights: dict[str, np.n
     for (key, each), p in zip(differences.items(), corrected, strict=True):
         method, bits, text, measure = key
         yield (
-            f"{method} less {LIBRARY}, {bits} bits, {text}: {measure} {each.mean:+.4f} [{each.low:+.4f}, "
+            f"{method} less {name}, {bits} bits, {text}: {measure} {each.mean:+.4f} [{each.low:+.4f}, "
             f"{each.high:+.4f}], p {p:.4f}"
         )
 
@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
     parser.add_argument("--name", default="wikitext", help="what TEXT is called in the figures")
     parser.add_argument("--width", type=int, default=WIDTH, help="tokens of a window that is evaluated")
+    parser.add_argument("--beside", default=LIBRARY, help="the method that the others' differences are from")
     parser.add_argument("--environment", type=Path, help="AutoRound's")
     parser.add_argument("--out", type=Path, default=Path("frontier.csv"))
     options = parser.parse_args()
@@ -246,7 +247,7 @@ def main() -> None:
                 print(", ".join(words), flush=True)
                 pd.DataFrame(rows).to_csv(options.out, index=False)
     sums = kept_sums(left, judged)
-    print("\n".join([*learnt_lines(sums, weights, known), *beside_autoround(sums, weights)]))
+    print("\n".join([*learnt_lines(sums, weights, known), *beside(options.beside, sums, weights)]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A small Gemma (norms of weight + 1, gated GELU, a tied embedding) trained on this machine: train_gemma.py OUT TOKENIZER.
+"""A small Gemma (norms of weight + 1, gated GELU, a tied embedding), trained in minutes: train_gemma.py OUT TOKENIZER.
 
 TOKENIZER is a checkpoint whose tokenizer it takes. The text is the Python source of the packages beside PyTorch, files
-in an order drawn by their paths; every twentieth is left out of training, and of those the first million characters are
+in an order drawn by their paths; every twentieth is left out of training, and of those the first 700,000 characters are
 OUT/held_out.txt. The model, in bfloat16, is OUT/published, and OUT/original what a study converts it to. Says how many
 tokens it saw and its loss on the text left out. Then
 
-    python benchmarks/frontier.py OUT/original OUT/held_out.txt --name source --width 1024 --methods …
+    python benchmarks/frontier.py OUT/original OUT/held_out.txt --name source --width 1024 --beside awq_clip_gptq_shared
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WIDTH = 1024  # tokens of a sequence
 HELD_OUT = 20  # one file of so many
-HELD_OUT_CHARACTERS = 10**6
+HELD_OUT_CHARACTERS = 700_000
 SMALLEST, LARGEST = 1_000, 200_000  # characters of a file
 WARM_UP, DECAY = 100, 0.1  # steps of it; AdamW's
 JUDGED = 16  # sequences of a loss
