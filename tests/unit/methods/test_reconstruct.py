@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
-from quant.methods.reconstruct import Aim, Reconstructor
+from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor, together
+from quant.methods.sequential import Sequential
 from quant.methods.with_model import quantize_with_model, reconstruction_of
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, decoder_blocks, skeleton
@@ -60,15 +61,15 @@ def aims_of(pair: Pair) -> dict[str, Aim]:
     return aims
 
 
-def second_block(case: Case, left_out: frozenset[int] = frozenset()) -> Reconstructor:
+def second_block(case: Case, left_out: frozenset[int] = frozenset(), batch_tokens: int = 64) -> Reconstructor:
     """The second block's, after a first one whose down projection was changed."""
-    pairs: Iterator[Pair] = Streams(case.path, SEQUENCES, "cpu", torch.float32, 64).pairs()
+    pairs: Iterator[Pair] = Streams(case.path, SEQUENCES, "cpu", torch.float32, batch_tokens).pairs()
     first = next(pairs)
     name = f"{first.groups[-1][0]}.weight"
     first.put({f"{first.name}.{name}": 0.8 * first.quantised.get_parameter(name)})
     first.advance(True)
     pair = next(pairs)
-    return Reconstructor(pair, aims_of(pair), 0.25, left_out)
+    return Reconstructor(pair, aims_of(pair), 0.25, left_out, 64)
 
 
 def second_outputs(model: nn.Module) -> list[Tensor]:
@@ -114,14 +115,13 @@ def test_gradients_equal_finite_differences(models: Callable[[str], Case]) -> No
     """Of steps along a random direction; of places, through which a gradient passes as if nothing were rounded, along
     the weights that they would be."""
     found = second_block(models("llama_bias"))
-    ((_, given),) = [found._own.of(found._pair.arguments(0))]
-    batch = found._batch(0)
-    found.gradients(given, *batch)
+    _, part = found.part(0)
+    found.gradients([part])
     generator = torch.Generator().manual_seed(1)
 
     def loss() -> float:
         with torch.no_grad():
-            return found.loss(given, *batch).item()
+            return found.loss(part).item() / part.counts.sum().item()
 
     for name in list(found.linears)[::2]:
         linear = found.linears[name]
@@ -142,6 +142,20 @@ def test_gradients_equal_finite_differences(models: Callable[[str], Case]) -> No
             losses.append(loss())
         linear._zero = zero
         assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(wanted, rel=0.05, abs=1e-5), name
+
+
+def test_a_step_in_smaller_batches_has_the_same_gradients(models: Callable[[str], Case]) -> None:
+    """As they are where a GPU's memory does not hold it; batches of one sequence are not padded."""
+    (whole, small) = (second_block(models("llama_bias"), frozenset({2}), n) for n in (64, 20))
+    assert (whole.steps, small.steps) == ([[0]], [[0, 1]])
+    for found in (whole, small):
+        found.gradients([found.part(i)[1] for i in found.steps[0]])
+    assert whole.error() == pytest.approx(small.error(), rel=1e-5)
+    for ours, theirs in zip(small.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6 * theirs.grad.abs().max().item())
+    way = Sequential(models("llama_bias").path, CALIBRATION, "cpu", torch.float32, 20, Reconstruction.of(WAY))
+    assert next(way._pairs).n_batches == 3
+    assert together({0: 30, 2: 30, 3: 31, 4: 90, 5: 5}, 64) == [[0, 2], [3], [4], [5]]
 
 
 def test_it_brings_the_model_nearer_and_twice_the_same(models: Callable[[str], Case], tmp_path: Path) -> None:

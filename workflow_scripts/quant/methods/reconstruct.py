@@ -7,7 +7,7 @@ from the code that rounding chose than NEAR. A step becomes step·exp(δ). Adam,
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -150,19 +150,42 @@ class Own:
 
 
 def relative_error(found: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
-    """Mean over tokens [n, width], which count, of ‖found - wanted‖²/‖wanted‖²; both [n, width, hidden]."""
+    """Sum over tokens [n, width], which count, of ‖found - wanted‖²/‖wanted‖²; both [n, width, hidden]."""
     wanted = wanted.float()
     error = (found.float() - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-20)
-    return (error * counts).sum() / counts.sum()
+    return (error * counts).sum()
+
+
+def together(sizes: Mapping[int, int], most: int) -> list[list[int]]:
+    """Batches in their order, of so many tokens each, as many together as stay within `most`; at least one."""
+    found: list[list[int]] = []
+    for i, size in sizes.items():
+        if found and sum(sizes[j] for j in found[-1]) + size <= most:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+class Part(NamedTuple):
+    """A batch: what the block is called with, its inputs, its goal [n, width, hidden], and what tokens count."""
+
+    given: Arguments
+    x: Tensor
+    goal: Tensor
+    counts: Tensor
 
 
 class Reconstructor:
     """One block of a quantised model beside the original's."""
 
-    def __init__(self, pair: Pair, aims: Mapping[str, Aim], share: float, left_out: frozenset[int]) -> None:
+    def __init__(
+        self, pair: Pair, aims: Mapping[str, Aim], share: float, left_out: frozenset[int], step_tokens: int
+    ) -> None:
         """The block should put out, of the quantised model's inputs, share·(what the original puts out) + (1 - share)·
         (what the original's block makes of these inputs). aims: by their names within the block; left_out: calibration
-        sequences that are not looked at."""
+        sequences that are not looked at; step_tokens: of a step, whose gradients are added up where the pair's batches
+        are smaller."""
         self._pair, self._goals, self._device = pair, pair.goals(share), pair.device
         dtype = torch.float32 if pair.dtype == torch.float16 else pair.dtype  # whose range gradients leave
         with torch.inference_mode(False):
@@ -170,11 +193,13 @@ class Reconstructor:
         self._own, self._dtype = Own(dtype), dtype
         counts = {i: pair.counted(i, left_out) for i in range(pair.n_batches)}
         self._counts = {i: each for i, each in counts.items() if each.any()}
+        self.steps = together({i: each.numel() for i, each in self._counts.items()}, step_tokens)
 
-    def _batch(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, goal and what tokens count."""
+    def part(self, i: int) -> tuple[tuple[int, ...], Part]:
+        """A batch, and what tells its arguments from others'."""
+        kind, given = self._own.of(self._pair.arguments(i))
         x, goal = (t.to(self._dtype, copy=True) for t in (self._pair.states(i), self._goals.get(i)))
-        return x, goal, self._counts[i]
+        return kind, Part(given, x, goal, self._counts[i])
 
     @torch.no_grad()
     def error(self) -> float:
@@ -183,20 +208,21 @@ class Reconstructor:
             each.as_stored = True
             each.settled = each.weight
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for i, count in self._counts.items():
-            _, given = self._own.of(self._pair.arguments(i))
-            total += self.loss(given, *self._batch(i)) * count.sum()
+        for i in self._counts:
+            total += self.loss(self.part(i)[1])
         for each in self.linears.values():
             each.as_stored, each.settled = False, None
         return float(total / sum(count.sum() for count in self._counts.values()))
 
-    def loss(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> Tensor:
-        """One batch's error."""
-        return relative_error(hidden_of(given.call(self.block, x)), goal, count)
+    def loss(self, part: Part) -> Tensor:
+        """A batch's errors, summed."""
+        return relative_error(hidden_of(part.given.call(self.block, part.x)), part.goal, part.counts)
 
-    def gradients(self, given: Arguments, x: Tensor, goal: Tensor, count: Tensor) -> None:
-        """Adds one batch's to the parameters'."""
-        self.loss(given, x, goal, count).backward()
+    def gradients(self, parts: Sequence[Part]) -> None:
+        """Adds those of a step's mean error to the parameters'."""
+        total = torch.stack([part.counts.sum() for part in parts]).sum()
+        for part in parts:
+            (self.loss(part) / total).backward()
 
     def run(self, wanted: Reconstruction, seed: int) -> tuple[float, float]:
         """The error before and after; where it is no less, all is as it was."""
@@ -225,18 +251,18 @@ class Reconstructor:
         optimizer = torch.optim.Adam(**groups, betas=BETAS)
         rates = 2 * wanted.code_rate / wanted.iterations, wanted.step_rate
         replay, generator = Replay(self._device), torch.Generator().manual_seed(seed)
-        order: list[int] = []
+        order: list[list[int]] = []
         for k in range(wanted.iterations):
-            order = order or [list(self._counts)[j] for j in torch.randperm(len(self._counts), generator=generator)]
-            at = order.pop()
+            order = order or [self.steps[j] for j in torch.randperm(len(self.steps), generator=generator)]
+            kinds, parts = zip(*map(self.part, order.pop()), strict=True)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 set_rate(group, rate * (1 - k / wanted.iterations))
-            kind, given = self._own.of(self._pair.arguments(at))
 
-            def step(x: Tensor, goal: Tensor, count: Tensor, given: Arguments = given) -> None:
+            def step(*given: Tensor, parts: tuple[Part, ...] = parts) -> None:
                 optimizer.zero_grad(set_to_none=True)
-                self.gradients(given, x, goal, count)
+                at = range(0, len(given), 3)
+                self.gradients([Part(part.given, *given[j : j + 3]) for part, j in zip(parts, at, strict=True)])
                 optimizer.step()
 
-            batch = self._batch(at)
-            replay((kind, batch[0].shape), step, *batch)
+            kind = kinds, *(part.x.shape for part in parts)
+            replay(kind, step, *(each for part in parts for each in part[1:]))

@@ -61,11 +61,13 @@ class Sequential:
         reconstruction: Reconstruction | None = None,
         left_out: frozenset[int] = frozenset(),
     ) -> None:
-        """left_out: sequences that reconstruction does not look at."""
-        self._reconstruction, self._left_out = reconstruction, left_out
+        """left_out: sequences that reconstruction does not look at. Its steps have the tokens that it asks for, in as
+        many batches as `batch_tokens` makes of them."""
+        self._reconstruction, self._left_out, self._step_tokens = reconstruction, left_out, 0
         self.errors: dict[str, tuple[float, float]] = {}  # of a block's output, before and after reconstruction
         if reconstruction is not None:
-            batch_tokens = reconstruction.batch * max(map(len, calibration.sequences))
+            self._step_tokens = reconstruction.batch * max(map(len, calibration.sequences))
+            batch_tokens = min(batch_tokens, self._step_tokens)
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
         self._pairs: Iterator[Pair] = streams.pairs()
 
@@ -114,7 +116,7 @@ class Sequential:
         inside = {name: name.removeprefix(f"{pair.name}.") for name in aims}
         with block.timed(list(aims)):
             own = {inside[name]: aim for name, aim in aims.items()}
-            reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out)
+            reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out, self._step_tokens)
             before, after = reconstructor.run(wanted, recipe.seed)
             self.errors[pair.name] = before, min(before, after)
             for name in aims:
