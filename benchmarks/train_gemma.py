@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=384, help="a multiple of 192")
-    parser.add_argument("--batch", type=int, default=32, help="sequences")
+    parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--characters", type=int, default=80_000_000)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     options = parser.parse_args()
