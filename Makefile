@@ -33,7 +33,7 @@ BITS =
 IN =
 export MODEL TEXT SIZE_MB BITS IN
 
-.PHONY: report best plan test test-slow check schema bench tools lock clean-method audit
+.PHONY: report best plan test test-slow check lint dry-run schema bench tools lock clean-method audit
 
 # a misspelt one would be passed over, and the study run with what was not meant
 OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
@@ -55,11 +55,15 @@ test: .venv/complete
 test-slow: .venv/complete
 	pytest -n 2 --dist loadscope -m slow
 
-check: .venv/complete
+check: lint dry-run
+
+lint: .venv/complete
 	ruff format --check .
 	ruff check .
 	snakefmt --check Snakefile rules
 	mypy
+
+dry-run: .venv/complete
 	snakemake --lint
 	for overlay in experiments/*.yaml; do \
 	    snakemake --configfile $$overlay --cores 1 --dry-run --quiet all --resources gpu=1 results/report.html || exit 1; \
@@ -98,12 +102,12 @@ audit:
 	-$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1 && \
 	    .audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.txt --progress-spinner off --timeout 15
 
-# the environment is whole once `complete` is there. Its command snakemake is envs/launcher.py below the first lines of
-# pip's, which name the interpreter
+# the environment is whole once `complete` is there; of its modules Python compiles those that it imports. Its command
+# snakemake is envs/launcher.py below the first lines of pip's, which name the interpreter
 .venv/complete: requirements.txt envs/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --requirement requirements.txt
 	sed -n -e '/^\(import\|from\|"""\|# -\)/q' -e p .venv/bin/snakemake > .venv/launcher
 	cat envs/launcher.py >> .venv/launcher
 	chmod +x .venv/launcher && mv .venv/launcher .venv/bin/snakemake

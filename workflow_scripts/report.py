@@ -11,7 +11,7 @@ from quant.files.csv_tables import read_table
 from quant.report.build import build
 from quant.report.figures.style import method_colours
 from quant.report.page import Section
-from quant.report.sections import greedy, layer, preactivations, synthetic, tasks
+from quant.report.sections import layer, preactivations, synthetic, tasks, words
 from quant.report.steps import read_benchmarks, with_plan
 from quant.report.study import Study
 from quant.workflow.job import job
@@ -40,7 +40,7 @@ def in_words(summary: pd.DataFrame, colours: dict[str, str]) -> Iterator[Section
     table, examples = read_table(snakemake.input.words[0]), read_json(snakemake.input.words[1])["examples"]
     models, dataset = (snakemake.params.config["study"][key] for key in ("models", "datasets"))
     for i, model in enumerate(models):
-        yield greedy.greedy(
+        yield words.words(
             f"-{i}" if len(models) > 1 else "",
             table[table.model == model],
             [one for one in examples if one["model"] == model],

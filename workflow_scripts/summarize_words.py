@@ -1,6 +1,6 @@
 """Every method's texts → words.csv, and some of them side by side."""
 
-from quant.comparison.greedy import examples, words_table
+from quant.comparison.words import examples, words_table
 from quant.files.artifacts import read_json, require, versions, write_json
 from quant.files.csv_tables import write_table
 from quant.workflow.job import job

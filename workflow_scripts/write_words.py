@@ -1,7 +1,7 @@
 """What one checkpoint, quantised or the original, writes behind a task's contexts."""
 
 from quant.evaluation.asked import Asked
-from quant.evaluation.greedy import run
+from quant.evaluation.words import run
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

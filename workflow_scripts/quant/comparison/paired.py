@@ -46,35 +46,38 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
     # what is left of each sequence's sum when the common rate is taken off; sums to 0
     rest = np.where(same[:, None], 0.0, differences - mean[:, None] * weights)
     error = np.sqrt(n / (n - 1) * (rest**2).sum(1)) / weights.sum()
+    observed = np.divide(mean, error, out=np.zeros(m), where=~same)
+    chances = 2 * student.sf(abs(observed), n - 1)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
+    drawn = counts @ np.stack([weights, weights**2], axis=1)
     found = []
     for i in range(m):
         if same[i]:
             found.append(Difference(float(mean[i]), float(mean[i]), float(mean[i]), float(mean[i] == 0), 0.0))
             continue
-        observed = mean[i] / error[i]
-        p = 2 * student.sf(abs(observed), n - 1)
+        p = chances[i]
         if n < FEW:
             low, high = student.ppf([LEVEL / 2, 1 - LEVEL / 2], n - 1)
         else:
-            pivots = studentised(rest[i], weights, counts)
+            pivots = studentised(rest[i], weights, counts, drawn)
             low, high = np.quantile(pivots, [LEVEL / 2, 1 - LEVEL / 2])
-            tail = min((pivots >= observed).sum(), (pivots <= observed).sum())
+            tail = min((pivots >= observed[i]).sum(), (pivots <= observed[i]).sum())
             p = max(p, min(1.0, 2 * (tail + 1) / (len(pivots) + 1)))
         ends = float(mean[i] - high * error[i]), float(mean[i] - low * error[i])
         found.append(Difference(float(mean[i]), *ends, float(p), float(error[i])))
     return found
 
 
-def studentised(rest: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(r* - r)/se* of each resample; rest [n] = d - r·w, weights [n], counts [resamples, n]: how often it drew each.
+def studentised(rest: np.ndarray, weights: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """(r* - r)/se* of each resample; rest [n] = d - r·w, weights [n], counts [resamples, n]: how often it drew each,
+    drawn [resamples, 2]: its sums of weights and of their squares.
 
     A resample without any spread (one sequence drawn n times) has no standard error and is left out.
     """
     n = len(rest)
-    sums = counts @ np.stack([rest, weights, rest**2, rest * weights, weights**2], axis=1)
-    shift = sums[:, 0] / sums[:, 1]
-    squares = sums[:, 2] - 2 * shift * sums[:, 3] + shift**2 * sums[:, 4]
+    sums = counts @ np.stack([rest, rest**2, rest * weights], axis=1)
+    shift = sums[:, 0] / drawn[:, 0]
+    squares = sums[:, 1] - 2 * shift * sums[:, 2] + shift**2 * drawn[:, 1]
     spread = squares > 1e-9 * (rest**2).sum()
     return sums[spread, 0] / np.sqrt(n / (n - 1) * squares[spread])
 

@@ -8,7 +8,7 @@ import pandas as pd
 from quant.comparison.numbers import interval, signed
 from quant.models.names import linear_kind
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell, sortable
-from quant.report.sections.words import of_model, pct, share_cell, text_cell
+from quant.report.sections.cells import of_model, pct, share_cell, text_cell
 
 
 def deep_dive(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell
-from quant.report.sections.words import minus, pct, share_cell, text_cell
+from quant.report.sections.cells import minus, pct, share_cell, text_cell
 
 CHOICES = {"awq": "AWQ", "praq": "PRAQ v3", "random": "random", "oracle": "oracle"}
 

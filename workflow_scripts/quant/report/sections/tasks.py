@@ -8,7 +8,7 @@ from quant.comparison.numbers import interval, number, signed
 from quant.comparison.tasks import above_chance, found, kept
 from quant.comparison.verdicts import ORIGINAL, p_words
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell, sortable, spans
-from quant.report.sections.words import of_model, pct, text_cell
+from quant.report.sections.cells import of_model, pct, text_cell
 
 NOTE = (
     "Score: share of right answers (of words: that are the model's own greedy guess). Differences are paired item by "

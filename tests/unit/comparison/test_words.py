@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from quant.comparison.greedy import MARK, agreed, examples, marked, repeated, words_table
-from quant.report.sections import greedy
+from quant.comparison.words import MARK, agreed, examples, marked, repeated, words_table
+from quant.report.sections import words
 
 
 def text(*ids: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_the_page_shows_the_original_the_best_and_the_worst_side_by_side() -> No
     middle = written("middle", *NEAR["texts"], recipe={"bits": 3})
     rows = words_table([ORIGINAL, NEAR, middle, FAR], 999, 0)
     summary = pd.DataFrame({"method": ["original", "near", "middle", "far", "mute"], "nll": [1.0, 1.1, 1.5, 2.0, 9.0]})
-    found = greedy.greedy("", rows, examples([ORIGINAL, NEAR, middle, FAR], 1), summary, {})
+    found = words.words("", rows, examples([ORIGINAL, NEAR, middle, FAR], 1), summary, {})
     assert (
         found.headline == "Tokens until a text parts from the original's, on average of 2: near 2.5 of 4, far 1.0 of 4"
     )

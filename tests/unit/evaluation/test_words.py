@@ -8,9 +8,9 @@ import torch
 from quant.data.embedded_tasks import RULES
 from quant.data.task_items import Item, Task, save
 from quant.errors import InputError
-from quant.evaluation import greedy
 from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
+from quant.evaluation.words import run, written
 from quant.files.artifacts import write_json
 from quant.models.record import checkpoint_fingerprint
 from tests import tiny
@@ -31,10 +31,10 @@ def test_each_token_is_the_likeliest(tmp_path: Path, room: int) -> None:
     model = load_model(tiny.save_model(tmp_path), "cpu", torch.float32)
     model.generation_config.repetition_penalty = 9.0  # a checkpoint's own settings do not count
     prompts = torch.randint(3, 200, (5, 9), generator=torch.Generator().manual_seed(0))
-    free = greedy.written(model, prompts, 12, [], room)
+    free = written(model, prompts, 12, [], room)
     assert free == [slow(model, prompt, 12, []) for prompt in prompts.tolist()]
     ends = [free[0][4]]
-    stopped = greedy.written(model, prompts, 12, ends, room)
+    stopped = written(model, prompts, 12, ends, room)
     assert stopped == [slow(model, prompt, 12, ends) for prompt in prompts.tolist()]
     assert len(stopped[0]) == free[0].index(ends[0]) + 1
 
@@ -47,7 +47,7 @@ def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
     write_json(tmp_path / "convert.json", {"fingerprint": checkpoint_fingerprint(checkpoint)})
     names, out = {"model": "m", "method": "original"}, str(tmp_path / "words.json")
     asked = Asked(str(checkpoint / "config.json"), str(tmp_path / "convert.json"), CPU, names)
-    greedy.run(asked, str(tmp_path / "t.json"), {"prompts": 5, "tokens": 6}, out)
+    run(asked, str(tmp_path / "t.json"), {"prompts": 5, "tokens": 6}, out)
     found = tiny.read(Path(out))
     assert len(found["texts"]) == 5 and found["prompt_tokens"] == 8 and found["task"] == "t"
     for row, context in zip(found["texts"], words, strict=False):
@@ -56,4 +56,4 @@ def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
     task = task._replace(items=[*task.items, Item([("w1 w2", " w3")], 0, [2])])
     save(tmp_path / "t.json", task)
     with pytest.raises(InputError, match=r"^words\.task: t: a context has 2 tokens, too few"):
-        greedy.run(asked, str(tmp_path / "t.json"), {"prompts": 7, "tokens": 6}, out)
+        run(asked, str(tmp_path / "t.json"), {"prompts": 7, "tokens": 6}, out)
