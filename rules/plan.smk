@@ -33,6 +33,8 @@ rule plan:
         **NEEDS,
         gpu=GPU,
     params:
+        # a plan that did not fit is made again, by the room that there is then
+        earlier=room.mark(Path("results/plan.json")),
         config=in_order({key: CONFIG[key] for key in SIZES} | {"methods": METHODS}),
         sources={model: CONFIG["models"][model]["source"] for model in STUDY["models"]},
         code=code("plan.py"),

@@ -333,4 +333,5 @@ USERS: dict[str, set[str]] = {
     "report/sections/changes": {"report"},
     "checkpoints/library_code": CODES,
     "workflow/amounts": {"plan"},
+    "workflow/room": set(),
 }

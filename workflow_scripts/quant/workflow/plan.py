@@ -117,7 +117,8 @@ def estimates(
     """Every job with what it takes, and its seconds."""
     for job in jobs(config):
         on_gpu = machine.device != "cpu" and job.rule in ON_GPU
-        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, machine.gpu if on_gpu else machine.ram)
+        room = machine.gpu if on_gpu else machine.ram
+        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, room, machine.ram)
         found = estimated(job.rule, ask)
         yield job, found, seconds(found, machine.rates, "cuda" if on_gpu else "cpu")
 
