@@ -357,7 +357,7 @@ def convert(
         stage, tokenizer = Path(name), None
         if "gguf" in source:
             path = resource if resource is not None else Path(source["gguf"]["path"])
-            config, tensors, tokenizer, stored = sources.read_gguf(path)
+            config, tensors, tokenizer, stored = sources.read_gguf(path, stage)
             if stored:
                 found["caveat"] = dequantised.caveat(stored, path.stat().st_size)
             found["sha256"] = file_sha256(path)
