@@ -108,4 +108,6 @@ def test_what_does_not_fit_is_said_with_the_number(lacking: dict[str, float], sa
     unfit = plan.misfits(rows, machine, 0.0)
     assert len(unfit) == 1 and said in unfit[0]
     assert plan.misfits(rows, machine, 1e9) == ([] if "disk" in lacking else unfit)
+    sharded = plan.misfits(rows, machine._replace(disk=1e9), 0.0, sums=2e9)
+    assert "files take 2.0 GB" in sharded[-1] and "shards' moments before they are summed 2.0 GB" in sharded[-1]
     assert plan.words({}, {}, machine, rows, unfit).startswith(f"It does not fit:\n  {unfit[0]}\n")

@@ -42,6 +42,13 @@ def test_files_are_held_against_the_disk(study: dict[str, Any]) -> None:
     assert room.lacking(JOBS, unknown, Room(0, 0), True) == []
 
 
+def test_the_moments_of_shards_are_there_together(study: dict[str, Any]) -> None:
+    """Four of 168 GB before they are summed, more than all that stays."""
+    shards = [job("collect_shard", shard=str(i), shards="4") for i in range(4)]
+    assert room.lacking([*JOBS, *shards], study, Room(4.6e11, 1e15), True) != []
+    assert room.lacking([*JOBS, *shards], study, Room(9.9e11, 1e15), True) == []
+
+
 def test_files_that_are_made_anew_make_room(study: dict[str, Any], tmp_path: Path) -> None:
     old = tmp_path / "model.safetensors"
     with old.open("wb") as file:

@@ -1,7 +1,7 @@
 """Whether what is about to run can fit on the disk and in the host's memory, asked before the first job. Without torch.
 
 Files are known to a few per cent, memory less well (tests/unit/workflow/test_estimate.py): only what cannot be is
-refused, by the least that an estimate may mean. Shards' own files, which go again, are not counted.
+refused, by the least that an estimate may mean. Of shards' own files, which go again, only moments are counted.
 """
 
 import json
@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.workflow.amounts import MB, Ask
+from quant.workflow.amounts import MB, Ask, moments
 from quant.workflow.estimate import OF_MODEL
 from quant.workflow.needs import ON_GPU, estimated
+from quant.workflow.plan import most_on_disk
 from quant.workflow.shape import known_shape
 
 GB = 1e9
@@ -50,11 +51,14 @@ def waiting(jobs: Iterable[Any]) -> list[Waiting]:
 def lacking(jobs: Iterable[Waiting], config: Mapping[str, Any], room: Room, on_gpu: bool) -> list[str]:
     """What does not fit, each with the number; of models whose size is not known yet, nothing."""
     added: dict[str, float] = {}
-    found = []
+    sums, found = 0.0, []
     for job in jobs:
         model = job.wildcards.get("model")
         shape = None if model is None else known_shape(model, config["models"][model]["source"])
-        if shape is None or job.rule not in OF_MODEL:
+        if shape is None:
+            continue
+        sums += moments(shape, config) if job.rule == "collect_shard" else 0.0
+        if job.rule not in OF_MODEL:
             continue
         ask = Ask(shape, config, job.wildcards, on_gpu and job.rule in ON_GPU, memory=room.memory)
         taken = estimated(job.rule, ask)
@@ -63,7 +67,7 @@ def lacking(jobs: Iterable[Waiting], config: Mapping[str, Any], room: Room, on_g
         if taken.ram / MEMORY > room.memory:
             least, name = taken.ram / MEMORY / GB, " ".join([job.rule, *job.wildcards.values()])
             found.append(f"{name} takes {least:.1f} GB of memory at least, and the machine has {room.memory / GB:.1f}")
-    disk = sum(added.values())
+    disk = most_on_disk(added, sums / DISK)
     if disk > max(room.disk, MB):
         most = " and ".join(f"{rule} {added[rule] / GB:.1f} GB" for rule in sorted(added, key=lambda r: -added[r])[:2])
         found.insert(
