@@ -143,7 +143,7 @@ def steps(found: list[tuple[Job, Estimate, float]]) -> list[Step]:
 
 
 def most_on_disk(by_rule: Mapping[str, float], sums: float) -> float:
-    """Bytes of a study's files at most: of all, by rule, or while the shards of statistics, of `sums` bytes, are summed."""
+    """Bytes of a study's files at most: of all, by rule, or while shards of statistics, of `sums` bytes, are summed."""
     return max(sum(by_rule.values()), by_rule.get("convert", 0.0) + by_rule.get("collect_statistics", 0.0) + sums)
 
 
