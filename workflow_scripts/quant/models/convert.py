@@ -372,7 +372,7 @@ def convert(
                 size = sum(file.stat().st_size for file in sources.weight_files(folder))
                 found["caveat"] = dequantised.caveat(dequantised.words(config), size)
                 native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
-                config, tensors = native, dequantised.read(folder, config, native, where)
+                config, tensors = native, dequantised.read(folder, config, native, where, stage)
             else:
                 config = native_config(config, where)
                 quantised.check_files(folder)
