@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.data import task_yaml
 from quant.recipe import choices, keys, libraries
-from quant.workflow import configuration, defaults, demands, gpus, needs, outcome, paths, shared_text, tracking, values
-from quant.workflow import weights
+from quant.workflow import configuration, defaults, demands, gpus, needs, outcome, paths, room, shared_text, tracking
+from quant.workflow import values, weights
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]
@@ -59,11 +59,22 @@ rule all:
         "results/report.html",
 
 
+onstart:
+    if lacking := room.lacking(
+        room.waiting(workflow.dag.needrun_jobs()), CONFIG, room.here(Path("results"), on_cluster()), bool(GPU(None))
+    ):
+        if STUDY["unfit"] == "stop":
+            raise WorkflowError(room.refusal(lacking))
+        print(*lacking, sep="\n", file=sys.stderr)
+
+
 onsuccess:
     if all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
         print(outcome.success(Path("results")), file=sys.stderr)
     if "results/best/choice.json" in workflow.dag_settings.targets:
         print(outcome.chosen(Path("results")), file=sys.stderr)
+    if "results/plan.txt" in workflow.dag_settings.targets and room.unfit(Path("results/plan.json")):
+        raise WorkflowError("the study does not fit: results/plan.txt says by how much")
 
 
 onerror:

@@ -33,7 +33,12 @@ rule plan:
         **NEEDS,
         gpu=GPU,
     params:
-        config=in_order({key: CONFIG[key] for key in SIZES} | {"methods": METHODS}),
+        # a plan that did not fit is made again, by the room that there is then
+        earlier=room.mark(Path("results/plan.json")),
+        config=in_order(
+            {key: CONFIG[key] for key in SIZES}
+            | {"methods": METHODS, "compute": CONFIG["compute"] | {"shards": SHARDS}}
+        ),
         sources={model: CONFIG["models"][model]["source"] for model in STUDY["models"]},
         code=code("plan.py"),
     script:

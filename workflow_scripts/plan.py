@@ -39,7 +39,7 @@ with job(snakemake.log[0], snakemake.threads):
     there = sum(
         file.stat().st_size for model in shapes for file in (results / model).rglob("*.safetensors") if file.is_file()
     )
-    unfit = plan.misfits(rows, machine, there)
+    unfit = plan.misfits(rows, machine, there, plan.shards_sums(config, shapes.values()))
     said = plan.words(config, shapes, machine, rows, unfit)
     print(said)
     jobs = [

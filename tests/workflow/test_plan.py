@@ -1,5 +1,7 @@
 """The plan of the tiny study: its jobs are those that run, it comes before them, and says what does not fit."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,43 @@ def test_a_study_of_70_billion_weights_on_a_disk_of_50_gb() -> None:
     assert "disk: its files take" in unfit(80, "bfloat16")[0] and "collect_statistics" in unfit(80, "bfloat16")[0]
 
 
+def huge(project: Path, **study: str) -> Callable[[str], tuple[int, str]]:
+    """Runs targets of a study of a model of 9,000 billion weights, of which only config.json is there."""
+    folder = project / "inputs/huge"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(LLAMA3_70B | {"num_hidden_layers": 10_000}))
+    (folder / "model.safetensors").touch()
+    changed = {"models": {"tiny": {"source": {"directory": "inputs/huge"}}}, "study": tiny.OVERLAY["study"] | study}
+    (project / "huge.yaml").write_text(yaml.safe_dump(tiny.OVERLAY | changed))
+
+    def run(target: str) -> tuple[int, str]:
+        done = tiny.snakemake(project, target, config="huge.yaml")
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_a_study_that_cannot_fit_is_refused_before_its_first_job(project: Path) -> None:
+    status, said = huge(project)("results/report.html")
+    assert status == 1 and "this study does not fit: the disk: its files take" in said and "Traceback" not in said
+    assert "rule convert" not in said and not (project / "results/tiny").exists()
+
+
+@pytest.mark.slow
+def test_it_runs_all_the_same_where_it_says_so_and_its_plan_fails_when_it_is_written(project: Path) -> None:
+    status, said = huge(project, unfit="continue")("results/report.html")
+    assert status == 1 and "the disk: its files take" in said and "is not a whole safetensors file" in said
+    made = []
+    for _ in range(2):  # it is made again, since there may be room by now
+        status, said = huge(project)("results/plan.txt")
+        assert status == 1 and "the study does not fit: results/plan.txt says by how much" in said, said
+        assert (project / "results/plan.txt").read_text().startswith("It does not fit:\n")
+        made.append((project / "results/plan.json").stat().st_mtime_ns)
+    assert made[0] < made[1]
+    done = tiny.snakemake(project, "results/plan.txt")
+    assert done.returncode == 0 and (project / "results/plan.txt").read_text().startswith("It fits.")
+
+
 @pytest.mark.parametrize(
     ("lacking", "said"),
     [
@@ -69,4 +108,6 @@ def test_what_does_not_fit_is_said_with_the_number(lacking: dict[str, float], sa
     unfit = plan.misfits(rows, machine, 0.0)
     assert len(unfit) == 1 and said in unfit[0]
     assert plan.misfits(rows, machine, 1e9) == ([] if "disk" in lacking else unfit)
+    sharded = plan.misfits(rows, machine._replace(disk=1e9), 0.0, sums=2e9)
+    assert "files take 2.0 GB" in sharded[-1] and "shards' moments before they are summed 2.0 GB" in sharded[-1]
     assert plan.words({}, {}, machine, rows, unfit).startswith(f"It does not fit:\n  {unfit[0]}\n")

@@ -2,6 +2,7 @@
 
 import random
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from quant.errors import InputError
+from quant.files.spool import Spool
 from quant.models.peek import peek
 from quant.workflow.shape import Shape, shape_in
 from tests import tiny
@@ -115,6 +117,23 @@ def test_gguf_gives_the_sources_logits(tmp_path: Path, tied: bool, kind: str, dt
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer("abc").input_ids[-2:] == [254, ids["c"]]
     assert record["sha256"] and len(record["linears"]) == 14
+
+
+def test_a_gguf_is_never_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor is gone when the next but one is made; what convert reads is mapped from a file, which goes."""
+    source = build(tmp_path / "model", num_hidden_layers=6)
+    path = write_gguf(source, tmp_path / "tiny.gguf", kind=gguf.GGMLQuantizationType.F16)
+    kept, alive, put = [], [], Spool.keep
+
+    def keep(spool: Spool, value: Tensor) -> Tensor:
+        kept.append(weakref.ref(value.untyped_storage()))
+        alive.append(sum(each() is not None for each in kept))
+        return put(spool, value)
+
+    monkeypatch.setattr(Spool, "keep", keep)
+    checkpoint, _ = run({"gguf": {"path": str(path)}}, tmp_path / "results")
+    assert len(kept) == 2 * (9 * 6 + 3) and max(alive[:57]) <= 2  # once more as parameters, from the file
+    torch.testing.assert_close(logits(checkpoint, torch.float32), logits(source), rtol=0, atol=1e-2)
 
 
 def test_experts_are_as_wide_as_the_file_says(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ CPU = {
     ("collect_statistics", ""): 1370, ("evaluate_original", ""): 1177, ("evaluate", "gw_awq"): 1232,
     ("evaluate", "rtn_g"): 1514, ("quantize", "gw_awq"): 733, ("quantize", "rtn_g_sym"): 547,
     ("measure_error", "gw_awq"): 889, ("measure_sensitivity", "rtn_g"): 1467, ("check_mse", ""): 1012,
-    ("convert", ""): 924, ("check_study", ""): 352, ("analyse_preactivations", ""): 541,
+    ("convert", ""): 897, ("check_study", ""): 352, ("analyse_preactivations", ""): 541,
 }  # fmt: skip
 # of the card: random models of Llama 3's shapes on an H200, 128 × 512 tokens in groups of 128, by `make bench`; blocks
 LLAMAS = {

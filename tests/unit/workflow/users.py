@@ -66,7 +66,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
-    "calibration/blocks": PASSES | MEASURES,
+    "calibration/blocks": PASSES | MEASURES | {"export"},
     "checkpoints/card": {"describe"},
     "recipe/choices": TABLES | {"plan", "describe", "report"},
     "recipe/context": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
@@ -83,12 +83,12 @@ USERS: dict[str, set[str]] = {
     | MEASURES
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "measure_error", "measure_heldout", "plan"},
+    | {"check_study", "measure_error", "measure_heldout", "plan", "export"},
     "models/compute": PASSES
     | MEASURES
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "measure_error", "measure_heldout", "plan"},
+    | {"check_study", "measure_error", "measure_heldout", "plan", "export"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
@@ -111,7 +111,7 @@ USERS: dict[str, set[str]] = {
     # a checkpoint is read by its grid
     "recipe/grids": CODES | {"check_mse"},
     "calibration/end_loss": {"collect_end_loss"},
-    "calibration/hidden": PASSES | MEASURES,
+    "calibration/hidden": PASSES | MEASURES | {"export"},
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
@@ -123,11 +123,11 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | ANALYSES
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
-    "models/linears": PASSES | MEASURES | {"convert"},
-    "models/experts": PASSES | MEASURES | {"convert"},
+    "models/linears": PASSES | MEASURES | {"convert", "export"},
+    "models/experts": PASSES | MEASURES | {"convert", "export"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
-    "models/notes": PASSES | MEASURES | {"convert"},
+    "models/notes": PASSES | MEASURES | {"convert", "export"},
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
     "calibration/noisy": {"collect_noisy"},
@@ -183,10 +183,12 @@ USERS: dict[str, set[str]] = {
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
     "models/gguf_pretokenizers": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "files/spool": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "evaluation/trial": {"export"},
     "models/gguf_tokenizer": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words"},
+    "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words", "export"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "models/gguf_hyperparameters": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sources": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
@@ -203,9 +205,9 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": PASSES
     | MEASURES
-    | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report"},
+    | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report", "export"},
     "files/tensorfile": TENSORS,
-    "files/behind": TENSORS,
+    "files/behind": TENSORS | TEXTS | {"plan"},
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
@@ -214,7 +216,7 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "make_task", "measure_error", "quantize_budget"},
+    | {"check_study", "make_task", "measure_error", "quantize_budget", "export"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -242,8 +244,8 @@ USERS: dict[str, set[str]] = {
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
     "files/pieces": TENSORS,
-    "models/unrolled": PASSES | MEASURES | {"convert"},
-    "evaluation/head": MEASURES | {"evaluate_task", "write_words"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export"},
+    "evaluation/head": MEASURES | {"evaluate_task", "write_words", "export"},
     "models/loading": MEASURES | {"evaluate_task", "quantize_with_model", "write_words"},
     "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize", "write_words"},
     "records/method": MEASURES
@@ -256,7 +258,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "quantize_budget"},
+    | {"check_study", "convert", "measure_error", "quantize_budget", "export"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -302,8 +304,12 @@ USERS: dict[str, set[str]] = {
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
-    "models/products": PASSES | MEASURES | ANSWERS | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
-    "evaluation/by_block": MEASURES,
+    "models/products": PASSES
+    | MEASURES
+    | ANSWERS
+    | RECIPES
+    | {"measure_error", "measure_heldout", "quantize_budget", "export"},
+    "evaluation/by_block": MEASURES | {"export"},
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
@@ -314,8 +320,8 @@ USERS: dict[str, set[str]] = {
     "recipe/numbers": CODES | {"check_mse"},
     "methods/reconstruct": {"quantize_with_model"},
     "models/replay": {"quantize_with_model"},
-    "models/forward": MEASURES | ANSWERS,
-    "models/forward_kernels": MEASURES | ANSWERS,
+    "models/forward": MEASURES | ANSWERS | {"export"},
+    "models/forward_kernels": MEASURES | ANSWERS | {"export"},
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
     "calibration/vocabulary": RECIPES | {"collect_end_loss", "quantize_budget"},
@@ -333,4 +339,5 @@ USERS: dict[str, set[str]] = {
     "comparison/words": {"report", "summarize_words"},
     "evaluation/words": {"write_words"},
     "report/sections/cells": {"report"},
+    "workflow/room": set(),
 }

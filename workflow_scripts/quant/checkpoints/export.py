@@ -5,52 +5,25 @@ after it is written, and the largest deviation from the checkpoint, in steps, st
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quant.checkpoints import stored
 from quant.checkpoints.formats.awq import awq
-from quant.checkpoints.formats.dense import dense
+from quant.checkpoints.formats.dense import dense, dense_type
 from quant.checkpoints.formats.gguf import gguf
-from quant.errors import InputError
-from quant.files import shards
 from quant.files.artifacts import copy, read_json
 from quant.files.weight_names import is_weights
 
 
-def try_forward(checkpoint: Path, dtype: torch.dtype, what: str) -> None:
-    """Refuses an export whose activations leave the type that it is written in, by the first module that they leave it
-    in: a forward pass of a few tokens, of the checkpoint that it is made from."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").eval()
-    ids = torch.arange(32)[None] % model.config.get_text_config().vocab_size
-    left: list[str] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: Any, out: Any) -> None:
-            if isinstance(out, Tensor) and not left and not torch.isfinite(out).all():
-                left.append(name)
-
-        return hook
-
-    with torch.inference_mode():
-        model(ids)  # packed weights are unpacked at the first forward pass
-        model.to(dtype)
-        for name, module in model.named_modules():
-            if next(module.children(), None) is None:
-                module.register_forward_hook(note(name))
-        finite = bool(torch.isfinite(model(ids).logits).all())
-    if not finite:
-        kind = str(dtype).removeprefix("torch.")
-        raise InputError(
-            f"{checkpoint}: activations leave {kind}, which {what} is written in, first in {(left or ['its head'])[0]}"
-            f"; {'export dense' if what == 'awq' else 'give the model in bfloat16 or float32'}"
-        )
+def type_of(checkpoint: Path, kind: str) -> torch.dtype | None:
+    """That activations of an export run in; None where its readers choose."""
+    if kind == "gguf":
+        return None
+    with stored.opened(checkpoint) as held:
+        return torch.float16 if kind == "awq" else dense_type(held)
 
 
 def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) -> dict[str, Any]:
@@ -62,13 +35,6 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             made = gguf(held, config, target, checkpoint)
         else:
             made = {"dense": dense, "awq": awq}[kind](held, config, target)
-            written = made.get("dtype") or config.get("dtype") or "float32"
-            try:
-                try_forward(checkpoint, torch.float16 if kind == "awq" else getattr(torch, written), kind)
-            except InputError:
-                shards.remove(target)
-                (target / "config.json").unlink()
-                raise
             for file in checkpoint.iterdir():
                 if file.is_file() and not is_weights(file) and file.name not in ("config.json", "README.md"):
                     copy(file, target / file.name)

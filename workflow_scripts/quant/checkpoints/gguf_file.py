@@ -11,6 +11,7 @@ from torch import Tensor
 from quant.checkpoints.gguf_metadata import hyperparameters, normalised, tokenizer
 from quant.errors import InputError
 from quant.files.artifacts import whole
+from quant.files.spool import Spool
 from quant.models.architectures import architecture_of, value_heads
 
 
@@ -75,9 +76,11 @@ def write(
         tokenizer(writer, config, checkpoint)
         if factors is not None:
             writer.add_tensor("rope_freqs.weight", factors)
+        spool = Spool(path.parent)  # the writer keeps them until it knows them all
         for name, value, stored_as in tensors:
             raw = None if stored_as in ("F32", "F16") else types[stored_as]
-            writer.add_tensor(name, np.ascontiguousarray(value), raw_dtype=raw)
+            kept = spool.keep(torch.from_numpy(np.ascontiguousarray(value)))
+            writer.add_tensor(name, kept.numpy(), raw_dtype=raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -81,7 +81,8 @@ class ByBlock(Head):
             if sequences
             else self._before(checkpoint, compute, opened)
         )
-        self._firsts = [batch.first for batch in self._run.batches] if sequences else []
+        self.batches = self._run.batches if sequences else []
+        self._firsts = [batch.first for batch in self.batches]
         self._places = [Kept(block, index, []) for index, block in enumerate(self._run.blocks)]
         with self._standing(), opened(checkpoint) as weights:
             for name, module in self._run.model.named_children():

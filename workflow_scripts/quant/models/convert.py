@@ -357,7 +357,7 @@ def convert(
         stage, tokenizer = Path(name), None
         if "gguf" in source:
             path = resource if resource is not None else Path(source["gguf"]["path"])
-            config, tensors, tokenizer, stored = sources.read_gguf(path)
+            config, tensors, tokenizer, stored = sources.read_gguf(path, stage)
             if stored:
                 found["caveat"] = dequantised.caveat(stored, path.stat().st_size)
             found["sha256"] = file_sha256(path)
@@ -372,7 +372,7 @@ def convert(
                 size = sum(file.stat().st_size for file in sources.weight_files(folder))
                 found["caveat"] = dequantised.caveat(dequantised.words(config), size)
                 native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
-                config, tensors = native, dequantised.read(folder, config, native, where)
+                config, tensors = native, dequantised.read(folder, config, native, where, stage)
             else:
                 config = native_config(config, where)
                 quantised.check_files(folder)

@@ -17,7 +17,7 @@ from torch import Tensor
 from quant.errors import InputError
 from quant.files.units import megabytes
 from quant.models import quantised
-from quant.models.sources import one_line, weight_files
+from quant.models.sources import one_line, spooled, weight_files
 
 logger = logging.getLogger("quant")
 
@@ -74,8 +74,9 @@ def check_scales(files: list[Path], where: str) -> None:
             raise InputError(f"{where}: {name} is {kind} and has no scale beside it; give the unquantised model")
 
 
-def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: str) -> dict[str, Tensor]:
-    """The model's tensors in the type that its config.json names (bfloat16 where it names none).
+def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: str, stage: Path) -> dict[str, Tensor]:
+    """The model's tensors in the type that its config.json names (bfloat16 where it names none), mapped from a file in
+    `stage` but for those that transformers dequantises all at once.
 
     config: config.json as it is; native: the same as a native architecture's, without its code.
     """
@@ -97,9 +98,11 @@ def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: st
         for file in [*files, *folder.glob("*.safetensors.index.json")]:
             (Path(alone) / file.name).symlink_to(file.resolve())
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                alone, dtype=getattr(torch, named), output_loading_info=True, trust_remote_code=False
-            )
+            dtype = getattr(torch, named)
+            with spooled(stage, dtype):
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    alone, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                )
         except Exception as error:  # a reader raises whatever an unexpected value led to
             failed = f"transformers cannot dequantise them ({type(error).__name__}: {one_line(error)})"
             raise InputError(f"{already}, and {failed}; give the unquantised model") from None

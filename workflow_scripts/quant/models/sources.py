@@ -4,12 +4,15 @@ Nothing that is read is run: a .bin goes through torch.load(weights_only=True), 
 remote code, and whatever is not a whole, plain file of tensors is refused in one line.
 """
 
+import contextlib
 import json
 import logging
+import os
 import pickle
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import rebuild
+from quant.files.spool import Spool
 from quant.models import gguf_hyperparameters
 from quant.models.gguf_tokenizer import from_gguf
 
@@ -179,15 +183,54 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
     return reader, GGUF_DTYPES.get(types, torch.float16)
 
 
-def load_gguf(path: Path, reader: Any, dtype: torch.dtype) -> tuple[Any, list[str], list[str]]:
-    """The model by transformers' reader, the tensors that the file lacks, and biases that it need not have: zeros."""
+class _Torch:
+    """torch as transformers' GGUF reader sees it: what it makes of numbers goes to a file, in the wanted type."""
+
+    def __init__(self, spool: Spool, dtype: torch.dtype) -> None:
+        self._spool, self._dtype = spool, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def from_numpy(self, array: Any) -> Tensor:
+        return self._spool.keep(torch.from_numpy(array).to(self._dtype))
+
+    def zeros(self, *shape: Any, **more: Any) -> Tensor:
+        """Of several stacked tensors, which are copied in."""
+        return self._spool.keep(torch.zeros(*shape, **more))
+
+
+@contextlib.contextmanager
+def spooled(folder: Path, dtype: torch.dtype) -> Iterator[None]:
+    """Within it transformers' readers of GGUF files, an older and a newer one, dequantise one tensor after another into
+    a file, and the model's parameters are mapped from there."""
+    from transformers import core_model_loading, modeling_gguf_pytorch_utils
+
+    spool, put = Spool(folder), core_model_loading.set_param_for_module
+
+    def keep(model: Any, name: str, value: Any, *rest: Any) -> None:
+        put(model, name, spool.keep(value.detach()), *rest)
+
+    one_by_one = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
+    older = mock.patch.object(modeling_gguf_pytorch_utils, "torch", _Torch(spool, dtype))
+    with one_by_one, older, mock.patch.object(core_model_loading, "set_param_for_module", keep):
+        yield
+
+
+def load_gguf(path: Path, reader: Any, dtype: torch.dtype, stage: Path) -> tuple[Any, list[str], list[str]]:
+    """The model by transformers' reader, its parameters mapped from a file in `stage`; the tensors that the GGUF file
+    lacks, and biases that it need not have: zeros."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # what it would warn of at length is refused below in one line
     # transformers parses the header four times, 4 s each for 49,152 tokens: give it the reader that is there
     once = mock.patch("gguf.GGUFReader", lambda *arguments: reader)
-    with tempfile.TemporaryDirectory() as folder, once:  # alone: files beside it are not taken for its tokenizer
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        once,
+        spooled(stage, dtype),
+    ):  # alone: files beside it are not taken for its tokenizer
         (Path(folder) / "model.gguf").symlink_to(path.resolve())
         common = {"gguf_file": "model.gguf", "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **common)
@@ -238,13 +281,13 @@ def stored_types(reader: Any) -> str:
     return f"{max(numbers, key=lambda kind: numbers[kind])} (a GGUF file)" if numbers else ""
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]], str]:
-    """A GGUF file, dequantised by transformers' reader, its tokenizer with llama.cpp's ids (gguf_tokenizer), and what
-    it was stored in."""
+def read_gguf(path: Path, stage: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]], str]:
+    """A GGUF file, dequantised by transformers' reader into a file of `stage`, its tokenizer with llama.cpp's ids
+    (gguf_tokenizer), and what it was stored in."""
     reader, dtype = open_gguf(path)
     tokenizer = from_gguf(reader, str(path))
     try:
-        model, missing, zeros = load_gguf(path, reader, dtype)
+        model, missing, zeros = load_gguf(path, reader, dtype, stage)
     except Exception as error:  # the reader raises whatever the unexpected value led to
         raise InputError(
             f"{path}: transformers cannot read this GGUF file ({type(error).__name__}: {one_line(error)}); give the "

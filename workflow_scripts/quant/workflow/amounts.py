@@ -32,13 +32,14 @@ class Estimate(NamedTuple):
 
 class Ask(NamedTuple):
     """A job: its model's shape and the study's options; on_gpu: whether it computes on one; room: bytes of that device,
-    beyond which a model runs block by block."""
+    beyond which a model runs block by block; memory: of the host, of which mapped files get a quarter at most."""
 
     shape: Shape
     config: Mapping[str, Any]
     wildcards: Mapping[str, str]
     on_gpu: bool
     room: float = 80e9
+    memory: float = float("inf")
 
     @property
     def width(self) -> int:
@@ -69,7 +70,7 @@ class Ask(NamedTuple):
         return said["n_samples"] * said["seq_len"], said["seq_len"]
 
     def host(self, imported: float, *, mapped: float = 0, own: float = 0) -> float:
-        return imported + (CUDA if self.on_gpu else 0) + min(mapped, MAPPED) + own
+        return imported + (CUDA if self.on_gpu else 0) + min(mapped, MAPPED, self.memory / 4) + own
 
     def passing(self, tokens: int) -> float:
         """Bytes of a batch on its way through a block, at its widest."""

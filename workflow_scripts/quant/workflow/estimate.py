@@ -35,8 +35,10 @@ def fetched(ask: Ask) -> Estimate:
 
 
 def converting(ask: Ask) -> Estimate:
-    size = stored(ask.shape)
-    return Estimate(TORCH + 2 * size, disk=size, read=size, written=size, start=6.0)
+    """Tensor by tensor: the largest is dequantised and copied in float32, the rest is mapped."""
+    shape, size = ask.shape, stored(ask.shape)
+    own = 12.0 * max(shape.embedding, shape.largest)
+    return Estimate(ask.host(TRANSFORMERS, mapped=size, own=own), disk=size, read=size, written=size, start=6.0)
 
 
 def small(ram: float = LIGHT, start: float = 2.0) -> Callable[[Ask], Estimate]:
@@ -294,8 +296,10 @@ def analysing(drawing: float) -> Callable[[Ask], Estimate]:
 
 
 def exporting(ask: Ask) -> Estimate:
-    size = stored(ask.shape)
-    return Estimate(2 * TRANSFORMERS + size, disk=size, read=size, written=size, start=10.0)
+    """Linear by linear; what is exported is tried block by block."""
+    shape, size = ask.shape, stored(ask.shape)
+    own = 8.0 * (shape.embedding + shape.block)
+    return Estimate(ask.host(TRANSFORMERS, mapped=size, own=own), disk=size, read=size, written=size, start=10.0)
 
 
 # rules by what a job of theirs takes; those that are not named take little, whatever the model

@@ -1,6 +1,6 @@
 """What a study will take on a machine, step by step, before anything large runs; and whether it fits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from quant.files.units import megabytes
@@ -117,7 +117,8 @@ def estimates(
     """Every job with what it takes, and its seconds."""
     for job in jobs(config):
         on_gpu = machine.device != "cpu" and job.rule in ON_GPU
-        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, machine.gpu if on_gpu else machine.ram)
+        room = machine.gpu if on_gpu else machine.ram
+        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, room, machine.ram)
         found = estimated(job.rule, ask)
         yield job, found, seconds(found, machine.rates, "cuda" if on_gpu else "cpu")
 
@@ -141,8 +142,20 @@ def steps(found: list[tuple[Job, Estimate, float]]) -> list[Step]:
     return [*rows, Step(REST, 1, REST_S, 7e8, 0.0, 5e7)]
 
 
-def misfits(rows: list[Step], machine: Machine, there: float) -> list[str]:
-    """What does not fit, each with the number; there: bytes that the study has on the disk already."""
+def most_on_disk(by_rule: Mapping[str, float], sums: float) -> float:
+    """Bytes of a study's files at most: of all, by rule, or while shards of statistics, of `sums` bytes, are summed."""
+    return max(sum(by_rule.values()), by_rule.get("convert", 0.0) + by_rule.get("collect_statistics", 0.0) + sums)
+
+
+def shards_sums(config: Mapping[str, Any], shapes: Iterable[Shape]) -> float:
+    """Bytes of moments that go again once they are summed, of the model that has most."""
+    shards = config["compute"].get("shards", 1)
+    return max((shards * moments(shape, config) for shape in shapes), default=0.0) if shards > 1 else 0.0
+
+
+def misfits(rows: list[Step], machine: Machine, there: float, sums: float = 0.0) -> list[str]:
+    """What does not fit, each with the number; there: bytes that the study has on the disk already; sums: of shards'
+    moments."""
     found = [
         f"{row.rule}: takes {row.ram / GB:.1f} GB of memory, and the machine has {machine.ram / GB:.1f}"
         for row in rows
@@ -153,10 +166,11 @@ def misfits(rows: list[Step], machine: Machine, there: float) -> list[str]:
         for row in rows
         if row.gpu > machine.gpu
     ]
-    disk = sum(row.disk for row in rows)
+    disk = most_on_disk({row.rule: row.disk for row in rows}, sums)
     if disk > machine.disk + there:
         large = sorted(rows, key=lambda row: -row.disk)[:2]
         most = " and ".join(f"{row.rule} {row.disk / GB:.1f} GB" for row in large)
+        most += f"; shards' moments before they are summed {sums / GB:.1f} GB" * (sums > 0)
         room = machine.disk + there
         found.append(
             f"disk: its files take {disk / GB:.1f} GB, and there is room for {room / GB:.1f} (the most: "

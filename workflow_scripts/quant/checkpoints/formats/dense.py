@@ -11,12 +11,17 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import write_plain_json
 
 
-def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
-    """model.safetensors in the model's own 16-bit type: bfloat16 would round what float16 holds."""
+def dense_type(held: stored.Stored) -> torch.dtype:
+    """The model's own: bfloat16 would round what float16 holds."""
     before = held.file.layout()
     matrices = [dtype for dtype, shape in before.values() if len(shape) == 2]
     scales = [before[f"{name}.weight_scale"][0] for name, grid in held.packed.items() if grid.in_words]
-    dtype = (scales or [each for each in matrices if each.is_floating_point and each.itemsize > 1])[0]
+    return (scales or [each for each in matrices if each.is_floating_point and each.itemsize > 1])[0]
+
+
+def dense(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
+    """model.safetensors in the model's own type."""
+    before, dtype = held.file.layout(), dense_type(held)
     shapes = {f"{name}.weight": held.shape(name) for name in held.packed}
     shapes |= {f"{name}.weight": before[f"{name}.weight"][1] for name in held.embedding}
     layout = {key: value for key, value in before.items() if key.rpartition(".")[0] not in held.packed}
