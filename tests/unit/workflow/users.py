@@ -13,13 +13,15 @@ PASSES = {
     "check_mse",
 }  # the model, block by block
 RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
+BUDGETS = {"quantize_budget", "choose_widths"}
 QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
-READERS = {  # of a method's checkpoint
-    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "measure_sensitivity", "export"),
+PARTED = {"measure_sensitivity", "measure_swaps"}  # the original with parts of a method's weights
+READERS = PARTED | {  # of a method's checkpoint
+    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "export"),
 }
-MEASURES = EVALUATIONS | {"measure_sensitivity"}
+MEASURES = EVALUATIONS | PARTED
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
@@ -27,9 +29,7 @@ TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 ANSWERS = {"evaluate_task", "write_words"}
-CODES = (
-    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_study", "quantize_budget"}
-)  # of checkpoints that are packed
+CODES = READERS | QUANTIZERS | EVALUATIONS | ANSWERS | BUDGETS | {"check_study"}  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
 LIBRARY = tracking.SCRIPTS / "quant"
@@ -63,7 +63,7 @@ USERS: dict[str, set[str]] = {
     "models/architectures": RECIPES
     | FROM_FILES
     | ANALYSES
-    | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
+    | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES,
@@ -76,7 +76,7 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | ANALYSES
     | RECIPES
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"},
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "measure_swaps", "synthetic_benchmark"},
     "comparison/paired": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/cards": PASSES
@@ -97,7 +97,15 @@ USERS: dict[str, set[str]] = {
     "files/csv_tables": COMPARISONS
     | FROM_FILES
     | ANALYSES
-    | {"check_mse", "describe", "measure_error", "measure_heldout", "quantize_budget", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "describe",
+        "measure_error",
+        "measure_heldout",
+        "choose_widths",
+        "quantize_budget",
+        "synthetic_benchmark",
+    },
     "analysis/deep_dive": {"deep_dive"},
     "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
     "errors": OURS,
@@ -122,7 +130,17 @@ USERS: dict[str, set[str]] = {
     "models/names": RECIPES
     | FROM_FILES
     | ANALYSES
-    | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
+    | BUDGETS
+    | {
+        "answer_questions",
+        "check_mse",
+        "measure_error",
+        "measure_heldout",
+        "measure_sensitivity",
+        "measure_swaps",
+        "plot",
+        "report",
+    },
     "models/linears": PASSES | MEASURES | {"convert"},
     "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
@@ -141,12 +159,18 @@ USERS: dict[str, set[str]] = {
     "checkpoints/packed": CODES,
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
-    "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
-    "analysis/parts": {"measure_sensitivity"},
+    "comparison/part_names": {
+        "answer_questions",
+        "measure_sensitivity",
+        "measure_swaps",
+        "report",
+        "summarize_sensitivity",
+    },
+    "analysis/parts": {"measure_sensitivity", "measure_swaps"},
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
     "comparison/pick": {"check_study", "pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
-    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
+    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity", "measure_swaps"},
     "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
     "methods/quantize": RECIPES,
     "report/figures/questions": {"plot"},
@@ -160,7 +184,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "quantize_budget"},
+    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -178,7 +202,9 @@ USERS: dict[str, set[str]] = {
     "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": RECIPES,
-    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
+    "calibration/second_moments": PASSES
+    | RECIPES
+    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -194,7 +220,7 @@ USERS: dict[str, set[str]] = {
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "choose_widths", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -203,7 +229,7 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": PASSES
     | MEASURES
-    | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report"},
+    | {"check_study", "convert", "describe", "pick", "plan", "plot", "choose_widths", "quantize_budget", "report"},
     "files/tensorfile": TENSORS,
     "files/behind": TENSORS,
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
@@ -214,7 +240,7 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "make_task", "measure_error", "quantize_budget"},
+    | {"check_study", "make_task", "measure_error", "choose_widths", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -249,14 +275,24 @@ USERS: dict[str, set[str]] = {
     "records/method": MEASURES
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "quantize_budget", "report", "summarize"},
+    | {
+        "check_study",
+        "describe",
+        "measure_error",
+        "measure_heldout",
+        "plot",
+        "choose_widths",
+        "quantize_budget",
+        "report",
+        "summarize",
+    },
     "records/model": PASSES
     | MEASURES
     | TEXTS
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "quantize_budget"},
+    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -279,9 +315,9 @@ USERS: dict[str, set[str]] = {
     "models/published": {"convert"},
     "comparison/greedy": {"report", "summarize_words"},
     "evaluation/greedy": {"write_words"},
-    "methods/allocation": {"quantize_budget"},
+    "methods/allocation": {"choose_widths", "quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"plan", "check_study", "describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"plan", "check_study", "describe", "choose_widths", "quantize_budget", "report"},
     "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
@@ -305,7 +341,11 @@ USERS: dict[str, set[str]] = {
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
-    "models/products": PASSES | MEASURES | ANSWERS | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
+    "models/products": PASSES
+    | MEASURES
+    | ANSWERS
+    | RECIPES
+    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
     "evaluation/by_block": MEASURES,
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
@@ -321,9 +361,20 @@ USERS: dict[str, set[str]] = {
     "models/forward_kernels": MEASURES | ANSWERS,
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
-    "calibration/vocabulary": RECIPES | {"collect_end_loss", "quantize_budget"},
-    "checkpoints/ends": {"check_study", "quantize", "quantize_budget", "quantize_shard", "quantize_with_model"},
-    "checkpoints/vocabulary": READERS | RECIPES | ANSWERS | EVALUATIONS | {"check_study", "quantize_budget"},
+    "calibration/vocabulary": RECIPES | {"collect_end_loss", "choose_widths", "quantize_budget"},
+    "checkpoints/ends": {
+        "check_study",
+        "quantize",
+        "choose_widths",
+        "quantize_budget",
+        "quantize_shard",
+        "quantize_with_model",
+    },
+    "checkpoints/vocabulary": READERS
+    | RECIPES
+    | ANSWERS
+    | EVALUATIONS
+    | {"check_study", "choose_widths", "quantize_budget"},
     "methods/vocabulary": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
@@ -333,4 +384,6 @@ USERS: dict[str, set[str]] = {
     "report/sections/changes": {"report"},
     "checkpoints/library_code": CODES,
     "workflow/amounts": {"plan"},
+    "methods/choice": BUDGETS,
+    "methods/swaps": BUDGETS | {"measure_swaps"},
 }

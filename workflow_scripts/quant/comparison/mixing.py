@@ -12,7 +12,7 @@ from quant.comparison.pairs import Recipes, differing_keys
 from quant.comparison.verdicts import ORIGINAL
 
 # in which a budget and its recipe at one width may differ
-WIDTHS = {"bits", "group_size", "budget", "candidates", "search_bits"}
+WIDTHS = {"bits", "group_size", "budget", "candidates", "swaps", "search_bits", "search_group_size"}
 SAME = 1.001  # sizes within a thousandth are one
 
 
