@@ -85,7 +85,10 @@ def main() -> None:
         def measured(chain: str, what: str, chosen: np.ndarray) -> None:
             if chain in CHAINS:
                 widths = {each: GRIDS[k] for each, k in zip(mixer.names, chosen, strict=True)}
-                seconds, record, size_mb, model = mixer.whole(known[chain], widths)
+                bits, group_size = GRIDS[chosen[0]]  # one width for all is the recipe itself
+                own_way = (known[chain] | {"bits": bits, "group_size": group_size},)
+                own_way = own_way if (chosen == chosen[0]).all() else (known[chain], widths)
+                seconds, record, size_mb, model = mixer.whole(*own_way)
                 more = {"size_mb": size_mb, "seconds": seconds, "bits": record["summary"]["bits_per_weight"]}
             else:
                 model, more = mixer.load(chosen), {"bits": mixer.bits(chosen)}
