@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from budget import SECTIONS, Judge, Mixer, interval
 from frontier import CALIBRATION, texts
+from torch import nn
 
 from quant.comparison.mixing import on_the_line
-from quant.methods.swaps import corrected, parts_of
+from quant.methods.swaps import Corrected, corrected, parts_of
 from quant.models.compute import device
 from study import methods
 
@@ -36,101 +37,125 @@ def label_of(grid: tuple[int, int]) -> str:
     return "{} bits in groups of {}".format(*grid)
 
 
-def known_costs(costs: np.ndarray) -> np.ndarray:
+def as_codes(costs: np.ndarray) -> np.ndarray:
     """Without a linear as it is, which the chains do not leave."""
     return np.concatenate([costs[:, :-1], np.full((len(costs), 1), np.nan)], axis=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("converted", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--bits", type=float, nargs="+", default=[0.0, 3.5], help="stored; 0: halfway between 3 and 4")
-    parser.add_argument("--chains", nargs="*", choices=CHAINS, default=CHAINS)
-    parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
-    parser.add_argument("--limit", type=int, default=None, help="windows that are measured on")
-    parser.add_argument("--out", type=Path, default=Path("mixes.csv"))
-    options = parser.parse_args()
-    begun, where, known = time.perf_counter(), device("auto"), methods()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
-    recipe = known["awq_clip_gptq_shared"] | {"search_bits": 4, "search_group_size": 64, "refine": 3}
-    rows: list[dict[str, Any]] = []
-    sums: dict[str, np.ndarray] = {}
+class Trial:
+    """Assignments of widths to linears, each measured on the same windows and beside others."""
 
-    def note(**row: Any) -> None:
-        rows.append(row)
-        said = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        print(f"[{time.perf_counter() - begun:5.1f}] {said}", flush=True)
-        pd.DataFrame(rows).to_csv(options.out, index=False)
-
-    with tempfile.TemporaryDirectory() as name:
-        mixer = Mixer(options.converted, sequences, Path(name), where, recipe, GRIDS)
+    def __init__(
+        self, converted: Path, text: Path, calibration: int, limit: int | None, folder: Path, out: Path
+    ) -> None:
+        self._begun, self._out, self._where = time.perf_counter(), out, device("auto")
+        self._known, self._rows = methods(), list[dict[str, Any]]()
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.sequences, judged = texts(converted / "checkpoint", text, calibration)
+        recipe = self._known["awq_clip_gptq_shared"] | {"search_bits": 4, "search_group_size": 64, "refine": 3}
+        mixer = self.mixer = Mixer(converted, self.sequences, folder, self._where, recipe, GRIDS)
         mixer.load({})
-        windows = judged["wikitext"][: options.limit]
-        judge, own = Judge(mixer.model, windows, where), Judge(mixer.model, sequences[:SWAP_SEQUENCES], where)
+        self._judge = Judge(mixer.model, judged["wikitext"][:limit], self._where)
+        self.single = {grid: np.full(len(mixer.names), k) for k, grid in enumerate(GRIDS)}
+        self.fitted = self._swaps()
+        self.sums: dict[str, np.ndarray] = {}
+        self._sized: dict[str, dict[str, tuple[float, float]]] = {}  # by chain: bits and KL
+
+    def _swaps(self) -> Corrected:
+        mixer, own = self.mixer, Judge(self.mixer.model, self.sequences[:SWAP_SEQUENCES], self._where)
         parts = parts_of(mixer.record["linears"], SECTIONS)
         at = {part: [mixer.names.index(each) for each in linears] for part, linears in parts.items()}
         columns = range(len(GRIDS))
         swaps = {(part, k): own.kl(mixer.load(dict.fromkeys(at[part], k))) for part in parts for k in columns}
-        uniform = {k: own.kl(mixer.load(np.full(len(mixer.names), k))) for k in columns}
-        fitted = corrected(mixer.costs, mixer.names, parts, swaps, uniform)
-        print(f"[{time.perf_counter() - begun:5.1f}] {len(swaps)} swaps: {fitted.words()}", flush=True)
-        single = {grid: np.full(len(mixer.names), k) for k, grid in enumerate(GRIDS)}
-        middle = (mixer.bits(single[LOW]) + mixer.bits(single[HIGH])) / 2
-        budgets = [bits or middle for bits in options.bits]
+        whole = {k: own.kl(mixer.load(chosen)) for k, chosen in enumerate(self.single.values())}
+        found = corrected(mixer.costs, mixer.names, parts, swaps, whole)
+        print(f"[{self.seconds:5.1f}] {len(swaps)} swaps: {found.words()}", flush=True)
+        return found
 
-        sized: dict[str, dict[str, tuple[float, float]]] = {}  # by chain: bits and KL
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begun
 
-        def measured(chain: str, what: str, chosen: np.ndarray) -> None:
-            if chain in CHAINS:
-                widths = {each: GRIDS[k] for each, k in zip(mixer.names, chosen, strict=True)}
-                bits, group_size = GRIDS[chosen[0]]  # one width for all is the recipe itself
-                own_way = (known[chain] | {"bits": bits, "group_size": group_size},)
-                own_way = own_way if (chosen == chosen[0]).all() else (known[chain], widths)
-                seconds, record, size_mb, model = mixer.whole(*own_way)
-                more = {"size_mb": size_mb, "seconds": seconds, "bits": record["summary"]["bits_per_weight"]}
+    def note(self, **row: Any) -> None:
+        self._rows.append(row)
+        said = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        print(f"[{self.seconds:5.1f}] {said}", flush=True)
+        pd.DataFrame(self._rows).to_csv(self._out, index=False)
+
+    def differences(self, ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
+        kl, delta = (interval(ours[:, i], theirs[:, i], self._judge.weights) for i in (0, 1))
+        return {"kl": kl, "delta_nll": delta}
+
+    def measured(self, chain: str, what: str, chosen: np.ndarray) -> None:
+        """By a chain, or else put together from the candidates as they are."""
+        if chain in CHAINS:
+            recipe, widths = self._known[chain], {}
+            if (chosen == chosen[0]).all():  # one width for all is the recipe itself
+                recipe = recipe | dict(zip(("bits", "group_size"), GRIDS[chosen[0]], strict=True))
             else:
-                model, more = mixer.load(chosen), {"bits": mixer.bits(chosen)}
-            found = sums[f"{chain}-{what}"] = judge.sums(model)
-            beside = sized.setdefault(chain, {})
-            beside[what] = more["bits"], float(found[:, 0].sum() / judge.weights.sum())
-            note(
-                chain=chain,
-                what=what,
-                **more,
-                **differences(found, np.zeros_like(found)),
-                predicted=float(fitted.of(chosen).sum()),
+                widths = {each: GRIDS[k] for each, k in zip(self.mixer.names, chosen, strict=True)}
+            seconds, record, size_mb, model = self.mixer.whole(recipe, widths)
+            more = {"size_mb": size_mb, "seconds": seconds, "bits": record["summary"]["bits_per_weight"]}
+        else:
+            model, more = self.mixer.load(chosen), {"bits": self.mixer.bits(chosen)}
+        self.judged(chain, what, model, predicted=float(self.fitted.of(chosen).sum()), **more)
+        if not what.startswith(MIX):
+            return
+        counts = {label_of(grid): int((chosen == k).sum()) for k, grid in enumerate(GRIDS)}
+        self.note(
+            chain=chain, what=what, linears="; ".join(f"{count} of {each}" for each, count in counts.items() if count)
+        )
+
+    def judged(self, chain: str, what: str, model: nn.Module, **more: Any) -> None:
+        """Its own KL, each mix of the chain beside each other, and the line between one width and the next."""
+        found = self.sums[f"{chain}-{what}"] = self._judge.sums(model)
+        beside = self._sized.setdefault(chain, {})
+        beside[what] = more["bits"], float(found[:, 0].sum() / self._judge.weights.sum())
+        self.note(chain=chain, what=what, **more, **self.differences(found, np.zeros_like(found)))
+        pairs = [(mix, one) for mix in beside for one in beside if mix.startswith(MIX) and not one.startswith(MIX)]
+        for mix, one in (pair for pair in pairs if what in pair):
+            told = f"{mix} minus {one} ({beside[one][0]:.3f})"
+            self.note(
+                chain=chain, what=told, **self.differences(self.sums[f"{chain}-{mix}"], self.sums[f"{chain}-{one}"])
             )
-            if what.startswith(MIX):
-                counts = {label_of(grid): int((chosen == k).sum()) for k, grid in enumerate(GRIDS)}
-                said = "; ".join(f"{count} of {each}" for each, count in counts.items() if count)
-                note(chain=chain, what=what, linears=said)
-            pairs = [(mix, one) for mix in beside for one in beside if mix.startswith(MIX) and not one.startswith(MIX)]
-            for mix, one in (pair for pair in pairs if what in pair):
-                told = f"{mix} minus {one} ({beside[one][0]:.3f})"
-                note(chain=chain, what=told, **differences(sums[f"{chain}-{mix}"], sums[f"{chain}-{one}"]))
-            ends = [beside[label_of(each)] for each in (LOW, HIGH) if label_of(each) in beside]
-            for mix in {mix for mix, _ in pairs} if len(ends) == 2 else ():
-                bits, kl = beside[mix]
-                note(chain=chain, what=mix, share_of_line=kl / on_the_line(bits, ends))
-            np.savez(options.out.with_suffix(".npz"), weights=judge.weights, **sums)
+        ends = [beside[label_of(each)] for each in (LOW, HIGH) if label_of(each) in beside]
+        for mix in dict.fromkeys(mix for mix, _ in pairs) if len(ends) == 2 else ():
+            bits, kl = beside[mix]
+            self.note(chain=chain, what=mix, share_of_line=kl / on_the_line(bits, ends))
+        np.savez(self._out.with_suffix(".npz"), weights=self._judge.weights, **self.sums)
 
-        def differences(ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
-            kl, delta = (interval(ours[:, i], theirs[:, i], judge.weights) for i in (0, 1))
-            return {"kl": kl, "delta_nll": delta}
 
-        choices = {label_of(grid): each for grid, each in single.items()}
-        choices |= {f"{MIX} within {bits:.3f}": mixer.best(bits, known_costs(fitted.costs)) for bits in budgets}
-        for bits in budgets:
-            measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", mixer.best(bits, known_costs(mixer.costs)))
+def parsed(words: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=words)
+    parser.add_argument("converted", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--chains", nargs="*", choices=CHAINS, default=CHAINS)
+    parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--limit", type=int, default=None, help="windows that are measured on")
+    return parser
+
+
+def main() -> None:
+    parser = parsed(__doc__)
+    parser.add_argument("--bits", type=float, nargs="+", default=[0.0, 3.5], help="stored; 0: halfway between 3 and 4")
+    parser.add_argument("--out", type=Path, default=Path("mixes.csv"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        given = options.converted, options.text, options.calibration, options.limit
+        trial = Trial(*given, Path(name), options.out)
+        mixer = trial.mixer
+        middle = (mixer.bits(trial.single[LOW]) + mixer.bits(trial.single[HIGH])) / 2
+        choices, budgets = {label_of(grid): each for grid, each in trial.single.items()}, options.bits
+        for bits in [bits or middle for bits in budgets]:
+            uncorrected = mixer.best(bits, as_codes(mixer.costs))
+            trial.measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", uncorrected)
+            choices[f"{MIX} within {bits:.3f}"] = mixer.best(bits, as_codes(trial.fitted.costs))
         for what, chosen in choices.items():
-            measured("parallel", what, chosen)
+            trial.measured("parallel", what, chosen)
         first, *others = (what for what in choices if what.startswith(MIX))
-        ends = [label_of(LOW), label_of(HIGH)]
-        order = [(chain, what) for chain in options.chains for what in (first, *ends, *others)]
+        order = [(c, what) for c in options.chains for what in (first, label_of(LOW), label_of(HIGH), *others)]
         for chain, what in [*order, *((chain, label_of((3, 32))) for chain in options.chains)]:
-            measured(chain, what, choices[what])
+            trial.measured(chain, what, choices[what])
 
 
 if __name__ == "__main__":
