@@ -125,19 +125,15 @@ class Trial:
         np.savez(self._out.with_suffix(".npz"), weights=self._judge.weights, **self.sums)
 
 
-def parsed(words: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=words)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("converted", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--chains", nargs="*", choices=CHAINS, default=CHAINS)
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
     parser.add_argument("--limit", type=int, default=None, help="windows that are measured on")
-    return parser
-
-
-def main() -> None:
-    parser = parsed(__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=[0.0, 3.5], help="stored; 0: halfway between 3 and 4")
+    parser.add_argument("--only-chains", action="store_true", help="nothing put together from candidates")
     parser.add_argument("--out", type=Path, default=Path("mixes.csv"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -147,10 +143,11 @@ def main() -> None:
         middle = (mixer.bits(trial.single[LOW]) + mixer.bits(trial.single[HIGH])) / 2
         choices, budgets = {label_of(grid): each for grid, each in trial.single.items()}, options.bits
         for bits in [bits or middle for bits in budgets]:
-            uncorrected = mixer.best(bits, as_codes(mixer.costs))
-            trial.measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", uncorrected)
             choices[f"{MIX} within {bits:.3f}"] = mixer.best(bits, as_codes(trial.fitted.costs))
-        for what, chosen in choices.items():
+            if not options.only_chains:
+                uncorrected = mixer.best(bits, as_codes(mixer.costs))
+                trial.measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", uncorrected)
+        for what, chosen in () if options.only_chains else choices.items():
             trial.measured("parallel", what, chosen)
         first, *others = (what for what in choices if what.startswith(MIX))
         order = [(c, what) for c in options.chains for what in (first, label_of(LOW), label_of(HIGH), *others)]
