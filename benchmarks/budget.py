@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from frontier import CALIBRATION, RESAMPLES, SEED, texts
-from swaps import PART_SEQUENCES, corrected, parts_of
 
 from quant.calibration.end_loss import collect_end_loss
 from quant.calibration.material import Material
@@ -41,17 +41,20 @@ from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.methods.allocation import allocate, tied_groups
 from quant.methods.quantize import quantize_checkpoint
+from quant.methods.swaps import corrected, parts_of
 from quant.methods.vocabulary import Rounded, rounded
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.models.linears import skeleton, vocabulary
 from quant.recipe import keys
-from quant.recipe.recipe import Recipe
+from quant.recipe.recipe import Recipe, Widths
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
+from quant.records.method import MethodRecord
 from study import PATTERNS, methods
 
 WIDTHS = [bits for bits in CANDIDATES if bits != UNTOUCHED]
 WINDOWS = 32  # of 2,048 tokens, that draws are measured on; mixes and widths on all
+SECTIONS, SWAP_SEQUENCES = 4, 16  # of the depth, and of the calibration text: what swaps are measured on
 EMBEDDINGS = [(8, -1), (4, 64), (4, 32)]
 WHOLE: list[tuple[str, dict[str, int] | None]] = [  # as checkpoints
     ("awq_clip_gptq_shared", None),
@@ -91,8 +94,15 @@ class Mixer:
     """A model whose linears take any candidate's weights; costs: nats [linears, candidates + 1], the last as it is."""
 
     def __init__(
-        self, converted: Path, sequences: list[Tensor], folder: Path, where: str, recipe: dict[str, Any]
+        self,
+        converted: Path,
+        sequences: list[Tensor],
+        folder: Path,
+        where: str,
+        recipe: dict[str, Any],
+        grids: Sequence[tuple[int, int]],
     ) -> None:
+        """grids: bits and group_size of each candidate."""
         self.checkpoint, self.folder, self.where, self.recipe = converted / "checkpoint", folder, where, recipe
         self.record = read_json(converted / "convert.json")
         self.names, fingerprint = list(self.record["linears"]), self.record["fingerprint"]
@@ -110,8 +120,8 @@ class Mixer:
         self.model = perplexity.load_model(self.checkpoint, where, torch.float32)
         self.weights = [{name: self.model.get_submodule(name).weight.detach().clone() for name in self.names}]
         columns, sizes = [np.zeros(len(self.names))], [np.array([16 * w.numel() for w in self.weights[0].values()])]
-        for bits in reversed(WIDTHS):
-            own, cost, size = self.candidate(bits)
+        for grid in reversed(grids):
+            own, cost, size = self.candidate(*grid)
             self.weights.insert(0, own)
             columns.insert(0, cost)
             sizes.insert(0, size)
@@ -122,9 +132,9 @@ class Mixer:
             ]
         self.numbers = sum(w.numel() for w in self.weights[-1].values())
 
-    def candidate(self, bits: int) -> tuple[dict[str, Tensor], np.ndarray, np.ndarray]:
+    def candidate(self, bits: int, group_size: int) -> tuple[dict[str, Tensor], np.ndarray, np.ndarray]:
         """Its weights, and each linear's predicted nats and bits on disk."""
-        begun, recipe = time.perf_counter(), self.recipe | {"bits": bits}
+        begun, recipe = time.perf_counter(), self.recipe | {"bits": bits, "group_size": group_size}
         read = {key: self.files[key] for key in keys.statistics_files(recipe) if key in self.files}
         statistics = Statistics(read, self.record["fingerprint"], PATTERNS)
         out, linears = self.folder / "candidate", self.record["linears"]
@@ -148,7 +158,7 @@ class Mixer:
                     known.get(f"{name}.fisher").tolist(), row_parts(len(difference), len(moments)), moments, strict=True
                 )
                 costs.append(0.5 * sum(w * layer_error(difference[rows], h) for w, rows, h in parts))
-        print(f"{bits} bits: {time.perf_counter() - begun:.1f} s", flush=True)
+        print(f"{bits} bits in groups of {group_size}: {time.perf_counter() - begun:.1f} s", flush=True)
         return own, np.array(costs), np.array([row["storage_bits"] for row in record["linears"]])
 
     def load(self, chosen: np.ndarray | Mapping[int, int]) -> nn.Module:
@@ -189,8 +199,10 @@ class Mixer:
             ends = ends_of(words, grid_of(entry["embeddings"]))
             return list(rounded(file, ends, recipe, self.files["end_loss"], self.where, self.made))
 
-    def whole(self, recipe: dict[str, Any]) -> tuple[float, float, nn.Module]:
-        """Seconds, 10⁶ bytes on disk, and the model as plain transformers loads it."""
+    def whole(
+        self, recipe: dict[str, Any], widths: Widths = MappingProxyType({})
+    ) -> tuple[float, MethodRecord, float, nn.Module]:
+        """Seconds, the record, 10⁶ bytes on disk, and the model as plain transformers loads it."""
         begun, out = time.perf_counter(), self.folder / "whole"
         read = {key: self.files[key] for key in keys.statistics_files(recipe) if key in self.files}
         statistics = Statistics(read, self.record["fingerprint"], PATTERNS)
@@ -198,12 +210,12 @@ class Mixer:
         more = {"vocabulary": self.record.get("vocabulary") or self.described(), "end_loss": self.files["end_loss"]}
         if keys.way_of(recipe) == "model":
             tokens_of = self.material.tokens
-            quantize_with_model(*paths, recipe, tokens_of, self.compute, self.made, **more)
+            record = quantize_with_model(*paths, recipe, tokens_of, self.compute, self.made, **more, widths=widths)
         else:
-            quantize_checkpoint(*paths, Recipe.of(recipe), self.where, self.made, **more)
+            record = quantize_checkpoint(*paths, Recipe.of(recipe), self.where, self.made, **more)
         seconds = time.perf_counter() - begun
         model = perplexity.load_model(out, self.where, torch.float32)
-        return seconds, (out / "model.safetensors").stat().st_size / 1e6, model
+        return seconds, record, (out / "model.safetensors").stat().st_size / 1e6, model
 
     def described(self) -> Any:
         """Of a model that was converted before its record said so."""
@@ -237,7 +249,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
     every = judged["wikitext"][: options.limit]
-    recipe = known["awq_clip_gptq_shared"] | {"search_bits": 4, "refine": 3}
+    recipe = known["awq_clip_gptq_shared"] | {"search_bits": 4, "search_group_size": 64, "refine": 3}
     rows: list[dict[str, Any]] = []
 
     def note(**row: Any) -> None:
@@ -246,19 +258,21 @@ def main() -> None:
         pd.DataFrame(rows).to_csv(options.out, index=False)
 
     with tempfile.TemporaryDirectory() as name:
-        mixer = Mixer(options.converted, sequences, Path(name), where, recipe)
+        mixer = Mixer(
+            options.converted, sequences, Path(name), where, recipe, [(bits, recipe["group_size"]) for bits in WIDTHS]
+        )
         mixer.load({})
         judge, few = Judge(mixer.model, every, where), Judge(mixer.model, every[: options.windows], where)
-        own = Judge(mixer.model, sequences[:PART_SEQUENCES], where)
+        own = Judge(mixer.model, sequences[:SWAP_SEQUENCES], where)
 
         begun = time.perf_counter()
-        parts = parts_of(mixer.record["linears"])
+        parts = parts_of(mixer.record["linears"], SECTIONS)
         swaps = {}
         for part, linears in parts.items():
             for k in range(len(WIDTHS)):
                 at = [mixer.names.index(each) for each in linears]
                 swaps[part, k] = own.kl(mixer.load(dict.fromkeys(at, k)))
-        uniform = [own.kl(mixer.load(np.full(len(mixer.names), k))) for k in range(len(WIDTHS))]
+        uniform = {k: own.kl(mixer.load(np.full(len(mixer.names), k))) for k in range(len(WIDTHS))}
         fitted = corrected(mixer.costs, mixer.names, parts, swaps, uniform)
         print(
             f"{len(swaps)} swaps and {len(uniform)} widths on the calibration text: {time.perf_counter() - begun:.1f} s"
@@ -275,7 +289,7 @@ def main() -> None:
 
         def measured(label: str, chosen: np.ndarray) -> None:
             sums[label] = judge.sums(mixer.load(chosen))
-            nats = {"predicted": mixer.predicted(chosen, mixer.costs), "corrected": fitted.of(chosen)}
+            nats = {"predicted": mixer.predicted(chosen, mixer.costs), "corrected": float(fitted.of(chosen).sum())}
             note(what=label, bits=mixer.bits(chosen), **absolute(sums[label]), **nats)
 
         for k, bits in enumerate(WIDTHS):
@@ -291,7 +305,7 @@ def main() -> None:
         draws = [mixer.drawn(rng) for _ in range(options.draws)]
         found = np.array([few.kl(mixer.load(chosen)) for chosen in draws])
         raw = np.array([mixer.predicted(chosen, mixer.costs) for chosen in draws])
-        better = np.array([fitted.of(chosen) for chosen in draws])
+        better = np.array([fitted.of(chosen).sum() for chosen in draws])
         for chosen, one, two, kl in zip(draws, raw, better, found, strict=True):
             note(what="draw", bits=mixer.bits(chosen), predicted=one, corrected=two, measured=kl)
         for label, values in (("predicted", raw), ("corrected", better)):
@@ -318,7 +332,7 @@ def main() -> None:
                 note(what=f"{label}, and a mix", bits=mixer.bits(chosen), **absolute(sums[label]))
         for method, more in WHOLE:
             label = " ".join([method, *([f"{more['bits']}/{more['group_size']}"] if more else [])])
-            seconds, size_mb, model = mixer.whole(known[method] | {"embeddings": more})
+            seconds, _, size_mb, model = mixer.whole(known[method] | {"embeddings": more})
             sums[label] = judge.sums(model)
             note(what=label, size_mb=size_mb, seconds=seconds, **absolute(sums[label]))
             del model

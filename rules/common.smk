@@ -117,6 +117,8 @@ wildcard_constraints:
     calibration=r"n\d+-s\d+",
     noise_std=r"[0-9.e-]+",
     n_noise_samples=r"\d+",
+    sections=r"\d+",
+    sequences=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
 

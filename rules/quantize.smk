@@ -100,6 +100,7 @@ rule quantize_with_model:
                 name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
             }
         ),
+        unpack(lambda w: {"widths": f"results/{w.model}/{w.method}/widths.json"} if METHODS[w.method]["budget"] else {}),
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
@@ -167,52 +168,3 @@ rule measure_error:
         code=code("measure_error.py"),
     script:
         "../workflow_scripts/measure_error.py"
-
-
-# another budget takes seconds: what it is put together from is there
-rule quantize_budget:
-    """A model within a budget: each linear from the candidate that the whole model suffers least by."""
-    input:
-        # what it knows of the embedding, where that has a choice
-        unpack(
-            lambda w: (
-                {"end_loss": f"results/{w.model}/{keys.statistics_files(METHODS[w.method])['end_loss']}"}
-                if METHODS[w.method]["embeddings"]
-                else {}
-            )
-        ),
-        records=lambda w: expand("results/{{model}}/{method}/quantize.json", method=CONFIG["candidates"][w.method]),
-        tables=lambda w: expand("results/{{model}}/{method}/linears.csv", method=CONFIG["candidates"][w.method]),
-        checkpoints=lambda w: expand(
-            "results/{{model}}/{method}/checkpoint/{file}",
-            method=CONFIG["candidates"][w.method],
-            file=[WEIGHTS, "config.json"],
-        ),
-        folds=lambda w: expand("results/{{model}}/{method}/folds.safetensors", method=CONFIG["candidates"][w.method]),
-        tokens=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/tokens.safetensors",
-        moments=f"results/{{model}}/calibration/{COMMON_CALIBRATION}/second_moments.safetensors",
-        weights=rules.convert.output.weights,
-        config=rules.convert.output.config,
-        model=rules.convert.output.record,
-    output:
-        weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
-        config="results/{model}/{method}/checkpoint/config.json",
-        record="results/{model}/{method}/quantize.json",
-        folds="results/{model}/{method}/folds.safetensors",
-    log:
-        "results/logs/quantize_budget/{model}/{method}.log",
-    benchmark:
-        "results/benchmarks/quantize_budget/{model}/{method}.tsv"
-    wildcard_constraints:
-        method=BUDGETS,
-    conda:
-        "../envs/quant.yaml"
-    threads: THREADS
-    resources:
-        **NEEDS,
-    params:
-        recipe=lambda w: METHODS[w.method],
-        candidates=lambda w: {method: METHODS[method] for method in CONFIG["candidates"][w.method]},
-        code=code("quantize_budget.py"),
-    script:
-        "../workflow_scripts/quantize_budget.py"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quant.calibration.reader import Statistics
 from quant.data import tokens
-from quant.files.artifacts import versions, write_json
+from quant.files.artifacts import read_json, require, versions, write_json
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.record import model_record
@@ -16,6 +16,12 @@ with job(snakemake.log[0], snakemake.threads):
     ids = tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=model["fingerprint"])
     read = ("channels", "moments", "noisy", "weighted", "row_weight")
     paths = {name: path for name, path in snakemake.input.items() if name in read}
+    chosen: dict = {}
+    if (widths := snakemake.input.get("widths")) is not None:
+        said = read_json(widths)
+        own = {"recipe": recipe, "model_fingerprint": model["fingerprint"], "token_fingerprint": ids.fingerprint}
+        require(widths, said["provenance"], **own)
+        chosen = {row["linear"]: row for row in said["linears"]}
     provenance = {
         **dict(snakemake.wildcards),
         "recipe": recipe,
@@ -38,7 +44,12 @@ with job(snakemake.log[0], snakemake.threads):
             model["unpacked"],
             model["vocabulary"],
             snakemake.input.get("vocabulary"),
+            {name: (row["bits"], row["group_size"]) for name, row in chosen.items()},
         ),
         ids.sequences,
     )
+    if chosen:
+        result |= {key: said[key] for key in ("predicted_nats", "swaps") if key in said}
+        for row in result["linears"]:
+            row |= {key: value for key, value in chosen[row["linear"]].items() if key != "predicted_nats"}
     write_json(snakemake.output.record, result)

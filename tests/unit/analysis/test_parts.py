@@ -14,9 +14,11 @@ from quant.comparison.paired import holm, paired_difference
 from quant.data import tokens
 from quant.errors import InputError
 from quant.evaluation import by_block
+from quant.evaluation.divergence import compare
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.models.compute import Compute
+from tests.unit.recipe.test_recipe import run
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
          "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -123,6 +125,31 @@ def test_parts_of_a_model_that_is_too_large_are_the_same_to_the_bit(
     assert whole[1]["rows"] == 2 * 16 and whole[1]["weights"] == 2 * 16 * 48
     monkeypatch.setattr(by_block, "memory_left", lambda device: 0)
     assert parts.measure(tiny_checkpoint, quantized, "m", chosen, heldout, compute) == whole
+
+
+@pytest.mark.parametrize("by_blocks", [False, True])
+def test_divergence_of_all_is_that_of_the_folded_checkpoint_itself(
+    tiny_checkpoint: Path,
+    statistics: dict[str, str],
+    heldout: tokens.Tokens,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_blocks: bool,
+) -> None:
+    """Of a method that folds scales, whose linears are taken without them; a part by itself costs less."""
+    changes = {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "bits": 3}
+    run(tiny_checkpoint, tmp_path / "own", statistics, **changes)
+    chosen = [parts.Part("swap", "all", dict.fromkeys(LINEARS)), parts.by_layer(LINEARS)[0]]
+    if by_blocks:
+        monkeypatch.setattr(by_block, "memory_left", lambda device: 0)
+    folds, compute = tmp_path / "own.folds.safetensors", Compute("cpu", torch.float32, 64)
+    found = parts.measure(tiny_checkpoint, tmp_path / "own", "tiny", chosen, heldout, compute, folds, compared=True)
+    models = [load_model(path, "cpu", torch.float32) for path in (tiny_checkpoint, tmp_path / "own")]
+    with torch.inference_mode():
+        for sequence, kl, less in zip(heldout.sequences, found[0]["kl"], found[1]["kl"], strict=True):
+            p, q = (model(sequence[None]).logits[0, :-1] for model in models)
+            assert kl == pytest.approx(compare(p, q)[0].sum().item(), rel=1e-3)
+            assert 0 < less < kl
 
 
 def record(method: str, shift: float, seed: int) -> dict:

@@ -184,6 +184,7 @@ def test_the_residual_variant_is_a_file_of_its_own() -> None:
 SEARCHED = ("salience", {"l1", "l2", "praq"})
 RULES: dict[str, tuple[Any, str, set[str]]] = {
     "search_bits": (3, *SEARCHED),
+    "search_group_size": (32, *SEARCHED),
     "n_grid": (5, *SEARCHED),
     "noise_std": (0.1, *SEARCHED),
     "objective": ("praq", *SEARCHED),
@@ -205,7 +206,12 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
 
 def test_every_rule_is_here() -> None:
     conditional = {key for key, what in KEYS.items() if what.when is not None}
-    apart = {"n_noise_samples", "bits", "candidates"}  # which need a number, below, or a budget (test_budgets.py)
+    apart = {
+        "n_noise_samples",
+        "bits",
+        "candidates",
+        "swaps",
+    }  # which need a number, below, or a budget (test_budgets.py)
     assert set(RULES) == conditional - apart
     assert all(DEFAULTS[key] != value for key, (value, _, _) in RULES.items())
 

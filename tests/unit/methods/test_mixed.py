@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from quant.checkpoints import stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
-from quant.methods.mixed import LEFT, UNUSED, Candidate, mix_checkpoint
+from quant.methods.choice import Candidate, Given, Swaps, widths_of
+from quant.methods.mixed import LEFT, UNUSED, mix_checkpoint
 from tests.unit.recipe.test_recipe import LINEARS, MADE, PLAIN, run
 
 # as statistics have it: q/k/v and gate/up read one tensor each
@@ -50,11 +52,8 @@ def mixed(source: Path, target: Path, candidates: list[Candidate], untouched: bo
         target / "checkpoint",
         target / "folds.safetensors",
         LINEARS,
-        candidates,
-        untouched,
+        Given(candidates, untouched, READS, MADE),
         none | limits,
-        READS,
-        MADE,
         {"lm_head": "output head"},
     )
 
@@ -112,6 +111,31 @@ def test_a_mix_is_its_candidates_own_tensors(candidate: Any, tiny_checkpoint: Pa
     costs = {each.record["provenance"]["recipe"]["bits"]: each.costs for each in made}
     predicted = sum(costs[row["bits"]][name] for name, row in rows.items() if row["bits"] < 16)
     assert record["predicted_nats"] == pytest.approx(predicted)
+
+
+def test_swaps_move_the_choice_and_stand_in_its_rows(candidate: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Alike by prediction, the MLP is measured to cost three times as much; the rows add up to what was fitted."""
+    parts = {part: [name for name in LINEARS if part in name] for part in ("self_attn", "mlp")}
+    made = []
+    for bits in (2, 8):
+        plain, cost = candidate(f"b{bits}", bits=bits), 4.0**-bits
+        real = {part: (3 if part == "mlp" else 1) * cost * len(names) for part, names in parts.items()}
+        made.append(replace(plain, swaps=Swaps(parts, real, sum(real.values()))))
+    limits = {"bits_per_weight": 8.0, "size_mb": 0.0}
+    found = widths_of(tiny_checkpoint, LINEARS, Given(made, False, READS, MADE), limits)
+    plain = widths_of(
+        tiny_checkpoint, LINEARS, Given([replace(each, swaps=None) for each in made], False, READS, MADE), limits
+    )
+    taken, without = ({row["linear"]: row["bits"] for row in each["linears"]} for each in (found, plain))
+    share = [sum(bits[name] == 8 for name in parts["mlp"]) for bits in (taken, without)]
+    assert share[0] > share[1] and found["bits_per_weight"] <= 8
+    total = sum((3 if "mlp" in name else 1) * 4.0**-bits for name, bits in taken.items())
+    assert sum(row["corrected_nats"] for row in found["linears"]) == pytest.approx(total)
+    assert found["predicted_nats"] == pytest.approx(sum(4.0**-bits for bits in taken.values()))
+    assert found["swaps"].startswith("1.00 to 3.00") and "swaps" not in plain
+    record = mixed(tiny_checkpoint, tmp_path / "mix", made, untouched=False, bits_per_weight=8)
+    assert {row["linear"]: row["bits"] for row in record["linears"]} == taken and record["swaps"] == found["swaps"]
+    assert [row["corrected_nats"] for row in record["linears"]] == [row["corrected_nats"] for row in found["linears"]]
 
 
 @pytest.mark.parametrize("spare", [0, 700, 5000])

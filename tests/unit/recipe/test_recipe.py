@@ -38,6 +38,7 @@ PLAIN: dict[str, Any] = {
     "clip": False,
     "n_grid": 20,
     "search_bits": 0,
+    "search_group_size": 0,
     "objective": "uniform",
     "plain_share": 0.0,
     "scope": "linear",

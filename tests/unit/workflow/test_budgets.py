@@ -57,7 +57,28 @@ def test_candidates_of_shared_scales_share_what_these_are_searched_for() -> None
     entry = {"budget": {"bits_per_weight": 5}, "salience": "l2", "scope": "shared"}
     methods = loaded({"m": entry})["methods"]
     assert {methods[f"m-bits{bits}"]["search_bits"] for bits in (2, 3, 4, 8)} == {4}
+    assert {methods[f"m-bits{bits}"]["search_group_size"] for bits in (2, 3, 4, 8)} == {0}
     assert loaded({"m": entry | {"search_bits": 3}})["methods"]["m-bits8"]["search_bits"] == 3
+    several = entry | {"candidates": [{"bits": 4}, {"bits": 3, "group_size": 32}]}
+    methods = loaded({"m": several})["methods"]
+    assert {methods[name]["search_group_size"] for name in ("m-bits4", "m-bits3-group_size32")} == {64}
+
+
+def test_a_recipe_that_runs_the_model_takes_widths_from_candidates_that_do_not() -> None:
+    entry = {"budget": [{"bits_per_weight": 3.5}, {"size_mb": 90}], "rounding": "gptq", "inputs": "sequential"}
+    entry |= {"correction": 0.5, "reconstruct": {}, "tune": {}, "swaps": {}}
+    config = loaded({"m": entry})
+    methods, alone = config["methods"], [f"m-bits{bits}-alone" for bits in (2, 3, 4, 8)]
+    budgets = ["m-bits_per_weight3.5", "m-size_mb90"]
+    assert config["candidates"] == dict.fromkeys(budgets, alone)
+    assert config["study"]["methods"] == ["m-bits2", "m-bits3", "m-bits4", "m-bits8", *budgets]
+    plain = loaded({"plain": {"rounding": "gptq", "bits": 3}})["methods"]["plain"]
+    assert methods["m-bits3-alone"] == plain and {keys.way_of(methods[name]) for name in budgets} == {"model"}
+    assert methods["m-bits3"]["correction"] == 0.5 and methods["m-bits3"]["tune"] == methods[budgets[0]]["tune"]
+    assert [each["bits"] for each in methods[budgets[0]]["candidates"]] == [2, 3, 4, 8]
+    assert methods[budgets[0]]["swaps"] == {"sections": 4, "sequences": 8}
+    within = loaded({"m": entry | {"budget": {"bits_per_weight": 3.5}}})
+    assert within["study"]["methods"] == ["m-bits2", "m-bits3", "m"] and len(within["candidates"]["m"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,16 +87,13 @@ def test_candidates_of_shared_scales_share_what_these_are_searched_for() -> None
         ({"budget": {}}, r"methods\.m\.budget: limits nothing"),
         ({"budget": {"bits": 3}}, r"methods\.m\.budget: .*'bits'"),
         ({"bits": 3}, "bits and budget do not go together"),
-        ({"inputs": "sequential"}, "inputs and budget do not go together"),
-        ({"tune": {}}, "tune and budget do not go together"),
+        ({"inputs": "sequential", "candidates": [{"bits": 16}]}, "16 bits and inputs: sequential do not go together"),
+        ({"tune": {}, "candidates": [{"bits": 4}, {"bits": 16}]}, "16 bits and tune do not go together"),
+        ({"swaps": {"parts": 3}}, "'parts'"),
         ({"candidates": [{"bits": 4}, {"bits": 4, "group_size": 64}]}, "two of 4 bits in groups of 64"),
         ({"candidates": [{"bits": 16}]}, "none is quantised"),
         ({"candidates": [{"bits": 5}]}, "5; valid: 2, 3, 4, 8, 16"),
         ({"candidates": [{"group_size": 32}]}, "lacks 'bits'"),
-        (
-            {"salience": "l2", "scope": "shared", "candidates": [{"bits": 4}, {"bits": 3, "group_size": 32}]},
-            "need one group_size, not 32 and 64",
-        ),
         ({"rounding": "gptq", "n_calib": 7}, "n_calib: 7 and budget do not go together"),
     ],
 )

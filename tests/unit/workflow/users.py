@@ -13,13 +13,15 @@ PASSES = {
     "check_mse",
 }  # the model, block by block
 RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
+BUDGETS = {"quantize_budget", "choose_widths"}
 QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
-READERS = {  # of a method's checkpoint
-    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "measure_sensitivity", "export"),
+PARTED = {"measure_sensitivity", "measure_swaps"}  # the original with parts of a method's weights
+READERS = PARTED | {  # of a method's checkpoint
+    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "export"),
 }
-MEASURES = EVALUATIONS | {"measure_sensitivity"}
+MEASURES = EVALUATIONS | PARTED
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
@@ -27,9 +29,7 @@ TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 ANSWERS = {"evaluate_task", "write_words"}
-CODES = (
-    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_study", "quantize_budget"}
-)  # of checkpoints that are packed
+CODES = READERS | QUANTIZERS | EVALUATIONS | ANSWERS | BUDGETS | {"check_study"}  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
 LIBRARY = tracking.SCRIPTS / "quant"
@@ -63,7 +63,7 @@ USERS: dict[str, set[str]] = {
     "models/architectures": RECIPES
     | FROM_FILES
     | ANALYSES
-    | {"check_study", "collect_jacobian", "export", "measure_sensitivity"},
+    | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES | {"export"},
@@ -76,7 +76,7 @@ USERS: dict[str, set[str]] = {
     | FROM_FILES
     | ANALYSES
     | RECIPES
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "synthetic_benchmark"},
+    | {"measure_error", "measure_heldout", "measure_sensitivity", "measure_swaps", "synthetic_benchmark"},
     "comparison/paired": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
     "models/cards": PASSES
@@ -97,7 +97,15 @@ USERS: dict[str, set[str]] = {
     "files/csv_tables": COMPARISONS
     | FROM_FILES
     | ANALYSES
-    | {"check_mse", "describe", "measure_error", "measure_heldout", "quantize_budget", "synthetic_benchmark"},
+    | {
+        "check_mse",
+        "describe",
+        "measure_error",
+        "measure_heldout",
+        "choose_widths",
+        "quantize_budget",
+        "synthetic_benchmark",
+    },
     "analysis/deep_dive": {"deep_dive"},
     "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
     "errors": OURS,
@@ -125,6 +133,19 @@ USERS: dict[str, set[str]] = {
     | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
     "models/linears": PASSES | MEASURES | {"convert", "export"},
     "models/experts": PASSES | MEASURES | {"convert", "export"},
+    | BUDGETS
+    | {
+        "answer_questions",
+        "check_mse",
+        "measure_error",
+        "measure_heldout",
+        "measure_sensitivity",
+        "measure_swaps",
+        "plot",
+        "report",
+    },
+    "models/linears": PASSES | MEASURES | {"convert"},
+    "models/experts": PASSES | MEASURES | {"convert"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | MEASURES | {"convert", "export"},
@@ -141,12 +162,18 @@ USERS: dict[str, set[str]] = {
     "checkpoints/packed": CODES,
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
-    "comparison/part_names": {"answer_questions", "measure_sensitivity", "report", "summarize_sensitivity"},
-    "analysis/parts": {"measure_sensitivity"},
+    "comparison/part_names": {
+        "answer_questions",
+        "measure_sensitivity",
+        "measure_swaps",
+        "report",
+        "summarize_sensitivity",
+    },
+    "analysis/parts": {"measure_sensitivity", "measure_swaps"},
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
     "comparison/pick": {"check_study", "pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
-    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity"},
+    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity", "measure_swaps"},
     "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
     "methods/quantize": RECIPES,
     "report/figures/questions": {"plot"},
@@ -160,7 +187,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "quantize_budget"},
+    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -178,7 +205,9 @@ USERS: dict[str, set[str]] = {
     "workflow/defaults": set(),
     "workflow/schema": set(),
     "recipe/search": RECIPES,
-    "calibration/second_moments": PASSES | RECIPES | {"measure_error", "measure_heldout", "quantize_budget"},
+    "calibration/second_moments": PASSES
+    | RECIPES
+    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -196,7 +225,7 @@ USERS: dict[str, set[str]] = {
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "quantize_budget", "write_words"},
+    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "choose_widths", "quantize_budget", "write_words"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -206,6 +235,7 @@ USERS: dict[str, set[str]] = {
     "files/units": PASSES
     | MEASURES
     | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report", "export"},
+    | {"check_study", "convert", "describe", "pick", "plan", "plot", "choose_widths", "quantize_budget", "report"},
     "files/tensorfile": TENSORS,
     "files/behind": TENSORS | TEXTS | {"plan"},
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
@@ -217,6 +247,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | {"check_study", "make_task", "measure_error", "quantize_budget", "export"},
+    | {"check_study", "make_task", "measure_error", "choose_widths", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -251,7 +282,17 @@ USERS: dict[str, set[str]] = {
     "records/method": MEASURES
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "describe", "measure_error", "measure_heldout", "plot", "quantize_budget", "report", "summarize"},
+    | {
+        "check_study",
+        "describe",
+        "measure_error",
+        "measure_heldout",
+        "plot",
+        "choose_widths",
+        "quantize_budget",
+        "report",
+        "summarize",
+    },
     "records/model": PASSES
     | MEASURES
     | TEXTS
@@ -259,6 +300,7 @@ USERS: dict[str, set[str]] = {
     | ANSWERS
     | ANALYSES
     | {"check_study", "convert", "measure_error", "quantize_budget", "export"},
+    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -280,8 +322,13 @@ USERS: dict[str, set[str]] = {
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
     "methods/allocation": {"quantize_budget"},
+    "comparison/greedy": {"report", "summarize_words"},
+    "evaluation/greedy": {"write_words"},
+    "methods/allocation": {"choose_widths", "quantize_budget"},
     "methods/mixed": {"quantize_budget"},
     "recipe/widths": TABLES | {"plan", "check_study", "describe", "quantize_budget", "report"},
+    "recipe/widths": TABLES | {"plan", "check_study", "describe", "choose_widths", "quantize_budget", "report"},
+    "report/sections/greedy": {"report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
     "checkpoints/gptq_layout": {"check_study", "quantize_library"},
@@ -310,6 +357,12 @@ USERS: dict[str, set[str]] = {
     | RECIPES
     | {"measure_error", "measure_heldout", "quantize_budget", "export"},
     "evaluation/by_block": MEASURES | {"export"},
+    "models/products": PASSES
+    | MEASURES
+    | ANSWERS
+    | RECIPES
+    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
+    "evaluation/by_block": MEASURES,
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
@@ -324,9 +377,20 @@ USERS: dict[str, set[str]] = {
     "models/forward_kernels": MEASURES | ANSWERS | {"export"},
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
-    "calibration/vocabulary": RECIPES | {"collect_end_loss", "quantize_budget"},
-    "checkpoints/ends": {"check_study", "quantize", "quantize_budget", "quantize_shard", "quantize_with_model"},
-    "checkpoints/vocabulary": READERS | RECIPES | ANSWERS | EVALUATIONS | {"check_study", "quantize_budget"},
+    "calibration/vocabulary": RECIPES | {"collect_end_loss", "choose_widths", "quantize_budget"},
+    "checkpoints/ends": {
+        "check_study",
+        "quantize",
+        "choose_widths",
+        "quantize_budget",
+        "quantize_shard",
+        "quantize_with_model",
+    },
+    "checkpoints/vocabulary": READERS
+    | RECIPES
+    | ANSWERS
+    | EVALUATIONS
+    | {"check_study", "choose_widths", "quantize_budget"},
     "methods/vocabulary": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
@@ -340,4 +404,6 @@ USERS: dict[str, set[str]] = {
     "evaluation/words": {"write_words"},
     "report/sections/cells": {"report"},
     "workflow/room": set(),
+    "methods/choice": BUDGETS,
+    "methods/swaps": BUDGETS | {"measure_swaps"},
 }

@@ -21,7 +21,9 @@ from quant.comparison.part_names import OTHER, RISKY
 from quant.data.tokens import Tokens
 from quant.errors import InputError
 from quant.evaluation.by_block import ByBlock, too_large
-from quant.evaluation.perplexity import evaluate, load_model
+from quant.evaluation.divergence import Reference
+from quant.evaluation.head import Head
+from quant.evaluation.perplexity import load_model
 from quant.evaluation.perplexity import measure as measure_head
 from quant.files import tensorfile
 from quant.models.compute import Compute
@@ -92,7 +94,10 @@ def risk_masks(
     return masks, counts
 
 
-def mixed(name: str, w: Tensor, rows: Tensor | None, weights: stored.Stored) -> Tensor:
+Weights = stored.Stored | stored.Unfolded
+
+
+def mixed(name: str, w: Tensor, rows: Tensor | None, weights: Weights) -> Tensor:
     """A linear's original weight w [out, in] with a part's rows of the method's."""
     new = weights.weight(name, str(w.device)).to(w.dtype)
     if new.shape != w.shape:
@@ -101,7 +106,7 @@ def mixed(name: str, w: Tensor, rows: Tensor | None, weights: stored.Stored) -> 
 
 
 @contextlib.contextmanager
-def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[None]:
+def replaced(model: nn.Module, part: Part, weights: Weights) -> Iterator[None]:
     """Within it the model has a part of the method's weights."""
     before: dict[nn.Parameter, Tensor] = {}
     for name, rows in part.rows.items():
@@ -118,7 +123,7 @@ def replaced(model: nn.Module, part: Part, weights: stored.Stored) -> Iterator[N
 class Swapped(stored.Dense):
     """A checkpoint's weights with a part of a method's."""
 
-    def __init__(self, original: stored.Stored, part: Part, weights: stored.Stored) -> None:
+    def __init__(self, original: stored.Stored, part: Part, weights: Weights) -> None:
         super().__init__(original)
         self._part, self._method = part, weights
 
@@ -130,9 +135,16 @@ class Swapped(stored.Dense):
 
 
 @contextlib.contextmanager
-def swapped(checkpoint: Path, part: Part, weights: stored.Stored) -> Iterator[Swapped]:
+def swapped(checkpoint: Path, part: Part, weights: Weights) -> Iterator[Swapped]:
     with stored.opened(checkpoint) as original:
         yield Swapped(original, part, weights)
+
+
+def kept_states(head: Head, tokens: Tokens, batch_tokens: int) -> Reference:
+    """What KL is held against: the states of every prediction, in memory."""
+    states: list[Tensor] = []
+    measure_head(head, tokens, batch_tokens, keep=lambda _, found: states.append(found.clone()))
+    return Reference(states.__getitem__, head.logits)
 
 
 def measure(
@@ -142,24 +154,37 @@ def measure(
     parts: Sequence[Part],
     tokens: Tokens,
     compute: Compute,
+    folds: Path | None = None,
+    compared: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence. original, quantized:
-    checkpoint directories of the same model."""
+    """A row per part: by, part, rows, weights, and nll, the sum in nats of each sequence, of one that is compared also
+    kl. original, quantized: checkpoint directories of the same model; folds: of a method that moves scales into other
+    weights, so that its linears are taken without them."""
     by_block = too_large(original, compute)
     model = skeleton(original) if by_block else unroll(load_model(original, compute.device, compute.dtype))
+
+    def head_of(part: Part | None, weights: Weights) -> Head:
+        if not by_block:
+            with torch.inference_mode():
+                return Head(model, compute.device)
+        given = (original, tokens.sequences, compute)
+        return ByBlock(*given) if part is None else ByBlock(*given, partial(swapped, part=part, weights=weights))
+
     found = []
-    with stored.opened(quantized, model_fingerprint) as weights:
+    with (
+        stored.opened(quantized, model_fingerprint) as held,
+        contextlib.nullcontext() if folds is None else tensorfile.opened(folds) as moved,
+    ):
+        weights = held if moved is None else stored.Unfolded(held, moved)
+        reference = kept_states(head_of(None, weights), tokens, compute.batch_tokens) if compared else None
         for place, part in enumerate(parts, 1):
             logger.info("part %d of %d: %s", place, len(parts), part.name)
-            if by_block:
-                head = ByBlock(original, tokens.sequences, compute, partial(swapped, part=part, weights=weights))
-                rows, _ = measure_head(head, tokens, compute.batch_tokens)
-            else:
-                with replaced(model, part, weights):
-                    rows, _ = evaluate(model, tokens, compute.device, compute.batch_tokens)
+            with contextlib.nullcontext() if by_block else replaced(model, part, weights):
+                rows, _ = measure_head(head_of(part, weights), tokens, compute.batch_tokens, reference)
             sizes = {name: model.get_parameter(f"{name}.weight").shape for name in part.rows}
             counts = {name: sizes[name][0] if mask is None else int(mask.sum()) for name, mask in part.rows.items()}
             found.append({"by": part.by, "part": part.name, "rows": sum(counts.values()),
                           "weights": sum(n * sizes[name][1] for name, n in counts.items()),
-                          "nll": [row["nll"] for row in rows]})  # fmt: skip
+                          "nll": [row["nll"] for row in rows]}
+                         | ({"kl": [row["kl"] for row in rows]} if compared else {}))  # fmt: skip
     return found

@@ -61,6 +61,22 @@ class Stored:
         return self.file.get(f"{name}.weight", device, torch.float32)
 
 
+class Unfolded:
+    """Linears' weights that act on the original's inputs and outputs: without the scales, `folds`, that a recipe moved
+    into other operations."""
+
+    def __init__(self, weights: Stored, folds: tensorfile.TensorFile) -> None:
+        self.file, self._weights, self._folds = weights.file, weights, folds
+
+    def weight(self, name: str, device: str = "cpu") -> Tensor:
+        """[out, in], float32."""
+        w = self._weights.weight(name, device)
+        for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
+            if f"{name}.{side}" in self._folds.names:
+                w = w / self._folds.get(f"{name}.{side}", device).view(shape)
+        return w
+
+
 class Dense:
     """The same by the names of the original's tensors, as a pass through its blocks asks for them."""
 

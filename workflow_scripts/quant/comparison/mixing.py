@@ -12,7 +12,8 @@ from quant.comparison.pairs import Recipes, differing_keys
 from quant.comparison.verdicts import ORIGINAL
 
 # in which a budget and its recipe at one width may differ
-WIDTHS = {"bits", "group_size", "budget", "candidates", "search_bits"}
+WIDTHS = {"bits", "group_size", "budget", "candidates", "swaps", "search_bits", "search_group_size"}
+PREDICTED, CORRECTED = "predicted_nats", "corrected_nats"
 SAME = 1.001  # sizes within a thousandth are one
 
 
@@ -61,29 +62,42 @@ def mixing(evidence: Evidence, answered: Answered) -> None:
 
 
 def predict(linears: pd.DataFrame, rows: pd.DataFrame, answered: Answered) -> None:
-    """Sums of predicted_nats against each method's KL; rows: of one data set, by method."""
+    """Sums of predicted_nats, and of what swaps made of them, against each method's KL; rows: of one data set, by
+    method."""
     if "predicted_nats" not in linears:
         return
-    sums = linears.groupby("method", sort=False).predicted_nats.sum(min_count=1)
-    found = {
-        method: (float(sums[method]), float(rows.kl[method]))
-        for method in rows.index
-        if method != ORIGINAL and method in sums.index and np.isfinite([sums[method], rows.kl[method]]).all()
-    }
+    sums = linears.groupby("method", sort=False)[[key for key in (PREDICTED, CORRECTED) if key in linears]].sum(
+        min_count=1
+    )
+    sums = sums.reindex(columns=[PREDICTED, CORRECTED])
+    named = [method for method in rows.index if method != ORIGINAL and method in sums.index]
+    found = sums.loc[named].assign(measured=rows.kl[named])
+    found = found[np.isfinite(found[[PREDICTED, "measured"]].astype(float)).all(axis=1)]
+    with_swaps = found[CORRECTED].notna().any()
     answered.values += [
         {
             "method": method,
             "bits/weight": number(rows.bits_per_weight[method], 2),
-            "predicted KL": number(predicted, 5),
-            "measured KL": number(measured, 5),
+            "predicted KL": number(row[PREDICTED], 5),
+            **({"corrected by swaps": number(row[CORRECTED], 5)} if with_swaps else {}),
+            "measured KL": number(row.measured, 5),
         }
-        for method, (predicted, measured) in found.items()
+        for method, row in found.iterrows()
     ]
-    both = np.array([pair for pair in found.values() if pair[1] > 0])
-    if len(both) < 3:
-        return
-    rho = rank_correlation(both[:, 0], both[:, 1])
-    error = float(np.median(np.abs(both[:, 0] / both[:, 1] - 1)))
-    answered.lines.append(
-        f"Predicted against measured KL: Spearman's ρ {rho.text()}, median relative error {100 * error:.0f} %."
-    )
+    above = found[found.measured > 0]
+    if len(above) >= 3:
+        rho = rank_correlation(above[PREDICTED].to_numpy(float), above.measured.to_numpy(float))
+        answered.lines.append(
+            f"Predicted against measured KL: Spearman's ρ {rho.text()}, median relative error "
+            f"{relative_error(above, PREDICTED):.0f} %."
+        )
+    if with_swaps and len(both := above[above[CORRECTED].notna()]):
+        answered.lines.append(
+            f"Of {', '.join(both.index)}, whose prediction real swaps corrected: median relative error "
+            f"{relative_error(both, CORRECTED):.0f} %, before {relative_error(both, PREDICTED):.0f} %."
+        )
+
+
+def relative_error(found: pd.DataFrame, key: str) -> float:
+    """The median, in per cent of what was measured."""
+    return float(100 * (found[key] / found.measured - 1).abs().median())

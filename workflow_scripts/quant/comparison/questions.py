@@ -209,7 +209,8 @@ study:
 """,
         (
             "A budget gives each linear one of its candidates' widths, by what the end loss predicts; one width: the "
-            "same recipe with that width everywhere. Prediction is of KL on calibration text.",
+            "same recipe with that width everywhere. Prediction is of KL on calibration text; `swaps: {}` measures "
+            "parts of it there and corrects the rest by them.",
         ),
     ),
     Question(

@@ -55,14 +55,12 @@ def measure(
         tensorfile.opened(moments) as second,
         contextlib.nullcontext() if end_loss is None else tensorfile.opened(end_loss) as weighted,
     ):
+        unfolded = stored.Unfolded(after, moved)
         reads, seen = second.info("reads"), second.info("seen") if "seen" in second.metadata else None
         lent = lent_in(second)
         for row in tqdm(record["linears"], desc="measure", unit="linear"):
             w = before.get(f"{row['linear']}.weight", device, torch.float32)
-            quantized = after.weight(row["linear"], device)
-            for side, shape in (("input", (1, -1)), ("output", (-1, 1))):
-                if f"{row['linear']}.{side}" in moved.names:
-                    quantized /= moved.get(f"{row['linear']}.{side}", device).view(shape)
+            quantized = unfolded.weight(row["linear"], device)
             source = input_of(row["linear"], reads)
             found = errors(w, quantized, from_triangle(second.get(lent.get(source, source), device, torch.float32)))
             if weighted is not None:

@@ -73,9 +73,10 @@ class Block:
         weights to come near to."""
         with self.timed(names):
             for name, w in zip(names, targets, strict=True):
-                self.units[name] = self._unit(name, recipe.grid)
-                stored = self.stored(name, recipe.grid)
-                result = round_linear(w, self.found[name], self.known.pop(name), recipe, generator, stored)
+                own = recipe.at(name)
+                self.units[name] = self._unit(name, own.grid)
+                stored = self.stored(name, own.grid)
+                result = round_linear(w, self.found[name], self.known.pop(name), own, generator, stored)
                 self.done[name] = self._held(name, result)
 
     def stored(self, name: str, grid: Grid) -> Callable[[Tensor], Tensor]:

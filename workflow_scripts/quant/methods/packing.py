@@ -22,10 +22,11 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
     if recipe.salience != "none" and recipe.scope == "linear":
         return "scope: linear gives each linear an input scale of its own, which no operation takes over"
     for name, (n_out, n_in) in shapes.items():
-        if not recipe.grid.in_words and (reason := byte_codes.why_not(recipe.grid, n_out, n_in)):
+        grid = recipe.at(name).grid
+        if not grid.in_words and (reason := byte_codes.why_not(grid, n_out, n_in)):
             return reason if recipe.format not in NAMES else f"{name}: {reason}"
-        if recipe.group_size > 0 and n_in % recipe.group_size:
-            return f"group_size {recipe.group_size} does not divide the {n_in} inputs of {name}"
+        if grid.group_size > 0 and n_in % grid.group_size:
+            return f"group_size {grid.group_size} does not divide the {n_in} inputs of {name}"
     return None
 
 

@@ -77,7 +77,7 @@ class Form(NamedTuple):
                 f"would be dense: {reason}; leave activations out"
             )
         if reason is None:
-            grids = dict.fromkeys(linears, recipe.grid) | two.heads(ends)
+            grids = {name: recipe.at(name).grid for name in linears} | two.heads(ends)
             layout = two.layout_with(packed.layout(dense, grids), dense, ends)
             said = packed.quantization_config(grids, dense, left, model.naming, inputs)
             said = two.configured(said, ends, model.naming)

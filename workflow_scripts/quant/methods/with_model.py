@@ -23,7 +23,7 @@ from quant.methods.tune import Tuner, Tuning, load_original, split
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
 from quant.recipe.grids import Codes
-from quant.recipe.recipe import Recipe
+from quant.recipe.recipe import Recipe, Widths
 from quant.records.method import MethodRecord, Provenance
 from quant.records.model import Vocabulary
 
@@ -114,9 +114,11 @@ def quantize_with_model(
     unpacked: Mapping[str, str] = MappingProxyType({}),
     vocabulary: Vocabulary | None = None,
     end_loss: str | None = None,
+    widths: Widths = MappingProxyType({}),
 ) -> MethodRecord:
-    """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went."""
-    chosen = Recipe.of(recipe)
+    """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went. widths: of a
+    budget, as Recipe has them."""
+    chosen = Recipe.of(recipe, widths)
     codes: dict[str, Codes] | None = {} if recipe["tune"] else None
     way = None
     if chosen.inputs == "sequential":

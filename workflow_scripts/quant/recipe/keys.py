@@ -49,6 +49,12 @@ def table() -> dict[str, Key]:
             (0, 2, 3, 4, 8),
             when=searched,
         ),
+        "search_group_size": Key(
+            0,
+            "group_size for which the scale is searched; 0: its own; a budget's candidates share one",
+            minimum=-1,
+            when=searched,
+        ),
         "objective": Key(
             "uniform", "whose error counts in that search", ("uniform", "praq", "jacobian"), when=searched
         ),
@@ -122,7 +128,8 @@ def table() -> dict[str, Key]:
         "budget": Key(
             None,
             "{bits_per_weight: 3.5} or {size_mb: 90}: each linear gets the candidate with which the model is damaged "
-            "least, by the end loss, within that",
+            "least, by the end loss, within that; with inputs: sequential or tune the candidate's width, and the model "
+            "is then quantised with these",
             keys={
                 "bits_per_weight": Key(0.0, "of the linears, as they are stored; 0: no limit", minimum=0),
                 "size_mb": Key(0.0, "of the whole file, 10⁶ bytes; 0: no limit", minimum=0),
@@ -134,6 +141,16 @@ def table() -> dict[str, Key]:
             items={
                 "bits": Key(4, "16: as it is", (2, 3, 4, 8, 16)),
                 "group_size": Key(None, "the recipe's where it is left out", minimum=1, apart=-1),
+            },
+            when=("budget", None),
+        ),
+        "swaps": Key(
+            None,
+            "{}: real swaps correct what a budget predicts: what attention or MLP of a section of the blocks costs "
+            "from each candidate, all else as it is, on calibration text",
+            keys={
+                "sections": Key(4, "of the depth", minimum=1, maximum=100),
+                "sequences": Key(8, "of the calibration text", minimum=1),
             },
             when=("budget", None),
         ),
@@ -176,7 +193,8 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
     nested = {name: key.keys for name, key in KEYS.items() if key.keys is not None and recipe.get(name) is not None}
     found = {name: {k: key.default for k, key in keys.items()} | recipe[name] for name, keys in nested.items()}
     if "budget" in found:
-        listed = recipe["candidates"] or [{"bits": bits} for bits in CANDIDATES]
+        most = UNTOUCHED - 1 if runs_model(recipe) else UNTOUCHED
+        listed = recipe["candidates"] or [{"bits": bits} for bits in CANDIDATES if bits <= most]
         found["candidates"] = [
             {"bits": each["bits"], "group_size": None if each["bits"] == UNTOUCHED else each.get("group_size")}
             for each in listed
@@ -267,14 +285,19 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 
+def runs_model(recipe: Mapping[str, Any]) -> bool:
+    """Whether it runs the model over the calibration tokens."""
+    return recipe["inputs"] == "sequential" or recipe["tune"] is not None
+
+
 def way_of(recipe: Mapping[str, Any]) -> str:
     """What quantising takes: weights (and statistics), the model, run over the calibration tokens, a library, or the
-    finished candidates of a budget."""
+    finished candidates of a budget. One that runs the model takes widths from such candidates."""
     if "algorithm" in recipe:
         return "library"
-    if recipe["budget"] is not None:
-        return "candidates"
-    return "model" if recipe["inputs"] == "sequential" or recipe["tune"] is not None else "weights"
+    if runs_model(recipe):
+        return "model"
+    return "weights" if recipe["budget"] is None else "candidates"
 
 
 def calibration_files(recipe: Mapping[str, Any]) -> dict[str, str]:

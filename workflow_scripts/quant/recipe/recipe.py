@@ -1,16 +1,20 @@
 """A method's choices, as the functions that carry them out take them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 from quant.recipe.grids import Grid
+
+Widths = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One method's choices; quant/recipe/keys.py explains each. parameters: by key, those of its salience, its rounding
-    and its score, and whatever else the entry holds."""
+    and its score, and whatever else the entry holds. widths: by linear, the bits and group_size of those that have
+    their own."""
 
     salience: str
     format: str
@@ -21,6 +25,7 @@ class Recipe:
     clip: bool
     n_grid: int
     search_bits: int
+    search_group_size: int
     objective: str
     plain_share: float
     scope: str
@@ -34,12 +39,19 @@ class Recipe:
     noise_std: float
     seed: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    widths: Widths = field(default_factory=dict)
 
     @classmethod
-    def of(cls, entry: dict[str, Any]) -> "Recipe":
+    def of(cls, entry: dict[str, Any], widths: Widths = MappingProxyType({})) -> "Recipe":
         """From a validated entry of `methods:`, which also says what to calibrate with."""
-        own = {each.name for each in fields(cls)} - {"parameters"}
-        return cls(**{key: entry[key] for key in own}, parameters={k: v for k, v in entry.items() if k not in own})
+        own = {each.name for each in fields(cls)} - {"parameters", "widths"}
+        rest = {key: value for key, value in entry.items() if key not in own}
+        return cls(**{key: entry[key] for key in own}, parameters=rest, widths=widths)
+
+    def at(self, linear: str) -> "Recipe":
+        """As it is for one linear."""
+        bits, group_size = self.widths.get(linear, (self.bits, self.group_size))
+        return replace(self, bits=bits, group_size=group_size)
 
     @property
     def grid(self) -> Grid:
@@ -48,4 +60,6 @@ class Recipe:
     @property
     def search_grid(self) -> Grid:
         """That the scale is searched for."""
-        return self.grid._replace(bits=self.search_bits or self.bits)
+        return self.grid._replace(
+            bits=self.search_bits or self.bits, group_size=self.search_group_size or self.group_size
+        )

@@ -43,7 +43,8 @@ class Summary(Coverage):
 class MethodRecord(TypedDict):
     """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; reconstruction: each
     block's error before and after; tuning: how that went; predicted_nats: of a budget, what its choice is predicted to
-    cost the model, nats a token; vocabulary: a row for each weight of the embedding and the head that is quantised."""
+    cost the model, nats a token; swaps: by how much they corrected that; vocabulary: a row for each weight of the
+    embedding and the head that is quantised."""
 
     linears: list[dict[str, Any]]
     summary: Summary
@@ -51,4 +52,5 @@ class MethodRecord(TypedDict):
     reconstruction: NotRequired[dict[str, tuple[float, float]]]
     tuning: NotRequired[dict[str, Any]]
     predicted_nats: NotRequired[float]
+    swaps: NotRequired[str]
     vocabulary: NotRequired[list[dict[str, Any]]]

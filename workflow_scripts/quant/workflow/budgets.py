@@ -6,17 +6,28 @@ from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.widths import UNTOUCHED
 
+WITHOUT = {"budget": None, "candidates": None, "swaps": None}
 SEARCH_BITS = 4  # for which a budget's common scales are searched where it does not say
 
 
 def with_candidates(
     methods: dict[str, dict[str, Any]], families: dict[str, list[str]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], dict[str, list[str]]]:
-    """The methods with every budget's candidates among them, the names that each entry made, candidates first, and the
-    candidates of each budget; one that is there by another name is that one, and 16 bits are no method."""
+    """The methods with every budget's candidates among them, the names that each entry made, one width for all first,
+    and the candidates of each budget; one that is there by another name is that one, and 16 bits are no method.
+
+    One width for all is a candidate, or, where the recipe runs the model, the recipe itself at that width; a candidate
+    then rounds each linear alone, and is not measured as a method."""
     methods = dict(methods)
     candidates: dict[str, list[str]] = {}
     grown: dict[str, list[str]] = {}
+
+    def add(family: str, label: str, own: dict[str, Any]) -> str:
+        twin = next((known for known, entry in methods.items() if entry == own), label)
+        if methods.setdefault(twin, own) != own or (twin == label and label in families):
+            raise InputError(f"methods.{family}: its candidate would be {label}, which is another method's name")
+        return twin
+
     for family, names in families.items():
         found: dict[str, None] = {}
         for name in names:
@@ -27,26 +38,33 @@ def with_candidates(
             for each in recipe["candidates"]:
                 if each["bits"] == UNTOUCHED:
                     continue
-                own = candidate(recipe, each)
                 label = f"{family}-bits{each['bits']}"
                 label += f"-group_size{each['group_size']}" if each["group_size"] is not None else ""
-                twin = next((known for known, entry in methods.items() if entry == own), label)
-                if methods.setdefault(twin, own) != own or (twin == label and label in families):
-                    raise InputError(
-                        f"methods.{family}: its candidate would be {label}, which is another method's name"
-                    )
-                candidates[name].append(twin)
-            found |= dict.fromkeys(candidates[name])
+                runs = keys.runs_model(recipe)
+                candidates[name].append(add(family, f"{label}-alone" if runs else label, candidate(recipe, each)))
+                if not runs or 0 < recipe["budget"]["bits_per_weight"] < each["bits"]:
+                    continue
+                found |= {add(family, label, at_one_width(recipe, each)): None}
+            found |= {} if keys.runs_model(recipe) else dict.fromkeys(candidates[name])
         grown[family] = list(dict.fromkeys([*found, *names]))
     return methods, grown, candidates
 
 
-def candidate(recipe: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, without its budget, on one candidate's grid."""
+def at_one_width(recipe: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, without its budget, with one candidate's grid for every linear."""
     size = recipe["group_size"] if each["group_size"] is None else each["group_size"]
-    own = {"budget": None, "candidates": None, "bits": each["bits"], "group_size": size}
+    return keys.without_idle(recipe | {**WITHOUT, "bits": each["bits"], "group_size": size})
+
+
+def candidate(recipe: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of one candidate, which rounds each linear alone."""
+    alone: dict[str, Any] = {"inputs": "parallel", "tune": None}
     shared = recipe["scope"] == "shared" and not recipe["search_bits"]
-    return keys.without_idle(recipe | own | ({"search_bits": SEARCH_BITS} if shared else {}))
+    alone |= {"search_bits": SEARCH_BITS} if shared else {}
+    sizes = {entry["group_size"] for entry in recipe["candidates"] if entry["bits"] != UNTOUCHED}
+    shared = recipe["scope"] == "shared" and not recipe["search_group_size"] and len(sizes) > 1
+    alone |= {"search_group_size": recipe["group_size"]} if shared else {}
+    return at_one_width(recipe | alone, each)
 
 
 def check_budget(name: str, entry: dict[str, Any], recipe: dict[str, Any], common: dict[str, Any]) -> None:
@@ -59,12 +77,12 @@ def check_budget(name: str, entry: dict[str, Any], recipe: dict[str, Any], commo
             f"{where}: bits and budget do not go together, since each linear gets its own; write candidates: "
             f"[{{bits: {entry['bits']}}}, …] or leave bits out"
         )
-    for key, none in (("inputs", "parallel"), ("tune", None)):
-        if recipe[key] != none:
-            raise InputError(
-                f"{where}: {key} and budget do not go together, since a candidate's linear must not depend on how "
-                "others are quantised; leave one of them out"
-            )
+    if keys.runs_model(recipe) and any(each["bits"] == UNTOUCHED for each in listed):
+        running = "inputs: sequential" if recipe["inputs"] == "sequential" else "tune"
+        raise InputError(
+            f"{where}.candidates: {UNTOUCHED} bits and {running} do not go together, since it quantises every linear; "
+            "name 2, 3, 4 or 8 bits"
+        )
     grids = [
         (each["bits"], recipe["group_size"] if each["group_size"] is None else each["group_size"]) for each in listed
     ]
@@ -74,13 +92,6 @@ def check_budget(name: str, entry: dict[str, Any], recipe: dict[str, Any], commo
         raise InputError(f"{where}.candidates: two of {twice[0]} bits in groups of {twice[1]}; leave one of them out")
     if all(bits == UNTOUCHED for bits, _ in grids):
         raise InputError(f"{where}.candidates: none is quantised; name some of 2, 3, 4 or 8 bits")
-    sizes = {size for bits, size in grids if bits != UNTOUCHED}
-    if recipe["scope"] == "shared" and recipe["salience"] != "none" and len(sizes) > 1:
-        raise InputError(
-            f"{where}.candidates: scope: shared folds one scale into what is before a linear, so that its candidates "
-            f"share it and need one group_size, not {' and '.join(map(str, sorted(sizes)))}; give them one, or leave "
-            "salience out"
-        )
     for key, value in common.items():
         if recipe[key] != value:
             raise InputError(

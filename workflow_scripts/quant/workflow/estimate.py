@@ -182,6 +182,11 @@ def composing(ask: Ask) -> Estimate:
     return Estimate(TORCH + own + min(3 * size, MAPPED), disk=size, read=3 * size, written=size, start=4.0)
 
 
+def choosing(ask: Ask) -> Estimate:
+    """Tables and headers."""
+    return Estimate(TORCH + 16.0 * ask.shape.largest, start=4.0)
+
+
 def erring(ask: Ask) -> Estimate:
     shape = ask.shape
     made, known = stored(shape, ask.recipe), moments(shape, ask.config)
@@ -248,10 +253,19 @@ def parting(ask: Ask) -> Estimate:
     shape, said, (tokens, width) = ask.shape, ask.config["sensitivity"], ask.data
     tokens = min(tokens, said["n_samples"] * width)
     of: dict[str, int] = {"kind": 7, "layer": shape.depth, "risk": 1 + said["draws"]}
-    parts = sum(of[by] for by in said["by"])
-    made = stored(shape, ask.recipe)
+    return swapped_in(ask, sum(of[by] for by in said["by"]), tokens, width)
+
+
+def swapping(ask: Ask) -> Estimate:
+    """The same of attention and MLP in sections of the depth, and of all; KL takes the original's head too."""
+    (tokens, width), (sections, sequences) = ask.calibration, (int(ask.wildcards[k]) for k in ("sections", "sequences"))
+    return swapped_in(ask, 2 + 2 * min(sections, ask.shape.depth), min(tokens, sequences * width), width, heads=2)
+
+
+def swapped_in(ask: Ask, parts: int, tokens: int, width: int, heads: int = 1) -> Estimate:
+    shape, made = ask.shape, stored(ask.shape, ask.recipe)
     ram, gpu = loaded(ask, tokens, made + stored(shape), False)
-    work = parts * (forward(shape, tokens, width) + head(shape, tokens))
+    work = parts * (forward(shape, tokens, width) + heads * head(shape, tokens))
     work *= OF_PASS if ask.on_gpu else 1
     return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.loading(made + stored(shape)))
 
@@ -317,6 +331,8 @@ OF_MODEL: dict[str, Callable[[Ask], Estimate]] = {
     "quantize_with_model": running,
     "quantize_library": library,
     "quantize_budget": composing,
+    "choose_widths": choosing,
+    "measure_swaps": swapping,
     "measure_error": erring,
     "evaluate_original": evaluating,
     "evaluate": evaluating,

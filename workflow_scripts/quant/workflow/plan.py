@@ -89,6 +89,12 @@ def jobs(config: Mapping[str, Any]) -> Iterator[Job]:
         yield from (Job("evaluate_original", of | {"dataset": name}) for name in study["datasets"])
         yield from (Job(quantising(known[name]), of | {"method": name}) for name in made)
         yield from (Job("measure_error", of | {"method": name}) for name in measured)
+        yield from (Job("measure_swaps", of | each) for each in swaps(config))
+        yield from (
+            Job("choose_widths", of | {"method": name})
+            for name in made
+            if name in config["candidates"] and keys.runs_model(known[name])
+        )
         for name in study["methods"]:
             yield from (Job("evaluate", of | {"method": name, "dataset": each}) for each in study["datasets"])
         yield from (
@@ -104,6 +110,16 @@ def jobs(config: Mapping[str, Any]) -> Iterator[Job]:
         yield from (Job(rule, of) for rule in ("analyse_preactivations", "plot_preactivations"))
         for layer in config["deep_dive"]["layers"]:
             yield from (Job(rule, of | {"layer": str(layer)}) for rule in ("deep_dive", "plot_deep_dive"))
+
+
+def swaps(config: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """The wildcards of a model's jobs that measure some."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for method in config["study"]["methods"]:
+        if method in config["candidates"] and (asked := config["methods"][method]["swaps"]):
+            numbers = {key: str(value) for key, value in asked.items()}
+            found |= {(name, *numbers.values()): {"method": name} | numbers for name in config["candidates"][method]}
+    yield from found.values()
 
 
 def calibrations(passes: Any) -> list[str]:

@@ -1,0 +1,67 @@
+"""One recipe with a width for each linear: each as it is where all have that width, and through a run of the model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from quant.calibration.reader import Statistics
+from quant.checkpoints import stored
+from quant.evaluation.perplexity import load_model
+from quant.files import tensorfile
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.with_model import quantize_with_model
+from quant.models.compute import Compute
+from quant.recipe.recipe import Recipe
+from tests.unit.methods.test_sequential import CALIBRATION
+from tests.unit.methods.test_tune import TUNE
+from tests.unit.recipe import test_shared
+from tests.unit.recipe.test_recipe import LINEARS, MADE, PATTERNS, PLAIN, run
+from tests.unit.recipe.test_shared import Case
+
+models = test_shared.cases
+GRIDS = [(4, 16), (3, 8), (8, 16)]
+SHARED = {"salience": "l2", "scope": "shared", "n_grid": 4, "rounding": "gptq", "refine": 1}
+SHARED |= {"search_bits": 4, "search_group_size": 16, "group_size": 16}
+
+
+def test_each_linear_is_as_it_is_where_all_have_its_width(
+    tiny_checkpoint: Path, statistics: dict[str, str], tmp_path: Path
+) -> None:
+    """Of scales that are searched for one grid, whatever the linear's own."""
+    widths = {name: GRIDS[i % 3] for i, name in enumerate(LINEARS)}
+    mix, recipe = tmp_path / "mix", Recipe.of(PLAIN | SHARED, widths)
+    given = (tiny_checkpoint, mix, tmp_path / "folds", LINEARS, Statistics(statistics, "tiny", PATTERNS), recipe)
+    record = quantize_checkpoint(*given, "cpu", MADE)
+    found = load_file(mix / "model.safetensors")
+    for bits, group_size in GRIDS:
+        alone = tmp_path / f"{bits}"
+        run(tiny_checkpoint, alone, statistics, **SHARED | {"bits": bits, "group_size": group_size})
+        own = load_file(alone / "model.safetensors")
+        for name in LINEARS:
+            if widths[name] != (bits, group_size):
+                continue
+            parts = [key for key in found if key.startswith(f"{name}.weight")]
+            assert parts and all(torch.equal(found[key], own[key]) for key in parts), name
+    assert record["summary"]["storage"] == "packed"
+
+
+def test_a_run_of_the_model_takes_each_width(models: Callable[[str], Case], tmp_path: Path) -> None:
+    """Sequential, reconstructed and tuned, as plain transformers reads it."""
+    case = models("llama")
+    widths = {name: GRIDS[i % 3] for i, name in enumerate(case.linears)}
+    recipe = PLAIN | SHARED | {"inputs": "sequential", "correction": 0.5, "tune": TUNE | {"epochs": 1}}
+    recipe |= {"reconstruct": {"iterations": 4, "batch": 2, "code_rate": 0.25, "step_rate": 0.005}}
+    target, made = tmp_path / "target", {"by": "test", "model_fingerprint": "m"}
+    given = (case.path, target, tmp_path / "folds", case.linears, Statistics(case.paths, "m", PATTERNS), recipe)
+    record = quantize_with_model(*given, CALIBRATION, Compute("cpu", torch.float32, 64), made, widths=widths)
+    assert record["tuning"]["kl_tuned"] <= record["tuning"]["kl_start"] and record["reconstruction"]
+    assert record["summary"]["storage"] == "packed"
+    model = load_model(target, "cpu", torch.float32)
+    with stored.opened(target, "m") as file:
+        for name, grid in widths.items():
+            assert (file.packed[name].bits, file.packed[name].group_size) == grid
+            assert torch.equal(model.get_submodule(name).weight, file.weight(name)), name
+    with tensorfile.opened(tmp_path / "folds") as folds:
+        assert any(name.endswith(".input") for name in folds.names)
