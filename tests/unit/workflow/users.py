@@ -13,15 +13,13 @@ PASSES = {
     "check_mse",
 }  # the model, block by block
 RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
-BUDGETS = {"quantize_budget", "choose_widths"}
 QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
-PARTED = {"measure_sensitivity", "measure_swaps"}  # the original with parts of a method's weights
-READERS = PARTED | {  # of a method's checkpoint
-    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "export"),
+READERS = {  # of a method's checkpoint
+    *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "measure_sensitivity", "export"),
 }
-MEASURES = EVALUATIONS | PARTED
+MEASURES = EVALUATIONS | {"measure_sensitivity"}
 ANALYSES = {"analyse_preactivations", "deep_dive"}
 PLOTS = {"plot_preactivations", "plot_deep_dive", "plot_synthetic"}
 FROM_FILES = PLOTS - {"plot_synthetic"}  # they read samples of z
@@ -29,7 +27,9 @@ TOKENS = {"tokenize_calibration", "tokenize_dataset"}
 TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 ANSWERS = {"evaluate_task", "write_words"}
-CODES = READERS | QUANTIZERS | EVALUATIONS | ANSWERS | BUDGETS | {"check_study"}  # of checkpoints that are packed
+CODES = (
+    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_study", "quantize_budget"}
+)  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
 LIBRARY = tracking.SCRIPTS / "quant"
@@ -66,7 +66,7 @@ USERS: dict[str, set[str]] = {
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
-    "calibration/blocks": PASSES | MEASURES | {"export"},
+    "calibration/blocks": PASSES | MEASURES | {"export", "measure_swaps"},
     "checkpoints/card": {"describe"},
     "recipe/choices": TABLES | {"plan", "describe", "report"},
     "recipe/context": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
@@ -79,16 +79,8 @@ USERS: dict[str, set[str]] = {
     | {"measure_error", "measure_heldout", "measure_sensitivity", "measure_swaps", "synthetic_benchmark"},
     "comparison/paired": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
-    "models/cards": PASSES
-    | MEASURES
-    | QUANTIZERS
-    | ANSWERS
-    | {"check_study", "measure_error", "measure_heldout", "plan", "export"},
-    "models/compute": PASSES
-    | MEASURES
-    | QUANTIZERS
-    | ANSWERS
-    | {"check_study", "measure_error", "measure_heldout", "plan", "export"},
+    "models/cards": PASSES | READERS | QUANTIZERS | ANSWERS | EVALUATIONS | {"check_study", "measure_swaps", "plan"},
+    "models/compute": PASSES | READERS | QUANTIZERS | ANSWERS | EVALUATIONS | {"check_study", "measure_swaps", "plan"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
@@ -99,17 +91,17 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | {
         "check_mse",
+        "choose_widths",
         "describe",
         "measure_error",
         "measure_heldout",
-        "choose_widths",
         "quantize_budget",
         "synthetic_benchmark",
     },
     "analysis/deep_dive": {"deep_dive"},
-    "evaluation/divergence": MEASURES | {"evaluate_task", "write_words"},
+    "evaluation/divergence": MEASURES | ANSWERS | {"measure_swaps"},
     "errors": OURS,
-    "evaluation/perplexity": MEASURES | {"evaluate_task", "write_words"},
+    "evaluation/perplexity": MEASURES | ANSWERS | {"measure_swaps"},
     "evaluation/record": EVALUATIONS,
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
@@ -117,9 +109,9 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gemm": {"check_study", "export", "quantize_library"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
-    "recipe/grids": CODES | {"check_mse"},
+    "recipe/grids": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "calibration/end_loss": {"collect_end_loss"},
-    "calibration/hidden": PASSES | MEASURES | {"export"},
+    "calibration/hidden": PASSES | MEASURES | {"export", "measure_swaps"},
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
@@ -130,27 +122,25 @@ USERS: dict[str, set[str]] = {
     "models/names": RECIPES
     | FROM_FILES
     | ANALYSES
-    | {"answer_questions", "check_mse", "measure_error", "measure_heldout", "measure_sensitivity", "plot", "report"},
-    "models/linears": PASSES | MEASURES | {"convert", "export"},
-    "models/experts": PASSES | MEASURES | {"convert", "export"},
-    | BUDGETS
     | {
         "answer_questions",
         "check_mse",
+        "choose_widths",
         "measure_error",
         "measure_heldout",
         "measure_sensitivity",
         "measure_swaps",
         "plot",
+        "quantize_budget",
         "report",
     },
-    "models/linears": PASSES | MEASURES | {"convert"},
-    "models/experts": PASSES | MEASURES | {"convert"},
+    "models/linears": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
+    "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
-    "models/notes": PASSES | MEASURES | {"convert", "export"},
+    "models/notes": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "models/quantised": {"convert"},
-    "evaluation/loss_kernels": MEASURES | {"evaluate_task", "write_words"},
+    "evaluation/loss_kernels": MEASURES | ANSWERS | {"measure_swaps"},
     "calibration/noisy": {"collect_noisy"},
     "comparison/numbers": COMPARISONS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
@@ -159,7 +149,7 @@ USERS: dict[str, set[str]] = {
     "workflow/own": set(),
     "workflow/paths": set(),
     "workflow/values": set(),
-    "checkpoints/packed": CODES,
+    "checkpoints/packed": CODES | {"choose_widths", "measure_swaps"},
     "report/page": {"report"},
     "comparison/pairs": TABLES | {"report"},
     "comparison/part_names": {
@@ -173,7 +163,7 @@ USERS: dict[str, set[str]] = {
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
     "comparison/pick": {"check_study", "pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
-    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity", "measure_swaps"},
+    "analysis/preactivations": FROM_FILES | ANALYSES | {"measure_sensitivity", "measure_swaps"},
     "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
     "methods/quantize": RECIPES,
     "report/figures/questions": {"plot"},
@@ -187,7 +177,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
+    | {"check_study", "choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -207,7 +197,7 @@ USERS: dict[str, set[str]] = {
     "recipe/search": RECIPES,
     "calibration/second_moments": PASSES
     | RECIPES
-    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
+    | {"choose_widths", "measure_error", "measure_heldout", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS,
@@ -217,7 +207,7 @@ USERS: dict[str, set[str]] = {
     "models/gguf_tokenizer": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/rotary": PASSES | MEASURES | {"evaluate_task", "write_words", "export"},
+    "models/rotary": PASSES | MEASURES | ANSWERS | {"export", "measure_swaps"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "models/gguf_hyperparameters": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
     "models/sources": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
@@ -225,7 +215,7 @@ USERS: dict[str, set[str]] = {
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | MEASURES | {"evaluate_task", "choose_widths", "quantize_budget", "write_words"},
+    "checkpoints/stored": READERS | ANSWERS | EVALUATIONS | {"choose_widths", "measure_swaps", "quantize_budget"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -234,10 +224,21 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": PASSES
     | MEASURES
-    | {"check_study", "convert", "describe", "pick", "plan", "plot", "quantize_budget", "report", "export"},
-    | {"check_study", "convert", "describe", "pick", "plan", "plot", "choose_widths", "quantize_budget", "report"},
-    "files/tensorfile": TENSORS,
-    "files/behind": TENSORS | TEXTS | {"plan"},
+    | {
+        "check_study",
+        "choose_widths",
+        "convert",
+        "describe",
+        "export",
+        "measure_swaps",
+        "pick",
+        "plan",
+        "plot",
+        "quantize_budget",
+        "report",
+    },
+    "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps"},
+    "files/behind": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
@@ -246,8 +247,7 @@ USERS: dict[str, set[str]] = {
     | TEXTS
     | QUANTIZERS
     | ANSWERS
-    | {"check_study", "make_task", "measure_error", "quantize_budget", "export"},
-    | {"check_study", "make_task", "measure_error", "choose_widths", "quantize_budget"},
+    | {"check_study", "choose_widths", "export", "make_task", "measure_error", "measure_swaps", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -274,21 +274,22 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gguf_metadata": {"export"},
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
-    "files/pieces": TENSORS,
-    "models/unrolled": PASSES | MEASURES | {"convert", "export"},
-    "evaluation/head": MEASURES | {"evaluate_task", "write_words", "export"},
-    "models/loading": MEASURES | {"evaluate_task", "quantize_with_model", "write_words"},
-    "records/evaluation": MEASURES | {"evaluate_task", "plot", "report", "summarize", "write_words"},
+    "files/pieces": TENSORS | {"choose_widths", "measure_swaps"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
+    "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
+    "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
+    "records/evaluation": MEASURES | ANSWERS | {"measure_swaps", "plot", "report", "summarize"},
     "records/method": MEASURES
     | QUANTIZERS
     | ANSWERS
     | {
         "check_study",
+        "choose_widths",
         "describe",
         "measure_error",
         "measure_heldout",
+        "measure_swaps",
         "plot",
-        "choose_widths",
         "quantize_budget",
         "report",
         "summarize",
@@ -299,8 +300,7 @@ USERS: dict[str, set[str]] = {
     | QUANTIZERS
     | ANSWERS
     | ANALYSES
-    | {"check_study", "convert", "measure_error", "quantize_budget", "export"},
-    | {"check_study", "convert", "measure_error", "choose_widths", "quantize_budget"},
+    | {"check_study", "choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -318,17 +318,12 @@ USERS: dict[str, set[str]] = {
     "workflow/environment": {"build_library", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
     "calibration/expert_moments": PASSES,
-    "files/naming": TENSORS,
+    "files/naming": TENSORS | {"choose_widths", "measure_swaps"},
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
-    "methods/allocation": {"quantize_budget"},
-    "comparison/greedy": {"report", "summarize_words"},
-    "evaluation/greedy": {"write_words"},
     "methods/allocation": {"choose_widths", "quantize_budget"},
     "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"plan", "check_study", "describe", "quantize_budget", "report"},
-    "recipe/widths": TABLES | {"plan", "check_study", "describe", "choose_widths", "quantize_budget", "report"},
-    "report/sections/greedy": {"report"},
+    "recipe/widths": TABLES | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
     "checkpoints/gptq_layout": {"check_study", "quantize_library"},
@@ -352,45 +347,33 @@ USERS: dict[str, set[str]] = {
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
     "models/products": PASSES
-    | MEASURES
+    | READERS
     | ANSWERS
     | RECIPES
-    | {"measure_error", "measure_heldout", "quantize_budget", "export"},
-    "evaluation/by_block": MEASURES | {"export"},
-    "models/products": PASSES
-    | MEASURES
-    | ANSWERS
-    | RECIPES
-    | {"measure_error", "measure_heldout", "choose_widths", "quantize_budget"},
-    "evaluation/by_block": MEASURES,
+    | EVALUATIONS
+    | {"choose_widths", "measure_swaps", "quantize_budget"},
+    "evaluation/by_block": MEASURES | {"export", "measure_swaps"},
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
     "workflow/weights": set(),
-    "checkpoints/byte_codes": CODES,
-    "recipe/formats": CODES | TABLES | {"check_mse", "describe", "plan", "report"},
-    "recipe/numbers": CODES | {"check_mse"},
+    "checkpoints/byte_codes": CODES | {"choose_widths", "measure_swaps"},
+    "recipe/formats": CODES | TABLES | {"check_mse", "choose_widths", "describe", "measure_swaps", "plan", "report"},
+    "recipe/numbers": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "methods/reconstruct": {"quantize_with_model"},
     "models/replay": {"quantize_with_model"},
-    "models/forward": MEASURES | ANSWERS | {"export"},
-    "models/forward_kernels": MEASURES | ANSWERS | {"export"},
+    "models/forward": MEASURES | ANSWERS | {"export", "measure_swaps"},
+    "models/forward_kernels": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
-    "calibration/vocabulary": RECIPES | {"collect_end_loss", "choose_widths", "quantize_budget"},
-    "checkpoints/ends": {
-        "check_study",
-        "quantize",
-        "choose_widths",
-        "quantize_budget",
-        "quantize_shard",
-        "quantize_with_model",
-    },
+    "calibration/vocabulary": RECIPES | {"choose_widths", "collect_end_loss", "quantize_budget"},
+    "checkpoints/ends": RECIPES | {"check_study", "choose_widths", "quantize_budget"},
     "checkpoints/vocabulary": READERS
     | RECIPES
     | ANSWERS
     | EVALUATIONS
-    | {"check_study", "choose_widths", "quantize_budget"},
+    | {"check_study", "choose_widths", "measure_swaps", "quantize_budget"},
     "methods/vocabulary": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
@@ -398,12 +381,12 @@ USERS: dict[str, set[str]] = {
     "evaluation/profile": {"evaluate", "evaluate_original", "evaluate_original_shard", "evaluate_shard"},
     "report/figures/profiles": {"plot"},
     "report/sections/changes": {"report"},
-    "checkpoints/library_code": CODES,
+    "checkpoints/library_code": CODES | {"choose_widths", "measure_swaps"},
     "workflow/amounts": {"plan"},
     "comparison/words": {"report", "summarize_words"},
     "evaluation/words": {"write_words"},
     "report/sections/cells": {"report"},
     "workflow/room": set(),
-    "methods/choice": BUDGETS,
-    "methods/swaps": BUDGETS | {"measure_swaps"},
+    "methods/choice": {"choose_widths", "quantize_budget"},
+    "methods/swaps": {"choose_widths", "measure_swaps", "quantize_budget"},
 }
