@@ -13,7 +13,7 @@ from quant.calibration.blocks import Run
 from quant.calibration.channels import Channels
 from quant.calibration.material import Material
 from quant.calibration.reader import LinearStatistics, Statistics
-from quant.calibration.second_moments import add_outer, from_triangle, half, layer_error, mirror
+from quant.calibration.second_moments import add_outer, from_triangle, halves, layer_error, mirror
 from quant.calibration.statistics import collect
 from quant.calibration.sums import column_sums, output_sums
 from quant.data.tokens import Tokens, fingerprint
@@ -102,7 +102,7 @@ def test_candidate_errors_are_those_of_float64(n_out: int, n_in: int, group_size
     for clip in (False, True):
         importance = moment.diagonal() / scales**2 if clip else [None] * 7
         expected = torch.stack([
-            target_error(exact, nearest_there(w * s, grid, i).div_(s).double(), half(exact.moment))
+            target_error(exact, nearest_there(w * s, grid, i).div_(s).double(), halves(exact.moment))
             for s, i in zip(scales, importance, strict=True)
         ])  # fmt: skip
         there = Target(w.cuda(), moment.cuda(), None if weight is None else weight.cuda(), target.noise)

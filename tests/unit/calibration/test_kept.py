@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration import kept
-from quant.calibration.kept import Budget, End, Inputs, Outputs, ends_of
+from quant.calibration.kept import Budget, End, Outputs, Passing, ends_of
 from quant.calibration.streams import Streams
 from tests.unit.calibration.test_blocks import ARCHITECTURES, LENGTHS, TUPLES, saved
 from tests.unit.calibration.test_streams import changed
@@ -142,18 +142,19 @@ def test_where_memory_ends_it_runs_as_before(block: Block, monkeypatch: pytest.M
     assert runs["inner.a"] == 3 and budget.left == 0
     outputs.forget("inner.a")
     assert budget.left == kept.ON_CPU
-    inputs = Inputs(block, ["inner.a", "c"], budget)
+    inputs = Passing(block, ["inner.a"], ["c"], budget)
     out, held = inputs.run(0, lambda: block(batches[0]))
     assert not held and torch.equal(out, block(batches[0])) and budget.left == kept.ON_CPU
 
 
-def test_inputs_of_one_run(block: Block) -> None:
+def test_what_passes_in_one_run(block: Block) -> None:
     budget, x = Budget(torch.device("cpu")), torch.randn(2, 3, 4)
-    inputs = Inputs(block, ["inner.a", "inner.b", "c"], budget)
+    inputs = Passing(block, ["inner.a", "inner.b"], ["c"], budget)
     out, held = inputs.run(0, lambda: block(x))
     assert held and torch.equal(out, block(x))
     assert torch.equal(inputs.get("inner.a", 0), block.norm(x))
     assert torch.equal(inputs.get("inner.b", 0), block.inner.a(block.norm(x)).relu())
+    assert torch.equal(inputs.get("c", 0) + x, out)
     before = budget.left
     inputs.release(["inner.a"])
     assert budget.left == before + x.nbytes
@@ -173,8 +174,8 @@ def test_moments_are_the_same_bits_with_nothing_kept(
         for pair in Streams(tmp_path, sequences, "cpu", torch.float32, 26).pairs():
             for group in pair.groups:
                 moment, cross = pair.moments(group[0], True)
-                assert cross is not None
-                found[-1] += [moment, cross]
+                assert list(cross) == list(group)
+                found[-1] += [moment, *cross.values()]
                 pair.put(changed(model, [f"{pair.name}.{linear}" for linear in group]))
             pair.advance(True)
     assert len(found[0]) > 8

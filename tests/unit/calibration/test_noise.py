@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.calibration.material import Material
 from quant.calibration.noisy import collect_noisy, input_std
 from quant.calibration.reader import LinearStatistics, Statistics
-from quant.calibration.second_moments import half
+from quant.calibration.second_moments import halves
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
@@ -35,9 +35,9 @@ def test_closed_form_equals_sampling(sigma: float, weighted: bool) -> None:
     expected, standard_error = reference.noisy_error(w, candidate, x, sigma, 4000, weight)
     moment = torch.from_numpy(reference.second_moment(x))
     target = Target(torch.from_numpy(w), moment, None if weight is None else torch.from_numpy(weight), sigma)
-    found = target_error(target, torch.from_numpy(candidate.copy()), half(moment)).item()
+    found = target_error(target, torch.from_numpy(candidate.copy()), halves(moment)).item()
     assert abs(found - expected) < 4 * standard_error
-    plain = target_error(target._replace(noise=0.0), torch.from_numpy(candidate.copy()), half(moment)).item()
+    plain = target_error(target._replace(noise=0.0), torch.from_numpy(candidate.copy()), halves(moment)).item()
     assert found - plain > 8 * standard_error, "the noise must matter"
 
 
@@ -168,5 +168,5 @@ def test_no_noise_is_the_plain_error() -> None:
     w, x = case()
     moment, candidate = torch.from_numpy(reference.second_moment(x)), torch.from_numpy(w).clone()
     candidate = nearest(candidate, Grid(4, 8, False))
-    found = target_error(Target(torch.from_numpy(w), moment), candidate.clone(), half(moment)).item()
+    found = target_error(Target(torch.from_numpy(w), moment), candidate.clone(), halves(moment)).item()
     assert found == pytest.approx(reference.row_errors(w - candidate.numpy(), x).sum() / len(w), rel=1e-9)

@@ -103,7 +103,13 @@ def test_the_target_is_a_ridge_regression(share: float) -> None:
     cross, moment = (torch.from_numpy(left.T @ quantised / len(x)) for left in (x, quantised))
     found = corrected([torch.from_numpy(w) for w in weights], cross, moment, share)
     for w, target in zip(weights, found, strict=True):
-        np.testing.assert_allclose(target.numpy(), reference.corrected(w, x, quantised, share), rtol=1e-9, atol=1e-12)
+        expected = reference.corrected(w, x, quantised, share)
+        np.testing.assert_allclose(target.numpy(), expected, rtol=1e-9, atol=1e-12)
+        weight = torch.from_numpy(w)
+        (of_outputs,) = corrected([weight], weight @ cross, moment, share)
+        np.testing.assert_allclose(of_outputs.numpy(), expected, rtol=1e-9, atol=1e-12)
+        both = torch.stack([moment, moment]), torch.stack([weight @ cross, weight @ cross])
+        torch.testing.assert_close(corrected([weight], both[1], both[0], share)[0], of_outputs)
 
 
 def test_without_damage_nothing_is_corrected() -> None:

@@ -1,10 +1,12 @@
 """Errors through H against errors through X, and the scale search against brute force."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from quant.calibration.second_moments import column_blocks, from_triangle, half, layer_error, row_errors, to_triangle
+from quant.calibration.second_moments import column_blocks, from_triangle, halves, layer_error, row_errors, to_triangle
 from quant.recipe import search
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.search import Search, Target, scale_for, search_scale
@@ -28,15 +30,18 @@ def test_error_through_moment_equals_error_through_inputs(n_in: int) -> None:
     moment = torch.from_numpy(x.T @ x / len(x))
     expected = slow_row_errors(difference, x)
     d = torch.from_numpy(difference)
-    np.testing.assert_allclose(row_errors(d, half(moment)).numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(row_errors(d, halves(moment)).numpy(), expected, rtol=1e-10)
     assert layer_error(d, moment) == pytest.approx(expected.sum(), rel=1e-10)
     assert layer_error(d.float(), moment.float()) == pytest.approx(expected.sum(), rel=1e-4)
-    torch.testing.assert_close(half(moment) + half(moment).T, moment)
+    lower = torch.zeros_like(moment)
+    for (start, stop), block in zip(column_blocks(n_in), halves(moment), strict=True):
+        lower[start:stop, :stop] = block
+    torch.testing.assert_close(lower + lower.T, moment)
 
 
-def test_half_leaves_the_moment_alone() -> None:
+def test_halves_leave_the_moment_alone() -> None:
     moment = torch.eye(200)
-    half(moment)
+    halves(moment)
     assert torch.equal(moment, torch.eye(200))
 
 
@@ -130,6 +135,32 @@ def test_alpha_zero_is_plain_rounding() -> None:
     assert found.objective == pytest.approx(slow_row_errors(difference.numpy(), x).sum() / 6, rel=1e-10)
 
 
+@pytest.mark.parametrize("grid", [Grid(4, 8, False), Grid(8, 128, True, "fp8")])
+def test_a_scale_that_has_lost_is_given_up_and_the_same_one_wins(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two linears, judged a few rows at a time on several threads, against each candidate's whole error."""
+    w, x = case(150, 48, 60)
+    moment, weight = torch.from_numpy(second_moment(x)), torch.rand(50, generator=torch.Generator().manual_seed(0))
+    targets = [Target(torch.from_numpy(w[:100]), moment), Target(torch.from_numpy(w[100:]), moment, weight)]
+    salience = torch.from_numpy((x**2).mean(0))
+    looked: list[float] = []
+    errors = search.Race.error
+    monkeypatch.setattr(search.Race, "error", lambda *a: looked.append(errors(*a)) or looked[-1])
+    monkeypatch.setattr(search, "PART", 48 * 30)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append(search_scale(targets, salience, grid, 20, clip=True))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0][::2] == found[1][::2] and torch.equal(found[0].scale, found[1].scale)
+    scales = torch.stack([scale_for(salience, i / 20) for i in range(21)])
+    whole = sum(search.candidate_errors(target, scales, grid, True) for target in targets)
+    assert found[0].alpha == int(whole.argmin()) / 20 and found[0].objective == pytest.approx(whole.min().item())
+    assert 5 < sum(map(np.isinf, looked[:21])) < 20 and np.isfinite(looked[0])
+
+
 def test_scale_has_a_floor_and_survives_dead_channels() -> None:
     assert scale_for(torch.tensor([0.0, 1e-12, 4.0]), 0.5).tolist() == pytest.approx([1e-5, 1e-5, 2.0])
     assert scale_for(torch.tensor([0.0, 4.0]), 0.0).tolist() == [1, 1]
@@ -152,11 +183,11 @@ def test_search_undoes_its_scale(symmetric: bool) -> None:
     assert (found.alpha, found.objective) == (1, pytest.approx(objective, rel=1e-6))
 
 
-def narrow_pairs(d: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+def narrow_pairs(moment: torch.Tensor, d: torch.Tensor, lower: list[torch.Tensor]) -> torch.Tensor:
     """row_errors as a GPU's search has them: what pairs of inputs add, by factors in float16."""
-    diagonal = 2 * upper.diagonal()
+    diagonal = moment.diagonal()
     unit = diagonal.sqrt()
-    correlations = (upper + upper.T) / unit / unit[:, None]
+    correlations = moment / unit / unit[:, None]
     narrow = (d * unit * (60000 / (d * unit).abs().max())).half().float()
     pairs = torch.linalg.vecdot(narrow @ correlations.fill_diagonal_(0).half().float(), narrow, dim=1)
     return d.square() @ diagonal + pairs * ((d * unit).abs().max() / 60000) ** 2
@@ -172,7 +203,7 @@ def test_float16_pairs_choose_scales_as_good(grid: Grid, monkeypatch: pytest.Mon
         target = Target(*(torch.from_numpy(t).float() for t in (w, second_moment(x))))
         salience = torch.from_numpy((x**2).mean(0)).float()
         best = search_scale([target], salience, grid, 20)
-        monkeypatch.setattr(search, "row_errors", narrow_pairs)
+        monkeypatch.setattr(search, "row_errors", partial(narrow_pairs, target.moment))
         rounded = search_scale([target], salience, grid, 20)
         monkeypatch.setattr(search, "row_errors", exact)
         assert rounded.objective == pytest.approx(best.objective, rel=1e-4) and rounded.objective != best.objective

@@ -88,20 +88,24 @@ class Store:
                 self._written, self._held[name, 0] = True, copied(copy)
 
 
-class Inputs:
-    """What some linears of a block read, by batch, of one run of it."""
+class Passing:
+    """What some linears of a block read, and what others put out, by batch, of one run of it."""
 
-    def __init__(self, block: nn.Module, linears: Sequence[str], budget: Budget) -> None:
-        self._block, self._linears, self._store = block, linears, Store(budget)
+    def __init__(self, block: nn.Module, readers: Sequence[str], makers: Sequence[str], budget: Budget) -> None:
+        self._block, self._readers, self._makers, self._store = block, readers, makers, Store(budget)
 
     def run(self, i: int, call: Callable[[], Any]) -> tuple[Any, bool]:
-        """The block's output, and whether all its inputs are held."""
+        """The block's output, and whether all of it is held."""
 
-        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def reads(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             return lambda module, args: held.append(self._store.put((name, i), args[0]))
 
+        def puts(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            return lambda module, args, out: held.append(self._store.put((name, i), out))
+
         held: list[bool] = []
-        hooks = [self._block.get_submodule(name).register_forward_pre_hook(note(name)) for name in self._linears]
+        hooks = [self._block.get_submodule(name).register_forward_pre_hook(reads(name)) for name in self._readers]
+        hooks += [self._block.get_submodule(name).register_forward_hook(puts(name)) for name in self._makers]
         try:
             out = call()
         finally:
@@ -109,7 +113,7 @@ class Inputs:
                 hook.remove()
         if i == 0:
             self._store.look()
-        whole = all(held) and len(held) == len(self._linears)
+        whole = all(held) and len(held) == len(self._readers) + len(self._makers)
         if not whole:
             self._store.drop(lambda key: key[1] == i)
         return out, whole

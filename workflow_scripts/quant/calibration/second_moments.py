@@ -4,7 +4,7 @@ E‖Dx‖² = tr(D H Dᵀ) for any D [out, in]. H is symmetric, so products and 
 diagonal, and files hold one of its triangles.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -80,24 +80,24 @@ def from_triangle(folded: Tensor) -> Tensor:
     return moment.add_(moment.triu(1).T)
 
 
-def half(moment: Tensor) -> Tensor:
-    """L with L + Lᵀ = H: H's blocks below the diagonal, and half of those on it. [in, in]"""
-    lower = moment.clone()
-    for start, stop in column_blocks(len(moment)):
-        lower[start:stop, start:stop] *= 0.5
-        lower[start:stop, stop:] = 0
-    return lower
+def halves(moment: Tensor) -> list[Tensor]:
+    """L with L + Lᵀ = H: of each column block the rows of H [width, stop] up to the diagonal, half of those on it."""
+    blocks = [moment[start:stop, :stop].clone() for start, stop in column_blocks(len(moment))]
+    for block in blocks:
+        block[:, -len(block) :] *= 0.5
+    return blocks
 
 
-def row_errors(difference: Tensor, lower: Tensor) -> Tensor:
-    """Each output's error d_k H d_kᵀ [out], from D = W-Ŵ [out, in] and half(H)."""
+def row_errors(difference: Tensor, lower: Sequence[Tensor]) -> Tensor:
+    """Each output's error d_k H d_kᵀ [out], from D = W-Ŵ [out, in] and halves(H)."""
     total = difference.new_zeros(difference.shape[0])
-    for start, stop in column_blocks(len(lower)):
-        product = products.linear(difference[:, :stop], lower[start:stop, :stop])
-        total += dots(product, difference[:, start:stop], 1)
+    for block in lower:
+        width, stop = block.shape
+        product = products.linear(difference[:, :stop], block)
+        total += dots(product, difference[:, stop - width : stop], 1)
     return total.mul_(2)
 
 
 def layer_error(difference: Tensor, moment: Tensor) -> float:
     """tr(D H Dᵀ) = E‖Dx‖², summed in float64."""
-    return row_errors(difference, half(moment)).sum(dtype=torch.float64).item()
+    return row_errors(difference, halves(moment)).sum(dtype=torch.float64).item()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.hidden import HiddenStates, hidden_states
-from quant.calibration.kept import Budget, Inputs, Outputs, ends_of
+from quant.calibration.kept import Budget, Outputs, Passing, ends_of
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
 from quant.calibration.statistics import check_statistic, token_rows
 from quant.data.tokens import Batch
@@ -85,13 +85,20 @@ def hidden_of(out: Any) -> Tensor:
 
 
 def add_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += leftᵀ·right of two [n, in], float32; 16-bit factors as in second_moments.add_outer."""
+    """total += leftᵀ·right of [n, a] and [n, b], float32; 16-bit factors as in second_moments.add_outer."""
     narrow = left.is_cuda and left.dtype.itemsize == 2
     if not narrow:
         products.add_product(total, left.float(), right.float())
         return
     for a, b in zip(left.split(NARROW_ROWS), right.split(NARROW_ROWS), strict=True):
         torch.addmm(total, a.T, b, torch.float32, out=total)
+
+
+def takes_outputs(block: nn.Module, group: tuple[str, ...]) -> bool:
+    """Whether W·C is summed of what the group's linears put out, since those are fewer channels than they read; in
+    float32 on a CPU, where that is as exact."""
+    weights = [block.get_parameter(f"{name}.weight") for name in group]
+    return weights[0].dtype == torch.float32 and not weights[0].is_cuda and sum(map(len, weights)) < weights[0].shape[1]
 
 
 def counted(count: Tensor, x: Tensor) -> Tensor:
@@ -123,7 +130,10 @@ class Pair:
 
         ends = ends_of(original, run)
         device = next(original.parameters()).device
-        self._inputs = Inputs(original, [group[0] for group in self.groups], Budget(device))
+        self._by_outputs = {group for group in self.groups if takes_outputs(original, group)}
+        readers = [group[0] for group in self.groups if group not in self._by_outputs]
+        makers = [name for group in self.groups if group in self._by_outputs for name in group]
+        self._passing = Passing(original, readers, makers, Budget(device))
         self._outputs = Outputs(self._blocks[1], Budget(device), ends)
         self._ahead: set[int] = set()  # batches whose original is in the next block already
 
@@ -137,16 +147,25 @@ class Pair:
             old = getattr(owner, name)
             setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
-    def _original_rows(self, linear: str, i: int) -> Tensor:
+    def _original_rows(self, group: tuple[str, ...], i: int) -> list[Tensor]:
+        """What the group's linears read, or, without its bias, what each of them puts out."""
         states, arguments = self._streams[0], self._arguments[i]
-        if i not in self._ahead and linear == self.groups[0][0]:
-            out, held = self._inputs.run(i, lambda: arguments.call(self._blocks[0], states.get(i)))
+        if i not in self._ahead and group == self.groups[0]:
+            out, held = self._passing.run(i, lambda: arguments.call(self._blocks[0], states.get(i)))
             if held:
                 states.put(i, hidden_of(out))
                 self._ahead.add(i)
-        if i in self._ahead:
-            return token_rows(self._inputs.get(linear, i), self._batches[i])
-        return token_rows(input_of(self._blocks[0], linear, states.get(i), arguments), self._batches[i])
+        x = None if i in self._ahead else input_of(self._blocks[0], group[0], states.get(i), arguments)
+        if group not in self._by_outputs:
+            return [token_rows(self._passing.get(group[0], i) if x is None else x, self._batches[i])]
+        found = []
+        for name in group:
+            linear = self._blocks[0].get_submodule(name)
+            bias = getattr(linear, "bias", None)
+            with products.fast_linears(states.get(i).device):
+                out = self._passing.get(name, i) if x is None else linear(x)
+            found.append(token_rows(out if bias is None else out - bias, self._batches[i]))
+        return found
 
     def _quantised_rows(self, linear: str, i: int) -> Tensor:
         with self._outputs.of(i):
@@ -154,33 +173,40 @@ class Pair:
         self._outputs.read(linear, i, x)
         return token_rows(x, self._batches[i])
 
-    def moments(self, linear: str, with_cross: bool, counts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """H̃ = X̃ᵀX̃/N and, where it is wanted, C = XᵀX̃/N of a linear's inputs X̃ in the quantised model, X in the
-        original; [in, in], float32. counts [n, tokens]: what each token counts, n times over; then [n, in, in]."""
-        weight = self._blocks[0].get_parameter(f"{linear}.weight")
-        n_in, count = weight.shape[1], 0
-        total = torch.zeros(1 if counts is None else len(counts), n_in, n_in, device=weight.device)
-        cross = torch.zeros_like(total) if with_cross else None
+    def moments(self, linear: str, with_cross: bool, counts: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """H̃ = X̃ᵀX̃/N [in, in] of a linear's inputs X̃ in the quantised model and, where it is wanted, for each linear W
+        of its group C = XᵀX̃/N [in, in], X in the original, or W·C [out, in] (`takes_outputs`); float32. counts [n,
+        tokens]: what each token counts, n times over; then each [n, …, in]."""
         at = next(i for i, group in enumerate(self.groups) if linear in group)
-        self._outputs.settle([name for group in self.groups[:at] for name in group])
-        self._inputs.release([group[0] for group in self.groups[:at]])
+        group = self.groups[at]
+        weights, by_outputs, count = (
+            [self._blocks[0].get_parameter(f"{name}.weight") for name in group],
+            group in self._by_outputs,
+            0,
+        )
+        n, n_in = 1 if counts is None else len(counts), weights[0].shape[1]
+        total = torch.zeros(n, n_in, n_in, device=weights[0].device)
+        sizes = ([len(w) for w in weights] if by_outputs else [n_in]) if with_cross else []
+        crosses = [total.new_zeros(n, size, n_in) for size in sizes]
+        before = [name for group in self.groups[:at] for name in group]
+        self._outputs.settle(before)
+        self._passing.release(before)
         for i in range(len(self._batches)):
             rows = self._quantised_rows(linear, i)
-            others = None if cross is None else self._original_rows(self.groups[at][0], i)
+            others = self._original_rows(group, i) if with_cross else []
             for k, into in enumerate(total):
                 of = (lambda x: x) if counts is None else partial(counted, counts[k, count : count + len(rows)])
                 add_outer(into, own := of(rows))
-                if cross is not None and others is not None:
-                    add_cross(cross[k], of(others), own)
+                for cross, other in zip(crosses, others, strict=True):
+                    add_cross(cross[k], of(other), own)
             count += len(rows)
         for each in total:
             mirror(each).div_(count)
-        check_statistic(f"{self.name}.{linear}", total)
-        if cross is not None:
-            check_statistic(f"{self.name}.{linear}", cross.div_(count))
-        if counts is None:
-            return total[0], None if cross is None else cross[0]
-        return total, cross
+        for each in (total, *(cross.div_(count) for cross in crosses)):
+            check_statistic(f"{self.name}.{linear}", each)
+        found = [each if counts is not None else each[0] for each in crosses]
+        named = dict(zip(group, found if by_outputs else found * len(group), strict=True)) if with_cross else {}
+        return total if counts is not None else total[0], named
 
     @property
     def quantised(self) -> nn.Module:

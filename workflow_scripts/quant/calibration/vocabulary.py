@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.calibration.second_moments import add_outer, from_triangle, half, mirror, row_errors, to_triangle
+from quant.calibration.second_moments import add_outer, from_triangle, halves, mirror, row_errors, to_triangle
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import require
@@ -105,7 +105,8 @@ def predicted(difference: Tensor, parts: list[tuple[Tensor, Tensor]]) -> float:
     """½·Σ_t r_t·d_t M d_tᵀ, nats a token, summed over what uses a weight; difference: [vocab, d]."""
     total = 0.0
     for moment, rows in parts:
-        upper = half(moment)
+        lower = halves(moment)
         for some, r in zip(difference.split(ROWS), rows.split(ROWS), strict=True):
-            total += 0.5 * float((row_errors(some, upper.to(some)).double() * r.to(some).double()).sum())
+            errors = row_errors(some, [block.to(some) for block in lower])
+            total += 0.5 * float((errors.double() * r.to(some).double()).sum())
     return total

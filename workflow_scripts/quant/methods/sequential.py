@@ -23,7 +23,7 @@ from quant.recipe.recipe import Recipe
 
 
 def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """H̃ and C of the inputs X̃·diag(scale), where X̃ was divided by a folded scale [in]."""
+    """H̃ and C, or W·C, of the inputs X̃·diag(scale), where X̃ was divided by a folded scale [in]."""
     if scale is None:
         return moment, cross
     return scale[:, None] * moment * scale, None if cross is None else cross * scale
@@ -32,20 +32,22 @@ def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None
 def moments_of(
     pair: Pair, reading: str, names: list[str], corrects: bool, statistics: Statistics, block: Block
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """H̃ and C of linears that read one input: the same for all, or each its own where tokens count by the end loss;
-    [in, in], or [parts, in, in]."""
+    """H̃ and C, or W·C, of linears that read one input: one for all, or each its own where tokens count by the end loss;
+    [in, in], W·C [out, in], or as many as there are parts."""
     counts = [statistics.token_weights(name, block.weights[name].device.type) for name in names]
     weighted = [each for each in counts if each is not None]
     if not weighted:
-        return dict.fromkeys(names, pair.moments(reading, corrects))
-    moment, cross = pair.moments(reading, corrects, torch.cat(weighted))
-    sizes = [len(each) for each in weighted]
-    crosses = [None] * len(names) if cross is None else cross.split(sizes)
-    alone = sizes[0] == 1
-    return {
-        name: (h[0], None if c is None else c[0]) if alone else (h, c)
-        for name, h, c in zip(names, moment.split(sizes), crosses, strict=True)
-    }
+        moment, crosses = pair.moments(reading, corrects)
+        return {name: (moment, crosses.get(name.removeprefix(f"{pair.name}."))) for name in names}
+    moment, crosses = pair.moments(reading, corrects, torch.cat(weighted))
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    start = 0
+    for name, each in zip(names, weighted, strict=True):
+        own = start if len(each) == 1 else slice(start, start + len(each))
+        cross = crosses.get(name.removeprefix(f"{pair.name}."))
+        found[name] = moment[own], None if cross is None else cross[own]
+        start += len(each)
+    return found
 
 
 class Sequential:
@@ -88,7 +90,7 @@ class Sequential:
             moments = moments_of(pair, reading[0], names, corrects, statistics, block)
             found = {name: block.found[name] if name in block.folded else None for name in names}
             scales = {name: None if each is None else each.scale for name, each in found.items()}
-            for _, each in groupby(names, key=lambda name: (id(scales[name]), id(moments[name]))):
+            for _, each in groupby(names, key=lambda name: (id(scales[name]), *map(id, moments[name]))):
                 alike = list(each)
                 own, between = in_original_units(*moments[alike[0]], scales[alike[0]])
                 targets = [block.weights[name] for name in alike]

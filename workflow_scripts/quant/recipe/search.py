@@ -11,11 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.calibration.second_moments import half, row_errors
+from quant.calibration.second_moments import halves, row_errors
+from quant.models.compute import side_by_side
 from quant.recipe.fused import kernels
 from quant.recipe.grids import Grid, nearest
 
 SMALLEST_SCALE = 1e-5
+PART = 2**18  # weights that a CPU rounds and judges before it looks whether a scale still can win
+SLACK = 1e-3  # of the least error: far more than what rounding takes from a sum
 
 
 class Target(NamedTuple):
@@ -36,14 +39,19 @@ class Search(NamedTuple):
     objective: float
 
 
-def target_error(target: Target, rounded: Tensor, lower: Tensor) -> Tensor:
-    """Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out in float64; the noise term is E‖Ŵε‖² in closed form. Overwrites
-    rounded [out, in]; lower: half(H)."""
+def row_terms(target: Target, rounded: Tensor, lower: Sequence[Tensor]) -> Tensor:
+    """weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) [out]; the noise term is E‖Ŵε‖² in closed form. Overwrites rounded [out, in];
+    lower: halves(H)."""
     noise = target.noise**2 * rounded.square().sum(1) if target.noise else 0.0
     errors = row_errors(rounded.sub_(target.w), lower).add_(noise)
     if target.row_weight is not None:
         errors *= target.row_weight
-    return errors.sum(dtype=torch.float64) / len(errors)
+    return errors
+
+
+def target_error(target: Target, rounded: Tensor, lower: Sequence[Tensor]) -> Tensor:
+    """The mean over outputs of `row_terms`, in float64."""
+    return row_terms(target, rounded, lower).sum(dtype=torch.float64) / len(rounded)
 
 
 def scale_for(salience: Tensor, alpha: float) -> Tensor:
@@ -51,21 +59,56 @@ def scale_for(salience: Tensor, alpha: float) -> Tensor:
     return salience.pow(alpha).clamp_(min=SMALLEST_SCALE)
 
 
+def rounded_at(w: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None) -> Tensor:
+    """Q(W·diag(s))·diag(1/s) of s [in]; importance: the diagonal of H, where ranges are clipped by it."""
+    return nearest(w * scale, grid, None if importance is None else importance / scale**2).div_(scale)
+
+
 def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> Tensor:
-    """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]."""
+    """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]; for a GPU."""
     w, moment = target.w, target.moment
-    importance = moment.diagonal() / scales**2 if clip else [None] * len(scales)
+    importance = moment.diagonal() if clip else None
     if grid.uniform and (fused := kernels()) is not None and fused.judges(w, grid):
-        clipped_by = importance if clip else None
+        clipped_by = moment.diagonal() / scales**2 if clip else None
         return fused.candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
-    lower = half(moment)
-    # one at a time: more would leave a CPU's caches
-    return torch.stack(
-        [
-            target_error(target, nearest(w * scale, grid, weight).div_(scale), lower)
-            for scale, weight in zip(scales, importance, strict=True)
-        ]
-    )
+    lower = halves(moment)
+    return torch.stack([target_error(target, rounded_at(w, s, grid, importance), lower) for s in scales])
+
+
+class Race:
+    """Candidates' errors, part of the rows by part: one of which a part is more than another's whole has lost and
+    is given up, since no row's error is negative."""
+
+    def __init__(self, targets: Sequence[Target], grid: Grid, clip: bool) -> None:
+        self._grid, self._clip, self._best = grid, clip, float("inf")
+        lowers = {id(target.moment): halves(target.moment) for target in targets}
+        self._targets = [(target, lowers[id(target.moment)]) for target in targets]
+
+    def error(self, scale: Tensor) -> float:
+        """The sum of all targets' `target_error`, or ∞ where it has lost."""
+        total = 0.0
+        for target, lower in self._targets:
+            error = self._error(target, lower, scale, self._best * (1 + SLACK) - total)
+            if error is None:
+                return float("inf")
+            total += error
+        self._best = min(self._best, total)
+        return total
+
+    def _error(self, target: Target, lower: Sequence[Tensor], scale: Tensor, limit: float) -> float | None:
+        importance = target.moment.diagonal() if self._clip else None
+        n_out, n_in = target.w.shape
+        size = -(-max(1, PART // n_in) // self._grid.rows) * self._grid.rows
+        errors, until = target.w.new_empty(n_out), 0.0
+        for start in range(0, n_out, size):
+            rows = slice(start, start + size)
+            weight = None if target.row_weight is None else target.row_weight[rows]
+            part = target._replace(w=target.w[rows], row_weight=weight)
+            errors[rows] = row_terms(part, rounded_at(part.w, scale, self._grid, importance), lower)
+            until += errors[rows].sum(dtype=torch.float64).item() / n_out
+            if until > limit:
+                return None
+        return errors.sum(dtype=torch.float64).item() / n_out
 
 
 def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid: int, clip: bool = False) -> Search:
@@ -74,7 +117,10 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
     scales = torch.stack([scale_for(salience, step / n_grid) for step in range(n_grid + 1)])
-    totals = reduce(torch.add, (candidate_errors(target, scales, grid, clip) for target in targets))
+    if salience.is_cuda:
+        totals = reduce(torch.add, (candidate_errors(target, scales, grid, clip) for target in targets))
+    else:
+        totals = torch.tensor(side_by_side(Race(targets, grid, clip).error, scales), dtype=torch.float64)
     best = torch.argmin(totals)  # the first, hence smallest, of equal ones
     step, objective = torch.stack([best.double(), totals[best]]).tolist()  # the one wait for the device
     return Search(step / n_grid, scales[int(step)], objective)
