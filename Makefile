@@ -50,10 +50,10 @@ report best plan: .venv/complete
 	set -x; snakemake --cores $(CORES) "$$@" $(TARGET)
 
 test: .venv/complete
-	pytest -n 2 --dist loadscope -m 'not slow'
+	pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
 test-slow: .venv/complete
-	pytest -n 2 --dist loadscope -m slow
+	pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow
 
 check: lint dry-run
 

@@ -17,6 +17,22 @@ from tests import tiny
 torch.set_num_threads(1)
 
 
+# files that a worker takes long for begin first, the longest before the others: none is left alone with one at the end
+LONGEST = [
+    *("workflow/test_slurm", "workflow/test_faults", "workflow/test_frontier", "workflow/test_tasks"),
+    *("unit/models/test_mutations", "workflow/test_autoround", "workflow/test_staleness_of_code"),
+    *("workflow/test_anywhere", "workflow/test_budgets", "workflow/test_autoawq", "workflow/test_recipes"),
+    *("workflow/test_staleness", "workflow/test_bad_input", "workflow/test_texts", "workflow/test_llmcompressor"),
+    *("workflow/test_command", "workflow/test_study", "workflow/test_gpus", "workflow/test_plan"),
+    *("unit/models/test_matrix", "unit/comparison/test_paired"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"tests/{name}.py": index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
 def perturb(model: torch.nn.Module, seed: int) -> None:
     """Norm weights and biases away from the ones and zeros they start at, so that a forgotten one shows."""
     generator = torch.Generator().manual_seed(seed)

@@ -29,7 +29,7 @@ LIBRARIES = [
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")]
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
-if sys.argv[1].startswith("-") or any(os.environ.get(name) != "1" for name in {threads}):
+if (sys.argv[1].startswith("-") and sys.argv[1] != "-u") or any(os.environ.get(name) != "1" for name in {threads}):
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect("{socket}")
@@ -50,20 +50,23 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 class Server:
-    """Serves jobs with one environment until this process ends."""
+    """Serves jobs with one environment, by one interpreter, until this process ends."""
 
-    def __init__(self, environment: dict[str, str], libraries: Sequence[str] = LIBRARIES) -> None:
+    def __init__(
+        self, environment: dict[str, str], modules: Sequence[str] = LIBRARIES, interpreter: Path | str = sys.executable
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jobs-")
         address = Path(self._folder.name, "socket")  # of at most 107 characters
         self.python = Path(self._folder.name, "python")
-        self.python.write_text(CLIENT.format(python=sys.executable, threads=THREADS, socket=address))
+        self.python.write_text(CLIENT.format(python=interpreter, threads=THREADS, socket=address))
         self.python.chmod(0o755)
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(address))
             listening.listen()
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(listening.fileno()), *libraries],
-                env=environment,
+                [interpreter, __file__, str(listening.fileno()), *modules],
+                env=environment
+                | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},  # CUDA's own check would be the last word in a fork
                 stdin=subprocess.PIPE,  # its end is the end of this process
                 stdout=subprocess.DEVNULL,
                 pass_fds=[listening.fileno()],
@@ -131,6 +134,9 @@ def begin(streams: list[int], folder: str, arguments: list[str], environment: di
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if arguments[0] == "-u":
+        sys.stdout.reconfigure(line_buffering=True)
+        arguments = arguments[1:]
     sys.argv = arguments
     sys.path[0] = str(Path(arguments[0]).parent)
     return arguments[0]

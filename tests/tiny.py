@@ -1,15 +1,11 @@
 """Tiny random models and a fresh copy of the project, made by the tests."""
 
-import gc
 import hashlib
 import json
-import multiprocessing
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from tests import jobs
+from tests import forks
 
 ROOT = Path(__file__).parents[1]
 WORDS = [f"w{i}" for i in range(200)]
@@ -133,46 +129,6 @@ def write_overlay(folder: Path, overlay: dict[str, Any]) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))
 
 
-# Snakemake's own process is a fork of one that has imported what it needs, which is most of what a dry run takes
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "jsonschema", "yte"])
-
-
-# by the environment of their jobs: this process's first one's, and the last other one's
-SERVERS: dict[frozenset[tuple[str, str]], jobs.Server] = {}
-
-
-def _server(environment: dict[str, str]) -> jobs.Server:
-    key = frozenset(environment.items())
-    if key not in SERVERS:
-        for other in list(SERVERS)[1:]:
-            SERVERS.pop(other).close()
-        SERVERS[key] = jobs.Server(environment)
-    return SERVERS[key]
-
-
-def _run_here(
-    folder: Path, arguments: list[str], environment: dict[str, str], python: Path, outputs: list[Path]
-) -> None:
-    """Snakemake's command in this process, what it says on stdout and stderr in files, and how it exits in a third: of
-    two forks at once, multiprocessing may tell the status of one to neither."""
-    sys.executable = str(python)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    for stream, output in enumerate(outputs[:2], 1):
-        with output.open("w") as file:
-            os.dup2(file.fileno(), stream)
-    from snakemake.cli import main
-
-    gc.disable()  # a third of a dry run's time
-    try:
-        main(arguments)
-    except SystemExit as exited:
-        outputs[2].write_text(str(exited.code or 0))
-        raise
-
-
 def snakemake(
     folder: Path, *arguments: str, config: str | None = "tiny.yaml", fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
@@ -183,15 +139,7 @@ def snakemake(
     if fresh or "pytest" not in sys.modules:  # a fork would run a plain script once more
         plain = [sys.executable, "-m", "snakemake", *command]
         return subprocess.run(plain, cwd=folder, capture_output=True, text=True, check=False)
-    with tempfile.TemporaryDirectory() as said:
-        *outputs, status = (Path(said, name) for name in ("stdout", "stderr", "status"))
-        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-        python = _server(environment).python
-        process = FORKS.Process(target=_run_here, args=(folder, command, environment, python, [*outputs, status]))
-        process.start()
-        process.join()
-        code = int(status.read_text()) if status.is_file() else process.exitcode or 1
-        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
+    return forks.snakemake(folder, command)
 
 
 def with_methods(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:

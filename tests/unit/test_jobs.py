@@ -35,9 +35,9 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "script.py"
 
 
-def ran(python: Path | str, script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def ran(python: Path | str, script: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(python), str(script), "a b"],
+        [str(python), *options, str(script), "a b"],
         env=ENVIRONMENT | variables,
         cwd=script.parent,
         input="given",
@@ -57,6 +57,11 @@ def test_an_error_shows_its_traceback(server: jobs.Server, script: Path) -> None
     script.write_text("import quantum_leap")
     done = ran(server.python, script)
     assert done.returncode == 1 and done.stderr.endswith("ModuleNotFoundError: No module named 'quantum_leap'\n")
+
+
+def test_its_output_can_be_seen_as_it_comes(server: jobs.Server, script: Path) -> None:
+    script.write_text("import os; print('begun'); os._exit(0)")
+    assert [ran(server.python, script, *options).stdout for options in ((), ("-u",))] == ["", "begun\n"]
 
 
 def test_a_killed_job_is_a_killed_python(server: jobs.Server, script: Path) -> None:
