@@ -306,7 +306,7 @@ USERS: dict[str, set[str]] = {
     "comparison/prediction": {"answer_questions"},
     "comparison/table": {"summarize"},
     "comparison/text_answers": {"answer_questions", "report"},
-    "comparison/tasks": {"answer_questions", "plot_tasks", "report", "summarize_tasks"},
+    "comparison/tasks": {"answer_questions", "report", "summarize_tasks"},
     "data/embedded_tasks": {"make_task"},
     "data/lm_eval": {"make_task"},
     "data/task_items": {"check_texts", "evaluate_task", "make_task", "write_words"},
