@@ -309,6 +309,7 @@ USERS: dict[str, set[str]] = {
     "comparison/tasks": {"answer_questions", "report", "summarize_tasks"},
     "data/embedded_tasks": {"make_task"},
     "data/lm_eval": {"make_task"},
+    "data/lm_eval_names": set(),
     "data/task_items": {"check_texts", "evaluate_task", "make_task", "write_words"},
     "data/task_yaml": {"make_task"},
     "evaluation/items": {"evaluate_task"},
