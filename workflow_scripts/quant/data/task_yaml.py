@@ -48,7 +48,7 @@ def nodes(node: yaml.Node, key: str = "") -> Iterator[tuple[str, yaml.Node]]:
 
 
 def check(path: str, what: str) -> None:
-    """Refuses a task file that names code (tags, keys that run it, a data set's script), or a kind that is not asked."""
+    """Refuses a task file that names code (tags, keys that run it, a data set's script) or is of another kind."""
     for key, node in nodes(document(path, what)):
         where = f"{what}: {path}:{node.start_mark.line + 1}"
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
