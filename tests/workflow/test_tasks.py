@@ -226,6 +226,10 @@ def test_every_result_says_what_made_it(asked: Path) -> None:
     task = tiny.read(asked / "results/tasks/choice.json")
     assert task["provenance"]["lm_eval"]["versions"]["lm_eval"] == "0.4.13"
     assert task["provenance"]["fingerprint"] == made["task_fingerprint"] and task["score"] == "acc_norm"
+    sources = {name: tiny.read(asked / f"results/tasks/{name}.json")["provenance"]["lm_eval"]["sources"]
+               for name in ("choice", "word", "ending")}  # fmt: skip
+    words_of = f"EleutherAI/lambada_openai default@{COMMITS['EleutherAI/lambada_openai']}"
+    assert sources == {"choice": ["json"], "word": [words_of], "ending": [f"Rowan/hellaswag@{hub.COMMIT}"]}
     known = tiny.read(asked / "results/tiny/calibration/texts.json")["tasks"]
     assert {name: one["items"] for name, one in known.items()} == {"choice": 30, "word": 30, "ending": 30, "module": 8}
     words = pd.read_csv(asked / "results/words.csv").set_index("method")
