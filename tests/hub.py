@@ -30,6 +30,7 @@ def save(
         {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
         for name, splits in configs.items()
     ]
+    (root / repository).mkdir(parents=True)
     for name, rows in files.items():
         path = root / repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
