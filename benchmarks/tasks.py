@@ -127,7 +127,8 @@ def measure(options: argparse.Namespace) -> None:
     checkpoint = options.converted / "checkpoint"
     sequences, judged = read_texts(checkpoint, options.text, options.windows)
     asking = Asking(checkpoint, judged, options.items, where)
-    save(options.out, ORIGINAL, asking.of(None))
+    if not (options.out / f"{ORIGINAL}.npz").is_file():
+        save(options.out, ORIGINAL, asking.of(None))
     with tempfile.TemporaryDirectory() as name:
         study = Study(options.converted, sequences, Path(name), where)
         print(f"statistics {study.statistics():.1f} s, {time.perf_counter() - begun:.1f} s so far", flush=True)
@@ -136,11 +137,16 @@ def measure(options: argparse.Namespace) -> None:
                 continue
             seconds, _, _ = study.quantise(known[method])
             quantised = perplexity.load_model(study.quantised, where, torch.float32)
+            begun_asking = time.perf_counter()
             found = asking.of(quantised)
+            asked = time.perf_counter() - begun_asking
             del quantised
             save(options.out, method, found)
             words = ", ".join(f"{key} {one.mean():.4f}" for key, one in found.items() if "kl" in key or "right" in key)
-            print(f"{method}: {words}; {seconds:.1f} s, {time.perf_counter() - begun:.1f} s so far", flush=True)
+            print(
+                f"{method}: {words}; {seconds:.1f} s, asked in {asked:.1f} s, at {time.perf_counter() - begun:.0f} s",
+                flush=True,
+            )
 
 
 def rises(found: dict[str, Found]) -> pd.DataFrame:
