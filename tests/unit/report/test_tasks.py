@@ -45,7 +45,7 @@ def test_it_says_who_differs_and_what_could_be_seen(tables: tuple[pd.DataFrame, 
     assert re.search(r"same's answers come out as the original's most often: \d\d\.\d %; <b>far</b>'s least", text)
     scores, compared = (table for _, table in found.tables)
     assert len(scores.rows) == 10 and len(compared.rows) == 12
-    verdict = {(row[0].text, row[1].text): row[-2].text for row in scores.rows}
+    verdict = {(row[0].text, row[1].text): row[3].text for row in scores.rows}
     assert verdict["<b>far</b>", "t0"] == "worse (by answers)" and verdict["same", "t0"] == "no difference shown"
 
 

@@ -95,24 +95,24 @@ def difference_cells(row: Any) -> list[Cell]:
     verdict = f"{shown.outcome} (by {shown.by})" if shown.by else "no difference shown"
     nll = f"{signed(row.delta_nll, 3)} {interval(row.delta_nll_low, row.delta_nll_high, 3)}"
     return [
+        Cell(verdict, verdict),
         Cell(score.strip(), sortable(row.delta), css="num"),
         Cell(p_words(row.p_holm).removeprefix("p ") or "–", sortable(row.p_holm), css="num"),
         Cell(f"{pct(row.detectable, 1)}", sortable(row.detectable), css="num"),
         Cell(nll.strip(), sortable(row.delta_nll), css="num"),
         Cell(p_words(row.p_nll_holm).removeprefix("p ") or "–", sortable(row.p_nll_holm), css="num"),
         Cell(pct(row.changed, 1), sortable(row.changed), css="num"),
-        Cell(verdict, verdict),
     ]
 
 
 DIFFERENCES = [
+    ("verdict", "of the first, by the corrected p, at 5 %"),
     ("score difference, points", "percentage points, first minus second, with its 95 % interval (Newcombe)"),
     ("p", "McNemar's exact test, corrected"),
     ("could be seen", "a true difference of this size would be shown half of the time"),
     ("NLL of the right answer", "nats per item, first minus second; below 0 the first makes it likelier"),
     ("p of that", "paired by item, corrected"),
     ("answers changed", "share of items that come out differently (another choice; of words, right by one alone)"),
-    ("verdict", "of the first, by the corrected p, at 5 %"),
 ]
 
 
