@@ -1,5 +1,6 @@
 # make report   the whole study → results/report.html: on the embedded default, or on yours, with MODEL=… TEXT=…
-# make best     the best checkpoint that deploys → results/best/; MODEL=… TEXT=… SIZE_MB=… or BITS=…
+# make best     the best checkpoint that deploys → results/best/; MODEL=… TEXT=… SIZE_MB=… or BITS=…; a page that is
+#               there takes it in
 #               MODEL  a model's directory, a GGUF file, OWNER/NAME[@REVISION] of a hub, or a name in config.yaml
 #               TEXT   a UTF-8 file of the kind of text that the model is for
 #               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
@@ -40,13 +41,15 @@ OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.
     $(filter command,$(firstword $(origin $(name)))),$(name))))
 
 report: TARGET = results/report.html
-best: TARGET = results/best/choice.json
+best: TARGET = results/best/choice.json $$page
 plan: TARGET = results/plan.txt
 report best plan: .venv/complete
 	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, IN, CORES and PYTHON))
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
-	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; \
+	page=results/report.html; \
+	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; page=$$(dirname "$$own")/$$page; \
 	elif [ -n "$$own" ]; then set -- --configfile "$$own"; fi; \
+	[ -f "$$page" ] && page=results/report.html || page=; \
 	set -x; snakemake --cores $(CORES) "$$@" $(TARGET)
 
 test: .venv/complete

@@ -70,10 +70,10 @@ onstart:
 
 
 onsuccess:
-    if all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
-        print(outcome.success(Path("results")), file=sys.stderr)
     if "results/best/choice.json" in workflow.dag_settings.targets:
         print(outcome.chosen(Path("results")), file=sys.stderr)
+    elif all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
+        print(outcome.success(Path("results")), file=sys.stderr)
     if "results/plan.txt" in workflow.dag_settings.targets and room.unfit(Path("results/plan.json")):
         raise WorkflowError("the study does not fit: results/plan.txt says by how much")
 

@@ -2,6 +2,8 @@
 
 TASKS = CONFIG["tasks"]
 LM_EVAL_KEYS = {"lm_eval", "yaml"}
+# what lm-eval or its hub refuses ends a run on this host before anything else of it has begun: first, and with every core
+ALONE = 1 if workflow.resource_settings.nodes else workflow.resource_settings.cores or 1
 # who answers, of each model
 answering = lambda model: ["original", *(m for m in STUDY["task_methods"] if (model, m) not in ABSENT)]
 ANSWERS = [
@@ -23,8 +25,10 @@ rule build_lm_eval:
         "results/logs/build_lm_eval.log",
     benchmark:
         "results/benchmarks/build_lm_eval.tsv"
+    priority: 20
     conda:
         "../envs/lm_eval.yaml"
+    threads: ALONE
     resources:
         **NEEDS,
     # no hash of the code: the environment is what its requirements say
@@ -47,9 +51,10 @@ rule make_task:
         "results/logs/make_task/{task}.log",
     benchmark:
         "results/benchmarks/make_task/{task}.tsv"
-    priority: 9  # before the long jobs, which a refused task would end
+    priority: 20
     conda:
         "../envs/quant.yaml"
+    threads: lambda w: ALONE if LM_EVAL_KEYS & TASKS[w.task].keys() else 1
     resources:
         **NEEDS,
     params:

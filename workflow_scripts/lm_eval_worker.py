@@ -7,6 +7,7 @@ what the user asks, {"error"} of what lm-eval says.
 
 import difflib
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +78,13 @@ def item(task: Any, instances: list[Any]) -> dict[str, Any]:
     return {"requests": requests, "gold": gold, "lengths": list(map(len, choices))}
 
 
+def source(task: Any) -> str:
+    """Its data set, its configuration, and of a hub's the commit, by which `datasets` names a folder of its cache."""
+    found = f"{task.config.dataset_path} {task.config.dataset_name or ''}".strip()
+    folders = {Path(file["filename"]).parent.name for part in task.dataset.values() for file in part.cache_files}
+    return "@".join([found, *sorted(name for name in folders if re.fullmatch("[0-9a-f]{40}", name))])
+
+
 def one_line(error: BaseException) -> str:
     words = " ".join(str(error).split()) or "it said nothing"
     return f"{type(error).__name__}: {words[:300]}"
@@ -94,7 +102,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     listed = set.intersection(*(set(task.aggregation()) for task in tasks))
     scores = ["greedy"] if kinds == {"loglikelihood"} else [score for score in SCORES if score in listed]
     configs = [task.config for task in tasks]
-    sources = sorted({f"{one.dataset_path} {one.dataset_name or ''}".strip() for one in configs})
     versions = {"lm_eval": metadata.version("lm_eval"), "datasets": metadata.version("datasets")}
     shots = sorted({one.num_fewshot or 0 for one in configs})
     names = ", ".join(task.config.task for task in tasks)
@@ -103,7 +110,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "items": found,
         "scores": scores or ["acc"],
         "rule": rule,
-        "sources": sources,
+        "sources": sorted(set(map(source, tasks))),
         "versions": versions | {task.config.task: str(task.VERSION) for task in tasks},
     }
 

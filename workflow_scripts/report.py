@@ -22,7 +22,7 @@ def asked(colours: dict[str, str]) -> Iterator[Section]:
     if not snakemake.input.tasks:
         return
     table, pairs = map(read_table, snakemake.input.tasks)
-    models = snakemake.params.config["study"]["models"]
+    models, methods = (snakemake.params.config["study"][key] for key in ("models", "methods"))
     for i, (model, path) in enumerate(zip(models, snakemake.input.task_figures, strict=True)):
         yield tasks.tasks(
             f"-{i}" if len(models) > 1 else "",
@@ -30,6 +30,7 @@ def asked(colours: dict[str, str]) -> Iterator[Section]:
             pairs[pairs.model == model],
             colours,
             Path(path).read_text(encoding="utf-8"),
+            len(methods),
         )
 
 

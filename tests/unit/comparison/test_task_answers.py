@@ -6,7 +6,7 @@ import pytest
 
 from quant.comparison.answers import NO_DIFFERENCE
 from quant.comparison.numbers import LEVEL
-from quant.comparison.task_answers import kept_pairs
+from quant.comparison.task_answers import kept_pairs, turned_line
 from quant.workflow import configuration
 from tests.unit.comparison.test_questions import BY_ANCHOR, DEFAULT, SCHEMA, answers, configured, evidence
 
@@ -21,6 +21,22 @@ def test_tasks_order_methods_by_both_measures_or_say_that_they_are_too_few() -> 
     few = configured("study: {methods: [gw_awq, gw_praq], tasks: [module], task_methods: all}")
     found = answers(evidence(few))["tasks-order"]
     assert found.outcome == "described" and found.verdict.startswith("Not told: 2 methods answer")
+
+
+def test_pairs_that_both_tell_apart_are_counted_and_those_that_turn_named() -> None:
+    """Each later method loses more on both tasks; the text has it so, or the other way round."""
+    config = configured("study: {methods: [gw_awq, gw_praq, rtn_g], tasks: [last_word, module], task_methods: all}")
+    found = evidence(config, delta=-0.1, p=0.01)
+    assert turned_line(found._replace(task_pairs=found.task_pairs.assign(p_nll_holm=0.5))) == []
+    told = found.task_pairs.assign(p_nll_holm=0.01, delta_nll=-1.0)
+    said = "A task's likelihoods and python_reference both tell 6 of 6 pairs apart; the same method is better in "
+    assert turned_line(found._replace(task_pairs=told)) == [f"{said}6."]
+    turned = evidence(config, delta=0.1, p=0.01)._replace(task_pairs=told)
+    (line,) = turned_line(turned)
+    assert line.startswith(
+        f"{said}0; only by the task gw_awq over gw_praq on last_word, gw_awq over rtn_g on last_word"
+    )
+    assert line.endswith(" and 1 more.")
 
 
 def test_who_keeps_the_answers_is_tested_over_all_tasks() -> None:

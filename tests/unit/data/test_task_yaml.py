@@ -44,6 +44,7 @@ def test_data_stand_beside_the_file(tmp_path: Path) -> None:
         ("filter_list: [{filter: [{trust_remote_code: true}]}]", "take a data set without code"),
         ("x: {hf_evaluate: true}", "take a metric of lm-eval itself"),
         ("dataset_path: loader.py", "loader.py is code"),
+        ("output_type: generate_until", "output_type: generate_until; write multiple_choice or loglikelihood"),
     ],
 )
 def test_code_is_refused_in_one_line_that_says_where(tmp_path: Path, line: str, said: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from quant.data import texts
 from quant.errors import InputError
 from quant.models import sources
+from tests import hub
 from tests.unit.model_files import REVISION, hub_text, logits, refusal, run
 
 # --- wheels
@@ -72,6 +73,20 @@ def test_hub_names_that_are_none(tmp_path: Path) -> None:
     assert "not a hub id" in refusal({"hub": {"id": "a/b/c", "revision": REVISION}}, tmp_path / "results")
     with pytest.raises(InputError, match="neither a hub id nor a local directory"):
         texts.read_texts(hub_text("a/b/c"))
+
+
+def test_a_text_that_the_hub_has_not_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    hub.save(tmp_path, "someone/texts", {}, {})
+    with hub.serving(tmp_path) as served:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.endpoint)
+        monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", served.endpoint)
+        with pytest.raises(InputError, match=r"data set someone/other: the hub has no such data set, or it is private"):
+            texts.read_texts(hub_text("someone/other"))
+        with pytest.raises(InputError, match=rf"data set someone/texts: the hub has no revision {REVISION}; give a"):
+            texts.read_texts(hub_text("someone/texts"))
+        assert texts.hub_trouble("someone/texts", hub.COMMIT) is None and served.asked == []
 
 
 def test_an_earlier_download_serves_without_the_hub(

@@ -48,19 +48,20 @@ def ran(project: Path, *arguments: str) -> list[str]:
     return done.stdout.strip("<>\n").split("><")
 
 
-FIRST = ["--cores", "2"]
+FIRST, BEST, PAGE = ["--cores", "2"], "results/best/choice.json", "results/report.html"
 
 
 def test_alone_they_are_the_command(project: Path) -> None:
     """Variables of these names in the environment are not meant for make."""
     assert ran(project, "report", "CORES=2") == [*FIRST, "results/report.html"]
-    assert ran(project, "best", "CORES=2") == [*FIRST, "results/best/choice.json"]
+    assert ran(project, "best", "CORES=2") == [*FIRST, BEST]
 
 
 def test_your_model_and_text(project: Path) -> None:
     given = ["MODEL=inputs/My Model", "TEXT=inputs/a.txt", "SIZE_MB=90"]
     written = project / "results/My-Model-a.yaml"
-    expected = [*FIRST, "--configfile", str(written), "results/best/choice.json"]
+    (project / PAGE).touch()  # which takes in what is added
+    expected = [*FIRST, "--configfile", str(written), BEST, PAGE]
     assert ran(project, "best", "CORES=2", *given) == expected
     study = yaml.safe_load(written.read_text())
     assert study["models"] == {"My-Model": {"source": {"directory": str(project / "inputs/My Model")}}}
@@ -77,6 +78,9 @@ def test_a_folder_of_its_own(project: Path) -> None:
             "results/report.html",
         ]
         assert yaml.safe_load((folder / "config.yaml").read_text())["choose"] == {"max_bits_per_weight": 4.5}
+    (folder / "results").mkdir()
+    (folder / PAGE).touch()
+    assert ran(project, "best", "CORES=2", f"IN={folder}") == [*FIRST, "--directory", str(folder), BEST, PAGE]
 
 
 def test_a_mistake_is_one_line_and_nothing_runs(project: Path) -> None:

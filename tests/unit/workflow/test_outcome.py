@@ -78,21 +78,17 @@ def test_the_three_numbers_are_the_first_data_sets(tmp_path: Path) -> None:
     assert outcome.success(tmp_path).splitlines()[0] == f"{first}, of an earlier run: it lacks what this one added"
 
 
-def test_what_was_chosen_and_where_it_is(tmp_path: Path) -> None:
+def test_what_was_chosen_and_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole paths, wherever the shell stands; beside the page, where there is one, and with no other best."""
     (tmp_path / "best").mkdir()
-    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip", "lines": ["Small."]}'
+    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip", "lines": ["Small.", "Runner-up: x."]}'
     (tmp_path / "best/choice.json").write_text(words)
-    said = outcome.chosen(tmp_path)
-    assert said == f"Best: gptq_clip. Small.\nTake {tmp_path}/best/checkpoint, gptq_clip of m"
-
-
-def test_paths_are_said_as_the_shell_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which stands elsewhere than the study where --directory names that."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PWD", str(tmp_path))
-    assert outcome.seen(Path("results/report.html")) == Path("results/report.html")
-    monkeypatch.setenv("PWD", "/")
-    assert outcome.seen(Path("results/report.html")) == tmp_path / "results/report.html"
+    taken = f"Take {tmp_path}/best/checkpoint\ngptq_clip of m. Small."
+    monkeypatch.chdir(tmp_path.parent)
+    assert outcome.chosen(Path(tmp_path.name)) == taken
+    for name in ("summary.csv", "report.html"):
+        (tmp_path / name).touch()
+    assert outcome.chosen(Path(tmp_path.name)) == f"Report: {tmp_path}/report.html\n{taken}"
 
 
 def test_a_method_that_failed_to_answer_is_missing_where_it_is_asked(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from quant.comparison.correlation import rank_correlation
 from quant.comparison.numbers import LEVEL, number, signed
 from quant.comparison.paired import holm
 from quant.comparison.tasks import damage, found, kept
-from quant.comparison.verdicts import ORIGINAL, p_words
+from quant.comparison.verdicts import ORIGINAL, p_words, pair_difference
 
+MOST = 5  # pairs that a line names
 ORDERED_BY = {"delta_nll": "perplexity", "kl": "KL"}
 
 
@@ -67,6 +68,30 @@ def tasks_order(evidence: Evidence, answered: Answered) -> None:
         f"By right answers alone, which are coarser: {one.text()} with {ORDERED_BY[key]}."
         for key, one in by["points"].items()
         if math.isfinite(one.rho)
+    ]
+    answered.lines += turned_line(evidence)
+
+
+def turned_line(evidence: Evidence) -> list[str]:
+    """Of the pairs that a task, by likelihoods, and the first data set both tell apart: in how many the same method is
+    better, and those where it is not."""
+    pairs, first = evidence.task_pairs, evidence.datasets[0]
+    both, turned = 0, []
+    for row in () if pairs is None else pairs[pairs.p_nll_holm <= LEVEL].itertuples():
+        a, b = str(row.method_a), str(row.method_b)
+        on_text = pair_difference(evidence.comparisons, evidence.model, first, a, b)
+        if on_text is None or on_text.outcome not in ("better", "worse"):
+            continue
+        both += 1
+        if (row.delta_nll < 0) != (on_text.outcome == "better"):
+            turned.append(f"{a} over {b} on {row.task}" if row.delta_nll < 0 else f"{b} over {a} on {row.task}")
+    if pairs is None or not both:
+        return []
+    more = f" and {len(turned) - MOST} more" if len(turned) > MOST else ""
+    words = f"; only by the task {', '.join(turned[:MOST])}{more}" if turned else ""
+    return [
+        f"A task's likelihoods and {first} both tell {both} of {len(pairs)} pairs apart; the same method is better in "
+        f"{both - len(turned)}{words}."
     ]
 
 

@@ -17,6 +17,7 @@ CODE = {
     "hf_evaluate": "take a metric of lm-eval itself (acc, acc_norm)",
     "trust_remote_code": "take a data set without code",
 }
+KINDS = ("multiple_choice", "loglikelihood")  # output_type: answers that are likelihoods
 LOCAL = ("json", "csv", "text", "parquet")  # dataset_path of files that stand beside the YAML
 
 
@@ -47,7 +48,7 @@ def nodes(node: yaml.Node, key: str = "") -> Iterator[tuple[str, yaml.Node]]:
 
 
 def check(path: str, what: str) -> None:
-    """Refuses a task file that names code: tags, keys that run it, scripts of data sets."""
+    """Refuses a task file that names code (tags, keys that run it, a data set's script) or is of another kind."""
     for key, node in nodes(document(path, what)):
         where = f"{what}: {path}:{node.start_mark.line + 1}"
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
@@ -58,6 +59,8 @@ def check(path: str, what: str) -> None:
         value = node.value if isinstance(node, yaml.ScalarNode) else None
         if key in CODE and value not in ("false", "False", "null", "~", "") and node.value != key:
             raise InputError(f"{where}: {key} runs code that is not this file's data; {CODE[key]}")
+        if key == "output_type" and value not in KINDS:
+            raise InputError(f"{where}: output_type: {value}; write {' or '.join(KINDS)}")
         if key == "dataset_path" and str(value).endswith(".py"):
             raise InputError(f"{where}: dataset_path: {value} is code, which is not run here; name files of data")
 

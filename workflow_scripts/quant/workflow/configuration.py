@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from quant.data import task_yaml
+from quant.data import lm_eval_names, task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import CHANNELS, MOMENT, ROUNDINGS
@@ -346,6 +346,8 @@ def check_files(config: dict[str, Any]) -> None:
             raise InputError(f"environments.{name}: {path}: no such file or directory; name one, or leave it out")
     written = config.get("words", {}).get("task")
     for name in dict.fromkeys([*config["study"].get("tasks", ()), *([written] if written else [])]):
+        if "lm_eval" in config["tasks"][name]:
+            lm_eval_names.check_name(config["tasks"][name]["lm_eval"], f"tasks.{name}")
         if path := config["tasks"][name].get("yaml"):
             task_yaml.check(path, f"tasks.{name}")
             for file in task_yaml.data_files(path):

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -47,19 +46,18 @@ def failure(snakemake_log: str | Path) -> str:
     return "\n".join(f"{rule} failed: {why}\n    log: {log}" for (rule, log), why in told.items())
 
 
-def seen(path: Path) -> Path:
-    """As the user's shell takes it: it may stand elsewhere than the study, whose folder --directory names."""
-    shell = Path(os.environ.get("PWD", "."))
-    return path if shell.is_dir() and shell.samefile(Path()) else path.absolute()
+def page(results: Path) -> str:
+    """Where the report is."""
+    report, summary = results / "report.html", results / "summary.csv"
+    earlier = report.stat().st_mtime < summary.stat().st_mtime
+    return f"Report: {report.absolute()}" + (", of an earlier run: it lacks what this one added" if earlier else "")
 
 
 def success(results: Path) -> str:
     """Where the report is, and of each model on its first data set: the original's perplexity, the best method's, and
     by how much that is worse."""
-    report, summary = results / "report.html", results / "summary.csv"
-    earlier = report.stat().st_mtime < summary.stat().st_mtime
-    lines = [f"Report: {seen(report)}" + (", of an earlier run: it lacks what this one added" if earlier else "")]
-    with summary.open(encoding="utf-8", newline="") as file:
+    lines = [page(results)]
+    with (results / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
@@ -77,10 +75,13 @@ def success(results: Path) -> str:
 
 
 def chosen(results: Path) -> str:
-    """Which checkpoint was taken, and where it is."""
+    """Which checkpoint was taken, what it is and where; and the page, where there is one. That says which method harms
+    least whether packed or not: not here, where one is taken."""
     choice = json.loads((results / "best/choice.json").read_text(encoding="utf-8"))
-    taken = f"Take {seen(results / 'best/checkpoint')}, {choice['method']} of {choice['model']}"
-    return f"Best: {choice['headline']}. {choice['lines'][0]}\n{taken}"
+    found = f"{choice['method']} of {choice['model']}. {choice['lines'][0]}"
+    lines = [f"Take {(results / 'best/checkpoint').absolute()}", found]
+    there = all((results / name).is_file() for name in ("report.html", "summary.csv"))
+    return "\n".join([*([page(results)] if there else []), *lines])
 
 
 def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[dict[str, str]]:

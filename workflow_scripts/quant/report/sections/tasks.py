@@ -17,35 +17,54 @@ NOTE = (
     "and between methods, are corrected together (Holm); the verdicts on NLL are a family of their own. “Could be "
     "seen”: a true difference of that size would be shown half of the time."
 )
+CAPTION = (
+    "Left: right answers, minus the original's. Right: how likely the right answer is made, minus the original's, "
+    "which moves long before an answer does. Better is to the right. Filled: differs by that measure's corrected p. "
+    "Intervals are 95 %, each on its own."
+)
 MOST = 40  # pairs that a table lists
 
 
-def tasks(place: str, rows: pd.DataFrame, pairs: pd.DataFrame, colours: dict[str, str], figure: str) -> Section:
-    """Of one model; rows of tasks.csv and task_pairs.csv; figure: SVG."""
+def tasks(
+    place: str, rows: pd.DataFrame, pairs: pd.DataFrame, colours: dict[str, str], figure: str, studied: int
+) -> Section:
+    """Of one model; rows of tasks.csv and task_pairs.csv; figure: SVG; studied: methods of the study."""
     model = str(rows.model.iloc[0])
     title = f"Tasks{of_model(model, place)}"
-    caption = "Filled: the answers differ from the original's by the corrected p. Intervals are 95 %, each on its own."
-    picture = Picture(data_uri("image/svg+xml", figure), f"Scores on tasks. {headline(rows)}.", caption)
+    picture = Picture(data_uri("image/svg+xml", figure), f"Scores on tasks. {headline(rows)}.", CAPTION)
     tables = [("Scores by task and method", scores_table(rows, colours))]
     if len(pairs):
         tables.append(("Pairs of methods by task", pairs_table(pairs, colours)))
-    return Section(f"tasks{place}", title, headline(rows), tuple(lines(rows)), (picture,), tuple(tables), (NOTE,))
+    said = (*who_was_asked(rows, studied), *lines(rows))
+    return Section(f"tasks{place}", title, headline(rows), said, (picture,), tuple(tables), (NOTE,))
+
+
+def who_was_asked(rows: pd.DataFrame, studied: int) -> list[str]:
+    """How many of the study's methods answer, where others do not."""
+    n = rows.method[rows.method != ORIGINAL].nunique()
+    more = "study.task_methods: all asks the others too"
+    return [f"{n} of the study's {studied} methods were asked, and the original ({more})."] if n < studied else []
+
+
+TOLD = {
+    ("worse", "answers"): "fewer right answers than the original{of}",
+    ("worse", "likelihood"): "less sure of right answers{of}, though fewer right ones are not shown",
+    ("better", "answers"): "more right answers than the original{of}",
+    ("better", "likelihood"): "surer of right answers{of}",
+    ("none", ""): "no difference shown",
+}
 
 
 def headline(rows: pd.DataFrame) -> str:
-    """Which methods answer worse than the original, which better, and which show no difference."""
-    told: dict[str, list[str]] = {"worse": [], "better": [], "none": []}
+    """Of each method the gravest that a task shows, by answers before likelihoods."""
+    told: dict[tuple[str, str], list[str]] = {key: [] for key in TOLD}
     for method, of_method in rows[rows.method != ORIGINAL].groupby("method", sort=False):
-        outcomes = {found(row).outcome for row in of_method.itertuples()}
-        told["worse" if "worse" in outcomes else "better" if "better" in outcomes else "none"].append(str(method))
+        outcomes = {(one.outcome, one.by) for one in map(found, of_method.itertuples())}
+        told[next(key for key in TOLD if key in outcomes)].append(str(method))
     n = rows.task.nunique()
-    of = "the task" if n == 1 else f"at least one of {n} tasks"
-    words = [
-        f"{', '.join(told['worse'])}: worse than the original on {of}" if told["worse"] else "",
-        f"{', '.join(told['better'])}: better on {of}" if told["better"] else "",
-        f"{', '.join(told['none'])}: no difference shown" if told["none"] else "",
-    ]
-    return "; ".join(filter(None, words)) or "No quantised method has answered"
+    of = "" if n == 1 else f" on at least one of {n} tasks"
+    words = [f"{', '.join(names)}: {TOLD[key].format(of=of)}" for key, names in told.items() if names]
+    return "; ".join(words) or "No quantised method has answered"
 
 
 def lines(rows: pd.DataFrame) -> list[str]:
@@ -76,24 +95,24 @@ def difference_cells(row: Any) -> list[Cell]:
     verdict = f"{shown.outcome} (by {shown.by})" if shown.by else "no difference shown"
     nll = f"{signed(row.delta_nll, 3)} {interval(row.delta_nll_low, row.delta_nll_high, 3)}"
     return [
+        Cell(verdict, verdict),
         Cell(score.strip(), sortable(row.delta), css="num"),
         Cell(p_words(row.p_holm).removeprefix("p ") or "–", sortable(row.p_holm), css="num"),
         Cell(f"{pct(row.detectable, 1)}", sortable(row.detectable), css="num"),
         Cell(nll.strip(), sortable(row.delta_nll), css="num"),
         Cell(p_words(row.p_nll_holm).removeprefix("p ") or "–", sortable(row.p_nll_holm), css="num"),
         Cell(pct(row.changed, 1), sortable(row.changed), css="num"),
-        Cell(verdict, verdict),
     ]
 
 
 DIFFERENCES = [
+    ("verdict", "of the first, by the corrected p, at 5 %"),
     ("score difference, points", "percentage points, first minus second, with its 95 % interval (Newcombe)"),
     ("p", "McNemar's exact test, corrected"),
     ("could be seen", "a true difference of this size would be shown half of the time"),
     ("NLL of the right answer", "nats per item, first minus second; below 0 the first makes it likelier"),
     ("p of that", "paired by item, corrected"),
     ("answers changed", "share of items that come out differently (another choice; of words, right by one alone)"),
-    ("verdict", "of the first, by the corrected p, at 5 %"),
 ]
 
 
