@@ -130,12 +130,12 @@ def write_overlay(folder: Path, overlay: dict[str, Any]) -> None:
 
 
 def snakemake(
-    folder: Path, *arguments: str, config: str | None = "tiny.yaml", fresh: bool = False
+    folder: Path, *arguments: str, config: str | None = "tiny.yaml", fresh: bool = False, cores: int = 2
 ) -> subprocess.CompletedProcess[str]:
     """Runs Snakemake in a clone as a user would, but for the seconds that imports take, its and its jobs'; fresh: those
     too."""
     overlay = ["--configfile", config] if config else []
-    command = [*arguments, *overlay, "--cores", "2", "--resources", "gpu=2"]
+    command = [*arguments, *overlay, "--cores", str(cores), "--resources", f"gpu={cores}"]
     if fresh or "pytest" not in sys.modules:  # a fork would run a plain script once more
         plain = [sys.executable, "-m", "snakemake", *command]
         return subprocess.run(plain, cwd=folder, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from tests.workflow.strike import site
 
 SNAKEFILE = """
 rule all:
-    input: expand("{n}.json", n=range(6))
+    input: expand("{n}.json", n=range(8))
 rule compute:
     output: "{n}.json"
     resources: gpu=1
@@ -28,24 +28,24 @@ import json, os, pathlib, time
 from quant.models import cards
 cards.take(root=pathlib.Path("."))
 begun = time.time()
-time.sleep(0.3)
+time.sleep(0.5)
 said = {"card": os.environ["CUDA_VISIBLE_DEVICES"], "begun": begun, "ended": time.time()}
 pathlib.Path(snakemake.output[0]).write_text(json.dumps(said))
 """
 
 
 def test_as_many_jobs_as_cards_each_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(tmp_path, "nvidia0", "nvidia1")
+    machine(tmp_path, *(f"nvidia{i}" for i in range(4)))
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "compute.py").write_text(SCRIPT)
     monkeypatch.setenv("PYTHONPATH", str(tiny.ROOT / "workflow_scripts"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     for name in cards.HIDING:
         monkeypatch.delenv(name, raising=False)
-    done = tiny.snakemake(tmp_path, "all", config=None)
+    done = tiny.snakemake(tmp_path, "all", config=None, cores=4)
     assert done.returncode == 0, done.stderr
     jobs = sorted((json.loads(file.read_text()) for file in tmp_path.glob("*.json")), key=lambda job: job["begun"])
-    assert len(jobs) == 6 and {job["card"] for job in jobs} == {"0", "1"}
+    assert len(jobs) == 8 and {job["card"] for job in jobs} == {"0", "1", "2", "3"}
     together = [(a, b) for a, b in itertools.combinations(jobs, 2) if b["begun"] < a["ended"]]
     assert together and all(a["card"] != b["card"] for a, b in together)
 

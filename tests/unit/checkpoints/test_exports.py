@@ -18,6 +18,7 @@ from quant.checkpoints.gemm import pack_int4, unpack_int4
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.evaluation.trial import try_in
+from quant.files import tensorfile
 from quant.methods.mixed import Candidate, weight_tensors
 from quant.recipe.grids import Grid
 from tests.unit.checkpoints.test_packed import codes_of
@@ -201,25 +202,22 @@ def test_a_simulated_checkpoint_is_dense_already(checkpoint: Any, tmp_path: Path
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_an_export_whose_activations_leave_its_type_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("norm", "first"),
+    [("layers.0.post_attention_layernorm", r"model\.layers\.0\.post_attention_layernorm"), ("norm", "its head")],
+)
+def test_an_export_whose_activations_leave_its_type_is_refused(
+    checkpoint: Any, tmp_path: Path, norm: str, first: str
+) -> None:
     """A bfloat16 model in float16."""
     folder = checkpoint(dtype=torch.bfloat16, symmetric=True)
-
-    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.layers.0.post_attention_layernorm.weight"] *= 30000
-
     large = recast(folder, tmp_path / "large", lambda tensors: None)
     tensors = load_file(large / "model.safetensors")
-    enlarge(tensors)
+    tensors[f"model.{norm}.weight"] *= 30000
     with stored.opened(folder) as held:
         metadata = held.file.metadata
-    from quant.files import tensorfile
-
     tensorfile.save(large / "model.safetensors", tensors, dict(metadata))
-    with pytest.raises(
-        InputError,
-        match=r"leave float16, which awq is written in, first in model\.layers\.0\.post_attention_layernorm",
-    ):
+    with pytest.raises(InputError, match=f"leave float16, which awq is written in, first in {first}"):
         try_in(large, type_of(large, "awq") or torch.float32, "awq")
     try_in(large, type_of(large, "dense") or torch.float32, "dense")
     assert type_of(large, "dense") is torch.bfloat16 and type_of(large, "gguf") is None

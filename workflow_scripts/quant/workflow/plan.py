@@ -169,27 +169,32 @@ def shards_sums(config: Mapping[str, Any], shapes: Iterable[Shape]) -> float:
     return max((shards * moments(shape, config) for shape in shapes), default=0.0) if shards > 1 else 0.0
 
 
+def gb(size: float) -> str:
+    """10⁹ bytes, three digits at least."""
+    return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.3g}"
+
+
 def misfits(rows: list[Step], machine: Machine, there: float, sums: float = 0.0) -> list[str]:
     """What does not fit, each with the number; there: bytes that the study has on the disk already; sums: of shards'
     moments."""
     found = [
-        f"{row.rule}: takes {row.ram / GB:.1f} GB of memory, and the machine has {machine.ram / GB:.1f}"
+        f"{row.rule}: takes {gb(row.ram)} GB of memory, and the machine has {gb(machine.ram)}"
         for row in rows
         if row.ram > machine.ram
     ]
     found += [
-        f"{row.rule}: takes {row.gpu / GB:.1f} GB of the GPU, and that has {machine.gpu / GB:.1f}"
+        f"{row.rule}: takes {gb(row.gpu)} GB of the GPU, and that has {gb(machine.gpu)}"
         for row in rows
         if row.gpu > machine.gpu
     ]
     disk = most_on_disk({row.rule: row.disk for row in rows}, sums)
     if disk > machine.disk + there:
         large = sorted(rows, key=lambda row: -row.disk)[:2]
-        most = " and ".join(f"{row.rule} {row.disk / GB:.1f} GB" for row in large)
-        most += f"; shards' moments before they are summed {sums / GB:.1f} GB" * (sums > 0)
+        most = " and ".join(f"{row.rule} {gb(row.disk)} GB" for row in large)
+        most += f"; shards' moments before they are summed {gb(sums)} GB" * (sums > 0)
         room = machine.disk + there
         found.append(
-            f"disk: its files take {disk / GB:.1f} GB, and there is room for {room / GB:.1f} (the most: "
+            f"disk: its files take {gb(disk)} GB, and there is room for {gb(room)} (the most: "
             f"{most}); moments: {{store: bfloat16}} halves second moments"
         )
     return found

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from quant.workflow.amounts import MB, Ask, moments
 from quant.workflow.estimate import OF_MODEL
 from quant.workflow.needs import ON_GPU, estimated
-from quant.workflow.plan import most_on_disk
+from quant.workflow.plan import gb, most_on_disk
 from quant.workflow.shape import known_shape
 
-GB = 1e9
 DISK, MEMORY = 1.03, 1.45  # times what is measured, at most, that estimates are
 LESS = "moments: {store: bfloat16} halves second moments, {store: none} lets them go when all have read them"
 
@@ -65,14 +64,14 @@ def lacking(jobs: Iterable[Waiting], config: Mapping[str, Any], room: Room, on_g
         replaced = sum(file.stat().st_size for file in job.outputs if file.is_file())
         added[job.rule] = added.get(job.rule, 0.0) + taken.disk / DISK - replaced
         if taken.ram / MEMORY > room.memory:
-            least, name = taken.ram / MEMORY / GB, " ".join([job.rule, *job.wildcards.values()])
-            found.append(f"{name} takes {least:.1f} GB of memory at least, and the machine has {room.memory / GB:.1f}")
+            least, name = gb(taken.ram / MEMORY), " ".join([job.rule, *job.wildcards.values()])
+            found.append(f"{name} takes {least} GB of memory at least, and the machine has {gb(room.memory)}")
     disk = most_on_disk(added, sums / DISK)
     if disk > max(room.disk, MB):
-        most = " and ".join(f"{rule} {added[rule] / GB:.1f} GB" for rule in sorted(added, key=lambda r: -added[r])[:2])
+        most = " and ".join(f"{rule} {gb(added[rule])} GB" for rule in sorted(added, key=lambda r: -added[r])[:2])
         found.insert(
             0,
-            f"the disk: its files take {disk / GB:.1f} GB more, and {room.disk / GB:.1f} are free (the most: {most}); "
+            f"the disk: its files take {gb(disk)} GB more, and {gb(room.disk)} are free (the most: {most}); "
             f"make room, run fewer methods at once, or spare some: {LESS}",
         )
     return found
