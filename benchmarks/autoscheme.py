@@ -98,6 +98,7 @@ def main() -> None:
         process = started(job, words, folder, options.environment)
         try:
             found = waited(folder / "widths.json", process)
+            options.out.with_suffix(".json").write_text(json.dumps(found))
             with tensorfile.opened(checkpoint / "model.safetensors") as file:
                 stored, nominal = sizes(file.layout(), found["widths"])
             chosen = [each["bits"] for each in found["widths"].values()]

@@ -9,6 +9,7 @@ to be quick.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from frontier import CALIBRATION, texts
 from torch import nn
 
 from quant.comparison.mixing import on_the_line
+from quant.methods.allocation import allocate
 from quant.methods.swaps import Corrected, corrected, parts_of
 from quant.models.compute import device
 from study import methods
@@ -125,6 +127,59 @@ class Trial:
         np.savez(self._out.with_suffix(".npz"), weights=self._judge.weights, **self.sums)
 
 
+def counted(mixer: Mixer) -> np.ndarray:
+    """Bits of each linear's candidates as AutoRound counts them: codes, and of each group a step of 16 bits and a zero
+    of as many as a code has."""
+    shapes = [mixer.weights[-1][name].shape for name in mixer.names]
+    of = [[n_out * (n_in * bits + -(-n_in // size) * (16 + bits)) for bits, size in GRIDS] for n_out, n_in in shapes]
+    return np.array(of, dtype=np.int64)
+
+
+def within(trial: Trial, chosen: np.ndarray, usable: list[int]) -> np.ndarray:
+    """The best mix of some candidates that takes no more than a choice, as stored and as AutoRound counts."""
+    mixer = trial.mixer
+    sizes = np.stack([mixer.sizes[:, :-1], counted(mixer)])
+    costs = trial.fitted.costs[:, usable]
+    of_groups = np.stack([costs[group].sum(0) for group in mixer.groups])
+    sums = np.stack([sizes[:, group][:, :, usable].sum(1) for group in mixer.groups], axis=1)
+    most, found = sizes[:, np.arange(len(chosen)), chosen].sum(1), np.empty_like(chosen)
+    for group, k in zip(mixer.groups, allocate(of_groups, sums, most), strict=True):
+        found[group] = usable[k]
+    return found
+
+
+def beside_another(trial: Trial, path: Path) -> None:
+    """A choice of autoscheme.py and ours of no more bits, put together from the same candidates."""
+    mixer, widths = trial.mixer, json.loads(path.read_text())["widths"]
+    at = {grid: k for k, grid in enumerate(GRIDS)}
+    theirs = np.array([at[widths[name]["bits"], widths[name]["group_size"]] for name in mixer.names])
+    alike = [k for k, (_, group_size) in enumerate(GRIDS) if group_size == LOW[1]]
+    choices = {"AutoScheme": theirs, f"{MIX} of its options": within(trial, theirs, alike)}
+    choices[f"{MIX} of all candidates"] = within(trial, theirs, list(range(len(GRIDS))))
+    for what, chosen in choices.items():
+        nominal = counted(mixer)[np.arange(len(chosen)), chosen].sum() / mixer.numbers
+        trial.note(what=what, as_the_library_counts=float(nominal))
+        trial.measured("parallel", what, chosen)
+
+
+def among_budgets(trial: Trial, options: argparse.Namespace) -> None:
+    """A mix for each budget, each width for all, and both by the chains."""
+    mixer = trial.mixer
+    middle = (mixer.bits(trial.single[LOW]) + mixer.bits(trial.single[HIGH])) / 2
+    choices, budgets = {label_of(grid): each for grid, each in trial.single.items()}, options.bits
+    for bits in [bits or middle for bits in budgets]:
+        choices[f"{MIX} within {bits:.3f}"] = mixer.best(bits, as_codes(trial.fitted.costs))
+        if not options.only_chains:
+            uncorrected = mixer.best(bits, as_codes(mixer.costs))
+            trial.measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", uncorrected)
+    for what, chosen in () if options.only_chains else choices.items():
+        trial.measured("parallel", what, chosen)
+    first, *others = (what for what in choices if what.startswith(MIX))
+    order = [(c, what) for c in options.chains for what in (first, label_of(LOW), label_of(HIGH), *others)]
+    for chain, what in [*order, *((chain, label_of((3, 32))) for chain in options.chains)]:
+        trial.measured(chain, what, choices[what])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("converted", type=Path)
@@ -134,25 +189,16 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="windows that are measured on")
     parser.add_argument("--bits", type=float, nargs="+", default=[0.0, 3.5], help="stored; 0: halfway between 3 and 4")
     parser.add_argument("--only-chains", action="store_true", help="nothing put together from candidates")
+    parser.add_argument("--widths", type=Path, help="of autoscheme.py, which mixes of its size are measured beside")
     parser.add_argument("--out", type=Path, default=Path("mixes.csv"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         given = options.converted, options.text, options.calibration, options.limit
         trial = Trial(*given, Path(name), options.out)
-        mixer = trial.mixer
-        middle = (mixer.bits(trial.single[LOW]) + mixer.bits(trial.single[HIGH])) / 2
-        choices, budgets = {label_of(grid): each for grid, each in trial.single.items()}, options.bits
-        for bits in [bits or middle for bits in budgets]:
-            choices[f"{MIX} within {bits:.3f}"] = mixer.best(bits, as_codes(trial.fitted.costs))
-            if not options.only_chains:
-                uncorrected = mixer.best(bits, as_codes(mixer.costs))
-                trial.measured("parallel", f"{MIX} within {bits:.3f}, uncorrected", uncorrected)
-        for what, chosen in () if options.only_chains else choices.items():
-            trial.measured("parallel", what, chosen)
-        first, *others = (what for what in choices if what.startswith(MIX))
-        order = [(c, what) for c in options.chains for what in (first, label_of(LOW), label_of(HIGH), *others)]
-        for chain, what in [*order, *((chain, label_of((3, 32))) for chain in options.chains)]:
-            trial.measured(chain, what, choices[what])
+        if options.widths is None:
+            among_budgets(trial, options)
+        else:
+            beside_another(trial, options.widths)
 
 
 if __name__ == "__main__":

@@ -101,15 +101,16 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = ("quantize.json", "folds.safetensors", "checkpoint/model.safetensors", "checkpoint/config.json")
-    paths = [finished / "results/tiny/mixed" / name for name in outputs]
-    before = list(map(content, paths))
-    struck = strike(tmp_path, monkeypatch, KILL)
-    target = "results/tiny/mixed/quantize.json"
-    assert tiny.snakemake(finished, target, "--forcerun", "quantize_budget").returncode
-    assert [path.name for path in struck.iterdir()] == ["quantize_budget"]
-    done = tiny.snakemake(finished, target)
+    paths = [*(f"mixed/{name}" for name in outputs), "run/widths.json"]
+    paths += [f"mixed-bits{bits}/swaps-1x2.json" for bits in (3, 8)]
+    before = [content(finished / "results/tiny" / path) for path in paths]
+    struck, rules = strike(tmp_path, monkeypatch, KILL), ["measure_swaps", "choose_widths", "quantize_budget"]
+    targets = [f"results/tiny/{name}" for name in ("mixed/quantize.json", "run/widths.json")]
+    for _ in range(3):
+        done = tiny.snakemake(finished, *targets, "--keep-going", "--forcerun", *rules)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(map(content, paths)) == before
+    assert {path.name for path in struck.iterdir()} == set(rules)
+    assert [content(finished / "results/tiny" / path) for path in paths] == before
 
 
 def test_another_budget_quantises_nothing(finished: Path) -> None:

@@ -47,7 +47,7 @@ ASKED = {
 }
 # test_autoawq.py has a library, test_budgets.py a study of candidates
 SHARDS = {"collect_shard", "evaluate_original_shard", "evaluate_shard", "quantize_shard"}
-ELSEWHERE = {"quantize_library", "quantize_budget", "plan"} | SHARDS
+ELSEWHERE = {"quantize_library", "measure_swaps", "choose_widths", "quantize_budget", "plan"} | SHARDS
 
 
 def hear_interrupts() -> None:

@@ -90,6 +90,7 @@ def test_a_recipe_that_runs_the_model_takes_widths_from_candidates_that_do_not()
         ({"inputs": "sequential", "candidates": [{"bits": 16}]}, "16 bits and inputs: sequential do not go together"),
         ({"tune": {}, "candidates": [{"bits": 4}, {"bits": 16}]}, "16 bits and tune do not go together"),
         ({"swaps": {"parts": 3}}, "'parts'"),
+        ({"swaps": {"sequences": 65}}, r"methods\.m\.swaps: sequences: 65: calibration\.n_calib is 64; write no more"),
         ({"candidates": [{"bits": 4}, {"bits": 4, "group_size": 64}]}, "two of 4 bits in groups of 64"),
         ({"candidates": [{"bits": 16}]}, "none is quantised"),
         ({"candidates": [{"bits": 5}]}, "5; valid: 2, 3, 4, 8, 16"),

@@ -92,6 +92,11 @@ def check_budget(name: str, entry: dict[str, Any], recipe: dict[str, Any], commo
         raise InputError(f"{where}.candidates: two of {twice[0]} bits in groups of {twice[1]}; leave one of them out")
     if all(bits == UNTOUCHED for bits, _ in grids):
         raise InputError(f"{where}.candidates: none is quantised; name some of 2, 3, 4 or 8 bits")
+    wanted = 0 if recipe["swaps"] is None else recipe["swaps"]["sequences"]
+    if wanted > common["n_calib"]:
+        raise InputError(
+            f"{where}.swaps: sequences: {wanted}: calibration.n_calib is {common['n_calib']}; write no more"
+        )
     for key, value in common.items():
         if recipe[key] != value:
             raise InputError(
