@@ -16,7 +16,9 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     if not HAS_ONEDNN:
         pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(products, "gains", lambda: True)
-    monkeypatch.setattr(products, "LEAST", 1)
+    for least in ("LEAST", "LEAST_SCORES"):
+        monkeypatch.setattr(products, least, 1)
+    monkeypatch.setattr(products, "THREADS", 1024)
     seen: list[tuple[int, ...]] = []
     inner = products._onednn
 
@@ -62,16 +64,51 @@ def test_a_model_within(by_onednn: list[tuple[int, ...]]) -> None:
     with torch.inference_mode():
         plain = model(x)
         assert not by_onednn
-        with products.fast_linears(x.device):
+        with products.fast(x.device):
             found = model(x)
     torch.testing.assert_close(found, plain)
     assert by_onednn == [(3, 8, 16), (3, 16, 4)]
 
 
+@pytest.mark.parametrize(("tokens", "scale"), [(300, None), (128, 0.2), (5, None)])
+def test_attention(tokens: int, scale: float | None, by_onednn: list[tuple[int, ...]]) -> None:
+    """Causal, of heads that share keys; values of another size."""
+    q, k, v = drawn(2, 6, tokens, 8), drawn(2, tokens, 2, 8).transpose(1, 2), drawn(2, 2, tokens, 5)
+    with products.fast(q.device):
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    keys, values = (t.double().repeat_interleave(3, 1) for t in (k, v))
+    scores = (q.double() @ keys.mT) * (8**-0.5 if scale is None else scale)
+    scores += torch.full((tokens, tokens), -torch.inf).triu(1)
+    torch.testing.assert_close(found.double(), scores.softmax(-1) @ values, rtol=1e-4, atol=1e-5)
+    assert by_onednn and found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "given", [{"is_causal": False}, {"is_causal": False, "attn_mask": torch.ones(9, 9).tril().bool()}]
+)
+def test_attention_that_is_torchs(given: dict[str, Tensor | bool], by_onednn: list[tuple[int, ...]]) -> None:
+    q, k, v = drawn(1, 2, 9, 4), drawn(1, 2, 9, 5)[..., :4], drawn(1, 2, 9, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, **given)
+    with products.fast(q.device):
+        assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, k, v, **given), expected)
+    assert not by_onednn
+
+
+def test_attention_of_few_tokens_is_torchs(by_onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sequences there are."""
+    q = drawn(50, 2, 9, 4)
+    monkeypatch.setattr(products, "LEAST_SCORES", 9 * 9 * 4 + 1)
+    products.attention(q, q, q, is_causal=True)
+    products.attention(q, q[:, :1], q[:, :1].clone().requires_grad_(), is_causal=True, enable_gqa=True).sum().backward()
+    assert not by_onednn
+    products.attention(q, q[:, :1], q[:, :1], is_causal=True, enable_gqa=True)
+    assert by_onednn
+
+
 def test_left_to_torch(by_onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients, other types, and products too small to gain."""
     x, w = drawn(6, 5), drawn(3, 5).requires_grad_()
-    with products.fast_linears(x.device):
+    with products.fast(x.device):
         torch.nn.functional.linear(x, w).sum().backward()
     assert w.grad is not None
     torch.testing.assert_close(w.grad, x.sum(0).expand(3, 5))

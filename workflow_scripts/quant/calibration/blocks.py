@@ -112,7 +112,7 @@ class Arguments:
         return cls(once(note.args, known, seen), once(note.kwargs, known, seen), note.place)
 
     def call(self, block: nn.Module, hidden: Tensor) -> Any:
-        with products.fast_linears(hidden.device):
+        with products.fast(hidden.device):
             if self.place is not None:
                 return block(*self.args, **{self.place: hidden}, **self.kwargs)
             return block(hidden, *self.args, **self.kwargs)

@@ -162,7 +162,7 @@ class Pair:
         for name in group:
             linear = self._blocks[0].get_submodule(name)
             bias = getattr(linear, "bias", None)
-            with products.fast_linears(states.get(i).device):
+            with products.fast(states.get(i).device):
                 out = self._passing.get(name, i) if x is None else linear(x)
             found.append(token_rows(out if bias is None else out - bias, self._batches[i]))
         return found

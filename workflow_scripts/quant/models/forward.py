@@ -104,7 +104,7 @@ class Forward:
                 setattr(home, ROTATION, rotation)
             for module, forward in self._norms.items():
                 vars(module)["forward"] = forward
-            with products.fast_linears(self._device):
+            with products.fast(self._device):
                 yield
         finally:
             for home, own in before.items():

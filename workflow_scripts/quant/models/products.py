@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LEAST = 2**22  # multiply-adds of a product; what is smaller is not worth the call
+LEAST_SCORES = 2**25  # the same of the scores of heads that read one key
+THREADS = 2  # up to which attention gains: torch's own has a thread a head
+QUERIES = 128  # tokens whose scores of all keys before them are made at once
 
 
 @functools.cache
@@ -51,18 +54,62 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.T, right)
 
 
-class _Linears(TorchFunctionMode):
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention of q [n, heads, tokens, size]; k and v may have fewer heads."""
+    plain = attn_mask is None and not dropout_p and is_causal and q.ndim == k.ndim == v.ndim == 4
+    plain = plain and q.shape[2] == k.shape[2] and torch.get_num_threads() <= THREADS
+    alike = q.shape[1] // k.shape[1] if plain else 0  # heads that read one of k and v
+    if not plain or q[0, :alike].numel() * q.shape[2] < LEAST_SCORES or not all(takes(q, t[0, 0]) for t in (k, v)):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    n, heads, tokens, size = q.shape
+    out = q.new_empty(n, tokens, heads, v.shape[-1]).transpose(1, 2)
+    for i in range(n):
+        for j in range(k.shape[1]):
+            own = slice(j * alike, (j + 1) * alike)
+            _attend(out[i, own], q[i, own] * (size**-0.5 if scale is None else scale), k[i, j], v[i, j])
+    return out
+
+
+def _attend(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Fills out [heads, tokens, size of v], q [heads, tokens, size], of one head of k and v [tokens, size]: QUERIES
+    tokens at a time, so that half of the scores, of keys that come after, are not made."""
+    k, v = k.contiguous(), v.T.contiguous()
+    heads, tokens, size = q.shape
+    after = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu_(1)
+    for start in range(0, tokens, QUERIES):
+        stop = min(start + QUERIES, tokens)
+        scores = _onednn(q[:, start:stop].reshape(-1, size), k[:stop], None).view(heads, stop - start, stop)
+        scores[:, :, start:].masked_fill_(after[: stop - start, : stop - start], -torch.inf)
+        out[:, start:stop] = _onednn(scores.softmax(-1), v[:, :stop], None)
+
+
+class _Fast(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (linear if func is torch.nn.functional.linear else func)(*args, **(kwargs or {}))
+        return OURS.get(func, func)(*args, **(kwargs or {}))
+
+
+OURS = {torch.nn.functional.linear: linear, torch.nn.functional.scaled_dot_product_attention: attention}
 
 
 @contextlib.contextmanager
-def fast_linears(device: torch.device) -> Iterator[None]:
-    """Within it torch.nn.functional.linear, and so every nn.Linear, is `linear`."""
+def fast(device: torch.device) -> Iterator[None]:
+    """Within it torch.nn.functional.linear, and so every nn.Linear, is `linear`, and scaled_dot_product_attention is
+    `attention`."""
     if device.type == "cpu" and gains():
-        with _Linears():
+        with _Fast():
             yield
     else:
         yield

@@ -10,6 +10,7 @@ from quant.recipe import grids
 from quant.recipe.grids import Grid
 
 COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
+NEXT = 16  # columns that a CPU updates after each of them; the block's others wait for so many
 
 
 @where_installed
@@ -47,10 +48,15 @@ def feed_back(
         return
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
     found, left, points = torch.empty_like(block), torch.empty_like(block), grid.points
-    for j, column in enumerate(block):
-        code, error = found[j], left[j]
-        points.nearest_(torch.div(column, steps[j], out=code), zeros[j])
-        torch.sub(zeros[j], code, out=error).mul_(steps[j]).add_(column).div_(inner[j, j])
-        block[j + 1 :].addr_(inner[j, j + 1 :], error, alpha=-1)
+    later = inner.triu(1)
+    for start in range(0, len(block), NEXT):
+        now, rest = slice(start, start + NEXT), block[start : start + NEXT]
+        for column, step, zero, code, error, pivot, onto in zip(
+            rest, steps[now], zeros[now], found[now], left[now], inner.diagonal()[now], later[now, now], strict=True
+        ):
+            points.nearest_(torch.div(column, step, out=code), zero)
+            torch.sub(zero, code, out=error).mul_(step).add_(column).div_(pivot)
+            rest.addr_(onto, error, alpha=-1)
+        block[start + NEXT :].addmm_(inner[now, start + NEXT :].T, left[now], alpha=-1)
     codes.copy_(found.T)
     errors.copy_(left.T)

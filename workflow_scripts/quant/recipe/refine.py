@@ -18,6 +18,7 @@ from quant.recipe.grids import Grid
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
 COLUMNS = 128  # that are swept before the later ones hear of it
+NEXT = 16  # of them that hear of each column at once; those beyond hear of so many columns together
 PANEL = 512  # columns within which they do on a GPU; those beyond hear of all of them at once
 RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing of their step
 SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
@@ -38,11 +39,16 @@ def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid)
         return fused.sweep(left, inner, codes, steps, grid, COLUMNS)
     left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
     found, moved, points = torch.empty_like(codes), torch.empty_like(codes), grid.points
-    for j, rest in enumerate(left):
-        torch.div(rest, (steps[j] * inner[j, j]).clamp_(min=SMALLEST), out=found[j])
-        points.nearest_(found[j].add_(codes[j]))
-        torch.sub(found[j], codes[j], out=moved[j]).mul_(steps[j])
-        left[j + 1 :].addr_(inner[j, j + 1 :], moved[j], alpha=-1)
+    slopes, later = (steps * inner.diagonal()[:, None]).clamp_(min=SMALLEST), inner.triu(1)
+    for start in range(0, len(left), NEXT):
+        now, rest = slice(start, start + NEXT), left[start : start + NEXT]
+        for row, slope, code, step, new, change, onto in zip(
+            rest, slopes[now], codes[now], steps[now], found[now], moved[now], later[now, now], strict=True
+        ):
+            points.nearest_(torch.addcdiv(code, row, slope, out=new))
+            torch.sub(new, code, out=change).mul_(step)
+            rest.addr_(onto, change, alpha=-1)
+        left[start + NEXT :].addmm_(inner[now, start + NEXT :].T, moved[now], alpha=-1)
     return found.T, moved.T
 
 
