@@ -1,5 +1,7 @@
 """Rows rounded together: targets and codes by a slow reference, and what it does to the loss that it is for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
 
 GRID, DAMPING = Grid(3, 5, False), 0.01
+ROUNDING = partial(gptq, damp=DAMPING)
 
 
 def drawn(n_out: int, n_in: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +64,7 @@ def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
     w, h, r = drawn(n_out, n_in, 0)
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), DAMPING, 0)
+    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), ROUNDING, 0)
     steps, zeros = whole(step, n_in), whole(zero, n_in)
     damped = r + DAMP * r.diagonal().mean() * np.eye(n_out)
     sets = [list(range(k, n_out, SETS)) for k in range(min(SETS, n_out))]
@@ -81,7 +84,7 @@ def test_refinement_hears_of_all_other_rows() -> None:
     w, h, r = drawn(10, 12, 1)
     groups, step, zero = start(w)
     context, moment = Context(torch.from_numpy(h)), torch.from_numpy(r)
-    given = groups, step, zero, GRID, context, moment, DAMPING
+    given = groups, step, zero, GRID, context, moment, ROUNDING
     found, steps, _ = round_rows(*given, 1, lambda t: t.float().double())
     codes, step, _ = round_rows(*given, 0)
 
@@ -109,10 +112,10 @@ def test_it_lowers_what_errors_cost_together(seed: int) -> None:
         return float(np.trace(r @ d @ h @ d.T))
 
     alone = gptq(groups, step, zero, GRID, context, damp=DAMPING).codes
-    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 0)
+    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 0)
     assert cost(together, step) < 0.8 * cost(alone, step)
     refined = refine(groups, alone, step, zero, GRID, context.moment, 3)
-    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 3)
+    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 3)
     assert cost(both, steps) < 0.8 * cost(*refined)
 
 
@@ -128,5 +131,5 @@ def test_outputs_that_cost_nothing() -> None:
     r[:3] = r[:, :3] = 0
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), DAMPING, 2)
+    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), ROUNDING, 2)
     assert torch.isfinite(codes).all() and torch.isfinite(steps).all()

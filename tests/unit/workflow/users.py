@@ -391,4 +391,5 @@ USERS: dict[str, set[str]] = {
     "methods/swaps": {"choose_widths", "measure_swaps", "quantize_budget"},
     "calibration/row_moments": {"collect_end_loss"},
     "recipe/row_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
+    "recipe/inverse": {"quantize", "quantize_shard", "quantize_with_model"},
 }

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
-from quant.recipe.context import Context
+from quant.recipe.context import Context, Rounded
 from quant.recipe.grids import Grid
+from quant.recipe.inverse import inverse_factor
 from quant.recipe.refine import refine
-from quant.recipe.roundings.gptq import gptq, inverse_factor
 
 SETS = 4  # every fourth row is of one: rows next to each other, of one head, do most to each other
 DAMP = 1e-4  # of R's mean diagonal
@@ -56,11 +56,11 @@ def round_rows(
     grid: Grid,
     context: Context,
     moment: Tensor,
-    damp: float,
+    rounding: Callable[..., Rounded],
     rounds: int,
     stored: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, float]:
-    """Codes in groups, steps, and the damp that it took: GPTQ of one set after the other, then so many rounds of
+) -> tuple[Tensor, Tensor, float | None]:
+    """Codes in groups, steps, and the damp that it took: one set rounded after the other, then so many rounds of
     refinement in which each set hears of all others. moment: R, as `mixed` makes it."""
     n_out, n_in = len(groups), len(context.moment)
     sets = row_sets(n_out, groups.device)
@@ -73,13 +73,13 @@ def round_rows(
         """Of a set's target [n, in]."""
         return target - grids.from_groups(grids.decode(codes[rows], step[rows], zero[rows]), n_in)
 
-    targets, start, taken = w[order], 0, damp
+    targets, start, damps = w[order], 0, list[float]()
     for rows in sets:
         end = start + len(rows)
-        own = gptq(
-            grids.to_groups(targets[start:end], grid.group_size), step[rows], zero[rows], grid, context, damp=damp
-        )
-        codes[rows], taken = own.codes, max(taken, own.damp or damp)
+        target = grids.to_groups(targets[start:end], grid.group_size)
+        own = rounding(target, step[rows], zero[rows], grid, context)
+        codes[rows] = own.codes
+        damps += [] if own.damp is None else [own.damp]
         errors = torch.linalg.solve_triangular(
             factor[start:end, start:end].T, left(rows, targets[start:end]), upper=False
         )
@@ -94,4 +94,4 @@ def round_rows(
             given = (target, codes[rows], step[rows], zero[rows], grid, context.moment, 1, known)
             codes[rows], step[rows] = refine(*given)
             missing[rows] = left(rows, w[rows])
-    return codes, step, taken
+    return codes, step, max(damps, default=None)
