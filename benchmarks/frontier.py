@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
+from quant.calibration.row_moments import collect_row_moments
 from quant.calibration.statistics import collect
 from quant.comparison.learnt import learnt_terms
 from quant.comparison.paired import holm, paired_difference
@@ -157,7 +158,8 @@ class Study:
         self._checkpoint, self._where, self._folder = converted / "checkpoint", where, folder
         self._model = read_json(converted / "convert.json")
         self._made = {"model_fingerprint": self._model["fingerprint"]}
-        self._files = {key: folder / key for key in ("channels", "moments")}
+        self._files = {key: folder / key for key in ("channels", "moments", "rows")}
+        self._seconds_of_rows = 0.0
         tokens.save(folder / "calibration", sequences, self._made)
         self._material = Material(self._checkpoint, tokens.load(folder / "calibration"), self._made)
         self._compute = Compute(where, torch.float32, batch_tokens("auto", where))
@@ -176,10 +178,22 @@ class Study:
         files = self._files["channels"], self._files["moments"]
         return self._watched(lambda: collect(self._material, *files, self._compute))[0]
 
+    def _rows(self) -> float:
+        """Moments of outputs, which few recipes read; the seconds that they took."""
+        if not (path := self._files["rows"]).exists():
+            work = (self._material, str(path), SEED, self._compute)
+            self._seconds_of_rows = self._watched(lambda: collect_row_moments(*work))[0]
+        return self._seconds_of_rows
+
     def quantise(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         """The checkpoint is in `quantised`; seconds, peak GB, and the record."""
         if "algorithm" in recipe:
             return self._watched(lambda: self._library(recipe))
+        more = self._rows() if "rows" in keys.statistics_files(recipe) else 0.0
+        seconds, peak, record = self._quantised(recipe)
+        return more + seconds, peak, record
+
+    def _quantised(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         files = {key: str(self._files[key]) for key in keys.statistics_files(recipe)}
         statistics = Statistics(files, self._model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
         paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics

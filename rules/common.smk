@@ -103,7 +103,7 @@ END_LOSS = next(
         file
         for method in STUDY["methods"]
         for file in keys.statistics_files(METHODS[method]).values()
-        if Path(file).name.startswith("end_loss-") and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
+        if re.match(r"end_loss-\d", Path(file).name) and calibration_name(**METHODS[method]) == COMMON_CALIBRATION
     ),
     None,
 )

@@ -124,7 +124,8 @@ rule collect_jacobian:
 
 
 rule collect_end_loss:
-    """Second moments weighted by what an error costs the model's predictions, for recipes with moment: end_loss."""
+    """Second moments weighted by what an error costs the model's predictions, for recipes with moment: end_loss; those
+    of linears' outputs, for recipes with row_feedback."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
@@ -137,7 +138,7 @@ rule collect_end_loss:
     benchmark:
         "results/benchmarks/collect_end_loss/{model}/{calibration}/{parts}.tsv"
     wildcard_constraints:
-        parts=r"\d+",
+        parts=r"\d+|rows",
     conda:
         "../envs/quant.yaml"
     threads: THREADS

@@ -14,7 +14,7 @@ with job(snakemake.log[0], snakemake.threads):
     model, recipe = model_record(snakemake.input.model), snakemake.params.recipe
     source = Path(snakemake.input.config).parent
     ids = tokens.load(snakemake.input.tokens, spec=snakemake.params.spec, model_fingerprint=model["fingerprint"])
-    read = ("channels", "moments", "noisy", "weighted", "row_weight")
+    read = ("channels", "moments", "noisy", "weighted", "row_weight", "rows")
     paths = {name: path for name, path in snakemake.input.items() if name in read}
     chosen: dict = {}
     if (widths := snakemake.input.get("widths")) is not None:

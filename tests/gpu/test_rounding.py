@@ -5,8 +5,8 @@ import torch
 
 from quant.recipe import grids, quantized
 from quant.recipe.grids import Grid
+from quant.recipe.inverse import inverse_factor
 from quant.recipe.roundings import greedy_flip
-from quant.recipe.roundings.gptq import inverse_factor
 from tests.gpu.test_gpu import GRIDS, case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,6 +15,7 @@ from quant.calibration.end_loss import collect_end_loss, drawn
 from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
 from quant.calibration.reader import LinearStatistics, Statistics
+from quant.calibration.row_moments import collect_row_moments
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
 from quant.calibration.vocabulary import of_module
@@ -94,6 +95,21 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
         return made[name]
 
     return case_of
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_moments_of_outputs_equal_autograd(cases: Callable[[str], Whole], name: str, tmp_path: Path) -> None:
+    """Of every linear of the blocks, in ragged batches."""
+    case, path = cases(name), tmp_path / "rows.safetensors"
+    material = Material(case.path, Tokens(case.sequences, fingerprint(case.sequences), {}), {"model_fingerprint": "m"})
+    collect_row_moments(material, str(path), SEED, Compute("cpu", torch.float32, 18))
+    with tensorfile.opened(path) as file:
+        gradients = {each: g for each, g in case.gradient.items() if each not in (case.head, case.embedding)}
+        assert file.names == {f"{linear}.rows" for linear in gradients}
+        for linear, g in gradients.items():
+            expected = g.T.astype(np.float64) @ g / len(g)
+            found = from_triangle(file.get(f"{linear}.rows")).numpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.diagonal().max())
 
 
 def collected(case: Whole, out: Path, parts: int, batch_tokens: int = 18) -> Path:

@@ -197,6 +197,7 @@ RULES: dict[str, tuple[Any, str, set[str]]] = {
     "reconstruct": ({}, "inputs", {"sequential"}),
     "outlier_percent": (0.1, "rounding", {"greedy_flip"}),
     "damp": (0.1, "rounding", {"gptq"}),
+    "row_feedback": (0.7, "rounding", {"gptq"}),
     "keep_ratio": (0.3, "keep", {"awq", "praq"}),
     "beta": (1.0, "keep", {"praq"}),
     "tau": (0.5, "keep", {"praq"}),

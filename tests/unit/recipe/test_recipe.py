@@ -45,6 +45,7 @@ PLAIN: dict[str, Any] = {
     "rounding": "nearest",
     "outlier_percent": 0.05,
     "damp": 0.01,
+    "row_feedback": 0.0,
     "refine": 0,
     "inputs": "parallel",
     "correction": 0.0,

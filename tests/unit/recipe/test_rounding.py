@@ -12,7 +12,8 @@ from quant.recipe.choices import ROUNDINGS
 from quant.recipe.context import Context
 from quant.recipe.functions import function_of
 from quant.recipe.grids import Grid
-from quant.recipe.roundings.gptq import gptq, inverse_factor
+from quant.recipe.inverse import inverse_factor
+from quant.recipe.roundings.gptq import gptq
 from quant.recipe.roundings.greedy_flip import greedy_flip
 from tests.unit import reference
 from tests.unit.recipe.test_recipe import case as linear_case

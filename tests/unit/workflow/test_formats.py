@@ -42,6 +42,7 @@ def test_a_format_says_its_grid(entry: dict[str, Any], grid: tuple[int, int, boo
         ({"format": "nvfp4", "budget": {"size_mb": 90}}, "budget and format: nvfp4"),
         ({"format": "fp8", "group_size": 128, "salience": "l2", "scope": "shared"}, "scope and format: fp8 in blocks"),
         ({"format": "fp8", "group_size": 128, "clip": True, "moment": "end_loss", "parts": 4}, "parts and format: fp8"),
+        ({"format": "fp8", "group_size": 128, "rounding": "gptq", "row_feedback": 0.7}, "row_feedback and format: fp8"),
     ],
 )
 def test_what_a_format_does_not_have_is_refused(entry: dict[str, Any], words: str) -> None:

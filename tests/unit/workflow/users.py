@@ -390,4 +390,7 @@ USERS: dict[str, set[str]] = {
     "workflow/room": set(),
     "methods/choice": {"choose_widths", "quantize_budget"},
     "methods/swaps": {"choose_widths", "measure_swaps", "quantize_budget"},
+    "calibration/row_moments": {"collect_end_loss"},
+    "recipe/row_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
+    "recipe/inverse": {"quantize", "quantize_shard", "quantize_with_model"},
 }

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,14 @@ class FisherSums:
         return {"moment": moment, "omega": omega, "fisher": fisher, **dict(zip(OF_INPUT, channels, strict=True))}
 
 
+class Sums(Protocol):
+    """What is summed over tokens of a linear."""
+
+    def add(self, x: Tensor, gradient: Tensor) -> None: ...
+
+    def results(self) -> dict[str, Tensor]: ...
+
+
 class Given(Note):
     """Stands in the last block's place and returns hidden states that it is given."""
 
@@ -111,6 +119,10 @@ class Backward(Run):
 
     head: HeadSums | None = None
     _length = 0  # of the sequence that runs
+
+    def _summed(self, n_in: int, n_out: int, parts: int, device: torch.device) -> Sums:
+        """Of one linear, from nothing."""
+        return FisherSums(n_in, n_out, parts, device)
 
     def _body_and_head(self, weights: tensorfile.TensorFile) -> None:
         """Fills all of the model but its blocks."""
@@ -218,8 +230,8 @@ class Backward(Run):
         block, name = self.blocks[index], f"{self.prefix}.{index}"
         if routing(block):
             raise InputError(
-                f"{name}: the end loss is not known for mixtures of experts; use moment: plain and no budget, and "
-                "embeddings with rounding: nearest and clip: false"
+                f"{name}: the end loss is not known for mixtures of experts; use moment: plain, no budget, "
+                "row_feedback: 0, and embeddings with rounding: nearest and clip: false"
             )
         fill(block, name, weights, self._device, self._dtype, self.tied)
         for i in range(len(self.batches)):
@@ -245,13 +257,13 @@ class Backward(Run):
         """Of each linear within the block; leaves in `gradients` those of its input."""
         block, name = self.blocks[index], f"{self.prefix}.{index}"
         fill(block, name, weights, self._device, self._dtype, self.tied)
-        sums: dict[str, FisherSums] = {}
+        sums: dict[str, Sums] = {}
         now: list[Batch] = []
 
         def watch(linear: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
                 x, batch = args[0].detach(), now[0]
-                own = sums.setdefault(linear, FisherSums(x.shape[-1], z.shape[-1], parts, x.device))
+                own = sums.setdefault(linear, self._summed(x.shape[-1], z.shape[-1], parts, x.device))
                 if z.requires_grad:
                     z.register_hook(lambda g: own.add(real_rows(x, batch), real_rows(g, batch)))
 
@@ -307,9 +319,14 @@ def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
 def collect_end_loss(material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:
     """Writes {linear}.moment, .omega, .fisher, .x_abs, .x_sq and .x_mean of every linear, .moment and .rows of the
     embedding and the head; seed: of the labels."""
+    write(Backward, material, out, parts, seed, compute)
+
+
+def write(way: type[Backward], material: Material, out: str, parts: int, seed: int, compute: Compute) -> None:
+    """A file of what a backward pass sums."""
     if compute.dtype == torch.float16:  # whose range gradients leave
         compute = compute._replace(dtype=torch.float32)
-    run = Backward(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")
+    run = way(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")
     made = material.provenance | {"parts": parts, "seed": seed}
     with (
         tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".end_loss.") as folder,

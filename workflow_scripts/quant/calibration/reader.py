@@ -21,7 +21,8 @@ class LinearStatistics:
 
     channels: per-channel means (noisy ones where the recipe asks for noise); moment: the H [in, in] to minimise by, or
     [parts, in, in], each for its part of the rows; row_weight [out]: the squared local Jacobian of each output; x_std:
-    std of the whole input tensor; fisher [parts]: what an error of each part counts.
+    std of the whole input tensor; fisher [parts]: what an error of each part counts; rows [out, out]: what errors
+    of two outputs cost together.
     """
 
     channels: Channels | None = None
@@ -29,6 +30,7 @@ class LinearStatistics:
     row_weight: Tensor | None = None
     x_std: float = 0.0
     fisher: Tensor | None = None
+    rows: Tensor | None = None
 
     def by_rows(self, n_out: int) -> list[tuple[slice, Tensor | None]]:
         """The rows of each part, with their H."""
@@ -47,9 +49,9 @@ def unfolded(stored: Tensor) -> Tensor:
 class Statistics:
     """The statistics files that a recipe asks for, opened; a file of another model or of other tokens is refused.
 
-    paths: any of channels, moments, noisy, weighted, row_weight (which may be one file). A noisy mean stands in for the
-    plain one, and so do the weighted means of an input, its second moment among them, where it has them: mixed with
-    the plain ones, which count plain_share.
+    paths: any of channels, moments, noisy, weighted, row_weight (which may be one file), rows. A noisy mean stands in
+    for the plain one, and so do the weighted means of an input, its second moment among them, where it has them: mixed
+    with the plain ones, which count plain_share.
     """
 
     def __init__(
@@ -149,4 +151,5 @@ class Statistics:
             channels = channels._replace(**dict(zip(OF_INPUT, mixed, strict=True)))
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
-        return LinearStatistics(channels, moment, weight, x_std, fisher)
+        rows = None if "rows" not in self._files else self._files["rows"].get(f"{linear}.rows", device, torch.float32)
+        return LinearStatistics(channels, moment, weight, x_std, fisher, None if rows is None else from_triangle(rows))

@@ -10,7 +10,7 @@ from quant.recipe.recipe import Recipe
 from quant.records.method import Provenance
 from quant.records.model import ModelRecord
 
-READ = ("channels", "moments", "noisy", "weighted", "row_weight")
+READ = ("channels", "moments", "noisy", "weighted", "row_weight", "rows")
 
 
 class Job(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quant.calibration.parts import row_parts
 from quant.models import products
-from quant.recipe.roundings.gptq import inverse_factor
+from quant.recipe.inverse import inverse_factor
 
 DAMP = 0.01  # of the mean diagonal
 

@@ -83,6 +83,14 @@ def table() -> dict[str, Key]:
         ),
         "rounding": Key("nearest", "how a weight finds its grid point", tuple(ROUNDINGS)),
         **own_keys("rounding"),
+        "row_feedback": Key(
+            0.0,
+            "rows are rounded together, each taking up what the others' errors do to the end loss; the share of that "
+            "loss in what they are rounded by, 0.7 is good; 0: each for itself",
+            minimum=0,
+            below=1,
+            when=("rounding", ("gptq",)),
+        ),
         "refine": Key(
             0,
             "rounds of better codes (coordinate descent) and better steps (least squares) after rounding; 3 are enough",
@@ -278,6 +286,7 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     jacobian = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
     weighted = {"jacobian": jacobian, "end_loss": f"end_loss-{recipe['parts']}.safetensors"}
     files |= {"weighted": weighted[recipe["moment"]]} if recipe["moment"] in WEIGHTED else {}
+    files |= {"rows": "end_loss-rows.safetensors"} if recipe["row_feedback"] else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     files |= {"end_loss": f"end_loss-{recipe['parts']}.safetensors"} if recipe["budget"] is not None else {}
     learns = recipe["clip"] or MOMENT in reads(recipe)

@@ -17,6 +17,7 @@ from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.refine import refine
+from quant.recipe.row_feedback import mixed, round_rows, within
 from quant.recipe.search import Search, Target, search_scale
 
 
@@ -99,8 +100,10 @@ def on_grid(
     context: Context,
     recipe: Recipe,
     stored: Callable[[Tensor], Tensor] | None,
+    between: Tensor | None = None,
 ) -> Placed:
-    """Ranges, rounding and refinement of scaled rows in groups, all by one second moment."""
+    """Ranges, rounding and refinement of scaled rows in groups, all by one second moment; between: R, where rows are
+    rounded together."""
     importance = None
     if recipe.clip:
         h = context.second_moment
@@ -109,18 +112,17 @@ def on_grid(
     step = step if stored is None else stored(step)
     rounding = function_of("roundings", recipe.rounding, recipe.parameters)
     assert rounding is not None  # there is no rounding `none`
+    if between is not None:
+        moment = mixed(between, recipe.row_feedback)
+        codes, step, damp = round_rows(
+            groups, step, zero, recipe.grid, context, moment, rounding, recipe.refine, stored
+        )
+        return Placed(codes, step, zero, damp)
     rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:
         codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
     return Placed(codes, step, zero, rounded.damp)
-
-
-def within(stored: Callable[[Tensor], Tensor], step: Tensor, rows: slice, n_out: int) -> Tensor:
-    """What `stored`, which knows all rows, makes of the steps of some."""
-    whole = step.new_ones(n_out, *step.shape[1:])
-    whole[rows] = step
-    return stored(whole)[rows]
 
 
 def round_linear(
@@ -143,7 +145,8 @@ def round_linear(
             channels,
             Context(moment, None if channels is None else channels.x_mean, inverse, generator),
             recipe,
-            stored if stored is None or len(parts) == 1 else partial(within, stored, rows=rows, n_out=len(w)),
+            stored if stored is None or len(parts) == 1 else partial(within, stored, rows, len(w)),
+            statistics.rows if recipe.row_feedback else None,
         )
         for rows, moment in parts
     ]

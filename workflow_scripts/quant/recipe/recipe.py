@@ -30,6 +30,7 @@ class Recipe:
     plain_share: float
     scope: str
     rounding: str
+    row_feedback: float
     refine: int
     inputs: str
     correction: float

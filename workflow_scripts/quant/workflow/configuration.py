@@ -217,6 +217,11 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             f"methods.{name}: embeddings and rounding: {recipe['rounding']} do not go together, since an embedding has "
             "no inputs' means; use another rounding, or leave embeddings out"
         )
+    if recipe["row_feedback"] and keys.has_effect("row_feedback", recipe) and recipe["parts"] > 1:
+        raise InputError(
+            f"methods.{name}: row_feedback and parts: {recipe['parts']} do not go together, since rows that hear "
+            "of each other are rounded by one moment; leave one of them out"
+        )
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return
@@ -255,6 +260,7 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         ("search_bits", bool(recipe["search_bits"]), "it has one width"),
         ("reconstruct", recipe["reconstruct"] is not None, "it moves codes from one whole number to the next"),
         ("scope", blocks and recipe["scope"] == "shared", "scales that fold differ within the rows of a block"),
+        ("row_feedback", blocks and bool(recipe["row_feedback"]), "the rows of a block share a step"),
         ("parts", blocks and recipe["parts"] > 1, "the rows of a block are rounded by one moment"),
     ):
         if wrong:

@@ -74,8 +74,10 @@ def weighing(passes: float, parts: int) -> Callable[[Ask], Estimate]:
 
     def found(ask: Ask) -> Estimate:
         shape, (tokens, width) = ask.shape, ask.calibration
-        n = int(ask.wildcards.get("parts", parts))
-        own = 4.0 * shape.depth * sum(e.n * n * e.n_in * (e.n_in + 1) / 2 for e in shape.linears)
+        asked = ask.wildcards.get("parts", parts)
+        n = 1 if asked == "rows" else int(asked)
+        wide = [(e.n, e.n_out if asked == "rows" else e.n_in) for e in shape.linears]
+        own = 4.0 * shape.depth * sum(count * n * size * (size + 1) / 2 for count, size in wide)
         plain = collecting(ask)
         sums = n * outer(shape, tokens) * len(shape.linears) / max(1, len(shape.inputs))
         return plain._replace(

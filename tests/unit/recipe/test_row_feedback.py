@@ -1,0 +1,135 @@
+"""Rows rounded together: targets and codes by a slow reference, and what it does to the loss that it is for."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from quant.recipe import grids
+from quant.recipe.context import Context
+from quant.recipe.grids import Grid
+from quant.recipe.refine import refine
+from quant.recipe.roundings.gptq import gptq
+from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
+
+GRID, DAMPING = Grid(3, 5, False), 0.01
+ROUNDING = partial(gptq, damp=DAMPING)
+
+
+def drawn(n_out: int, n_in: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W, H and R, the latter two of channels that go together."""
+    rng = np.random.default_rng(seed)
+    moments = []
+    for n in (n_in, n_out):
+        x = rng.normal(size=(4 * n, n)) + 2 * rng.normal(size=(4 * n, 1)) * rng.normal(size=n)
+        moments.append(x.T @ x / len(x))
+    return rng.normal(size=(n_out, n_in)), *moments
+
+
+def start(w: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    groups = grids.to_groups(torch.from_numpy(w), GRID.group_size)
+    return groups, *grids.fit(groups, GRID)
+
+
+def whole(t: Tensor, n_in: int) -> np.ndarray:
+    """A group's number, or a weight's, [out, in]."""
+    return grids.from_groups(t.expand(-1, -1, GRID.group_size), n_in).numpy()
+
+
+def slow_target(w: np.ndarray, missing: np.ndarray, moment: np.ndarray, rows: list[int], of: list[int]) -> np.ndarray:
+    """What `rows` come near to, given the errors of the rows `of`."""
+    damped = moment[np.ix_(rows, rows)] + DAMP * moment[np.ix_(rows, rows)].diagonal().mean() * np.eye(len(rows))
+    return w[rows] + np.linalg.solve(damped, moment[np.ix_(rows, of)] @ missing[of])
+
+
+def slow_columns(work: np.ndarray, steps: np.ndarray, zeros: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Codes of GPTQ's column loop on steps that are given."""
+    n_in, codes = work.shape[1], np.zeros(work.shape)
+    inverse = np.linalg.inv(moment + DAMPING * moment.diagonal().mean() * np.eye(n_in))
+    order = sorted(range(n_in), key=lambda j: -moment[j, j] * (steps[:, j] ** 2).mean())
+    for at, j in enumerate(order):
+        codes[:, j] = np.clip(np.round(work[:, j] / steps[:, j]) + zeros[:, j], 0, GRID.highest)
+        error = (work[:, j] - (codes[:, j] - zeros[:, j]) * steps[:, j]) / inverse[j, j]
+        later = order[at + 1 :]
+        work[:, later] -= np.outer(error, inverse[j, later])
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return codes
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), [(10, 12), (3, 5), (13, 5)])
+def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
+    """R is damped as a whole there, so that each later set is solved for with the same damping."""
+    w, h, r = drawn(n_out, n_in, 0)
+    groups, step, zero = start(w)
+    context = Context(torch.from_numpy(h))
+    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), ROUNDING, 0)
+    steps, zeros = whole(step, n_in), whole(zero, n_in)
+    damped = r + DAMP * r.diagonal().mean() * np.eye(n_out)
+    sets = [list(range(k, n_out, SETS)) for k in range(min(SETS, n_out))]
+    missing, before = np.zeros_like(w), list[int]()
+    for k, rows in enumerate(sets):
+        rest = [row for each in sets[k:] for row in each]
+        target = w[rest] + np.linalg.solve(damped[np.ix_(rest, rest)], damped[np.ix_(rest, before)] @ missing[before])
+        target = target[: len(rows)]
+        found = slow_columns(target.copy(), steps[rows], zeros[rows], h)
+        np.testing.assert_array_equal(whole(codes[rows], n_in), found)
+        missing[rows] = w[rows] - (found - zeros[rows]) * steps[rows]
+        before += rows
+    assert damp == DAMPING
+
+
+def test_refinement_hears_of_all_other_rows() -> None:
+    w, h, r = drawn(10, 12, 1)
+    groups, step, zero = start(w)
+    context, moment = Context(torch.from_numpy(h)), torch.from_numpy(r)
+    given = groups, step, zero, GRID, context, moment, ROUNDING
+    found, steps, _ = round_rows(*given, 1, lambda t: t.float().double())
+    codes, step, _ = round_rows(*given, 0)
+
+    def missing() -> np.ndarray:
+        return w - (whole(codes, 12) - whole(zero, 12)) * whole(step, 12)
+
+    for k in range(SETS):
+        rows, others = list(range(k, 10, SETS)), [j for j in range(10) if j % SETS != k]
+        target = grids.to_groups(torch.from_numpy(slow_target(w, missing(), r, rows, others)), GRID.group_size)
+        own = (target, codes[rows], step[rows], zero[rows], GRID, torch.from_numpy(h), 1, lambda t: t.float().double())
+        codes[rows], step[rows] = refine(*own)
+    assert torch.equal(codes, found) and torch.equal(step, steps)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_lowers_what_errors_cost_together(seed: int) -> None:
+    """Rows next to each other go together, as those of a head do."""
+    w, h, _ = drawn(24, 20, seed)
+    r = 0.8 ** np.abs(np.subtract.outer(range(24), range(24)))
+    groups, step, zero = start(w)
+    context, moment = Context(torch.from_numpy(h)), torch.from_numpy(r)
+
+    def cost(codes: Tensor, step: Tensor) -> float:
+        d = w - (whole(codes, 20) - whole(zero, 20)) * whole(step, 20)
+        return float(np.trace(r @ d @ h @ d.T))
+
+    alone = gptq(groups, step, zero, GRID, context, damp=DAMPING).codes
+    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 0)
+    assert cost(together, step) < 0.8 * cost(alone, step)
+    refined = refine(groups, alone, step, zero, GRID, context.moment, 3)
+    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 3)
+    assert cost(both, steps) < 0.8 * cost(*refined)
+
+
+def test_the_share_is_of_a_mean_of_one() -> None:
+    r = torch.tensor([[4.0, 1.0], [1.0, 2.0]])
+    torch.testing.assert_close(mixed(r, 0.75), torch.tensor([[1.25, 0.25], [0.25, 0.75]]))
+    assert torch.equal(mixed(torch.zeros(2, 2), 0.7), 0.3 * torch.eye(2))
+
+
+def test_outputs_that_cost_nothing() -> None:
+    """A dead neuron's rows are zero in R; the others are as they would be without."""
+    w, h, r = drawn(6, 5, 2)
+    r[:3] = r[:, :3] = 0
+    groups, step, zero = start(w)
+    context = Context(torch.from_numpy(h))
+    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), ROUNDING, 2)
+    assert torch.isfinite(codes).all() and torch.isfinite(steps).all()
