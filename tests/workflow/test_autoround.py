@@ -1,7 +1,10 @@
 """The AutoRound library for real, a few steps of it, on tiny models, in the environment that the workflow makes."""
 
+import contextlib
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from quant.data import tokens
 from quant.files.artifacts import read_json
 from quant.methods import library
-from tests import tiny
+from tests import jobs, tiny
 from tests.workflow.environments import environment_of
 
 pytestmark = pytest.mark.slow
@@ -51,10 +54,14 @@ def environment() -> Path:
 
 
 class Made:
-    """A tiny Llama with grouped queries, and a library's checkpoints of it."""
+    """A tiny Llama with grouped queries, and a library's checkpoints of it; python: the environment's with its modules
+    loaded, which all runs are forks of but a fresh one."""
 
-    def __init__(self, folder: Path, environment: Path, recipe: dict) -> None:
-        self.folder, self.environment, self.recipe = folder, environment, recipe
+    def __init__(self, folder: Path, environment: Path, python: Path, recipe: dict) -> None:
+        self.folder, self.environment, self.recipe, self.python = folder, environment, recipe, python
+        self.loaded = folder / "environment"
+        self.loaded.mkdir()
+        (self.loaded / "complete").write_text(f"{python}\n")
         self.finished: dict[str, tuple[dict, dict[str, torch.Tensor]]] = {}
         self.source = tiny.save_model(folder / "source", num_key_value_heads=2, **SHAPE)
         names = load_file(self.source / "model.safetensors")
@@ -62,13 +69,14 @@ class Made:
         sequences = list(torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0)))
         tokens.save(folder / "tokens.safetensors", sequences, {"model_fingerprint": "its own"})
 
-    def quantise(self, name: str, **changes: object) -> tuple[dict, dict[str, torch.Tensor]]:
+    def quantise(self, name: str, fresh: bool = False, **changes: object) -> tuple[dict, dict[str, torch.Tensor]]:
         """The record, and the checkpoint's tensors."""
         target = self.folder / name / "target"
         target.mkdir(parents=True)
         record = library.quantize_library(
             self.source, target, self.folder / name / "folds.safetensors", self.folder / "tokens.safetensors",
-            self.environment, {"fingerprint": "its own", "linears": self.linears, "left": {}}, self.recipe | changes,
+            self.environment if fresh else self.loaded,
+            {"fingerprint": "its own", "linears": self.linears, "left": {}}, self.recipe | changes,
             "cpu", 96, {"model": "tiny", "method": name},
         )  # fmt: skip
         assert not load_file(self.folder / name / "folds.safetensors")
@@ -81,9 +89,29 @@ class Made:
         return self.finished.get(repr(changes)) or self.quantise(f"first{changes}", **changes)
 
 
+@contextlib.contextmanager
+def loaded(environment: Path, *modules: str) -> Iterator[Path]:
+    """A Python of that environment that has imported these, and what a tiny Llama needs of transformers."""
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    modules = ("transformers.models.llama.modeling_llama", *modules)
+    server = jobs.Server({**os.environ, **offline}, modules, environment / "bin/python")
+    yield server.python
+    server.close()
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Made:
-    return Made(tmp_path_factory.mktemp("autoround"), environment, RECIPE)
+def made(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Iterator[Made]:
+    with loaded(environment, "auto_round", "auto_round.export.export_to_awq.utils") as python:
+        yield Made(tmp_path_factory.mktemp("autoround"), environment, python, RECIPE)
+
+
+def weights_by(python: Path, code: str, out: Path, *arguments: object) -> dict[str, torch.Tensor]:
+    """What the library's own code makes of arguments and, the last of them, `out`."""
+    script = out.with_name("decode.py")
+    script.write_text(code)
+    done = subprocess.run([python, script, *map(str, arguments), out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load_file(out)
 
 
 def left_by(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
@@ -114,11 +142,8 @@ def test_its_weights_are_ours_of_its_packed_file_to_the_bit(
     recipe, kept = RECIPE | changes, left_by(monkeypatch, tmp_path)
     record, ours = made.quantise(tmp_path.name, **changes)
     assert tiny.read(kept[0].parent / "result.json")["layout"] == layout
-    arguments = [kept[0], layout, recipe["bits"], 32, tmp_path / "theirs.safetensors"]
-    python = made.environment / "bin/python"
-    done = subprocess.run([python, "-c", DECODE, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    theirs, original = load_file(tmp_path / "theirs.safetensors"), load_file(made.source / "model.safetensors")
+    theirs = weights_by(made.python, DECODE, tmp_path / "theirs.safetensors", kept[0], layout, recipe["bits"], 32)
+    original = load_file(made.source / "model.safetensors")
     assert theirs.keys() == made.linears.keys()
     for name, weight in theirs.items():
         assert torch.equal(ours[f"{name}.weight"].half(), weight.half())
@@ -137,7 +162,7 @@ def test_its_weights_are_ours_of_its_packed_file_to_the_bit(
 
 def test_the_same_seed_gives_the_same_bits_and_another_others(made: Made) -> None:
     _, first = made.first()
-    _, again = made.quantise("again")
+    _, again = made.quantise("again", fresh=True)
     _, other = made.quantise("other", seed=8)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)

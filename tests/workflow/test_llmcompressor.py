@@ -1,6 +1,6 @@
 """llm-compressor's GPTQ for real, on a tiny model, in the environment that the workflow makes for it."""
 
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.workflow.environments import environment_of
-from tests.workflow.test_autoround import Made, left_by
+from tests.workflow.test_autoround import Made, left_by, loaded, weights_by
 
 pytestmark = pytest.mark.slow
 RECIPE = {
@@ -35,8 +35,10 @@ save_file(found, out)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("llmcompressor"), environment_of("llmcompressor"), RECIPE)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    environment = environment_of("llmcompressor")
+    with loaded(environment, "llmcompressor", "llmcompressor.modifiers.gptq") as python:
+        yield Made(tmp_path_factory.mktemp("llmcompressor"), environment, python, RECIPE)
 
 
 @pytest.mark.parametrize("changes", [{}, {"bits": 8, "symmetric": True, "act_order": "none"}])
@@ -45,11 +47,9 @@ def test_its_weights_are_ours_of_its_packed_file_to_the_bit(
 ) -> None:
     recipe, kept = RECIPE | changes, left_by(monkeypatch, tmp_path)
     record, ours = made.quantise(tmp_path.name, **changes)
-    arguments = [kept[0], recipe["bits"], 32, recipe["symmetric"], tmp_path / "theirs.safetensors"]
-    python = made.environment / "bin/python"
-    done = subprocess.run([python, "-c", DECODE, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    theirs, original = load_file(tmp_path / "theirs.safetensors"), load_file(made.source / "model.safetensors")
+    arguments = kept[0], recipe["bits"], 32, recipe["symmetric"]
+    theirs = weights_by(made.python, DECODE, tmp_path / "theirs.safetensors", *arguments)
+    original = load_file(made.source / "model.safetensors")
     assert theirs.keys() == made.linears.keys()
     assert all(torch.equal(ours[f"{name}.weight"], weight.float()) for name, weight in theirs.items())
     assert all(torch.equal(ours[key], original[key]) for key in original if key.removesuffix(".weight") not in theirs)
@@ -61,5 +61,5 @@ def test_its_weights_are_ours_of_its_packed_file_to_the_bit(
 
 
 def test_it_gives_the_same_bits_again(made: Made) -> None:
-    first, again = made.first()[1], made.quantise("again")[1]
+    first, again = made.first()[1], made.quantise("again", fresh=True)[1]
     assert all(torch.equal(first[name], again[name]) for name in first)
