@@ -1,17 +1,11 @@
-"""Tasks from their items to the page, those of lm-eval in the environment that the workflow makes for it.
-
-The environment is built once by its own rule and kept beside other temporary files, under a name that changes with its
-requirements.
-"""
+"""Tasks from their items to the page, those of lm-eval in the environment that the workflow makes for it."""
 
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +13,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
 
 from quant.data.lm_eval_names import names
-from quant.files.artifacts import digest
 from tests import hub, tiny
+from tests.workflow.environments import environment_of, link
 
-REQUIREMENTS = tiny.ROOT / "envs/lm_eval.txt"
 TASK = {
     "dataset_path": "json",
     "test_split": "test",
@@ -72,20 +64,7 @@ print("FOUND" + json.dumps(rows, default=str))
 
 @pytest.fixture(scope="module")
 def environment() -> Path:
-    """results/environments/lm_eval, made by rule build_lm_eval where an earlier run has not."""
-    kept = Path(tempfile.gettempdir()) / f"quant-lm-eval-{digest(REQUIREMENTS.read_bytes())}"
-    with FileLock(f"{kept}.lock"):
-        if not (kept / "results/environments/lm_eval/complete").is_file():
-            shutil.rmtree(kept, ignore_errors=True)
-            tiny.clone(kept)
-            done = tiny.snakemake(kept, "results/environments/lm_eval/complete")
-            seen = done.stdout + done.stderr
-            if done.returncode:
-                shutil.rmtree(kept)
-                if "pip install failed" in seen:
-                    pytest.skip("pip cannot install lm-eval's environment here")
-                raise AssertionError(seen)
-    return kept / "results/environments/lm_eval"
+    return environment_of("lm_eval")
 
 
 def words(drawn: random.Random, low: int, high: int) -> str:
@@ -147,7 +126,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory, environment: Path, served: h
     is not, on texts of the same hub that the full study names."""
     folder = tiny.clone(tmp_path_factory.mktemp("tasks") / "clone")
     save_choices(folder / "mine")
-    lend(environment, folder)
+    link(folder, environment)
     study = tiny.OVERLAY["study"] | {"tasks": ["choice", "word", "ending"], "task_methods": ["rtn_g", "gw_awq"]}
     tasks: dict[str, Any] = {"choice": {"yaml": "mine/choice.yaml"}, "word": {"lm_eval": WORD, "n_items": 30}}
     heldout = tiny.OVERLAY["datasets"]["heldout"]
@@ -166,14 +145,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory, environment: Path, served: h
         done = tiny.snakemake(folder, "results/report.html", "results/tiny/datasets/stories/tokens.safetensors")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-
-def lend(environment: Path, folder: Path) -> None:
-    """The environment to a clone, as if its own rule had made it."""
-    (folder / "results").mkdir()
-    (folder / "results/environments").symlink_to(environment.parent)
-    for name in ("complete", "packages.txt"):
-        os.utime(environment / name)
 
 
 @pytest.mark.slow
@@ -256,7 +227,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line_and_nothing_has_run(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.clone(tmp_path / "clone")
-    lend(environment, folder)
+    link(folder, environment)
     for key, value in (NO_HUB | {"HF_HOME": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(key, value)
     tiny.write_overlay(folder, overlay(mine={"lm_eval": ENDING, "n_items": 3}))
