@@ -105,12 +105,12 @@ audit:
 	-$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1 && \
 	    .audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.txt --progress-spinner off --timeout 15
 
-# the environment is whole once `complete` is there; of its modules Python compiles those that it imports. Its command
-# snakemake is envs/launcher.py below the first lines of pip's, which name the interpreter
+# the environment is whole once `complete` is there. Its command snakemake is envs/launcher.py below the first lines of
+# pip's, which name the interpreter
 .venv/complete: requirements.txt envs/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --requirement requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
 	sed -n -e '/^\(import\|from\|"""\|# -\)/q' -e p .venv/bin/snakemake > .venv/launcher
 	cat envs/launcher.py >> .venv/launcher
 	chmod +x .venv/launcher && mv .venv/launcher .venv/bin/snakemake
