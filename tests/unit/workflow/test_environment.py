@@ -69,3 +69,15 @@ def test_a_python_that_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("no program")
     with pytest.raises(InputError, match="Some's environment: import some_library cannot start"):
         environment.build(tmp_path / "made", NOWHERE, LIBRARY, tmp_path / "python")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_its_own_environment_imports_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """Where nothing else is to be: a library of thousands of modules would be compiled at each start of its worker."""
+    site, make = packages(tmp_path / "site"), environment.make
+    monkeypatch.setattr(environment, "make", lambda *arguments: make(*arguments[:3], site))  # for pip's
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    environment.build(tmp_path / "made", NOWHERE, LIBRARY, None if own else site)
+    assert bool(list(site.rglob("*.pyc"))) == own

@@ -2,10 +2,12 @@
 one that is there already."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +36,17 @@ class Library(NamedTuple):
     pinned: str = ""
 
 
-def run(library: Library, command: list[str | Path], what: str) -> str:
+def run(library: Library, command: list[str | Path], what: str, variables: Mapping[str, str] = os.environ) -> str:
     """Output of a command, which also goes into the log as it comes; its last words in one line where it fails."""
     said: list[str] = []
     try:
         process = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            list(map(str, command)),
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
     except OSError as error:
         raise InputError(
@@ -87,7 +94,10 @@ def build(folder: Path, requirements: Path, library: Library, existing: Path | N
     try:
         python = python_in(existing) or make(folder, requirements, library, existing)
         asked: list[str | Path] = [python.absolute(), "-W", "ignore", "-c", ASK, library.module, library.pinned]
-        return python, run(library, asked, f"import {library.module}")
+        # here the modules that it imports are compiled, and nowhere else
+        hindering = () if existing else ("PYTHONDONTWRITEBYTECODE",)
+        variables = {name: value for name, value in os.environ.items() if name not in hindering}
+        return python, run(library, asked, f"import {library.module}", variables)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
