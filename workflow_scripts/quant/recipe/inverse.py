@@ -27,18 +27,10 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
         damped.diagonal().add_(damp * diagonal)
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            inverse = inverse_of(lower.flip(0, 1))
+            inverse = inverse_upper(lower.flip(0, 1))
             if torch.isfinite(inverse).all():
                 return inverse / root, damp
         damp *= 10
     raise InputError(
         f"a second moment is not positive definite even with damp {damp / 10:g}; use more calibration text"
     )
-
-
-def inverse_of(upper: Tensor) -> Tensor:
-    """Of an upper triangular matrix."""
-    if upper.is_cuda:
-        return inverse_upper(upper)
-    identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    return torch.linalg.solve_triangular(upper, identity, upper=True)
