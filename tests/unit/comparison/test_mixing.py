@@ -84,4 +84,6 @@ def test_the_line_between_neighbours(size: float, value: float) -> None:
 def test_a_budget_in_words() -> None:
     recipe: dict[str, Any] = configured(YAML)["methods"]["mixed-bits_per_weight9"]
     assert recipe_words(recipe).startswith("2, 3, 4, 8 and 16 bit, mixed, groups of 64, asymmetric, clipped")
+    several = recipe | {"candidates": [{"bits": 3, "group_size": 32}, {"bits": 4, "group_size": None}]}
+    assert recipe_words(several).startswith("3 and 4 bit, mixed, groups of 32 and 64, asymmetric")
     assert not keys.has_effect("bits", recipe)

@@ -5,6 +5,7 @@ from typing import Any
 
 from quant.recipe.formats import INT, bits_per_weight
 from quant.recipe.keys import has_effect
+from quant.recipe.widths import UNTOUCHED
 
 Recipes = dict[str, dict[str, Any]]
 Finder = Callable[[Recipes], list[tuple[str, str]]]
@@ -157,19 +158,37 @@ def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str
     return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]
 
 
+def listed_words(found: list[str]) -> str:
+    """a, b and c."""
+    *most, last = found
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def widths_words(recipe: dict[str, Any]) -> str:
     """A budget's candidates: 2, 3, 4, 8 and 16 bit, mixed."""
-    *most, last = [str(bits) for bits in dict.fromkeys(each["bits"] for each in recipe["candidates"])]
-    return f"{', '.join(most)} and {last} bit, mixed" if most else f"{last} bit"
+    widths = [str(bits) for bits in dict.fromkeys(each["bits"] for each in recipe["candidates"])]
+    return f"{listed_words(widths)} bit" + (", mixed" if len(widths) > 1 else "")
+
+
+def groups_words(recipe: dict[str, Any]) -> str:
+    """The inputs that share a range; of a budget those of its candidates."""
+    common = recipe.get("group_size")
+    listed = [each for each in recipe["candidates"] if each["bits"] != UNTOUCHED] if recipe.get("budget") else []
+    found = [each["group_size"] or common for each in listed] or [common]
+    sizes = sorted({int(size) for size in found if size is not None})
+    words = ["per channel"] if -1 in sizes else []
+    if groups := [str(size) for size in sizes if size != -1]:
+        words.append(f"groups of {listed_words(groups)}")
+    return " and ".join(words)
 
 
 def recipe_words(recipe: dict[str, Any]) -> str:
     """The grid and the rounding of a recipe in a few words, without its salience."""
-    size, whole = recipe.get("group_size"), recipe.get("format", INT) == INT
+    whole = recipe.get("format", INT) == INT
     width = f"{recipe['bits']} bit" if "bits" in recipe else ""
     parts = [
         widths_words(recipe) if recipe.get("budget") else width if whole else recipe["format"].upper(),
-        "" if size is None else "per channel" if size == -1 else f"groups of {size}",
+        groups_words(recipe),
         {True: "symmetric", False: "asymmetric", None: ""}[recipe.get("symmetric")] if whole else "",
         "clipped" if recipe.get("clip") else "",
         recipe.get("rounding", "") if recipe.get("rounding") != "nearest" else "",
