@@ -7,8 +7,11 @@ import torch
 
 from quant.calibration.second_moments import layer_error
 from quant.recipe import grids
+from quant.recipe.context import Context
 from quant.recipe.grids import Grid
 from quant.recipe.refine import refine, sweep
+from quant.recipe.roundings.gptq import gptq
+from quant.recipe.row_feedback import round_rows
 from tests.gpu.test_gpu import GRIDS, case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -55,3 +58,25 @@ def test_twice_the_same() -> None:
     step, zero = grids.fit(groups, grid)
     given = (groups, grids.encode(groups, step, zero, grid), step, zero, grid, moment, 3)
     assert all(torch.equal(a, b) for a, b in zip(refine(*given), refine(*given), strict=True))
+
+
+def test_rows_rounded_together_cost_what_they_do_on_a_cpu_and_twice_the_same() -> None:
+    """Their errors move each other, so that codes differ where one does; not what they cost."""
+    w, moment = case(300, 200)
+    rows = 0.9 ** (torch.arange(300)[:, None] - torch.arange(300)).abs().float()
+    grid, rounding = Grid(3, 64, False), partial(gptq, damp=0.01)
+    groups = grids.to_groups(w, 64)
+    step, zero = grids.fit(groups, grid)
+
+    def made(where: str) -> list[torch.Tensor]:
+        own, steps, zeros, h, r = (t.to(where) for t in (groups, step, zero, moment, rows))
+        codes, new, _ = round_rows(own, steps, zeros, grid, Context(h), r, rounding, 3)
+        return [codes.cpu(), new.cpu()]
+
+    def cost(found: list[torch.Tensor]) -> float:
+        d = w - grids.from_groups(grids.decode(*found, zero), 200)
+        return ((rows @ d) * (d @ moment)).sum().item()
+
+    found = made("cuda")
+    assert all(torch.equal(a, b) for a, b in zip(found, made("cuda"), strict=True))
+    assert cost(found) == pytest.approx(cost(made("cpu")), rel=0.03)

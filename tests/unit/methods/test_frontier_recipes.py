@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
+from quant.calibration.row_moments import collect_row_moments
 from quant.errors import InputError
 from quant.evaluation.divergence import compare
 from quant.methods.quantize import quantize_checkpoint
@@ -40,6 +42,11 @@ def run(
     """mark: of the model that the statistics in paths are of. With small groups, few iterations where it is tuned."""
     few = {"tune": {"epochs": 2, "batch": 2}, "reconstruct": {"iterations": 8, "batch": 2}}
     recipe = recipe | SMALL | {key: recipe[key] | fewer for key, fewer in few.items() if recipe[key]}
+    if recipe["row_feedback"] and paths:
+        paths = paths | {"rows": str(target.parent / "rows.safetensors")}
+        if not Path(paths["rows"]).exists():
+            material = Material(source, CALIBRATION, {"model_fingerprint": mark})
+            collect_row_moments(material, paths["rows"], 0, Compute("cpu", torch.float32, 64))
     names, statistics = all_linears(skeleton(source)), Statistics(paths, mark, PATTERNS)
     given = (source, target, target.with_suffix(".folds"), names, statistics)
     if recipe["inputs"] == "sequential":

@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.grids import Grid
-from quant.recipe.refine import refine
+from quant.recipe.refine import descend, fit_steps, refine
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
 
@@ -88,14 +88,21 @@ def test_refinement_hears_of_all_other_rows() -> None:
     found, steps, _ = round_rows(*given, 1, lambda t: t.float().double())
     codes, step, _ = round_rows(*given, 0)
 
-    def missing() -> np.ndarray:
-        return w - (whole(codes, 12) - whole(zero, 12)) * whole(step, 12)
+    below = torch.from_numpy(h + 1e-4 * h.diagonal().mean() * np.eye(12))
+
+    def targets() -> Tensor:
+        """Of each row, given the errors of all rows of other sets."""
+        missing = w - (whole(codes, 12) - whole(zero, 12)) * whole(step, 12)
+        wanted = np.zeros_like(w)
+        for k in range(SETS):
+            others = [j for j in range(10) if j % SETS != k]
+            wanted[k::SETS] = slow_target(w, missing, r, list(range(k, 10, SETS)), others)
+        return torch.from_numpy(wanted)
 
     for k in range(SETS):
-        rows, others = list(range(k, 10, SETS)), [j for j in range(10) if j % SETS != k]
-        target = grids.to_groups(torch.from_numpy(slow_target(w, missing(), r, rows, others)), GRID.group_size)
-        own = (target, codes[rows], step[rows], zero[rows], GRID, torch.from_numpy(h), 1, lambda t: t.float().double())
-        codes[rows], step[rows] = refine(*own)
+        own = (torch.from_numpy(whole(each[k::SETS], 12)) for each in (codes, step, zero))
+        codes[k::SETS] = grids.to_groups(descend(targets()[k::SETS], *own, GRID, below), GRID.group_size)
+    step = fit_steps(targets(), codes, step, zero, GRID, below, lambda t: t.float().double())
     assert torch.equal(codes, found) and torch.equal(step, steps)
 
 

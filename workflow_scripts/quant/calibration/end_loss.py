@@ -337,7 +337,7 @@ def write(way: type[Backward], material: Material, out: str, parts: int, seed: i
         def take(linear: str, found: dict[str, Tensor]) -> None:
             for key, value in found.items():
                 if not torch.isfinite(value).all():
-                    raise InputError(f"{linear}: its gradients overflow; use moment: plain for this model")
+                    raise InputError(f"{linear}: its gradients overflow; use moment: plain and row_feedback: 0")
                 file.put(f"{linear}.{key}", value)
 
         run.linears(parts, seed, Path(folder) / "states", take)

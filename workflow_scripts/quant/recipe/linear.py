@@ -17,7 +17,7 @@ from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.refine import refine
-from quant.recipe.row_feedback import mixed, round_rows, within
+from quant.recipe.row_feedback import mixed, round_rows
 from quant.recipe.search import Search, Target, search_scale
 
 
@@ -123,6 +123,13 @@ def on_grid(
     if recipe.refine:
         codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
     return Placed(codes, step, zero, rounded.damp)
+
+
+def within(stored: Callable[[Tensor], Tensor], rows: slice, n_out: int, step: Tensor) -> Tensor:
+    """What `stored`, which knows all rows, makes of the steps of some."""
+    whole = step.new_ones(n_out, *step.shape[1:])
+    whole[rows] = step
+    return stored(whole)[rows]
 
 
 def round_linear(

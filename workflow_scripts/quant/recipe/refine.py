@@ -122,6 +122,13 @@ def of_columns(t: Tensor, groups: Tensor, n_in: int) -> Tensor:
     return grids.from_groups(t.expand_as(groups), n_in)
 
 
+def floored(moment: Tensor) -> Tensor:
+    """A copy with FLOOR of the mean diagonal added to it."""
+    moment = moment.clone()
+    moment.diagonal().add_((FLOOR * moment.diagonal().mean()).clamp_(min=SMALLEST))
+    return moment
+
+
 def refine(
     groups: Tensor,
     codes: Tensor,
@@ -134,8 +141,7 @@ def refine(
 ) -> tuple[Tensor, Tensor]:
     """Codes and steps after so many rounds of `descend` and `fit_steps`, towards the weight in groups."""
     n_in = len(moment)
-    moment = moment.clone()
-    moment.diagonal().add_((FLOOR * moment.diagonal().mean()).clamp_(min=SMALLEST))
+    moment = floored(moment)
     w = grids.from_groups(groups, n_in)
     zeros = of_columns(zero, groups, n_in)
     for _ in range(rounds):

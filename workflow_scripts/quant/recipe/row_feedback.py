@@ -7,7 +7,6 @@ sides is YAQA's (Tseng et al. 2025, arXiv 2505.22988); here rows go in SETS, and
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from quant.recipe import grids
 from quant.recipe.context import Context, Rounded
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
-from quant.recipe.refine import refine
+from quant.recipe.refine import descend, fit_steps, floored, of_columns
 
 SETS = 4  # every fourth row is of one: rows next to each other, of one head, do most to each other
 DAMP = 1e-4  # of R's mean diagonal
@@ -33,13 +32,6 @@ def mixed(rows: Tensor, share: float) -> Tensor:
 def row_sets(n_out: int, device: torch.device) -> list[Tensor]:
     """Numbers of the rows of each set."""
     return [torch.arange(k, n_out, SETS, device=device) for k in range(min(SETS, n_out))]
-
-
-def within(stored: Callable[[Tensor], Tensor], rows: slice | Tensor, n_out: int, step: Tensor) -> Tensor:
-    """What `stored`, which knows all rows, makes of the steps of some."""
-    whole = step.new_ones(n_out, *step.shape[1:])
-    whole[rows] = step
-    return stored(whole)[rows]
 
 
 def pulls(moment: Tensor, rows: Tensor) -> Tensor:
@@ -61,7 +53,7 @@ def round_rows(
     stored: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, float | None]:
     """Codes in groups, steps, and the damp that it took: one set rounded after the other, then so many rounds of
-    refinement in which each set hears of all others. moment: R, as `mixed` makes it."""
+    refinement, in which each set's codes hear of all other rows, and then all steps. moment: R, as `mixed` makes it."""
     n_out, n_in = len(groups), len(context.moment)
     sets = row_sets(n_out, groups.device)
     order = torch.cat(sets)
@@ -86,12 +78,17 @@ def round_rows(
         targets[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
         start = end
     pulling = [pulls(moment, rows) for rows in sets] if rounds else []
-    missing = left(torch.arange(n_out, device=w.device), w)
+    everything = torch.arange(n_out, device=w.device)
+    missing = left(everything, w)
+    below, zeros = floored(context.moment), of_columns(zero, groups, n_in)
     for _ in range(rounds):
         for rows, pull in zip(sets, pulling, strict=True):
-            target = grids.to_groups(w[rows] + pull @ missing, grid.group_size)
-            known = None if stored is None else partial(within, stored, rows, n_out)
-            given = (target, codes[rows], step[rows], zero[rows], grid, context.moment, 1, known)
-            codes[rows], step[rows] = refine(*given)
+            flat, steps = grids.from_groups(codes[rows], n_in), of_columns(step[rows], groups[rows], n_in)
+            found = descend(w[rows] + pull @ missing, flat, steps, zeros[rows], grid, below)
+            codes[rows] = grids.to_groups(found, grid.group_size)
             missing[rows] = left(rows, w[rows])
+        for rows, pull in zip(sets, pulling, strict=True):
+            targets[rows] = w[rows] + pull @ missing
+        step = fit_steps(targets, codes, step, zero, grid, below, stored)
+        missing = left(everything, w)
     return codes, step, max(damps, default=None)
