@@ -19,7 +19,8 @@ from quant.checkpoints.export import export
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.mixed import Candidate, mix_checkpoint
+from quant.methods.choice import Candidate, Given
+from quant.methods.mixed import mix_checkpoint
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.vocabulary import rounded
 from quant.recipe.recipe import Recipe
@@ -219,11 +220,8 @@ def test_a_budget_takes_them_where_its_size_wants_them(made: Made, end_loss: str
             tmp_path / name / "checkpoint",
             tmp_path / name / "folds.safetensors",
             LINEARS,
-            made_of,
-            True,
+            Given(made_of, True, READS, MADE | more),
             limits,
-            READS,
-            MADE | more,
             {HEAD: "output head"},
             ends,
             end_loss,
