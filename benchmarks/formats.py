@@ -63,13 +63,14 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--roundings", nargs="+", default=["nearest", "gptq"])
     parser.add_argument("--cells", nargs="+", help="ROUNDING/GRID each, in place of every grid in every rounding")
+    parser.add_argument("--every", type=int, default=1, help="windows that are judged: every so many")
     parser.add_argument("--calibration", type=int, default=128, help="sequences of 512 tokens")
     parser.add_argument("--out", type=Path, default=Path("formats.csv"))
     options = parser.parse_args()
     where = device("auto")
     torch.backends.cuda.matmul.allow_tf32 = False
     sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
-    judged = {"wikitext": judged["wikitext"]}
+    judged = {"wikitext": judged["wikitext"][:: options.every]}
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
     rows: list[dict[str, Any]] = []
