@@ -2,9 +2,9 @@
 
 CONVERTED and TEXT as frontier.py takes them, calibrated on the same 128×512 tokens. Every linear and the tied
 embedding is in IQ4_NL (4.5 bits), but those of ROOM in Q3_K (3.44 bits) that lose least by it, by the end loss, as many
-as SIZE_MB asks for: the whole of model.gguf, tokenizer and all. What is judged is that file, as transformers loads it,
-beside the checkpoint of BESIDE: KL(original ‖ method) and delta_nll with their 95 % intervals, and the paired
-difference. Needs a GPU to be quick; prints lines as it goes and writes rows to OUT.
+as SIZE_MB asks for: the whole of model.gguf, tokenizer and all. The packed checkpoint is judged beside that of BESIDE,
+KL(original ‖ method) and delta_nll with their 95 % intervals and the paired difference; then the file is written, and a
+window run by it as transformers loads it. Needs a GPU to be quick; prints lines as it goes and writes rows to OUT.
 """
 
 import argparse
@@ -51,7 +51,7 @@ MEASURES = ("kl", "delta_nll")
 WAYS: dict[str, dict[str, Any]] = {
     "fast": {},
     "reconstructed": {"reconstruct": {}},
-    "tuned": {"reconstruct": {}, "tune": {"epochs": 2, "rate": 0.0005}},
+    "tuned": {"reconstruct": {}, "tune": {"epochs": 2, "rate": 0.0005}},  # at 4 bits less serves the part held out
     "unscaled": {"salience": "none", "reconstruct": {}},
 }
 
@@ -59,11 +59,14 @@ WAYS: dict[str, dict[str, Any]] = {
 class Small(Study):
     """A study that quantises the embedding too, and writes a GGUF."""
 
-    def begin(self) -> None:
-        """Statistics and the end loss, and what each linear of ROOM loses in SMALL instead of OTHER, nats."""
+    def begin(self, sequences: int | None) -> None:
+        """Statistics, the end loss of the first sequences, and what each linear of ROOM loses in SMALL instead of
+        OTHER, nats."""
         self.statistics()
         self._files["end_loss"] = self._folder / "end_loss"
-        collect_end_loss(self._material, self._files["end_loss"], 1, SEED, self._compute)
+        tokens = self._material.tokens
+        few = self._material._replace(tokens=tokens._replace(sequences=tokens.sequences[:sequences]))
+        collect_end_loss(few, self._files["end_loss"], 1, SEED, self._compute)
         empty = skeleton(self._checkpoint)
         self.losses: dict[str, float] = {}
         with tensorfile.opened(self._checkpoint / "model.safetensors") as file:
@@ -107,15 +110,14 @@ class Small(Study):
         """How many linears must be in SMALL for a file of at most that."""
         recipe = keys.defaults() | OTHER | {"embeddings": EMBEDDING, "n_calib": 1, "seed": SEED, "tensor_types": []}
         self.whole(recipe)  # to the nearest: a file is as large however it is rounded
-        _, size = self.gguf()
+        _, made = self.gguf()
         saved = (4.5 - 3.4375) / 8e6 * np.prod(self._shape)
-        return min(len(self.losses), max(0, int(np.ceil((size - size_mb) / saved))))
+        return min(len(self.losses), max(0, int(np.ceil((made["size_mb"] - size_mb) / saved))))
 
-    def gguf(self) -> tuple[Path, float]:
-        """The file and its 10⁶ bytes."""
-        out = self._folder / "gguf"
-        export(self.quantised, out, "gguf", self._model["fingerprint"])
-        return out / "model.gguf", (out / "model.gguf").stat().st_size / 1e6
+    def gguf(self) -> tuple[Path, dict[str, Any]]:
+        """The file, its types, its 10⁶ bytes and how many steps it is off."""
+        made = export(self.quantised, self._folder / "gguf", "gguf", self._model["fingerprint"])
+        return self._folder / "gguf/model.gguf", {key: made[key] for key in ("type", "size_mb", "largest_deviation")}
 
 
 def loaded(path: Path, where: str) -> nn.Module:
@@ -133,6 +135,8 @@ def main() -> None:
     parser.add_argument("--small", type=int, help="linears in SMALL, if it is known how many")
     parser.add_argument("--ways", nargs="+", default=["reconstructed"], choices=list(WAYS))
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--end-loss", type=int, help="sequences that the end loss is taken of, if not all")
+    parser.add_argument("--texts", nargs="+", default=["wikitext", "python"])
     parser.add_argument("--every", type=int, default=1, help="windows that are judged: every so many")
     parser.add_argument("--keep", type=Path, help="a folder that the file of each way is copied to, as WAY.gguf")
     parser.add_argument("--out", type=Path, default=Path("small.csv"))
@@ -148,11 +152,11 @@ def main() -> None:
         pd.DataFrame(rows).to_csv(options.out, index=False)
 
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
-    judges = {text: Judge(original, part[:: options.every], where) for text, part in judged.items()}
+    judges = {text: Judge(original, judged[text][:: options.every], where) for text in options.texts}
     with tempfile.TemporaryDirectory() as name:
         study = Small(options.converted, sequences, Path(name), where)
         begun = time.perf_counter()
-        study.begin()
+        study.begin(options.end_loss)
         note(what="statistics and end loss", seconds=time.perf_counter() - begun)
 
         def judge(what: str, model: nn.Module, **row: Any) -> dict[str, np.ndarray]:
@@ -172,18 +176,23 @@ def main() -> None:
             types = study.types(count)
             note(what="types", of=types[0]["linears"] if types else "")
             seconds, record = study.whole(recipe | {"tensor_types": types})
-            path, size = study.gguf()
-            if options.keep is not None:
-                options.keep.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, options.keep / f"{way}.gguf")
-            row = {"size_mb": size, "small": count, "seconds": seconds} | record.get("tuning", {})
-            own = judge(way, loaded(path, where), **row)
+            packed = perplexity.load_model(study.quantised, where, torch.float32)
+            own = judge(way, packed, small=count, seconds=seconds, **record.get("tuning", {}))
             for text, sums in own.items():
                 pair = {
                     key: interval(sums[:, i], beside[text][:, i], judges[text].weights)
                     for i, key in enumerate(MEASURES)
                 }
                 note(what=f"{way} minus {BESIDE}", text=text, **pair)
+            path, made = study.gguf()
+            if options.keep is not None:
+                options.keep.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, options.keep / f"{way}.gguf")
+            with torch.inference_mode():
+                ids = judged["wikitext"][0][None].to(where)
+                both = [model(ids, use_cache=False).logits for model in (packed, loaded(path, where))]
+            apart = (both[0] - both[1]).abs().max().item() / both[0].std().item()
+            note(what=f"{way}, its file", **made, apart=apart)  # standard deviations of the logits
 
 
 if __name__ == "__main__":
