@@ -61,7 +61,8 @@ class Block:
             )
             fold = group.fold
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
-            found = bounded_scale(weights, known, recipe.at(group.linears[0]), heads, bound)
+            own = recipe if recipe.widths else recipe.at(group.linears[0])  # a budget's widths share a scale
+            found = bounded_scale(weights, known, own, heads, bound)
             self.found |= dict.fromkeys(group.linears, found)
             if fold is not None and found is not None and found.alpha:
                 self._fold(group, fold, found.scale, heads)
