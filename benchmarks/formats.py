@@ -1,4 +1,4 @@
-"""Number formats at equal bits on WikiText-2 test: formats.py CONVERTED TEXT [--roundings nearest gptq].
+"""Number formats at equal bits on WikiText-2 test: formats.py CONVERTED TEXT [--roundings nearest gptq] [--cells …].
 
 CONVERTED is results/{model}/original of a finished conversion, TEXT the raw test split. Calibrates on the first 128×512
 tokens and evaluates the rest in windows of 2,048, in float32. Every format is rounded to nearest, and clipped and fed
@@ -62,33 +62,35 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--roundings", nargs="+", default=["nearest", "gptq"])
+    parser.add_argument("--cells", nargs="+", help="ROUNDING/GRID each, in place of every grid in every rounding")
+    parser.add_argument("--every", type=int, default=1, help="windows that are judged: every so many")
     parser.add_argument("--calibration", type=int, default=128, help="sequences of 512 tokens")
     parser.add_argument("--out", type=Path, default=Path("formats.csv"))
     options = parser.parse_args()
     where = device("auto")
     torch.backends.cuda.matmul.allow_tf32 = False
     sequences, judged = texts(options.converted / "checkpoint", options.text, options.calibration)
-    judged = {"wikitext": judged["wikitext"]}
+    judged = {"wikitext": judged["wikitext"][:: options.every]}
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
     rows: list[dict[str, Any]] = []
     sums: dict[tuple[str, str], np.ndarray] = {}
+    cells = options.cells or [f"{rounding}/{grid}" for rounding in options.roundings for grid in options.grids]
     with tempfile.TemporaryDirectory() as name:
         study = Study(options.converted, sequences, Path(name), where)
         study.statistics()
-        for rounding in options.roundings:
-            for grid in options.grids:
-                seconds, _, record = study.quantise(recipe(grid, rounding))
-                quantised = perplexity.load_model(study.quantised, where, torch.float32)
-                found = {text: judge(original, quantised, part, where) for text, part in judged.items()}
-                del quantised
-                sums[rounding, grid] = found["wikitext"]
-                bits, storage = (record["summary"][key] for key in ("bits_per_weight", "storage"))
-                rows.append({"rounding": rounding, "grid": grid, "bits": bits, "storage": storage, "seconds": seconds})
-                rows[-1] |= summary(found, weights)
-                words = (f"{key} {v:.4f}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items())
-                print(", ".join(words), flush=True)
-                pd.DataFrame(rows).to_csv(options.out, index=False)
+        for rounding, grid in (cell.split("/") for cell in cells):
+            seconds, _, record = study.quantise(recipe(grid, rounding))
+            quantised = perplexity.load_model(study.quantised, where, torch.float32)
+            found = {text: judge(original, quantised, part, where) for text, part in judged.items()}
+            del quantised
+            sums[rounding, grid] = found["wikitext"]
+            bits, storage = (record["summary"][key] for key in ("bits_per_weight", "storage"))
+            rows.append({"rounding": rounding, "grid": grid, "bits": bits, "storage": storage, "seconds": seconds})
+            rows[-1] |= summary(found, weights)
+            words = (f"{key} {v:.4f}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items())
+            print(", ".join(words), flush=True)
+            pd.DataFrame(rows).to_csv(options.out, index=False)
     for one, other in combinations(rows, 2):
         if one["rounding"] == other["rounding"] and abs(one["bits"] / other["bits"] - 1) < EQUAL:
             pair = (sums[row["rounding"], row["grid"]][:, 2] for row in (one, other))

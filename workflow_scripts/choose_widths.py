@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from quant.checkpoints.ends import ends_of, grid_of
+from quant.checkpoints.ends import wanted
 from quant.data.tokens import fingerprint_in
 from quant.files.artifacts import versions, write_json
+from quant.files.tensorfile import opened
 from quant.methods.choice import given, widths_of
 from quant.models.record import model_record
 from quant.workflow.job import job
@@ -27,6 +28,7 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.input.moments,
         provenance,
     )
-    ends = ends_of(model["vocabulary"], grid_of(recipe["embeddings"])) if recipe["embeddings"] else []
+    with opened(snakemake.input.weights) as file:
+        ends = wanted(recipe["embeddings"], model["vocabulary"], file.layout())
     source, end_loss = Path(snakemake.input.config).parent, snakemake.input.get("end_loss")
     write_json(snakemake.output[0], widths_of(source, model["linears"], known, recipe["budget"], ends, end_loss))

@@ -112,13 +112,15 @@ def test_candidate_errors_are_those_of_float64(n_out: int, n_in: int, group_size
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("width", [128, 37])
-def test_fused_feedback_is_that_of_a_cpu(width: int, transposed: bool) -> None:
+@pytest.mark.parametrize("grid", [Grid(4, -1, False), Grid(4, -1, True, "iq4_nl"), Grid(3, -1, True, "q3_k")])
+def test_fused_feedback_is_that_of_a_cpu(width: int, transposed: bool, grid: Grid) -> None:
     """Whichever way the tensors lie: a triangular solve gives its result by columns."""
     generator = torch.Generator().manual_seed(width)
     w, factor = torch.randn(300, 400, generator=generator), torch.randn(400, 400, generator=generator).triu_() / 20
     factor.diagonal().uniform_(0.5, 1.5, generator=generator)
-    steps = 0.1 + torch.rand(300, 400, generator=generator)
-    zeros, grid, now = torch.full_like(steps, 7.0), Grid(4, -1, False), slice(100, 100 + width)
+    steps = (0.1 + torch.rand(300, 400, generator=generator)) * 8 / grid.highest
+    steps = steps * torch.randn(steps.shape, generator=generator).sign() if grid.signed else steps
+    zeros, now = torch.full_like(steps, 0.0 if grid.symmetric else 7.0), slice(100, 100 + width)
     kept = [torch.empty_like(w), torch.empty_like(w).cuda()]
 
     def lay(t: Tensor) -> Tensor:

@@ -18,13 +18,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 @pytest.mark.parametrize("width", [128, 37])
-def test_a_sweep_is_that_of_a_cpu(width: int) -> None:
+@pytest.mark.parametrize("grid", [Grid(3, -1, False), Grid(4, -1, True, "iq4_nl"), Grid(3, -1, True, "q3_k")])
+def test_a_sweep_is_that_of_a_cpu(width: int, grid: Grid) -> None:
     generator = torch.Generator().manual_seed(width)
     w, moment = case(300, width, width)
-    grid = Grid(3, -1, False)
-    steps = 0.02 + 0.05 * torch.rand(300, width, generator=generator)
+    steps = (0.02 + 0.05 * torch.rand(300, width, generator=generator)) * 7 / (grid.highest - grid.lowest)
+    steps = steps * torch.randn(steps.shape, generator=generator).sign() if grid.signed else steps
+    zero = 0 if grid.symmetric else 3
     codes = torch.randint(0, 8, (300, width), generator=generator).float()
-    given = ((w - (codes - 3) * steps) @ moment, moment, codes, steps)
+    codes = grid.points.nearest_((codes - 3) * grid.points.gap + zero)
+    given = ((w - (codes - zero) * steps) @ moment, moment, codes, steps)
     expected = sweep(*given, grid)
     found = [t.cpu() for t in sweep(*(t.cuda() for t in given), grid)]
     rows = (found[0] == expected[0]).all(1)

@@ -9,6 +9,7 @@ import torch
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from tests.tools.conftest import N_NEW, expected, exported, generate
+from tests.unit.recipe.test_recipe import recast, run
 
 NEAR = 0.15  # standard deviations of the logits: at most 0.06 was seen; a wrong token lies about 3 below, or more
 
@@ -23,6 +24,25 @@ def shortfall(checkpoint: Path, generated: list[tuple[list[int], list[int]]]) ->
         chosen = logits.gather(1, torch.tensor(new)[:, None])[:, 0]
         worst = max(worst, ((logits.amax(1) - chosen) / logits.std(1)).max().item())
     return worst
+
+
+def test_its_own_formats(python: Callable[[str], Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """IQ4_NL, and Q3_K where inputs are a multiple of 256."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    alone = python("llama.cpp")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    rest = {"num_hidden_layers": 2, "vocab_size": 256, "max_position_embeddings": 128, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    source = recast(tiny_checkpoint, tmp_path / "source", lambda tensors: None)
+    LlamaForCausalLM(LlamaConfig(**shape, **rest, bos_token_id=None, eos_token_id=None)).half().save_pretrained(source)
+    nl = {"format": "iq4_nl", "bits": 4, "group_size": 32, "symmetric": True}
+    down = {"linears": "down_proj", "format": "q3_k", "bits": 3, "group_size": 16, "symmetric": True}
+    run(source, tmp_path / "checkpoint", {}, **nl, tensor_types=[down])
+    model = exported(tmp_path / "checkpoint", tmp_path, "gguf") / "model.gguf"
+    found = generate("llama.cpp", alone, [model], "auto")[0]
+    assert [prompt for prompt, _ in found] == [prompt for prompt, _ in expected(tmp_path / "checkpoint", "float32")]
+    assert shortfall(tmp_path / "checkpoint", found) < NEAR
 
 
 def test_gguf(name: str, python: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -124,6 +124,37 @@ def test_gguf_has_a_type_for_each_tensor(checkpoint: Any, tmp_path: Path) -> Non
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
+DOWN = {"linears": r"mlp\.down_proj$", "format": "q3_k", "bits": 3, "group_size": 16, "symmetric": True}
+IQ4_NL = {"format": "iq4_nl", "bits": 4, "group_size": 32, "symmetric": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_llama_cpps_own_formats_go_over_to_the_bit(checkpoint: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    """IQ4_NL, and Q3_K where 256 divides, in one file: its own reader, and transformers', have the packed weights."""
+    import gguf
+
+    folder = checkpoint(64, 512, dtype, **IQ4_NL, tensor_types=[DOWN], clip=False)
+    made = export(folder, tmp_path / "gguf", "gguf", "tiny")
+    assert made == made | {"type": "IQ4_NL+Q3_K", "largest_deviation": 0.0}
+    found = gguf.GGUFReader(tmp_path / "gguf/model.gguf")
+    types = {each.name: each.tensor_type.name for each in found.tensors}
+    assert types["blk.1.ffn_down.weight"] == "Q3_K" and types["blk.1.ffn_up.weight"] == "IQ4_NL"
+    torch.testing.assert_close(
+        logits(tmp_path / "gguf", gguf_file="model.gguf"), packed_logits(folder), rtol=0, atol=1e-4
+    )
+    with stored.opened(folder, "tiny") as file:
+        down = file.linear("model.layers.0.mlp.down_proj")
+        assert down.grid == Grid(3, 16, True) and (down.step < 0).any() and file.packed.keys() == set(LINEARS)
+        assert file.packed["model.layers.0.mlp.up_proj"] == Grid(4, 32, True, "iq4_nl")
+
+
+def test_steps_that_q3_k_does_not_have_are_refused(checkpoint: Any, tmp_path: Path) -> None:
+    plain = DOWN | {"format": "int"}
+    with pytest.raises(InputError, match=r"steps are not 6 bits times one number for each 16.*use format: q3_k"):
+        export(checkpoint(64, 512, **IQ4_NL, tensor_types=[plain]), tmp_path / "gguf", "gguf", "tiny")
+    assert not list((tmp_path / "gguf").glob("model*"))
+
+
 @pytest.mark.parametrize(("symmetric", "size"), [(True, 32), (False, 32), (False, -1)])
 def test_awq_equals_slow_loops_and_another_librarys_reader(
     checkpoint: Any, tmp_path: Path, symmetric: bool, size: int
@@ -176,11 +207,21 @@ def test_smaller_groups_hold_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "words"),
     [
-        ("gguf", {"bits": 8}, "no blocks of 8 bits with zero points"),
+        ("gguf", {"bits": 8}, "in 8 bits with zero points, which GGUF has no blocks for"),
         ("awq", {"bits": 8}, "has 8 bits, and AutoAWQ's layout holds 4"),
         ("gguf", {"group_size": 16}, "groups of 16 inputs, which GGUF's 32 does not divide"),
         ("awq", {"group_size": 16}, "groups of 16 inputs, which AutoAWQ's 32 does not divide"),
-        ("gguf", {"bits": 3}, "has 3 bits, and GGUF holds 4 or 8"),
+        ("gguf", {"bits": 3}, "in 3 bits with zero points, which GGUF has no blocks for"),
+        (
+            "gguf",
+            {"bits": 3, "symmetric": True, "group_size": 16, "middle": 256},
+            "64 inputs, which GGUF's 256 does not",
+        ),
+        (
+            "gguf",
+            {"format": "fp8", "group_size": -1, "symmetric": True, "bits": 8},
+            "is in fp8, which GGUF has no blocks",
+        ),
         ("gguf", {"noise_injection": 0.1}, "simulated"),
         ("awq", {"dtype": torch.float32, "symmetric": True}, "is no float16"),
     ],

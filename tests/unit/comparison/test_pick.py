@@ -201,6 +201,30 @@ def test_a_card_shows_the_keys_that_have_an_effect() -> None:
     assert "Calibration: none: the recipe reads no statistics." in body and "seed" not in body and "None" not in body
 
 
+def test_a_card_says_objects_as_yaml_has_them() -> None:
+    """Without a limit of 0, or what candidates leave to the recipe."""
+    given = {"budget": {"bits_per_weight": 0.0, "size_mb": 90}, "candidates": [{"bits": 4, "group_size": None}]}
+    recipe = PLAIN | given | {"embeddings": {"bits": 8, "group_size": -1}, "n_calib": 12, "seed": 3}
+    record = {**RECORD, "provenance": RECORD["provenance"] | {"recipe": recipe}, "linears": [{"bits": 4}]}
+    _, body = of("good", ABOUT, record)
+    for line in (
+        "| budget | {size_mb: 90} |",
+        "| candidates | [{bits: 4}] |",
+        "| embeddings | {bits: 8, group_size: -1} |",
+    ):
+        assert line in body
+
+
+@pytest.mark.parametrize(("own", "said"), [(50.0, True), (30.0, False), (25.0, False)])
+def test_an_embedding_that_is_half_of_a_file_is_said(own: float, said: bool) -> None:
+    """By the choice and by the card, with what 8 bits make of it; not where it is quantised or small."""
+    sizes = [{"embeddings_mb": own if each["method"] != "original" or own > 40 else 50.0} for each in ROWS]
+    rows = [each | more for each, more in zip(ROWS, sizes, strict=True)]
+    words = "is 59% of this file: with embeddings: {bits: 8} in its recipe it is of about 60 MB, which transformers and"
+    text = card("m", "good", pd.DataFrame(rows), RECORD, ABOUT, CALIBRATION, "p")
+    assert (words in " ".join(chosen(rows).lines)) == (words in text) == said
+
+
 def test_a_dense_checkpoint_is_called_neither_small_nor_4_bit() -> None:
     header, body = of("best", ABOUT)
     assert header["tags"] == ["quantized"] and "times smaller" not in body

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
-from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor, together
+from quant.methods.reconstruct import Aim, MovableLinear, Reconstruction, Reconstructor, together
 from quant.methods.sequential import Sequential
 from quant.methods.with_model import quantize_with_model, reconstruction_of
 from quant.models.compute import Compute
@@ -156,6 +157,34 @@ def test_a_step_in_smaller_batches_has_the_same_gradients(models: Callable[[str]
     way = Sequential(models("llama_bias").path, CALIBRATION, "cpu", torch.float32, 20, Reconstruction.of(WAY))
     assert next(way._pairs).n_batches == 3
     assert together({0: 30, 2: 30, 3: 31, 4: 90, 5: 5}, 64) == [[0, 2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 32, True, "iq4_nl"), Grid(3, 16, True, "q3_k")])
+def test_codes_of_other_formats_move_too(grid: Grid) -> None:
+    """From where rounding left them, on the format's values and steps, down an error that rounding did not see."""
+    w = 0.1 * torch.randn(24, 512, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(512, 512, generator=torch.Generator().manual_seed(1)).cumsum(1) / 20
+    stored = partial(grids.stored_step, dtype=torch.float16, steps=grid.steps)
+    groups = grids.to_groups(w, grid.group_size)
+    step, zero = grids.fit(groups, grid)
+    step = stored(step)
+    rounded = QuantizedLinear(grids.encode(groups, step, zero, grid), step, zero, grid, 512)
+    linear = MovableLinear(Aim(rounded, w, None, None, stored), None)
+    start = [each.detach().clone() for each in (linear.place, linear.change)]
+    linear.reset()
+    assert all(torch.equal(a, b) for a, b in zip(linear.moved(), (rounded.codes, step), strict=True))
+    optimizer = torch.optim.Adam([{"params": [linear.place], "lr": 0.02}, {"params": [linear.change], "lr": 0.002}])
+    with torch.no_grad():
+        linear.place.copy_(start[0])
+        before = (linear(x) - x @ w.T).square().mean().item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        (linear(x) - x @ w.T).square().mean().backward()
+        optimizer.step()
+    codes, steps = linear.moved()
+    after = (x @ (grids.from_groups(codes * steps, 512) - w).T).square().mean().item()
+    assert after < 0.5 * before and torch.equal(stored(steps), steps)
+    assert torch.equal(grid.points.nearest_(codes.clone()), codes) and not torch.equal(codes, rounded.codes)
 
 
 def test_it_brings_the_model_nearer_and_twice_the_same(models: Callable[[str], Case], tmp_path: Path) -> None:

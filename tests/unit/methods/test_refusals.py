@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from quant.checkpoints.ends import spared_bits
+from quant.checkpoints.ends import wanted as wanted_ends
 from quant.errors import InputError
 from quant.files.tensorfile import opened
 from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, refuse
@@ -28,6 +29,7 @@ NOTHING: dict[str, Any] = {
     "sequential": [],
     "library": {},
     "embeddings": {},
+    "types": {},
     "budgets": {},
     "limits": {},
     "moments": {"store": "float32", "budget_gb": None},
@@ -204,6 +206,13 @@ def test_methods_that_need_facts_of_the_model() -> None:
     assert found["limits"] == {"max_size_mb": 100} and found["recipes"].keys() == set(names) - {"autoawq"}
 
 
+def test_a_pattern_of_no_linear_is_said(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    (line,) = found(tiny_checkpoint, linears, types={"a": ["down_proj", r"down_prj$"], "b": ["q_proj|k_proj"]})
+    assert line.startswith(
+        r"methods.a.tensor_types: down_prj$ is in no linear's name on this model; they are model.lay"
+    )
+
+
 def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
     """And those that can make a file so much smaller."""
     entries = {"a": {"bits": 8, "group_size": 36}, "b": {"bits": 8, "group_size": -1}}
@@ -214,6 +223,8 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
         unread: Vocabulary = {**VOCABULARY, "unread": "its head is a Conv1D, not a Linear"}
         words = list(embedding_mistakes(entries, layout, unread))
         assert len(words) == 2 and "its head is a Conv1D" in words[0]
+        spare = {name: entry | {"needed": False} for name, entry in entries.items()}
+        assert not list(embedding_mistakes(spare, layout, unread)) and wanted_ends(spare["b"], unread, layout) == []
         spared = [spared_bits({"embeddings": entry}, VOCABULARY, layout) for entry in (entries["b"], None)]
         # 256 rows of 48 from float32: of a byte a code, and packed beside it, a step a row; the shape of the packed one
         assert spared == [2 * 256 * (48 * 24 - 32) - 2 * 64, 0]

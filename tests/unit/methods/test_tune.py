@@ -35,7 +35,8 @@ def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "tune": TUNE} | changes
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
     given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
-    return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE)
+    ends: Any = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": case.model.config.tie_word_embeddings}
+    return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE, vocabulary=ends | {"unread": ""})
 
 
 def tuner_of(case: Case, target: Path, dtype: torch.dtype = torch.float64) -> Tuner:
@@ -94,17 +95,25 @@ def one_by_one() -> list[Any]:
 
 
 # groups of 14 do not divide the inputs
-@pytest.mark.parametrize(("bits", "size", "storage"), [(4, 16, "packed"), (3, 14, "simulated"), (2, 16, "packed")])
+@pytest.mark.parametrize(
+    ("bits", "size", "storage", "ends"),
+    [
+        (4, 16, "packed", None),
+        (3, 14, "simulated", None),
+        (2, 16, "packed", {"bits": 4, "group_size": 16}),  # the embedding too, while steps are tuned
+    ],
+)
 def test_the_file_is_what_was_measured(
     models: Callable[[str], Case],
     bits: int,
     size: int,
     storage: str,
+    ends: dict[str, int] | None,
     tmp_path: Path,
 ) -> None:
     case = models("llama")
-    record = run(case, tmp_path / "tuned", bits=bits, group_size=size)
-    plain = run(case, tmp_path / "plain", bits=bits, group_size=size, tune=None)
+    record = run(case, tmp_path / "tuned", bits=bits, group_size=size, embeddings=ends)
+    plain = run(case, tmp_path / "plain", bits=bits, group_size=size, tune=None, embeddings=ends)
     tuning = record["tuning"]
     assert record["summary"]["storage"] == storage and "tuning" not in plain
     assert tuning["epoch"] > 0 and tuning["kl_tuned"] < 0.95 * tuning["kl_start"]

@@ -23,6 +23,7 @@ from quant.methods.choice import Candidate, Given
 from quant.methods.mixed import mix_checkpoint
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.vocabulary import rounded
+from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
 from tests.unit.methods.test_mixed import READS
 from tests.unit.recipe.test_recipe import LINEARS, MADE, PATTERNS, PLAIN, recast
@@ -139,6 +140,26 @@ def test_transformers_loads_them(made: Made, tied: bool, bits: int, group_size: 
     original = load_file(tmp_path / "source/model.safetensors")
     error = (original[f"{EMBEDDING}.weight"].float() - load_weight(checkpoint, EMBEDDING)).abs()
     assert 0 < error.max() < 1.01 * original[f"{EMBEDDING}.weight"].float().abs().max() / (2**bits - 2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama_cpps_own_format_in_both(made: Made, tied: bool, tmp_path: Path) -> None:
+    """A byte a code for transformers, 4 bits in the GGUF, the same numbers."""
+    from transformers import AutoModelForCausalLM
+
+    entry = {"bits": 4, "group_size": 32, "format": "iq4_nl"}
+    checkpoint, record = made(tied, embeddings=entry, **entry, symmetric=True)
+    check_loaded(checkpoint)
+    assert record["summary"]["storage"] == "packed" and record["summary"]["quantized_share"] > 0.99
+    with stored.opened(checkpoint, "tiny") as file:
+        assert file.embedding == {EMBEDDING: Grid(4, 32, True, "iq4_nl")}
+        assert (file.linear(EMBEDDING).step < 0).any() and file.linear(EMBEDDING).codes.min() == -127
+    done = export(checkpoint, tmp_path / "gguf", "gguf", "tiny")
+    assert done == done | {"type": "IQ4_NL", "largest_deviation": 0.0}
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", dtype=torch.float32, gguf_file="model.gguf").eval()
+    with torch.inference_mode():
+        expected = load_model(checkpoint, "cpu", torch.float32)(IDS).logits
+        torch.testing.assert_close(found(IDS).logits, expected, rtol=0, atol=1e-4)
 
 
 def load_weight(checkpoint: Path, name: str) -> torch.Tensor:

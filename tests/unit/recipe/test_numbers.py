@@ -18,7 +18,7 @@ from quant.recipe.context import Context
 from quant.recipe.functions import function_of
 from quant.recipe.grids import CLIP_FACTORS, Codes, Grid
 from quant.recipe.linear import round_linear
-from quant.recipe.numbers import E2M1, E4M3, NF4, unit_of
+from quant.recipe.numbers import E2M1, E4M3, IQ4_NL, NF4, unit_of
 from quant.recipe.ranges import held
 from quant.recipe.recipe import Recipe
 from quant.recipe.refine import refine
@@ -33,6 +33,7 @@ GRIDS = {
     "nf4": Grid(4, 24, True, "nf4"),
     "nf4_rows": Grid(4, -1, True, "nf4"),
     "int8": Grid(8, -1, True, "int8"),
+    "iq4_nl": Grid(4, 32, True, "iq4_nl"),
 }
 SHAPES = [(5, 64), (3, 41), (131, 150)]  # the last has two blocks of rows and of inputs, neither of them whole
 
@@ -61,7 +62,8 @@ def slow_nearest(x: float, values: list[float]) -> float:
 
 def slow_step(largest: float, name: str, unit: float) -> float:
     """As a file has it: of a model in float32, of E4M3, of powers of two."""
-    step = largest / {"nvfp4": 6.0, "mxfp4": 6.0, "fp8": 448.0, "int8": 127.0, "nf4": 1.0}[name] or 1.0
+    step = largest / {"nvfp4": 6.0, "mxfp4": 6.0, "fp8": 448.0, "int8": 127.0, "nf4": 1.0, "iq4_nl": 127.0}[name]
+    step = step or (2.0**-24 if name == "iq4_nl" else 1.0)
     if name == "nvfp4":
         return slow_nearest(min(max(step * unit, 2.0**-9), 448.0), slow_e4m3()) / unit
     if name == "mxfp4":
@@ -85,6 +87,7 @@ def slow_rounded(w: np.ndarray, grid: Grid, unit: float, square: np.ndarray | No
         least = np.inf
         for factor in [1.0] if square is None else CLIP_FACTORS:
             step = slow_step(float(np.abs(block).max()) * factor, grid.format, unit)
+            step *= -1 if grid.format == "iq4_nl" and block.max() > -block.min() else 1  # the longer side is below 0
             found = np.array([[slow_nearest(x / step, values) * step for x in row] for row in block.tolist()])
             error = 0.0 if square is None else float(((block - found) ** 2 * square[list(inputs)]).sum())
             if error < least:
@@ -93,7 +96,7 @@ def slow_rounded(w: np.ndarray, grid: Grid, unit: float, square: np.ndarray | No
 
 
 def values_of(grid: Grid) -> list[float]:
-    known = {"nvfp4": list(E2M1), "mxfp4": list(E2M1), "fp8": slow_e4m3(), "nf4": list(NF4)}
+    known = {"nvfp4": list(E2M1), "mxfp4": list(E2M1), "fp8": slow_e4m3(), "nf4": list(NF4), "iq4_nl": list(IQ4_NL)}
     return [float(code) for code in range(-128, 128)] if grid.format == "int8" else known[grid.format]
 
 
@@ -278,7 +281,7 @@ def test_refinement_lowers_the_error_and_keeps_to_the_format(name: str) -> None:
     for rounds in (1, 3):
         found, new = refine(groups, codes, step, zero, grid, torch.from_numpy(moment), rounds, stored)
         assert set(found.unique().tolist()) <= set(torch.tensor(values_of(grid), dtype=torch.float64).tolist())
-        assert torch.equal(stored(new), new) and (new > 0).all()
+        assert torch.equal(stored(new), new) and (new.all() if grid.signed else (new > 0).all())
         if grid.rows > 1:
             assert all(len(block.unique()) == 1 for block in new[:, 0, 0].split(grid.rows))
         errors.append(error_of(w, found, new, moment))
@@ -309,7 +312,7 @@ def test_odd_weights_are_finite_and_no_worse_than_nearest(name: str, damage: str
         found = round_linear(weight, None, known, Recipe.of(PLAIN | entry | changes), torch.Generator(), stored)
         assert (
             found.dequantize().isfinite().all()
-            and (found.step > 0).all()
+            and (found.step.all() if grid.signed else (found.step > 0).all())
             and torch.equal(stored(found.step), found.step)
         )
         errors.append(error_of(w, found.codes.double(), found.step.double(), moment))
@@ -335,6 +338,39 @@ def test_tuned_steps_are_the_formats(name: str) -> None:
     assert torch.equal(stored(tuned.step), tuned.step) and (tuned.unit, tuned.grid) == (unit, grid)
     assert all(len(block.unique()) == 1 for block in tuned.step[:, 0, 0].split(grid.rows))
     assert linear.change.grad is not None and linear.change.grad.isfinite().all()
+
+
+def slow_six_bits(steps: np.ndarray, digits: int) -> np.ndarray:
+    """Of one row, blocks of 16: the number that 31 times is the largest, to so many digits, 1 to 31 times each."""
+    out = []
+    for start in range(0, len(steps), 16):
+        block = np.abs(steps[start : start + 16])
+        one = block.max() / 31
+        power = 2.0 ** (digits - 1 - np.floor(np.log2(one)))
+        one = np.round(one * power) / power
+        out += [np.sign(s) * one * min(max(round(abs(s) / one), 1), 31) for s in steps[start : start + 16]]
+    return np.array(out)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float16, 6), (torch.bfloat16, 3), (torch.float32, 6)])
+def test_q3_k_has_steps_of_six_bits(dtype: torch.dtype, digits: int) -> None:
+    """Which the model's type holds to the bit, and which stay when they are stored again."""
+    grid = Grid(3, 16, True, "q3_k")
+    w, moment = case(6, 512)[0], torch.eye(512, dtype=torch.float64)
+    stored = partial(grids.stored_step, dtype=dtype, steps=grid.steps)
+    groups = grids.to_groups(torch.from_numpy(w), 16)
+    step, zero = grids.fit(groups, grid)
+    kept = stored(step)
+    for row, own in zip(kept[:, :, 0].numpy(), step[:, :, 0].numpy(), strict=True):
+        if np.abs(own).max() > 1e-3:
+            np.testing.assert_allclose(row, slow_six_bits(own, digits), rtol=1e-12)
+    assert torch.equal(stored(kept), kept) and torch.equal(kept.to(dtype).double(), kept)
+    codes = grids.encode(groups, kept, zero, grid)
+    assert codes.min() == -4 and codes.max() <= 3 and (kept < 0).any() and (kept > 0).any()
+    found, new = refine(groups, codes, kept, zero, grid, moment, 1, stored)
+    assert torch.equal(stored(new), new) and error_of(w, found, new, np.eye(512)) < error_of(
+        w, codes, kept, np.eye(512)
+    )
 
 
 def test_codes_that_leave_a_type_go_to_the_point_before() -> None:

@@ -13,6 +13,8 @@ from quant.errors import InputError
 from quant.workflow import configuration, own
 from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
 
+ADDED = {"add": {"methods": ["rtn_8bit"]}}
+WITH_8_BITS = {"methods": {"rtn_8bit": {"bits": 8, "group_size": -1, "symmetric": True}}}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -57,12 +59,13 @@ def loaded(changes: dict[str, Any]) -> dict[str, Any]:
 def test_a_model(here: Path, model: str, name: str, source: dict[str, Any]) -> None:
     found = study(MODEL=model)
     expected = json.loads(json.dumps(source).replace("{here}", str(here)))
-    assert found == {"study": {"models": [name]}, "models": {name: {"source": expected}}}
-    assert loaded(found)["study"]["models"] == [name]
+    assert found == WITH_8_BITS | {"study": {"models": [name], **ADDED}, "models": {name: {"source": expected}}}
+    config = loaded(found)
+    assert config["study"]["models"] == [name] and "rtn_8bit" in config["study"]["methods"]
 
 
 def test_a_model_of_config_yaml_by_name(here: Path) -> None:
-    assert study(MODEL="smollm2-135m") == {"study": {"models": ["smollm2-135m"]}}
+    assert study(MODEL="smollm2-135m") == WITH_8_BITS | {"study": {"models": ["smollm2-135m"], **ADDED}}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,8 @@ def test_limits(given: dict[str, str], choose: dict[str, Any]) -> None:
     config = loaded(found)
     budget = {"size_mb": choose["max_size_mb"], "bits_per_weight": choose["max_bits_per_weight"] or 0.0}
     assert config["methods"]["within_size"]["budget"] == budget
+    ends = {"bits": 8, "group_size": -1, "format": "int", "needed": False}
+    assert config["methods"]["within_size"]["embeddings"] == ends and "rtn_8bit" not in config["methods"]
     assert {"within_size", *config["candidates"]["within_size"]} <= set(config["study"]["methods"])
     assert set(DEFAULT["study"]["methods"]) <= set(config["study"]["methods"])
 

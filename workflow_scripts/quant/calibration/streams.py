@@ -5,15 +5,16 @@ Two streams of hidden states and two copies of one block are in memory, however 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant.calibration.blocks import Arguments, Run, empty, fill
+from quant.calibration.blocks import Arguments, Run, Weights, empty, fill
 from quant.calibration.hidden import HiddenStates, hidden_states
 from quant.calibration.kept import Budget, Outputs, Passing, ends_of
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
@@ -273,17 +274,36 @@ class Pair:
                 states.put(i, hidden_of(arguments.call(self._blocks[1], states.get(i))))
 
 
+class Changed:
+    """A file's weights, some in place of its own."""
+
+    def __init__(self, weights: Weights, changed: Mapping[str, Tensor]) -> None:
+        self._weights, self._changed, self.path, self.names = weights, changed, weights.path, weights.names
+
+    def get(self, name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        if name in self._changed:
+            return self._changed[name].to(device, dtype)
+        return self._weights.get(name, device, dtype)
+
+    def prefetch(self, names: Iterable[str], device: str) -> None:
+        self._weights.prefetch(names, device)
+
+
 class Streams(Run):
     """Two models' hidden states on their way through the blocks."""
 
     @torch.inference_mode()
-    def pairs(self) -> Iterator[Pair]:
+    def pairs(self, changed: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Pair]:
+        """changed: weights before the blocks that the quantised model has in place of the original's."""
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             hidden, arguments = self.enter(weights)
-            n_bytes = sum(hidden.get(i).nbytes for i in range(len(self.batches)))
-            other = hidden_states(self._device, n_bytes)
-            for i in range(len(self.batches)):
-                other.put(i, hidden.get(i))
+            if changed:
+                other, _ = self.enter(Changed(weights, changed))
+            else:
+                n_bytes = sum(hidden.get(i).nbytes for i in range(len(self.batches)))
+                other = hidden_states(self._device, n_bytes)
+                for i in range(len(self.batches)):
+                    other.put(i, hidden.get(i))
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype, self.tied)

@@ -24,7 +24,7 @@ from quant.recipe.numbers import E2M1
 if TYPE_CHECKING:
     import compressed_tensors  # noqa: F401  (so that its version counts as any import's)
 
-BYTES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}  # of one code each
+BYTES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "iq4_nl": torch.int8}  # of one code each
 FP4 = ("nvfp4", "mxfp4")
 UNPACKED = torch.bfloat16  # what E2M1 becomes
 BIAS = 127  # of a power of two's exponent
@@ -130,6 +130,8 @@ def unpack(file: TensorFile, name: str, grid: Grid, device: str = "cpu") -> Code
 
 def weights_of(grid: Grid) -> dict[str, Any]:
     """A grid as a config group has it."""
+    if grid.format == "iq4_nl":  # its values are whole numbers of 8 bits
+        return {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     kind = "int" if grid.format == "int8" else "float"
     weights: dict[str, Any] = {"num_bits": grid.bits, "type": kind, "symmetric": True}
     if grid.format == "nvfp4":

@@ -9,9 +9,9 @@ import yaml
 
 from quant.data.overlap import SHARE, percent, short_words
 from quant.data.wording import source_words
-from quant.files.units import megabytes
+from quant.files.units import embedding_words, megabytes
 from quant.recipe.formats import INT, NAMES
-from quant.recipe.keys import has_effect
+from quant.recipe.keys import KEYS, has_effect
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord
 
@@ -74,10 +74,23 @@ def settings(recipe: dict[str, Any], calibrated: bool) -> dict[str, Any]:
     """The keys that have an effect on the weights; how many sequences there were is said with the calibration."""
     drawn = calibrated or recipe.get("noise_injection")
     return {
-        key: value
+        key: said(key, value)
         for key, value in recipe.items()
         if has_effect(key, recipe) and recipe[key] is not None and key != "n_calib" and (key != "seed" or drawn)
     }
+
+
+def said(key: str, value: Any) -> Any:
+    """A value as YAML has it in a line, without what asks for nothing: a limit of 0, a candidate's size left out."""
+    if not isinstance(value, dict | list):
+        return value
+    known = KEYS[key].keys or {}
+    own: Any = value
+    if isinstance(value, dict):
+        own = {name: each for name, each in value.items() if each or name not in known or known[name].default}
+    else:
+        own = [{name: each for name, each in one.items() if each is not None} for one in value]
+    return yaml.safe_dump(own, default_flow_style=True, sort_keys=False, width=10**6).strip()
 
 
 def left_words(left: dict[str, str]) -> list[str]:
@@ -133,6 +146,7 @@ def card(
         measured=[measured_words(row) for row in mine.itertuples()],
         original={row.dataset: row for row in rows[rows.method == ORIGINAL].itertuples()},
         size=first,
+        large=[embedding_words(first, row) for row in rows[rows.method == ORIGINAL].head(1).itertuples()],
         packed=first.storage == "packed",
         stored=NAMES.get(recipe.get("format", INT), "pack-quantized"),
         bytes=recipe.get("format", INT) in NAMES,

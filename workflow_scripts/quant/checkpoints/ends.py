@@ -10,6 +10,7 @@ from quant.checkpoints import vocabulary as held_codes
 from quant.errors import InputError
 from quant.files.naming import Names
 from quant.files.tensorfile import Layout
+from quant.recipe.formats import INT
 from quant.recipe.grids import Grid
 from quant.records.model import Vocabulary
 
@@ -36,7 +37,7 @@ def ends_of(vocabulary: Vocabulary, grid: Grid) -> list[End]:
 
 def grid_of(entry: Mapping[str, Any]) -> Grid:
     """A recipe's `embeddings`."""
-    return Grid(entry["bits"], entry["group_size"], True)
+    return Grid(entry["bits"], entry["group_size"], True, entry.get("format", INT))
 
 
 def why_not(entry: Mapping[str, Any], vocabulary: Vocabulary, dense: Layout) -> str | None:
@@ -57,6 +58,8 @@ def wanted(entry: Mapping[str, Any] | None, vocabulary: Vocabulary | None, dense
     if not entry or vocabulary is None:
         return []
     if reason := why_not(entry, vocabulary, dense):
+        if not entry.get("needed", True):
+            return []
         raise InputError(f"embeddings: {reason}")
     return ends_of(vocabulary, grid_of(entry))
 

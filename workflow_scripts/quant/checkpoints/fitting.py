@@ -71,7 +71,10 @@ def in_float16(linear: Codes) -> Codes:
     weights are next to nothing, and stay within half such a step of what they were."""
     kind = torch.finfo(torch.float16)
     unit = kind.smallest_normal * kind.eps
-    step = torch.where(linear.step < kind.smallest_normal, (linear.step / unit).ceil() * unit, linear.step)
+    size = linear.step.abs()
+    step = torch.where(
+        size < kind.smallest_normal, torch.copysign((size / unit).ceil() * unit, linear.step), linear.step
+    )
     if torch.equal(step, linear.step):
         return linear
     codes = grids.encode(grids.decode(linear.codes, linear.step, linear.zero), step, linear.zero, linear.grid)
@@ -85,5 +88,5 @@ def without_packing(config: dict[str, Any]) -> dict[str, Any]:
 def deviation(w: Tensor, linear: Codes) -> float:
     """Largest |w - ŵ| in steps, or in float16's smallest normal number where a step is less; w [out, in]."""
     difference = grids.to_groups(w - linear.dequantize(), linear.grid.group_size)
-    step = linear.step.clamp(min=torch.finfo(torch.float16).smallest_normal)
+    step = linear.step.abs().clamp_(min=torch.finfo(torch.float16).smallest_normal)
     return float((difference / step).abs().max())

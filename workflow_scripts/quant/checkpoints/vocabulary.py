@@ -19,6 +19,7 @@ from quant.files.artifacts import rebuild
 from quant.files.naming import Names
 from quant.files.tensorfile import Layout, TensorFile
 from quant.recipe import grids
+from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 
 FORMAT = "int-quantized"
@@ -48,7 +49,7 @@ def with_group(config: dict[str, Any], owners: list[str], grid: Grid, naming: Na
     """A quantization_config that names them too."""
     both = (naming or Names()).both(owners)
     group = {"targets": sorted(both), "format": FORMAT, "weights": packed.weights_of(grid)}
-    groups = {GROUP: group} | config["config_groups"]
+    groups = {GROUP if grid.format == INT else f"{GROUP}_{grid.format}": group} | config["config_groups"]
     return config | {"config_groups": groups, "ignore": sorted(set(config["ignore"]) - both)}
 
 
@@ -56,10 +57,14 @@ def without_group(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     """The config of packed linears, and the group of the embedding where there is one."""
     stored = config.get("quantization_config")
     groups = stored.get("config_groups") if isinstance(stored, dict) else None
-    if not isinstance(stored, dict) or not isinstance(groups, dict) or GROUP not in groups:
+    if not isinstance(stored, dict) or not isinstance(groups, dict):
         return config, None
-    rest = {key: group for key, group in groups.items() if key != GROUP}
-    return config | {"quantization_config": stored | {"config_groups": rest}}, groups[GROUP]
+    own = next((key for key in groups if key.partition("_")[0] == GROUP), None)
+    if own is None:
+        return config, None
+    rest = {key: group for key, group in groups.items() if key != own}
+    found = groups[own] | {"of": own.partition("_")[2] or INT} if isinstance(groups[own], dict) else {}
+    return config | {"quantization_config": stored | {"config_groups": rest}}, found
 
 
 def check(
@@ -77,9 +82,12 @@ def check(
         return {}
     try:
         weights, targets = group["weights"], [file.naming.inside(f"{name}.weight") for name in group["targets"]]
-        grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+        if group["of"] == INT:
+            grid = Grid(weights["num_bits"], weights["group_size"] or -1, weights["symmetric"])
+        else:
+            grid = next(grid for grid in grids.of_formats([group["of"]]) if packed.weights_of(grid) == weights)
         written = group["format"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, StopIteration):
         raise InputError(f"{where}: its group {GROUP} is none of {FORMAT}; {rebuild(where)}") from None
     if written != FORMAT or not grid.symmetric or len(found & set(targets)) != 1:
         raise InputError(f"{file.path}: holds no codes of the embedding that {where} names; {rebuild(file.path)}")

@@ -20,7 +20,7 @@ from quant.comparison.verdicts import (
     quality,
     ranked,
 )
-from quant.files.units import megabytes
+from quant.files.units import embedding_words, megabytes
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
 LIMITS = {
@@ -133,7 +133,9 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""
     room = room_words(best, packed)
-    lines = [facts_words(best), *room, f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
+    before = summary[(summary.model == model) & (summary.dataset == dataset) & (summary.storage == "original")]
+    large = [words for row in before.head(1).itertuples() if (words := embedding_words(best, row))]
+    lines = [facts_words(best), *room, *large, f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
     runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
     difference, measure = None, "kl" if by == "kl" else "nll"
 

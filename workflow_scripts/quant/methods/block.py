@@ -61,7 +61,8 @@ class Block:
             )
             fold = group.fold
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
-            found = bounded_scale(weights, known, recipe, heads, bound)
+            own = recipe if recipe.widths else recipe.at(group.linears[0])  # a budget's widths share a scale
+            found = bounded_scale(weights, known, own, heads, bound)
             self.found |= dict.fromkeys(group.linears, found)
             if fold is not None and found is not None and found.alpha:
                 self._fold(group, fold, found.scale, heads)
@@ -69,8 +70,8 @@ class Block:
     def round(
         self, names: Sequence[str], targets: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
     ) -> None:
-        """Linears whose scales are found, each on the recipe's grid, for steps as its file will give them; targets: the
-        weights to come near to."""
+        """Linears whose scales are found, each on its grid by the recipe, for steps as its file will give them;
+        targets: the weights to come near to."""
         with self.timed(names):
             for name, w in zip(names, targets, strict=True):
                 own = recipe.at(name)

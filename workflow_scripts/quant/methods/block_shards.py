@@ -102,7 +102,8 @@ def join(
                     missing -= file.names
                 with tensorfile.opened(part.folds) as file:
                     folds |= {name: file.get(name) for name in sorted(file.names)}
-            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, made)
+            ends = words.made(model, form.ends, recipe, end_loss, device, made)
+            end_rows = words.write(out, model, ends, form.reason is None)
             missing -= {name for end in form.ends for name in two.kept_in(end, form.layout)}
             form.put_rest(out, model, missing)
     tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from quant.checkpoints import byte_codes
 from quant.checkpoints.packed import FAST
 from quant.files.tensorfile import Layout
-from quant.recipe.formats import NAMES
+from quant.recipe.formats import FORMATS, NAMES
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
 
@@ -24,9 +24,11 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
     for name, (n_out, n_in) in shapes.items():
         grid = recipe.at(name).grid
         if not grid.in_words and (reason := byte_codes.why_not(grid, n_out, n_in)):
-            return reason if recipe.format not in NAMES else f"{name}: {reason}"
+            return reason if grid.format not in NAMES else f"{name}: {reason}"
         if grid.group_size > 0 and n_in % grid.group_size:
             return f"group_size {grid.group_size} does not divide the {n_in} inputs of {name}"
+        if n_in % (whole := FORMATS[grid.format].whole):
+            return f"{grid.format} has {whole} inputs together, which do not divide the {n_in} of {name}"
     return None
 
 

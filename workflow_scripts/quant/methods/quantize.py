@@ -35,6 +35,7 @@ from quant.records.model import Vocabulary
 logger = logging.getLogger("quant")
 
 
+SMALL_FLOATS = ("nvfp4", "mxfp4", "fp8", "nf4")  # whose codes are no whole numbers
 # a block, its groups, the statistics, the recipe, and what random numbers are drawn by
 QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
 
@@ -81,7 +82,9 @@ class Form(NamedTuple):
             layout = two.layout_with(packed.layout(dense, grids), dense, ends)
             said = packed.quantization_config(grids, dense, left, model.naming, inputs)
             said = two.configured(said, ends, model.naming)
-            config = config | {"quantization_config": said} | byte_codes.config_of({recipe.format})
+            config = (
+                config | {"quantization_config": said} | byte_codes.config_of({grid.format for grid in grids.values()})
+            )
         metadata = {"format": "pt", "provenance": json.dumps(provenance)}
         metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
         return cls(config, dense, layout, grids, reason, metadata, inputs, ends)
@@ -149,6 +152,7 @@ def quantize_checkpoint(
     keep: dict[str, Codes] | None = None,
     vocabulary: Vocabulary | None = None,
     end_loss: str | None = None,
+    keep_ends: list[words.Rounded] | None = None,
 ) -> MethodRecord:
     """Writes target's weights, in shards as the source's are, beside copies of the source's other files, and the folds.
 
@@ -157,8 +161,8 @@ def quantize_checkpoint(
     row per linear and the summary. Where the format holds what the recipe makes, linears are packed
     (checkpoints.packed); otherwise they are dense in the source's dtype, and the summary's storage_reason says why.
     quantize_block: in place of each group for itself, on its own statistics. keep: takes every linear's codes as
-    stored, in the host's memory. vocabulary: the embedding and the head, for a recipe that quantises them, and end_loss
-    what it knows of them.
+    stored, in the host's memory, and keep_ends, before that, embedding and head. vocabulary: these two, for a recipe
+    that quantises them, and end_loss what it knows of them.
     """
     config = read_json(source / "config.json")
     rows: list[dict[str, Any]] = []
@@ -169,7 +173,10 @@ def quantize_checkpoint(
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
-            end_rows = words.write(out, model, form.ends, form.reason is None, recipe, end_loss, device, provenance)
+            ends = list(words.made(model, form.ends, recipe, end_loss, device, provenance))
+            end_rows = words.write(out, model, ends, form.reason is None)
+            if keep_ends is not None:
+                keep_ends += ends
             for made in blocks_made(model, config, form, linears, statistics, recipe, device, quantize_block, keep):
                 folds |= made.folds
                 put_finite(out, made.written, target)
@@ -236,7 +243,7 @@ def blocks_made(
 def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:
     """Codes and zeros in a byte each, those that no byte holds as they are; steps as a file of that dtype has them."""
     byte = torch.int8 if codes.grid.symmetric else torch.uint8
-    if not codes.grid.uniform:
+    if codes.grid.format in SMALL_FLOATS:
         byte = torch.float32 if codes.grid.format == "nf4" else torch.float8_e4m3fn
     step_dtype = dtype if codes.grid.steps.digits is None else torch.float32
     parts = (codes.codes.to(byte), codes.step.to(step_dtype), codes.zero.to(byte))

@@ -2,7 +2,7 @@
 original's: block reconstruction (BRECQ, Li et al. 2021, arXiv 2102.05426), through the rounding as EfficientQAT's first
 phase does it (Chen et al. 2024, arXiv 2407.11062).
 
-A code is the whole number next to a place that moves; it starts where the weight to come near to lies, but no farther
+A code is the value next to a place that moves; it starts where the weight to come near to lies, but no farther
 from the code that rounding chose than NEAR. A step becomes step·exp(δ). Adam, rates falling in a line to nothing.
 """
 
@@ -19,6 +19,7 @@ from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Pair, hidden_of
 from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
+from quant.recipe.numbers import Whole
 from quant.recipe.quantized import QuantizedLinear
 
 NEAR = 0.45  # steps; at half a step the code is another one
@@ -65,22 +66,31 @@ class MovableLinear(nn.Module):
         self.settled: Tensor | None = None  # its weight, while it does not move
         scaled = aim.target if rounded.scale is None else aim.target * rounded.scale
         wanted = grids.to_groups(scaled, self._grid.group_size) / self._step + self._zero
-        codes = rounded.codes.clone()
-        self._begun = codes
-        self.place = nn.Parameter(wanted.clamp(codes - NEAR, codes + NEAR))
+        codes, points = rounded.codes.clone(), self._grid.points
+        below, above = (points.beside(codes, torch.full_like(codes, way)) - codes for way in (-1, 1))
+        below, above = (torch.where(gap == 0, way * points.gap, gap) for gap, way in ((below, -1), (above, 1)))
+        self._begun = codes / points.gap
+        self.place = nn.Parameter(wanted.clamp(codes + NEAR * below, codes + NEAR * above) / points.gap)
         self.change = nn.Parameter(torch.zeros_like(self._step))
 
     @property
     def codes(self) -> Tensor:
         """[out, n_groups, g]."""
-        whole = self.place + (self.place.round() - self.place).detach()
-        return whole.clamp(self._grid.lowest, self._grid.highest)
+        points = self._grid.points
+        if isinstance(points, Whole):
+            whole = self.place + (self.place.round() - self.place).detach()
+            return whole.clamp(points.lowest, points.highest)
+        within = (self.place * points.gap).clamp(points.lowest, points.highest)
+        return within + (points.nearest_(within.detach().clone()) - within).detach()
 
     @property
     def step(self) -> Tensor:
         """[out, n_groups, 1]."""
         step = self._step * self.change.exp()
-        return self._stored(step) if self.as_stored else step
+        if self.as_stored:
+            return self._stored(step)
+        # of steps that few numbers make up, a gradient passes the rounding as if there were none
+        return step + (self._stored(step) - step).detach() if self._grid.steps.together else step
 
     @property
     def weight(self) -> Tensor:
@@ -94,7 +104,7 @@ class MovableLinear(nn.Module):
     @torch.no_grad()
     def moved(self) -> tuple[Tensor, Tensor]:
         """Codes and steps, as its file will give them."""
-        return self.codes, self._stored(self.step)
+        return self._grid.points.nearest_(self.codes.clone()), self._stored(self._step * self.change.exp())
 
     @torch.no_grad()
     def reset(self) -> None:

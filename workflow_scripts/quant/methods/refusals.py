@@ -1,5 +1,6 @@
 """What of a study cannot run on a model: every such mistake at once, before anything long begins."""
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -96,7 +97,7 @@ def limit_mistakes(
         recipe = Recipe.of(entry)
         if why_not_packed(recipe, shapes) is not None:
             continue
-        whole = packed.bits_of(packed.layout(layout, dict.fromkeys(linears, recipe.grid)))
+        whole = packed.bits_of(packed.layout(layout, {each: recipe.at(each).grid for each in linears}))
         rest = packed.bits_of(
             {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
         )
@@ -158,8 +159,19 @@ def embedding_mistakes(
 ) -> Iterator[str]:
     """`embeddings` by method that cannot be."""
     for method, entry in entries.items():
-        if reason := why_not(entry, vocabulary, layout):
+        if entry.get("needed", True) and (reason := why_not(entry, vocabulary, layout)):
             yield f"methods.{method}.embeddings: {reason}"
+
+
+def type_mistakes(types: dict[str, list[str]], linears: list[str]) -> Iterator[str]:
+    """Patterns of `tensor_types` by method that are in no linear's name."""
+    for method, patterns in types.items():
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in linears):
+                yield (
+                    f"methods.{method}.tensor_types: {pattern} is in no linear's name on this model; they are "
+                    f"{linears[0]} and others"
+                )
 
 
 def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
@@ -192,6 +204,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
         known = list(linears), file.layout(), vocabulary
         found += limit_mistakes(wanted["limits"], wanted["recipes"], *known)
         found += budget_mistakes(wanted["budgets"], *known)
+        found += type_mistakes(wanted["types"], known[0])
         found += embedding_mistakes(wanted["embeddings"], *known[1:])
     return found
 

@@ -4,7 +4,7 @@ Scales are found beforehand, on the original's statistics, since those of o and 
 which are rounded before them. Ranges, rounding and refinement go by the stream's moments, towards the corrected weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from quant.data.tokens import Tokens
 from quant.methods.block import Block
 from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
+from quant.methods.vocabulary import Rounded
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
 
@@ -62,16 +63,22 @@ class Sequential:
         batch_tokens: int,
         reconstruction: Reconstruction | None = None,
         left_out: frozenset[int] = frozenset(),
+        ends: Sequence[Rounded] = (),
     ) -> None:
-        """left_out: sequences that reconstruction does not look at. Its steps have the tokens that it asks for, in as
-        many batches as `batch_tokens` makes of them."""
+        """left_out: sequences that reconstruction does not look at; ends: embedding and head as quantised, filled
+        before the first block comes. Reconstruction's steps have the tokens that it asks for, in as many batches as
+        `batch_tokens` makes of them."""
         self._reconstruction, self._left_out, self._step_tokens = reconstruction, left_out, 0
         self.errors: dict[str, tuple[float, float]] = {}  # of a block's output, before and after reconstruction
         if reconstruction is not None:
             self._step_tokens = reconstruction.batch * max(map(len, calibration.sequences))
             batch_tokens = min(batch_tokens, self._step_tokens)
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
-        self._pairs: Iterator[Pair] = streams.pairs()
+        self._pairs: Iterator[Pair] = self._begun(streams, ends)
+
+    @staticmethod
+    def _begun(streams: Streams, ends: Sequence[Rounded]) -> Iterator[Pair]:
+        yield from streams.pairs({f"{each.name}.weight": each.codes.dequantize() for each in ends if each.embeds})
 
     def __call__(
         self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator

@@ -9,9 +9,10 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +73,12 @@ class TunedLinear(nn.Module):
         step = self._step * grids.to_rows(self.change.exp(), self._given.grid, len(self._step))
         return self._stored(step) if self.as_stored else step
 
+    @property
+    def moves(self) -> bool:
+        """Whether its steps are tuned: not those that depend on each other's, of which a small change makes none or a
+        large one."""
+        return not self._given.grid.steps.together
+
     def _stored(self, step: Tensor) -> Tensor:
         known = self._given
         return grids.stored_step(step, known.step.dtype, steps=known.grid.steps, unit=known.unit)
@@ -113,9 +120,14 @@ def norm_names(kind: str, prefix: str, depth: int, model: nn.Module) -> list[str
 
 
 def student_of(
-    original: "PreTrainedModel", file: tensorfile.TensorFile, codes: dict[str, Codes], device: str
+    original: "PreTrainedModel",
+    file: tensorfile.TensorFile,
+    codes: dict[str, Codes],
+    device: str,
+    ends: Mapping[str, Tensor],
 ) -> "PreTrainedModel":
-    """The quantised model, sharing with the original what quantisation left alone."""
+    """The quantised model, sharing with the original what quantisation left alone; ends: other weights of embedding and
+    head by module, those that share one alike."""
     student = copy.deepcopy(original, {id(each): each for each in original.parameters()})
     for name, parameter in student.named_parameters():
         if name in file.names and parameter.ndim == 1:  # norms and biases, some of which took over a scale
@@ -127,6 +139,12 @@ def student_of(
         linear = student.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         setattr(student.get_submodule(parent), child, TunedLinear(own, linear.bias, device))
+    shared: dict[int, nn.Parameter] = {}
+    for name, weight in ends.items():
+        held = original.get_submodule(name).get_parameter("weight")
+        if id(held) not in shared:
+            shared[id(held)] = nn.Parameter(weight.to(device, held.dtype), requires_grad=False)
+        student.get_submodule(name).weight = shared[id(held)]
     return student
 
 
@@ -158,10 +176,15 @@ class Tuner:
     """A quantised model beside its original."""
 
     def __init__(
-        self, original: "PreTrainedModel", file: tensorfile.TensorFile, codes: dict[str, Codes], device: str
+        self,
+        original: "PreTrainedModel",
+        file: tensorfile.TensorFile,
+        codes: dict[str, Codes],
+        device: str,
+        ends: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._original, self._device = original.requires_grad_(False), device
-        self.student = student_of(original, file, codes, device)
+        self.student = student_of(original, file, codes, device, ends)
         prefix, blocks = decoder_blocks(self.student)
         for block in blocks:
             block.forward = _again(block.forward)
@@ -176,7 +199,8 @@ class Tuner:
             module.weight = nn.Parameter(file.get(f"{name}.weight", device, torch.float32))
             parametrize.register_parametrization(module, "weight", way, unsafe=True)
             self.norms[name] = module.get_parameter("parametrizations.weight.original")
-        self.parameters = [linear.change for linear in self.linears.values()] + list(self.norms.values())
+        moving = [linear.change for linear in self.linears.values() if linear.moves]
+        self.parameters = moving + list(self.norms.values())
         self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def round_rows(
     own = replace(recipe, **grid._asdict(), salience="none", keep="none", noise_injection=0.0)
     known = LinearStatistics(moment=moment)
     found = [
-        round_linear(rows, None, known, own, generator, lambda step: grids.stored_step(step, dtype))
+        round_linear(rows, None, known, own, generator, partial(grids.stored_step, dtype=dtype, steps=grid.steps))
         for rows in w.split(ROWS)
     ]
     codes, step, zero = (torch.cat([getattr(each, part) for each in found]) for part in ("codes", "step", "zero"))
@@ -64,21 +65,24 @@ def rounded(
         yield Rounded(end.owners, end.grid, end.embeds, codes, nats)
 
 
-def write(
-    out: Any,
+def made(
     model: tensorfile.TensorFile,
     ends: Iterable[End],
-    is_packed: bool,
     recipe: Recipe,
     statistics: str | None,
     device: str,
     provenance: Provenance,
-) -> list[dict[str, Any]]:
-    """Rounds the ends and puts them into a checkpoint; a row each. out: a writer of one file or of shards."""
+) -> Iterator[Rounded]:
+    """`rounded` for a checkpoint of this provenance."""
     keys = ("model_fingerprint", *(["token_fingerprint"] if statistics is not None else []))
     expected = {key: value for key, value in provenance.items() if key in keys}
+    return rounded(model, ends, recipe, statistics, device, expected)
+
+
+def write(out: Any, model: tensorfile.TensorFile, ends: Iterable[Rounded], is_packed: bool) -> list[dict[str, Any]]:
+    """Puts rounded ends into a checkpoint; a row each. out: a writer of one file or of shards."""
     rows = []
-    for each in rounded(model, ends, recipe, statistics, device, expected):
+    for each in ends:
         written = tensors_of(each, is_packed)
         tensorfile.put_finite(out, written, model.path.parent)
         rows.append(row_of(each, packed.bits_of({key: out.layout[key] for key in written}), is_packed))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.methods.reconstruct import Reconstruction
 from quant.methods.sequential import Sequential
 from quant.methods.tune import Tuner, Tuning, load_original, split
+from quant.methods.vocabulary import Rounded
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
 from quant.recipe.grids import Codes
@@ -76,11 +77,13 @@ def tune_checkpoint(
     tuning: Tuning,
     seed: int,
     compute: Compute,
+    ends: Sequence[Rounded] = (),
 ) -> dict[str, Any]:
-    """Tunes a written checkpoint whose linears have these codes; returns what `Tuner.tune` says."""
+    """Tunes a written checkpoint whose linears, embedding and head have these codes; returns what `Tuner.tune` says."""
     weights, config = target / "model.safetensors", read_json(target / "config.json")
     with tensorfile.opened(weights) as file:
-        tuner = Tuner(load_original(source, compute.device, compute.dtype), file, codes, compute.device)
+        own = {name: each.codes.dequantize() for each in ends for name in each.owners}
+        tuner = Tuner(load_original(source, compute.device, compute.dtype), file, codes, compute.device, own)
         old = {name: norm.detach().cpu().clone() for name, norm in tuner.norms.items()}
         found = tuner.tune(calibration.sequences, tuning, seed)
     if found["epoch"]:
@@ -120,17 +123,19 @@ def quantize_with_model(
     budget, as Recipe has them."""
     chosen = Recipe.of(recipe, widths)
     codes: dict[str, Codes] | None = {} if recipe["tune"] else None
-    way = None
+    way, ends = None, list[Rounded]()
     if chosen.inputs == "sequential":
-        way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)))
+        way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)), ends)
     given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
-    record = quantize_checkpoint(*given, quantize_block=way, keep=codes, vocabulary=vocabulary, end_loss=end_loss)
+    record = quantize_checkpoint(
+        *given, quantize_block=way, keep=codes, vocabulary=vocabulary, end_loss=end_loss, keep_ends=ends
+    )
     if way is not None and way.errors:
         record["reconstruction"] = way.errors
     if codes is not None:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(
-            source, target, folds, codes, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute
+            source, target, folds, codes, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute, ends
         )
         record["summary"]["quantize_s"] += time.perf_counter() - begun
     return record

@@ -43,7 +43,7 @@ def feed_back(
 ) -> None:
     """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
     the factor's block. Into `errors` goes what later blocks take up, (w - ŵ)/U_jj [out, width]."""
-    if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := kernels()) is not None:
+    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
         fused.feed_back(w, inner, steps, zeros, grid, codes, errors, COLUMNS)
         return
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quant.recipe.grids import CLIP_FACTORS, Grid, n_groups
+from quant.recipe.numbers import Listed, tables
 
 LONGEST = 16384  # inputs of a group; a program holds a group of at least one row in registers
 TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no longer: few values a thread
@@ -276,11 +277,29 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
 
 
 @triton.jit
+def nearest_listed(x, points, LISTED: tl.constexpr):
+    """x rounded to the nearest of LISTED values; points: those, then the largest number that goes to each but the
+    last."""
+    code = tl.load(points) + tl.zeros_like(x)
+    for k in tl.static_range(LISTED - 1):
+        code = tl.where(x > tl.load(points + LISTED + k), tl.load(points + k + 1), code)
+    return code
+
+
+def listed(grid: Grid, like: Tensor) -> tuple[Tensor, int]:
+    """What `nearest_listed` takes, in the dtype and on the device of `like`; anything, and 0, of whole numbers."""
+    if not isinstance(grid.points, Listed):
+        return like, 0
+    values, borders = tables(grid.points.values, like.dtype, like.device)
+    return torch.cat([values, borders]), len(values)
+
+
+@triton.jit
 def _feed_back(
-    w, inner, steps, zeros, codes, errors,
+    w, inner, steps, zeros, codes, errors, points,
     n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, errors_row,
     lowest, highest,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    LISTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = rows < n_out
@@ -302,7 +321,11 @@ def _feed_back(
         next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         pick = (columns == j)[None, :]
         column = tl.sum(tl.where(pick, block, 0.0), 1)
-        code = tl.minimum(tl.maximum(_rint(tl.div_rn(column, step)) + zero, lowest), highest)
+        code = tl.div_rn(column, step)
+        if LISTED:
+            code = nearest_listed(code, points, LISTED)
+        else:
+            code = tl.minimum(tl.maximum(_rint(code) + zero, lowest), highest)
         error = tl.div_rn(column - (code - zero) * step, own + tl.zeros_like(column))
         block -= error[:, None] * tl.where(columns > j, later, 0.0)[None, :]
         found = tl.where(pick, code[:, None], found)
@@ -317,9 +340,10 @@ def feed_back(
 ) -> None:
     """fused.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
     n_out, width = w.shape
+    points, n = listed(grid, w)
     _feed_back[(triton.cdiv(n_out, FEEDBACK_ROWS),)](
-        w, inner.contiguous(), steps, zeros, codes, errors,
+        w, inner.contiguous(), steps, zeros, codes, errors, points,
         n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(), errors.stride(0),
-        float(grid.lowest), float(grid.highest), WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
+        float(grid.lowest), float(grid.highest), LISTED=n, WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
         num_warps=FEEDBACK_WARPS, enable_fp_fusion=False,
     )  # fmt: skip

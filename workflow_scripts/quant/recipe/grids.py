@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.recipe.formats import FORMATS, INT
+from quant.recipe.formats import FORMATS, IN_WORDS, INT
 from quant.recipe.numbers import STEPS, VALUES, Points, Steps, points_of
 
 
@@ -46,13 +46,18 @@ class Grid(NamedTuple):
 
     @property
     def uniform(self) -> bool:
-        """Whether its codes are whole numbers, as GPU kernels take them."""
-        return self.format not in VALUES
+        """Whether its codes are whole numbers in steps above 0, as GPU kernels take them."""
+        return self.format not in VALUES and not self.signed
+
+    @property
+    def signed(self) -> bool:
+        """Whether its steps have signs."""
+        return FORMATS[self.format].signed
 
     @property
     def in_words(self) -> bool:
         """Whether it is stored as words of several codes, and not as bytes."""
-        return self.format == INT
+        return self.format in IN_WORDS
 
 
 def of_formats(names: Iterable[str]) -> list[Grid]:
@@ -101,6 +106,9 @@ def extent(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return over_rows(low, grid, torch.amin), over_rows(high, grid, torch.amax)
 
 
+NOTHING = (
+    2.0**-24
+)  # float16's least number: the step of a range of nothing, where codes have no 0 or other steps depend
 Stored = Callable[[Tensor], Tensor]  # a step [out, n_groups, 1] as its file gives it back
 
 
@@ -109,8 +117,11 @@ def span(low: Tensor, high: Tensor, grid: Grid, stored: Stored | None = None) ->
 
     Symmetric: step = max|w| over the largest code, zero = 0. Asymmetric: step = (max-min)/(2^b-1), zero =
     round(-min/step). A range of nothing gets step 1. Of steps with few digits it is one that there is, as `stored`
-    gives it back.
+    gives it back; one with a sign puts the range's longer side where the codes have theirs.
     """
+    if grid.signed:
+        step = torch.where(-low >= high, -low, -high) / -grid.lowest
+        return torch.where(step != 0, step, torch.full_like(step, NOTHING)), torch.zeros_like(step)
     step = (torch.maximum(-low, high) if grid.symmetric else high - low) / grid.highest
     step = torch.where(step > 0, step, torch.ones_like(step))
     if grid.steps.digits is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
-from quant.recipe.formats import BY_TOKEN, FORMATS, INT
+from quant.recipe.formats import BY_TOKEN, EMBEDDED, FORMATS, INT, fixed
 from quant.recipe.key import Key
 from quant.recipe.libraries import library_of
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
@@ -27,8 +27,8 @@ def table() -> dict[str, Key]:
             INT,
             "number format of the codes; int: whole numbers; nvfp4: E2M1 in groups of 16 with E4M3 steps; mxfp4: E2M1 "
             "in groups of 32 with powers of two; fp8: E4M3 per channel, or with group_size 128 in blocks of 128 by "
-            "128; int8: per channel, a byte each; nf4: quantiles of the normal distribution; all but int have bits and "
-            "symmetry of their own",
+            "128; int8: per channel, a byte each; nf4: quantiles of the normal distribution; iq4_nl, q3_k: llama.cpp's "
+            "for a GGUF export, 4.5 and 3.44 bits a weight there; all but int have bits and symmetry of their own",
             tuple(FORMATS),
         ),
         "activations": Key(
@@ -41,6 +41,17 @@ def table() -> dict[str, Key]:
         "bits": Key(4, "bits of a code", (2, 3, 4, 8), when=("budget", (None,))),
         "group_size": Key(128, "inputs that share a range; -1: one range per output channel", minimum=1, apart=-1),
         "symmetric": Key(False, "true: codes about 0; false: a range with a zero point"),
+        "tensor_types": Key(
+            None,
+            "linears on another grid than the rest, each of the first that its name has a part of",
+            items={
+                "linears": Key("", "a regular expression, which part of a linear's name matches: mlp.down_proj"),
+                "format": Key(None, "the recipe's where it is left out", tuple(FORMATS)),
+                "bits": Key(None, "the format's, else the recipe's, where it is left out", (2, 3, 4, 8)),
+                "group_size": Key(None, "the same", minimum=1, apart=-1),
+            },
+            when=("budget", (None,)),
+        ),
         "clip": Key(False, "true: shrink each range to where its weighted error is least"),
         "n_grid": Key(20, "α is searched in {0, 1/n_grid, …, 1}", minimum=1, maximum=1000, when=searched),
         "search_bits": Key(
@@ -169,6 +180,8 @@ def table() -> dict[str, Key]:
             keys={
                 "bits": Key(8, "of a code", (4, 8)),
                 "group_size": Key(-1, "inputs that share a step; -1: a step for each token", minimum=1, apart=-1),
+                "format": Key(INT, "iq4_nl: 4 bits in groups of 32, for a GGUF export", EMBEDDED),
+                "needed": Key(True, "false: where the model's cannot be, they stay in 16 bit"),
             },
         ),
         "keep": Key("none", "score by which output channels stay in 16 bit", tuple(SCORES)),
@@ -196,10 +209,27 @@ def defaults() -> dict[str, Any]:
     return {name: key.default for name, key in KEYS.items() if name not in OF_CALIBRATION}
 
 
+def of_format(name: str) -> dict[str, Any]:
+    """What a number format says of a grid."""
+    return {key: values[0] for key, values in fixed(name).items()}
+
+
+def on_own_grid(entry: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """One of `tensor_types`, with its whole grid."""
+    said = {key: value for key, value in entry.items() if value is not None}
+    common = {key: recipe[key] for key in ("format", "bits", "group_size", "symmetric")}
+    return common | of_format(said.get("format", recipe["format"])) | said
+
+
 def filled(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the keys that an object in it leaves out, and a budget's candidates."""
     nested = {name: key.keys for name, key in KEYS.items() if key.keys is not None and recipe.get(name) is not None}
     found = {name: {k: key.default for k, key in keys.items()} | recipe[name] for name, keys in nested.items()}
+    if "embeddings" in found:
+        own = of_format(found["embeddings"]["format"])
+        found["embeddings"] |= {key: own[key] for key in ("bits", "group_size") if key in own}
+    if recipe.get("tensor_types"):
+        found["tensor_types"] = [on_own_grid(each, recipe) for each in recipe["tensor_types"]]
     if "budget" in found:
         most = UNTOUCHED - 1 if runs_model(recipe) else UNTOUCHED
         listed = recipe["candidates"] or [{"bits": bits} for bits in CANDIDATES if bits <= most]

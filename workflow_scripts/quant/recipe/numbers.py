@@ -25,6 +25,11 @@ class Points(Protocol):
     @property
     def highest(self) -> float: ...
 
+    @property
+    def gap(self) -> float:
+        """Between a value and the next, on average."""
+        ...
+
     def nearest_(self, x: Tensor, zero: Tensor | None = None) -> Tensor:
         """x in steps, rounded in place to its nearest code, which is `zero` further where there is one."""
 
@@ -39,6 +44,10 @@ class Whole:
     lowest: int
     highest: int
 
+    @property
+    def gap(self) -> float:
+        return 1.0
+
     def nearest_(self, x: Tensor, zero: Tensor | None = None) -> Tensor:
         x.round_()
         if zero is not None:
@@ -51,8 +60,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class Listed:
-    """Listed values about 0, which is one of them and the zero point; ties go to the value whose place from 0 is even,
-    which of a float's is the one with an even last digit."""
+    """Listed values about 0, the zero point; ties go to the value whose place from the one nearest to 0 is even, which
+    of a float's is the one with an even last digit."""
 
     values: tuple[float, ...]
 
@@ -63,6 +72,10 @@ class Listed:
     @property
     def highest(self) -> float:
         return self.values[-1]
+
+    @property
+    def gap(self) -> float:
+        return (self.highest - self.lowest) / (len(self.values) - 1)
 
     def nearest_(self, x: Tensor, zero: Tensor | None = None) -> Tensor:
         values, borders = tables(self.values, x.dtype, x.device)
@@ -79,7 +92,7 @@ def tables(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) 
     """The values, and the largest number that goes to each but the last."""
     points = torch.tensor(values, dtype=dtype, device=device)
     borders = (points[:-1] + points[1:]) / 2
-    from_zero = torch.arange(len(values), device=device) - values.index(0.0)
+    from_zero = torch.arange(len(values), device=device) - values.index(min(values, key=abs))
     upwards = from_zero[1:] % 2 == 0  # a tie goes to the upper one
     below = torch.nextafter(borders, torch.full_like(borders, -torch.inf))
     return points, torch.where(upwards, below, borders)
@@ -104,15 +117,19 @@ NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
+# IQ4_NL's of llama.cpp, ggml-common.h
+IQ4_NL = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What a file holds of a step: digits(step), as many as it keeps, None where they are too many to choose among;
-    held(step, dtype, unit), the step that is read back of a model stored in dtype."""
+    """What a file holds of a step: digits(step), as many as it keeps, None where they are too many to choose among, or
+    depend on others' steps; held(step, dtype, unit), the step that is read back of a model stored in dtype; together:
+    whether they do depend on others'."""
 
     digits: Callable[[Tensor], Tensor] | None
     held: Callable[[Tensor, torch.dtype, float], Tensor]
+    together: bool = False
 
 
 def in_dtype(step: Tensor, dtype: torch.dtype, unit: float) -> Tensor:
@@ -146,6 +163,41 @@ def in_e8m0(step: Tensor, dtype: torch.dtype, unit: float) -> Tensor:
     return power_of_two(step).clamp_(min=2.0**-126, max=2.0**125)
 
 
+def in_dtype_signed(step: Tensor, dtype: torch.dtype, unit: float) -> Tensor:
+    return torch.copysign(in_dtype(step.abs(), dtype, unit), step)
+
+
+MANY, MOST = 16, 31  # steps of Q3_K that are multiples of one number, and the largest of them
+LEAST = 2.0**-19  # whose six digits float16 holds
+
+
+def rounded_to(x: Tensor, digits: int) -> Tensor:
+    """Positive numbers to so many binary digits."""
+    part, exponent = torch.frexp(x)
+    return torch.ldexp((part * 2**digits).round_(), exponent - digits)
+
+
+def times_one(step: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+    """Of steps [out, n_groups, 1], signs aside, one number for each MANY neighbours [out, n_blocks, 1], of so many
+    digits, and how many times it each is, 1 to MOST [out, n_blocks, MANY]. Steps that are so already stay."""
+    n_out, n_groups = step.shape[:2]
+    padded = torch.nn.functional.pad(step[:, :, 0].abs(), (0, -n_groups % MANY)).view(n_out, -1, MANY)
+    top = padded.amax(2, keepdim=True).clamp_(min=MOST * LEAST)
+    one, settled = rounded_to(top / MOST, digits), torch.zeros_like(top, dtype=torch.bool)
+    for largest in range(MOST, MOST // 2, -1):
+        own = top / largest
+        exact = (rounded_to(own, digits) == own) & ((padded / own).round() * own == padded).all(2, keepdim=True)
+        one, settled = torch.where(exact & ~settled, own, one), settled | exact
+    return one, (padded / one).round_().clamp_(1, MOST)
+
+
+def in_six_bits(step: Tensor, dtype: torch.dtype, unit: float) -> Tensor:
+    """Steps [out, n_groups, 1] as Q3_K has them: 6 bits, with a sign, times one number, which has five digits fewer
+    than dtype, so that dtype holds their products; float16's at most, since it is stored in that."""
+    one, times = times_one(step, {torch.bfloat16: 8}.get(dtype, 11) - 5)
+    return torch.copysign((times * one).flatten(1)[:, : step.shape[1], None], step)
+
+
 OF_MODEL = Steps(None, in_dtype)
 STEPS: dict[str, Steps] = {
     INT: OF_MODEL,
@@ -154,8 +206,10 @@ STEPS: dict[str, Steps] = {
     "fp8": OF_MODEL,
     "int8": OF_MODEL,
     "nf4": OF_MODEL,
+    "iq4_nl": Steps(None, in_dtype_signed),
+    "q3_k": Steps(None, in_six_bits, together=True),
 }
-VALUES: dict[str, tuple[float, ...]] = {"nvfp4": E2M1, "mxfp4": E2M1, "fp8": E4M3, "nf4": NF4}
+VALUES: dict[str, tuple[float, ...]] = {"nvfp4": E2M1, "mxfp4": E2M1, "fp8": E4M3, "nf4": NF4, "iq4_nl": IQ4_NL}
 
 
 @functools.cache

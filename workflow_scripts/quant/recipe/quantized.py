@@ -94,7 +94,7 @@ def moves(
     if w.is_cuda and w.dtype == torch.float32 and grid.uniform and (fused := rounding_kernels()) is not None:
         return fused.moves(w, scale, codes, step, zero, grid, TIE, FARTHEST)
     groups = grids.to_groups(w if scale is None else w * scale, grid.group_size)
-    moved = (grids.decode(codes, step, zero) - groups) / step
+    moved = (grids.decode(codes, step, zero) - groups) / step.abs()
     flips = codes != grids.encode(groups, step, zero, grid)
     moved, flips = (grids.from_groups(t, w.shape[1]) for t in (moved, flips))
     distance = moved.abs().clamp_(max=FARTHEST)

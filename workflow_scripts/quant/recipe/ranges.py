@@ -36,5 +36,5 @@ def held(codes: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor, 
         over = (w * factor).abs() > limit
         if not over.any():
             break
-        codes = torch.where(over, grid.points.beside(codes, -torch.sign(w)), codes)
+        codes = torch.where(over, grid.points.beside(codes, -torch.sign(w * step)), codes)
     return codes

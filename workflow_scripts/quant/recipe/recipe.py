@@ -1,5 +1,6 @@
 """A method's choices, as the functions that carry them out take them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -50,7 +51,10 @@ class Recipe:
         return cls(**{key: entry[key] for key in own}, parameters=rest, widths=widths)
 
     def at(self, linear: str) -> "Recipe":
-        """As it is for one linear."""
+        """As it is for one linear: on the grid of the first of `tensor_types` whose pattern is found in its name."""
+        for each in self.parameters.get("tensor_types") or ():
+            if re.search(each["linears"], linear):
+                return replace(self, **{key: each[key] for key in Grid._fields})
         bits, group_size = self.widths.get(linear, (self.bits, self.group_size))
         return replace(self, bits=bits, group_size=group_size)
 

@@ -35,11 +35,12 @@ def kernels() -> ModuleType:
 def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Moves the columns of codes [out, width] in turn to the nearest point of c_j + r_j/(H_jj·step_j), each hearing of
     those before it. left: r = (W - Ŵ)H [out, width]; inner: H's block. Returns the codes and the change of Ŵ."""
-    if left.is_cuda and left.dtype == torch.float32 and grid.uniform and (fused := kernels()) is not None:
+    if left.is_cuda and left.dtype == torch.float32 and (fused := kernels()) is not None:
         return fused.sweep(left, inner, codes, steps, grid, COLUMNS)
     left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
     found, moved, points = torch.empty_like(codes), torch.empty_like(codes), grid.points
-    slopes, later = (steps * inner.diagonal()[:, None]).clamp_(min=SMALLEST), inner.triu(1)
+    slopes, later = steps * inner.diagonal()[:, None], inner.triu(1)
+    slopes = torch.copysign(slopes.abs().clamp_(min=SMALLEST), slopes) if grid.signed else slopes.clamp_(min=SMALLEST)
     for start in range(0, len(left), NEXT):
         now, rest = slice(start, start + NEXT), left[start : start + NEXT]
         for row, slope, code, step, new, change, onto in zip(

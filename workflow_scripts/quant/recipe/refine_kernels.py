@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quant.recipe.grid_kernels import listed, nearest_listed
 from quant.recipe.grids import Grid
 
 ROWS, WARPS = 8, 4  # output channels that a program holds, 128 columns of each; its warps
@@ -12,9 +13,9 @@ ROWS, WARPS = 8, 4  # output channels that a program holds, 128 columns of each;
 
 @triton.jit
 def _sweep(
-    left, inner, codes, steps, found, moved,
+    left, inner, codes, steps, found, moved, points,
     n_out, left_row, left_column, codes_row, codes_column, steps_row, steps_column, lowest, highest, smallest,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    LISTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = rows < n_out
@@ -36,9 +37,14 @@ def _sweep(
         next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         pick = (columns == j)[None, :]
         rest = tl.sum(tl.where(pick, block, 0.0), 1)
-        code = tl.div_rn(rest, tl.maximum(step * own, smallest)) + old
-        code = (code + 12582912.0) - 12582912.0  # ties to even, where |code| < 2²²; beyond, it is out of range
-        code = tl.minimum(tl.maximum(code, lowest), highest)
+        scaled = step * own
+        scaled = tl.where(scaled < 0, tl.minimum(scaled, -smallest), tl.maximum(scaled, smallest))
+        code = tl.div_rn(rest, scaled) + old
+        if LISTED:
+            code = nearest_listed(code, points, LISTED)
+        else:
+            code = (code + 12582912.0) - 12582912.0  # ties to even, where |code| < 2²²; beyond, it is out of range
+            code = tl.minimum(tl.maximum(code, lowest), highest)
         difference = (code - old) * step
         block -= difference[:, None] * tl.where(columns > j, later, 0.0)[None, :]
         after = tl.where(pick, code[:, None], after)
@@ -53,9 +59,10 @@ def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid,
     """refine.sweep on a block of at most `columns` (a power of two)."""
     n_out, width = left.shape
     found, moved = torch.empty(2, n_out, width, device=left.device)
+    points, n = listed(grid, left)
     _sweep[(triton.cdiv(n_out, ROWS),)](
-        left, inner.contiguous(), codes, steps, found, moved,
+        left, inner.contiguous(), codes, steps, found, moved, points,
         n_out, *left.stride(), *codes.stride(), *steps.stride(), float(grid.lowest), float(grid.highest), 1e-37,
-        WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=WARPS, enable_fp_fusion=False,
+        LISTED=n, WIDTH=width, ROWS=ROWS, COLUMNS=columns, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return found, moved

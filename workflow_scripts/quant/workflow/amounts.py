@@ -6,7 +6,7 @@ Bytes and multiply-adds (counted twice) throughout; tokens are those that the co
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from quant.recipe.formats import SIMULATED, bits_per_weight
+from quant.recipe.formats import FORMATS, INT, SIMULATED, bits_per_weight
 from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
 
 MB = 10**6
@@ -106,7 +106,9 @@ def products(shape: Shape) -> float:
 def bits_of(recipe: Mapping[str, Any], shape: Shape) -> float:
     """Of a packed weight, with its share of steps and zeros."""
     group = recipe["group_size"] if recipe["group_size"] > 0 else shape.hidden
-    return bits_per_weight({**recipe, "group_size": group})
+    own = FORMATS[recipe.get("format", INT)]
+    more = own.in_file - own.bits if own.in_file and own.bits else 0
+    return bits_per_weight({**recipe, "group_size": group}) + more
 
 
 def is_packed(recipe: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """config.yaml: checked against its schema, defaults filled in, recipes completed; every mistake in one line."""
 
 import copy
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,7 @@ from quant.data import lm_eval_names, task_yaml
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import CHANNELS, MOMENT, ROUNDINGS
-from quant.recipe.formats import fixed
+from quant.recipe.formats import INT, MOVABLE, fixed
 from quant.recipe.key import shown
 from quant.recipe.libraries import library_of
 from quant.workflow.budgets import check_budget, with_candidates
@@ -207,6 +208,7 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
     if "algorithm" in recipe:
         return
     check_format(name, entry, recipe)
+    check_types(name, entry, recipe)
     for key in ("reconstruct", "tune"):
         if recipe[key] is not None:
             check_codes(name, key, recipe)
@@ -258,7 +260,11 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
     for key, wrong, why in (
         ("budget", recipe["budget"] is not None, "a budget chooses among whole numbers of several widths"),
         ("search_bits", bool(recipe["search_bits"]), "it has one width"),
-        ("reconstruct", recipe["reconstruct"] is not None, "it moves codes from one whole number to the next"),
+        (
+            "reconstruct",
+            recipe["reconstruct"] is not None and recipe["format"] not in MOVABLE,
+            f"it tunes codes of {', '.join(MOVABLE)}",
+        ),
         ("scope", blocks and recipe["scope"] == "shared", "scales that fold differ within the rows of a block"),
         ("row_feedback", blocks and bool(recipe["row_feedback"]), "the rows of a block share a step"),
         ("parts", blocks and recipe["parts"] > 1, "the rows of a block are rounded by one moment"),
@@ -266,6 +272,28 @@ def check_format(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
         if wrong:
             where = f"{found} in blocks" if blocks else found
             raise InputError(f"methods.{name}: {key} and {where} do not go together, since {why}; leave {key} out")
+
+
+def check_types(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuses grids of some linears, or of the embedding, that cannot be."""
+    given = [(f"tensor_types: {each['linears']}", each) for each in recipe["tensor_types"] or ()]
+    for where, each in given:
+        try:
+            re.compile(each["linears"])
+        except re.error as error:
+            raise InputError(f"methods.{name}.{where}: is no regular expression ({error}); mend it") from None
+        if not each["linears"]:
+            raise InputError(f"methods.{name}.tensor_types: linears: '' is every linear; write a part of their names")
+        if each["format"] not in MOVABLE and recipe["reconstruct"] is not None:
+            check_format(name, {}, recipe | each)
+    given += [("embeddings", entry.get("embeddings") or {})]
+    for where, each in given:
+        for key, own in fixed(each.get("format") or INT).items():
+            if each.get(key, own[0]) not in own:
+                raise InputError(
+                    f"methods.{name}.{where}: {key}: {shown(each[key])} and format: {each['format']} do not go "
+                    f"together, since it has {key}: {' or '.join(map(shown, own))}; leave {key} out"
+                )
 
 
 def check_codes(name: str, wanting: str, recipe: dict[str, Any]) -> None:

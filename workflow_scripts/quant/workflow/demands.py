@@ -30,6 +30,11 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
             if "algorithm" in recipe
         },
         "embeddings": {name: recipe["embeddings"] for name, recipe in own.items() if recipe["embeddings"]},
+        "types": {
+            name: [each["linears"] for each in recipe["tensor_types"]]
+            for name, recipe in own.items()
+            if recipe["tensor_types"]
+        },
         "budgets": {name: recipe for name, recipe in own.items() if recipe["budget"] is not None},
         "limits": limits,
         "moments": config["moments"],

@@ -21,6 +21,7 @@ HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
+EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
@@ -147,8 +148,12 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
     study |= {"choose": chosen} if chosen else {}
     if "max_size_mb" in chosen:  # the widths that use such a file best, and each width for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
-        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq"}}
+        ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
+        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends}}
         study["study"]["add"] = {"methods": [WITHIN]}
+    elif model:
+        study["methods"] = {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
+        study["study"]["add"] = {"methods": [EIGHT]}
     return {key: value for key, value in study.items() if value}
 
 

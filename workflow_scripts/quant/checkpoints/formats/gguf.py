@@ -1,38 +1,71 @@
-"""GGUF, llama.cpp's format, in the blocks that hold codes as they are."""
+"""GGUF, llama.cpp's format, in the blocks that hold codes as they are, each tensor in its own (ggml-quants.h)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quant.checkpoints import gguf_file, stored
-from quant.checkpoints.fitting import deviation, fitting_size, half_steps, in_float16, needs, regrouped
+from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped
 from quant.errors import InputError
-from quant.recipe.grids import Codes
+from quant.recipe.formats import INT
+from quant.recipe.grids import Codes, Grid
+from quant.recipe.numbers import IQ4_NL, MANY, times_one
+
+
+def halves(codes: Tensor) -> Tensor:
+    """Bytes [out, blocks, 16] of two codes of 4 bits each, the first half of a block in low bits."""
+    return codes[:, :, :16] | (codes[:, :, 16:] << 4)
 
 
 def blocks_q4_0(name: str, linear: Codes) -> np.ndarray:
-    """[out, blocks·18] bytes: float16 step, then 16 bytes of two codes each, the first half of a block in low bits."""
-    codes = (linear.codes + 8).to(torch.uint8)
-    return block_bytes([half_steps(name, linear.step, "GGUF's Q4_0")], codes[:, :, :16] | (codes[:, :, 16:] << 4))
+    """[out, blocks·18] bytes: float16 step, then codes."""
+    return block_bytes([half_steps(name, linear.step, "GGUF's Q4_0")], halves((linear.codes + 8).to(torch.uint8)))
 
 
 def blocks_q4_1(name: str, linear: Codes) -> np.ndarray:
     """[out, blocks·20]: float16 step and least value, then the codes; the least value -zero·step is rounded to that."""
-    codes = linear.codes.to(torch.uint8)
     step, least = half_steps(name, linear.step, "GGUF's Q4_1"), (-linear.zero * linear.step).half()
     if not torch.isfinite(least).all():
         raise InputError(f"{name}: a range begins beyond float16, which GGUF's Q4_1 stores; export a symmetric method")
-    return block_bytes([step, least], codes[:, :, :16] | (codes[:, :, 16:] << 4))
+    return block_bytes([step, least], halves(linear.codes.to(torch.uint8)))
 
 
 def blocks_q8_0(name: str, linear: Codes) -> np.ndarray:
     """[out, blocks·34]: float16 step, then signed bytes."""
     return block_bytes([half_steps(name, linear.step, "GGUF's Q8_0")], linear.codes.to(torch.int8).view(torch.uint8))
+
+
+def blocks_iq4_nl(name: str, linear: Codes) -> np.ndarray:
+    """[out, blocks·18]: float16 step, then places of values."""
+    places = torch.bucketize(linear.codes.contiguous(), torch.tensor(IQ4_NL)).to(torch.uint8)
+    return block_bytes([half_steps(name, linear.step, "GGUF's IQ4_NL")], halves(places))
+
+
+def blocks_q3_k(name: str, linear: Codes) -> np.ndarray:
+    """[out, blocks·110] of 256 codes each: their third bits, 32 bytes; their lower two, 64; 16 steps of 6 bits, 12; and
+    the float16 that these are times."""
+    n_out, n_groups = linear.step.shape[:2]
+    one, times = times_one(linear.step, 6)
+    signed = torch.copysign(times, linear.step.view_as(times))
+    if not torch.equal((signed * one).view_as(linear.step), linear.step):
+        raise InputError(
+            f"{name}: its steps are not 6 bits times one number for each {MANY}, as GGUF's Q3_K has them; use format: "
+            "q3_k"
+        )
+    blocks = n_groups // MANY
+    places = (linear.codes + 4).to(torch.uint8).view(n_out, blocks, 2, 4, 32)
+    low = ((places & 3) << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]).sum(3).view(n_out, blocks, 64)
+    bits = (places >> 2).view(n_out, blocks, 8, 32) << torch.arange(8, dtype=torch.uint8)[:, None]
+    scales = (signed + 32).to(torch.uint8)
+    of_four = (scales >> 4).view(n_out, blocks, 4, 4) << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    packed = torch.cat([(scales[:, :, :8] & 15) | ((scales[:, :, 8:] & 15) << 4), of_four.sum(2).to(torch.uint8)], 2)
+    parts = [bits.sum(2).to(torch.uint8), low.to(torch.uint8), packed]
+    return torch.cat([*parts, half_steps(name, one, "GGUF's Q3_K").view(torch.uint8)], 2).flatten(1).numpy()
 
 
 def block_bytes(numbers: list[Tensor], codes: Tensor) -> np.ndarray:
@@ -41,49 +74,78 @@ def block_bytes(numbers: list[Tensor], codes: Tensor) -> np.ndarray:
     return torch.cat([*heads, codes], dim=2).flatten(1).numpy()
 
 
-# by (bits, symmetric)
-BLOCKS: dict[tuple[int, bool], tuple[str, Callable[[str, Codes], np.ndarray]]] = {
-    (4, True): ("Q4_0", blocks_q4_0),
-    (4, False): ("Q4_1", blocks_q4_1),
-    (8, True): ("Q8_0", blocks_q8_0),
+class Kind(NamedTuple):
+    """A type of tensor: inputs that share a step, and those of a block."""
+
+    name: str
+    size: int
+    whole: int
+    blocks: Callable[[str, Codes], np.ndarray]
+
+
+KINDS: dict[tuple[str, int, bool], Kind] = {  # by number format, bits and whether symmetric
+    (INT, 4, True): Kind("Q4_0", 32, 32, blocks_q4_0),
+    (INT, 4, False): Kind("Q4_1", 32, 32, blocks_q4_1),
+    (INT, 8, True): Kind("Q8_0", 32, 32, blocks_q8_0),
+    (INT, 3, True): Kind("Q3_K", MANY, 256, blocks_q3_k),
+    ("iq4_nl", 4, True): Kind("IQ4_NL", 32, 32, blocks_iq4_nl),
 }
-BLOCK_SIZE = 32
+FILE_TYPES = {"Q3_K": "Q3_K_M"}  # what a file is called after tensors whose type has no name of its own there
+
+
+def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
+    """The type of tensor that holds a linear's codes; refused where there is none."""
+    kind = KINDS.get((grid.format, grid.bits, grid.symmetric))
+    if kind is None:
+        bits = f"{grid.bits} bits{'' if grid.symmetric else ' with zero points'}"
+        raise InputError(
+            f"{where}: {name} is in {bits if grid.format == INT else grid.format}, which GGUF has no blocks for; it "
+            "has some for 4 bits, symmetric 8 bits, iq4_nl and q3_k: export another method"
+        )
+    group = n_in if grid.group_size == -1 else grid.group_size
+    if group % kind.size or n_in % kind.whole:
+        has = f"groups of {group} inputs" if group % kind.size else f"{n_in} inputs"
+        size = kind.size if group % kind.size else kind.whole
+        raise InputError(
+            f"{where}: {name} has {has}, which GGUF's {size} does not divide; use a group_size that is a multiple of "
+            f"{size}"
+        )
+    return kind
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
-    """model.gguf: each linear and a quantised embedding as Q4_0 (symmetric), Q4_1 (with zero points) or Q8_0, the rest
-    as it is, norms in float32."""
-    needs(held, (4, 8), "GGUF")
-    every = held.packed | held.embedding
-    for name, grid in sorted(every.items()):
-        if (grid.bits, grid.symmetric) not in BLOCKS:
-            raise InputError(
-                f"{held.file.path}: {name}: GGUF has no blocks of {grid.bits} bits with zero points; export a "
-                "symmetric method"
-            )
-    size = fitting_size(held, (BLOCK_SIZE,), "GGUF")
-    kinds = Counter(BLOCKS[grid.bits, grid.symmetric][0] for grid in held.packed.values())
-    kind = kinds.most_common(1)[0][0]  # what the file is called after
+    """model.gguf: each linear and a quantised embedding in the type that holds its codes, the rest as it is, norms in
+    float32."""
+    if not held.packed:
+        raise InputError(
+            f"{held.file.path}: its weights are simulated (storage_reason in quantize.json says why), and GGUF stores "
+            "codes; export a method whose storage is packed"
+        )
+    layout, every = held.file.layout(), held.packed | held.embedding
+    widths = {name: (held.shape(name) if name in held.packed else layout[f"{name}.weight"][1])[1] for name in every}
+    kinds = {name: kind_of(name, grid, widths[name], held.file.path) for name, grid in sorted(every.items())}
+    counts = Counter(kinds[name].name for name in held.packed)
+    most = counts.most_common(1)[0][0]  # what the file is called after
     names = gguf_file.Names(config)
 
     def tensors() -> Iterator[tuple[str, np.ndarray, str]]:
-        for name in sorted(every):
-            linear = in_float16(regrouped(held.linear(name), size))
+        for name, kind in kinds.items():
+            linear = regrouped(held.linear(name), kind.size)
+            linear = linear if kind.size < kind.whole else in_float16(linear)
             order = names.rows(name, len(linear.codes))
             linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
-            own, blocks = BLOCKS[linear.grid.bits, linear.grid.symmetric]
-            yield names.of(f"{name}.weight"), blocks(name, linear), own
+            yield names.of(f"{name}.weight"), kind.blocks(name, linear), kind.name
         for key in sorted(held.file.names):
             name = key.rpartition(".")[0]
             if (name not in every or key.endswith(".bias")) and not key.endswith(".weight_scale"):
                 value = held.file.get(key)
                 yield names.of(key), *gguf_file.plain(value[names.rows(name, len(value))])
 
-    gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), kind)
+    gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), FILE_TYPES.get(most, most))
     worst = 0.0
     read = gguf_file.Weights(target / "model.gguf")
     for name in every:
         w = read.get(names.of(f"{name}.weight"))
         w = w[names.rows(name, len(w)).argsort()]
         worst = max(worst, deviation(w, held.linear(name)))
-    return {"type": "+".join(sorted(kinds)), "largest_deviation": worst}
+    return {"type": "+".join(sorted({kind.name for kind in kinds.values()})), "largest_deviation": worst}

@@ -15,7 +15,7 @@ def candidates(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, mean: Ten
         return fused.candidates(groups, step, zero, grid, mean, usable)
     codes = grids.encode(groups, step, zero, grid)
     residual = groups - grids.decode(codes, step, zero)
-    direction = torch.where(residual >= 0, 1.0, -1.0).to(groups.dtype)
+    direction = torch.where(residual * torch.sign(step) >= 0, 1.0, -1.0).to(groups.dtype)
     error = (mean * residual).flatten(1).sum(1)
     moved = grid.points.beside(codes, direction)
     gap = moved - codes  # 1 of whole numbers
