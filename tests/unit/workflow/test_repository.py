@@ -33,8 +33,10 @@ def test_readme_leads_with_the_command_and_stays_short() -> None:
 
 
 def test_a_commits_hooks_are_the_checks_of_make() -> None:
-    recipe = (ROOT / "Makefile").read_text().partition("\ncheck:")[2].partition("\n\n")[0]
-    checks = [line.strip() for line in recipe.splitlines() if line.startswith("\t")]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ncheck: lint dry-run\n" in makefile
+    recipes = (makefile.partition(f"\n{name}:")[2].partition("\n\n")[0] for name in ("lint", "dry-run"))
+    checks = [line.strip() for recipe in recipes for line in recipe.splitlines() if line.startswith("\t")]
     (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert local["repo"] == "local"
     entries = [hook["entry"] for hook in local["hooks"]]
