@@ -239,12 +239,13 @@ STEPS = ("refined", "frontier_fast", "reconstructed")  # on the way to the front
 def test_autoround_is_paired_with_the_frontier_of_its_bits() -> None:
     config = configured((ROOT / "experiments/frontier.yaml").read_text())
     found = AUTOROUND({name: config["methods"][name] for name in config["study"]["methods"]})
-    four = {("autoround", name) for name in ("awq_clip_gptq_shared", *STEPS, "frontier")}
+    four = {("autoround", name) for name in ("awq_clip_gptq_shared", *STEPS, "frontier", "frontier_rows")}
     fewer = {
         (f"autoround_{bits}bit", f"{name}_{bits}bit")
         for bits in (3, 2)
         for name in ("awq_clip_gptq_shared", "frontier")
     }
+    fewer |= {("autoround_3bit", "frontier_rows_3bit")}
     assert set(found) == four | fewer  # that of version 2 is symmetric, as none of ours is there
 
 
