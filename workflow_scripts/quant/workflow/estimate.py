@@ -28,6 +28,7 @@ TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where tor
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
 OF_PASS = 0.6  # of the time that other work of as many products takes on a GPU
+PORTIONS, KEPT = 4 * 10**8, 2**29  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
 
@@ -107,7 +108,9 @@ def quantising(ask: Ask) -> Estimate:
     with_moments = bool({"moments", "weighted"} & files.keys()) or recipe["inputs"] == "sequential"
     size, made = stored(shape), stored(shape, recipe)
     square = 4.0 * shape.widest**2 if with_moments else 0.0
-    held = 14.0 * shape.block + (7.5 if recipe["rounding"] == "gptq" else 1.7) * square
+    # weights and codes; H, and while it is read or factored others as large; one linear in float32, and portions
+    held = (ask.width + 1) * shape.block + (3.1 if recipe["rounding"] == "gptq" else 2.5) * square
+    held += 10.0 * shape.largest + PORTIONS
     known = moments(shape, ask.config) if with_moments else 0.0
     model = float32 = 0.0
     if recipe["salience"] != "none":
@@ -146,7 +149,7 @@ def running(ask: Ask) -> Estimate:
         model, float32 = 2.5 * model, 2.5 * float32
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
-        held += 8.0 * shape.widest**2 + min(kept, ask.room / 4)
+        held += min(kept, KEPT)
     if recipe["reconstruct"] is not None:
         seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
         model += (3 * seen + 3) * forward(shape, tokens, width)
