@@ -114,7 +114,7 @@ def test_the_target_is_a_ridge_regression(share: float) -> None:
     quantised = x + 0.3 * rng.normal(size=x.shape) @ rng.normal(size=(20, 20))
     weights = [rng.normal(size=(n, 20)) for n in (3, 7)]
     cross, moment = (torch.from_numpy(left.T @ quantised / len(x)) for left in (x, quantised))
-    found = corrected([torch.from_numpy(w) for w in weights], cross, moment, share)
+    found = corrected([torch.from_numpy(w) for w in weights], cross.clone(), moment, share)
     for w, target in zip(weights, found, strict=True):
         expected = reference.corrected(w, x, quantised, share)
         np.testing.assert_allclose(target.numpy(), expected, rtol=1e-9, atol=1e-12)
