@@ -63,7 +63,7 @@ class Block:
                 check_finite(f"{name}.weight", w, str(self._model.path))
                 self.known[name] = statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
-            weights = [self.original(name) for name in group.linears]
+            weights = [] if recipe.salience == "none" else [self.original(name) for name in group.linears]
             known = [self.known[name] for name in group.linears]
             fold = group.fold
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)

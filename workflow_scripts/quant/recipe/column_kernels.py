@@ -105,7 +105,7 @@ def _quarter(
     own_inverse = own if SWEEP else tl.div_rn(own * 0.0 + 1.0, own)
     ahead = tl.sum(tl.where((columns == 0)[None, :], block, 0.0), 1)  # the column, but for what the last one hands on
     change, link, before = tl.zeros_like(ahead), own * 0.0, f0 * 0.0
-    for j in tl.range(0, COUNT, loop_unroll_factor=4):
+    for j in range(COUNT):
         third = tl.minimum(first + j + 2, last)
         third_step = tl.load(step_at + third * steps_column, mask=there, other=1.0)
         third_middle = tl.load(middle_at + third * middles_column, mask=there, other=0.0)

@@ -38,12 +38,14 @@ class Context:
         h, inverse = asked(self.second_moment, "moment"), self.inverse
         if order is None and inverse is None:
             return h.clone()
-        found = torch.empty_like(h)
-        size = max(1, AT_ONCE // (h.element_size() * len(h)))
+        found, size = torch.empty_like(h), max(1, AT_ONCE // (h.element_size() * len(h)))
         for first in range(0, len(h), size):
             rows = slice(first, first + size) if order is None else order[first : first + size]
             part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
-            found[first : first + size] = part if order is None else part[:, order]
+            part = part if order is None else part[:, order]
+            if size >= len(h):
+                return part
+            found[first : first + size] = part
         return found
 
     def importance(self, square: Tensor) -> Tensor:
