@@ -47,7 +47,7 @@ def test_refinement_is_that_of_a_cpu(bits: int, group_size: int, symmetric: bool
     errors, found = {}, {}
     for where in ("cpu", "cuda"):
         given = [t.to(where) for t in (groups, codes, step, zero)]
-        new = [t.cpu() for t in refine(*given, grid, moment.to(where), 3, stored)]
+        new = [t.cpu() for t in refine(*given, grid, moment.to(where, copy=True), 3, stored)]
         found[where] = new
         errors[where] = layer_error(w - grids.from_groups(grids.decode(*new, zero), 300), moment)
     assert errors["cuda"] < 0.9 * start and errors["cuda"] == pytest.approx(errors["cpu"], rel=0.01)
@@ -59,8 +59,23 @@ def test_twice_the_same() -> None:
     grid = Grid(4, 64, False)
     groups = grids.to_groups(w, 64)
     step, zero = grids.fit(groups, grid)
-    given = (groups, grids.encode(groups, step, zero, grid), step, zero, grid, moment, 3)
-    assert all(torch.equal(a, b) for a, b in zip(refine(*given), refine(*given), strict=True))
+    given = (groups, grids.encode(groups, step, zero, grid), step, zero, grid)
+    found = [refine(*given, moment.clone(), 3) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_portions_of_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of all rows as one file gives them, whichever rows are worked on at once."""
+    w, moment = (t.cuda() for t in case(200, 300))
+    grid, rows = Grid(4, 60, False), torch.rand(200).cuda() + 0.5
+    groups = grids.to_groups(w, 60)
+    step, zero = grids.fit(groups, grid)
+    stored = partial(grids.stored_step, dtype=torch.float16, rows=rows)
+    given = groups, grids.encode(groups, step, zero, grid), step, zero, grid
+    whole = refine(*given, moment.clone(), 2, stored)
+    monkeypatch.setattr("quant.recipe.context.AT_ONCE", 4 * 300 * 64)
+    parts = refine(*given, moment.clone(), 2, stored)
+    assert (whole[0] == parts[0]).float().mean() > 0.999 and torch.equal(parts[1], stored(parts[1]))
 
 
 def test_rows_rounded_together_cost_what_they_do_on_a_cpu_and_twice_the_same() -> None:

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from quant.recipe import grids, quantized
+from quant.recipe.fused import feed_back
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
+from quant.recipe.refine import sweep
 from quant.recipe.roundings import greedy_flip
 from tests.gpu.test_gpu import GRIDS, case
 
@@ -52,7 +54,28 @@ def test_inverse_factor_is_that_of_float64(n: int) -> None:
     exact, _ = inverse_factor(moment.double(), 0.01)
     found, damp = inverse_factor(moment.cuda(), 0.01)
     assert damp == 0.01 and torch.equal(found.triu(), found)
-    plain, _ = inverse_factor(moment, 0.01)
+    plain, _ = inverse_factor(moment.clone(), 0.01)
     slack = 4 * (plain.double() - exact).norm() / exact.norm() + 1e-6  # what a CPU's float32 leaves
     assert (found.cpu().double() - exact).norm() / exact.norm() < slack
     assert torch.equal(found, inverse_factor(moment.cuda(), 0.01)[0])
+
+
+@pytest.mark.parametrize(("name", "bits"), [("nvfp4", 4), ("fp8", 8), ("nf4", 4)])
+def test_listed_values_are_rounded_to_as_on_a_cpu(name: str, bits: int) -> None:
+    """By feedback and by a sweep."""
+    generator, width = torch.Generator().manual_seed(bits), 100
+    w, factor = torch.randn(300, width, generator=generator), torch.randn(width, width, generator=generator).triu_() / 8
+    factor.diagonal().uniform_(0.5, 1.5, generator=generator)
+    grid = Grid(bits, 16, True, name)
+    steps = (0.5 + torch.rand(300, width, generator=generator)) * 2 / grid.highest
+    x = torch.randn(200, width, generator=generator)
+    found = {}
+    for where in ("cpu", "cuda"):
+        given = [t.to(where, copy=True) for t in (w, factor, steps, torch.zeros_like(steps))]
+        codes, errors = torch.empty(2, 300, width, device=where)
+        feed_back(*given, grid, codes, errors)
+        moved = sweep(w.to(where, copy=True), (x.T @ x / 200).to(where), codes, given[2], grid)
+        found[where] = [t.cpu() for t in (codes, errors, *moved)]
+    for a, b in zip(found["cpu"], found["cuda"], strict=True):
+        rows = ((a - b).abs() <= 1e-4).all(1)
+        assert rows.float().mean() > 0.98

@@ -64,6 +64,24 @@ def test_arguments_are_those_of_the_loop(loop: Callable[[Body, Tensor], Tensor],
         assert notes[0].hidden is not None and notes[0].hidden.shape == (rows, 5, 4)
 
 
+def in_one_piece(body: Body, hidden: Tensor) -> Tensor:
+    for block in body.blocks:
+        hidden = block(hidden.contiguous(), "mask")
+    return hidden
+
+
+@pytest.mark.parametrize(("loop", "numbers"), [(alone, 1), (pair, 1), (in_one_piece, 3 * 5 * 4)])
+def test_what_stands_for_hidden_states_takes_no_memory(loop: Callable[[Body, Tensor], Tensor], numbers: int) -> None:
+    """Of every block, however many there are, unless the loop needs all of them."""
+    body = Body(loop)
+    with noting(body.blocks) as notes:
+        for _ in range(2):
+            run_noted(body, notes, torch.zeros(3, 5, dtype=torch.long))
+            assert [note.args for note in notes] == [("mask",)] * 3
+            kept = [note.returned.untyped_storage().nbytes() for note in notes if note.returned is not None]
+            assert kept == [4 * numbers] * 3
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_what_is_handed_on_is_found(rows: int) -> None:
     body = Body(handing_on)

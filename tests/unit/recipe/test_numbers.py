@@ -279,7 +279,7 @@ def test_refinement_lowers_the_error_and_keeps_to_the_format(name: str) -> None:
     stored, _ = stored_of(grid, w)
     errors = [error_of(w, codes, step, moment)]
     for rounds in (1, 3):
-        found, new = refine(groups, codes, step, zero, grid, torch.from_numpy(moment), rounds, stored)
+        found, new = refine(groups, codes, step, zero, grid, torch.tensor(moment), rounds, stored)
         assert set(found.unique().tolist()) <= set(torch.tensor(values_of(grid), dtype=torch.float64).tolist())
         assert torch.equal(stored(new), new) and (new.all() if grid.signed else (new > 0).all())
         if grid.rows > 1:

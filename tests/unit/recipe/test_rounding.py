@@ -12,7 +12,7 @@ from quant.recipe.choices import ROUNDINGS
 from quant.recipe.context import Context
 from quant.recipe.functions import function_of
 from quant.recipe.grids import Grid
-from quant.recipe.inverse import inverse_factor
+from quant.recipe.inverse import flip_, inverse_factor
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.roundings.greedy_flip import greedy_flip
 from tests.unit import reference
@@ -102,10 +102,27 @@ def test_uncorrelated_inputs_have_nothing_to_feed_back() -> None:
 @pytest.mark.parametrize("n", [1, 7, 130])
 def test_inverse_factor(n: int) -> None:
     _, moment = case(1, n)
-    factor, damp = inverse_factor(torch.from_numpy(moment), 0.01)
+    factor, damp = inverse_factor(torch.from_numpy(moment.copy()), 0.01)
     damped = moment + 0.01 * moment.diagonal().mean() * np.eye(n)
     assert damp == 0.01 and torch.equal(factor, factor.triu())
     np.testing.assert_allclose((factor.T @ factor).numpy() @ damped, np.eye(n), atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_a_moment_is_put_in_order_and_flipped_by_rows(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever portions, to the same bits; its copy is the caller's own."""
+    generator = torch.Generator().manual_seed(n)
+    h, inverse = torch.rand(n, n, generator=generator), torch.rand(n, generator=generator)
+    order, before = torch.randperm(n, generator=generator), h.clone()
+    for at_once in (2**27, 12 * n, 1):
+        monkeypatch.setattr("quant.recipe.context.AT_ONCE", at_once)
+        monkeypatch.setattr("quant.recipe.inverse.AT_ONCE", at_once)
+        for context in (Context(h), Context(h, inverse=inverse)):
+            whole = context.moment
+            assert torch.equal(context.diagonal, whole.diagonal())
+            assert torch.equal(context.copied(), whole) and torch.equal(context.copied(order), whole[order][:, order])
+            assert torch.equal(flip_(context.copied()), whole.flip(0, 1))
+    assert torch.equal(h, before)
 
 
 def test_the_weight_and_the_moment_are_left_alone() -> None:
@@ -127,7 +144,7 @@ def indefinite(n: int, least: float) -> np.ndarray:
 def test_damped_more_where_needed(least: float, taken: float) -> None:
     w, moment = case(4, 12)[0], indefinite(12, least)
     codes, _ = by_gptq(w, moment, Grid(4, -1, False))
-    assert inverse_factor(torch.from_numpy(moment), 0.01)[1] == pytest.approx(taken)
+    assert inverse_factor(torch.from_numpy(moment.copy()), 0.01)[1] == pytest.approx(taken)
     assert damp_taken(w, moment, 0.01) == pytest.approx(taken)
     assert np.array_equal(codes.numpy(), reference.gptq(w, moment, 4, -1, False, taken, True))
 

@@ -102,7 +102,7 @@ def test_refinement_hears_of_all_other_rows() -> None:
     for k in range(SETS):
         own = (torch.from_numpy(whole(each[k::SETS], 12)) for each in (codes, step, zero))
         codes[k::SETS] = grids.to_groups(descend(targets()[k::SETS], *own, GRID, below), GRID.group_size)
-    step = fit_steps(targets(), codes, step, zero, GRID, below, lambda t: t.float().double())
+    step = fit_steps(targets() @ below, codes, step, zero, GRID, below, lambda t: t.float().double())
     assert torch.equal(codes, found) and torch.equal(step, steps)
 
 
@@ -121,7 +121,7 @@ def test_it_lowers_what_errors_cost_together(seed: int) -> None:
     alone = gptq(groups, step, zero, GRID, context, damp=DAMPING).codes
     together, _, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 0)
     assert cost(together, step) < 0.8 * cost(alone, step)
-    refined = refine(groups, alone, step, zero, GRID, context.moment, 3)
+    refined = refine(groups, alone, step, zero, GRID, context.copied(), 3)
     both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 3)
     assert cost(both, steps) < 0.8 * cost(*refined)
 

@@ -159,7 +159,7 @@ def test_referee_sees_the_errors_that_were_made(
 
     def keep(self: Block, *arguments: Any) -> None:
         quantize(self, *arguments)
-        made.update({linear: (self.weights[linear], done) for linear, done in self.done.items()})
+        made.update({linear: (self.original(linear), self.rounded(linear)) for linear in self._done})
 
     monkeypatch.setattr(Block, "quantize", keep)
     case, out = cases(name), tmp_path / "out"

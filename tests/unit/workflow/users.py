@@ -181,7 +181,6 @@ USERS: dict[str, set[str]] = {
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
-    "recipe/refine_kernels": RECIPES,
     "recipe/roundings/gptq": RECIPES,
     "recipe/roundings/greedy_flip": RECIPES,
     "recipe/roundings/nearest": RECIPES,
@@ -239,6 +238,7 @@ USERS: dict[str, set[str]] = {
     },
     "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps"},
     "files/behind": TENSORS | {"choose_widths", "measure_swaps", "plan"},
+    "files/checksums": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
@@ -393,4 +393,5 @@ USERS: dict[str, set[str]] = {
     "calibration/row_moments": {"collect_end_loss"},
     "recipe/row_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
     "recipe/inverse": {"quantize", "quantize_shard", "quantize_with_model"},
+    "recipe/column_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
 }

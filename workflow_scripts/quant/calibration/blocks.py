@@ -168,7 +168,7 @@ class Run:
         if self.depth > len(self.blocks):
             raise InputError(f"layer {last}: the model has layers 0 to {len(self.blocks) - 1}; choose one of them")
         self._checkpoint, self._device, self._dtype, self._progress = checkpoint, device, dtype, progress
-        self._opened = opened
+        self._opened, self._sequences = opened, sequences
         self._alike = by_length(self.model.config) or any(isinstance(each, Sorted) for each in self.model.modules())
         self._handed: set[int] = set()  # extras that blocks hand on
         self.batches = list(tokens.batches(sequences, batch_tokens, self._alike))

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from quant.models.linears import linear_names
 
-SHARE = 8  # of a GPU's free memory, one in so many parts for each stream
+SHARE = 8  # of a GPU's free memory, one in so many parts for each stream at most
 ON_CPU = 2**30  # bytes for each stream: 32,768 tokens of SmolLM2-135M take 0.4 and 0.5 GB
+ON_GPU = 2**27  # the same: what more would save is little beside a block's rounding
 
 
 class Budget:
@@ -27,7 +28,7 @@ class Budget:
         self.left = ON_CPU
         if device.type == "cuda":
             unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.left = (torch.cuda.mem_get_info(device)[0] + unused) // SHARE
+            self.left = min(ON_GPU, (torch.cuda.mem_get_info(device)[0] + unused) // SHARE)
 
     def takes(self, n_bytes: int) -> bool:
         if n_bytes > self.left:

@@ -83,6 +83,10 @@ class Statistics:
     def __exit__(self, *args: object) -> None:
         self._stack.close()
 
+    def release(self) -> None:
+        """No linear asks again for the second moment that was read last."""
+        self._last = (), None
+
     @property
     def token_fingerprint(self) -> str | None:
         """Of the calibration tokens; None where the recipe uses none."""

@@ -19,11 +19,13 @@ from quant.calibration.hidden import HiddenStates, hidden_states
 from quant.calibration.kept import Budget, Outputs, Passing, ends_of
 from quant.calibration.second_moments import NARROW_ROWS, add_outer, mirror
 from quant.calibration.statistics import check_statistic, token_rows
-from quant.data.tokens import Batch
+from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models import products
 from quant.models.linears import linear_names
+
+WIDEST = 2**27  # bytes of one linear's numbers of a batch
 
 
 class _Reached(Exception):
@@ -291,6 +293,15 @@ class Changed:
 
 class Streams(Run):
     """Two models' hidden states on their way through the blocks."""
+
+    def fewer(self, most: int = WIDEST) -> None:
+        """Batches of at most so many bytes where they are widest, which fill a GPU."""
+        block = self.blocks[0]
+        widest = max(max(block.get_parameter(f"{name}.weight").shape) for name in linear_names(block))
+        widths = [batch.ids.numel() for batch in self.batches]
+        at_once = most // (widest * self._dtype.itemsize)
+        if max(widths) > at_once and torch.device(self._device).type != "cpu":
+            self.batches = list(batches(self._sequences, at_once, self._alike))
 
     @torch.inference_mode()
     def pairs(self, changed: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Pair]:

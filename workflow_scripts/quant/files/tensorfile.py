@@ -19,7 +19,8 @@ from torch import Tensor
 from quant.errors import InputError
 from quant.files import naming, pieces
 from quant.files.artifacts import digest, read_json, rebuild, whole
-from quant.files.behind import Behind, checksum, raw
+from quant.files.behind import Behind
+from quant.files.checksums import checksum, raw
 
 DTYPES = {
     torch.float64: "F64",
@@ -36,7 +37,7 @@ DTYPES = {
 }
 BY_CODE = {code: dtype for dtype, code in DTYPES.items()}
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-READERS = 3  # that read ahead and hold against checksums, each at 1.6 GB/s
+READERS = 4  # that read ahead and hold against checksums
 
 
 class TensorFile:

@@ -33,10 +33,10 @@ class Block:
     ) -> None:
         self._model, self._config, self._device, self._fused = model, config, device, fused
         self._layout = model.layout()
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}  # as they are stored
         self.known: dict[str, LinearStatistics] = {}  # of those not yet rounded
         self.found: dict[str, Search | None] = {}
-        self.done: dict[str, QuantizedLinear] = {}
+        self._done: dict[str, QuantizedLinear] = {}  # narrow
         self.milliseconds: dict[str, float] = {}
         self.folded: set[str] = set()
         self.units: dict[str, float] = {}  # by linear: what its steps are stored times
@@ -45,20 +45,26 @@ class Block:
 
     def quantize(self, group: Shared, statistics: Statistics, recipe: Recipe, generator: torch.Generator) -> None:
         self.find(group, statistics, recipe)
-        self.round(group.linears, [self.weights[name] for name in group.linears], recipe, generator)
+        self.round(group.linears, [self.original(name) for name in group.linears], recipe, generator)
+
+    def original(self, name: str) -> Tensor:
+        """A linear's weight [out, in], float32."""
+        return self.weights[name].float()
+
+    def rounded(self, name: str) -> QuantizedLinear:
+        return self._done[name].wide()
 
     def find(self, group: Shared, statistics: Statistics, recipe: Recipe) -> None:
         """A group's weights, what is known of them, and their scale, folded where it can be."""
         with self.timed(group.linears):
             for name in group.linears:
-                w = self.weights[name] = self._model.get(f"{name}.weight", self._device, torch.float32)
+                w = self._model.get(f"{name}.weight", self._device)
+                w = self.weights[name] = w if w.dtype.itemsize <= 4 else w.float()
                 check_finite(f"{name}.weight", w, str(self._model.path))
                 self.known[name] = statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
-            weights, known = (
-                [self.weights[name] for name in group.linears],
-                [self.known[name] for name in group.linears],
-            )
+            weights = [] if recipe.salience == "none" else [self.original(name) for name in group.linears]
+            known = [self.known[name] for name in group.linears]
             fold = group.fold
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
             own = recipe if recipe.widths else recipe.at(group.linears[0])  # a budget's widths share a scale
@@ -78,7 +84,7 @@ class Block:
                 self.units[name] = self._unit(name, own.grid)
                 stored = self.stored(name, own.grid)
                 result = round_linear(w, self.found[name], self.known.pop(name), own, generator, stored)
-                self.done[name] = self._held(name, result)
+                self._done[name] = self._held(name, result).narrow()
 
     def stored(self, name: str, grid: Grid) -> Callable[[Tensor], Tensor]:
         """A rounded linear's steps as its file will give them."""
@@ -87,7 +93,7 @@ class Block:
 
     def move(self, name: str, codes: Tensor, step: Tensor) -> None:
         """Other codes and steps for a rounded linear."""
-        self.done[name] = self._held(name, replace(self.done[name], codes=codes, step=step))
+        self._done[name] = self._held(name, replace(self._done[name], codes=codes, step=step)).narrow()
 
     def _unit(self, name: str, grid: Grid) -> float:
         """numbers.unit_of, one for all linears that readers fuse, since vLLM takes the largest for all of them."""
@@ -97,8 +103,8 @@ class Block:
 
     def _largest(self, name: str) -> float:
         """Of a linear's scaled weights, as its file holds them."""
-        w = self.weights.get(name)
-        w = self._model.get(f"{name}.weight", self._device, torch.float32) if w is None else w
+        w = self._model.get(f"{name}.weight", self._device) if name not in self.weights else self.weights[name]
+        w = w.float()
         found = self.found.get(name)
         w = w if found is None or not found.alpha else w * found.scale
         w = w * self.row_scale[name][:, None] if name in self.row_scale else w
@@ -130,7 +136,7 @@ class Block:
         """A scale whose inverse the norm, or the producer's rows, can take over in the type that they are stored in."""
         dtype = self._layout[f"{group.source}.weight"][0]
         values = self._model.get(f"{group.source}.weight", self._device, torch.float32)
-        columns = torch.stack([self.weights[name].abs().amax(0) for name in group.linears]).amax(0)
+        columns = torch.stack([self.weights[name].abs().amax(0) for name in group.linears]).amax(0).float()
         if fold.kind == "norm":
             return foldable(scale, (values + fold.offset).abs(), columns, dtype)
         rows = rows_of(fold, len(values), self._config)
@@ -178,21 +184,20 @@ class Block:
             self.others[bias] = self._model.get(bias, self._device, torch.float32) * inverse
 
     def _folded_scale(self, name: str) -> Tensor:
-        scale = self.done[name].scale
+        scale = self._done[name].scale
         assert scale is not None
         return scale
 
-    def weight(self, name: str) -> Tensor:
-        """A linear's weight as the checkpoint stores it [out, in]."""
-        result = self.done[name]
-        w = result.dequantize()
+    def weight(self, name: str, rounded: QuantizedLinear | None = None) -> Tensor:
+        """A linear's weight as the checkpoint stores it [out, in]; rounded: what `rounded` gives, if it is known."""
+        w = (rounded or self.rounded(name)).dequantize()
         if name in self.folded:
             w = w * self._folded_scale(name)
         return w * self.row_scale[name][:, None] if name in self.row_scale else w
 
-    def codes(self, name: str) -> Codes:
-        """A linear as a packed checkpoint stores it."""
-        result = self.done[name]
+    def codes(self, name: str, rounded: QuantizedLinear | None = None) -> Codes:
+        """A linear as a packed checkpoint stores it; rounded: as for `weight`."""
+        result = rounded or self.rounded(name)
         step = result.step * self.row_scale[name][:, None, None] if name in self.row_scale else result.step
         return Codes(result.codes, step, result.zero, result.grid, result.n_in, self.units[name])
 

@@ -221,22 +221,24 @@ def blocks_made(
             for group in groups:
                 block.quantize(group, statistics, recipe, generator)
         for name in names:
-            result = block.done[name]
+            result = block.rounded(name)
             if keep is not None:
-                keep[name] = in_host_memory(block.codes(name), form.dense[f"{name}.weight"][0])
+                keep[name] = in_host_memory(block.codes(name, result), form.dense[f"{name}.weight"][0])
             folds = {key: value.cpu() for key, value in block.folds(name)}
             if form.reason is None:
-                written = packed.pack(name, block.codes(name))
+                written = packed.pack(name, block.codes(name, result))
                 own_bits = packed.bits_of({key: form.layout[key] for key in written})
             else:
-                written = {f"{name}.weight": block.weight(name)}
+                written = {f"{name}.weight": block.weight(name, result)}
                 own_bits = result.storage_bits(name in block.folded)
             row = {"linear": name, "layer": layer, "storage_bits": own_bits}
             row |= {"alpha": result.alpha, "objective": result.objective}
             row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
             if result.damp is not None and result.damp > recipe.parameters["damp"]:
                 logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
-            yield Made(written, folds, row | rounding_statistics(block.weights[name], result))
+            row |= rounding_statistics(block.original(name), result)
+            yield Made(written, folds, row)
+            del result, written  # before the next block takes their place in memory
         yield Made(block.others, {}, None)
 
 

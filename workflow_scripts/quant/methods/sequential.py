@@ -4,7 +4,7 @@ Scales are found beforehand, on the original's statistics, since those of o and 
 which are rounded before them. Ranges, rounding and refinement go by the stream's moments, towards the corrected weight.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -22,17 +22,24 @@ from quant.methods.vocabulary import Rounded
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
 
+Moments = tuple[Tensor, Tensor | None]
 
-def in_original_units(moment: Tensor, cross: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """H̃ and C, or W·C, of the inputs X̃·diag(scale), where X̃ was divided by a folded scale [in]."""
+
+def in_original_units(taken: Moments, scale: Tensor | None, others: Collection[Moments]) -> tuple[Tensor, list[Tensor]]:
+    """H̃ and, in a list from which it can be taken, C or W·C of the inputs X̃·diag(scale), where X̃ was divided by a
+    folded scale [in]; C is the caller's own. In their place, unless others are waiting for the same."""
+    waiting = {id(each) for other in others for each in other}
+    moment, cross = taken
+    own = [each.clone() if id(each) in waiting else each for each in (cross,) if each is not None]
     if scale is None:
-        return moment, cross
-    return scale[:, None] * moment * scale, None if cross is None else cross * scale
+        return moment, own
+    moment = moment.clone() if id(moment) in waiting else moment
+    return moment.mul_(scale[:, None]).mul_(scale), [each.mul_(scale) for each in own]
 
 
 def moments_of(
     pair: Pair, reading: str, names: list[str], corrects: bool, statistics: Statistics, block: Block
-) -> dict[str, tuple[Tensor, Tensor | None]]:
+) -> dict[str, Moments]:
     """H̃ and C, or W·C, of linears that read one input: one for all, or each its own where tokens count by the end loss;
     [in, in], W·C [out, in], or as many as there are parts."""
     counts = [statistics.token_weights(name, block.weights[name].device.type) for name in names]
@@ -74,6 +81,7 @@ class Sequential:
             self._step_tokens = reconstruction.batch * max(map(len, calibration.sequences))
             batch_tokens = min(batch_tokens, self._step_tokens)
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
+        streams.fewer()
         self._pairs: Iterator[Pair] = self._begun(streams, ends)
 
     @staticmethod
@@ -88,6 +96,9 @@ class Sequential:
             pair.advance(corrects)  # a block that is left as it is
         for group in groups:
             block.find(group, statistics, recipe)
+            for name in group.linears:  # the stream's takes its place
+                block.known[name] = replace(block.known[name], moment=None)
+        statistics.release()
         pair.put(block.others)
         aims: dict[str, Aim] = {}
         for reading in pair.groups:
@@ -99,12 +110,15 @@ class Sequential:
             scales = {name: None if each is None else each.scale for name, each in found.items()}
             for _, each in groupby(names, key=lambda name: (id(scales[name]), *map(id, moments[name]))):
                 alike = list(each)
-                own, between = in_original_units(*moments[alike[0]], scales[alike[0]])
-                targets = [block.weights[name] for name in alike]
-                if between is not None:
-                    targets = corrected(targets, between, own, recipe.correction)
+                taken, *_ = [moments.pop(name) for name in alike]
+                own, crosses = in_original_units(taken, scales[alike[0]], moments.values())
+                del taken, _
+                targets = [block.original(name) for name in alike]
+                if crosses:  # from then on nobody holds C
+                    targets = corrected(targets, crosses.pop(), own, recipe.correction)
                 for name in alike:
                     block.known[name] = replace(block.known[name], moment=own)
+                del own
                 block.round(alike, targets, recipe, generator)
                 if self._reconstruction is not None:
                     aims |= {name: self._aim(block, name, target) for name, target in zip(alike, targets, strict=True)}
@@ -115,7 +129,7 @@ class Sequential:
 
     @staticmethod
     def _aim(block: Block, name: str, target: Tensor) -> Aim:
-        rounded = block.done[name]
+        rounded = block.rounded(name)
         columns = None if rounded.scale is None or name in block.folded else 1 / rounded.scale
         return Aim(rounded, target, block.row_scale.get(name), columns, block.stored(name, rounded.grid))
 

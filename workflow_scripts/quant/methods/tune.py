@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("quant")
 
 BETAS, WARM_UP = (0.9, 0.95), 0.05
-LOGIT_BYTES = 2**30  # of one model's logits at a time, in float32
+LOGIT_BYTES = {"cpu": 2**30, "cuda": 2**29}  # of one model's logits at a time, in float32; eight times that is held
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Tuner:
             self.norms[name] = module.get_parameter("parametrizations.weight.original")
         moving = [linear.change for linear in self.linears.values() if linear.moves]
         self.parameters = moving + list(self.norms.values())
-        self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
+        self._rows = max(1, LOGIT_BYTES[torch.device(device).type] // (4 * config.vocab_size))
 
     @contextlib.contextmanager
     def _stored(self) -> Iterator[None]:

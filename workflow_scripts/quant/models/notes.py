@@ -67,6 +67,7 @@ class Note(nn.Module):
 
     more: int | None = None  # what a block returns beside hidden states, as a tuple; None where it returns these alone
     marked = True  # whether those are tensors, so that a later block that reads them is found, or None
+    thin = True  # whether hidden states that it returns are one number, however large: a batch's, kept for every block
 
     def __init__(self, block: nn.Module, index: int, notes: "list[Note]") -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class Note(nn.Module):
             raise NotAChain(f"decoder block {self.index} reads a {type(hidden).__name__} in place of hidden states")
         first = self.notes[0].hidden
         assert first is not None
-        self.returned = first.clone()
+        self.returned = first.new_zeros(1).expand(first.shape) if self.thin else first.clone()
         if self.more is None:
             return self.returned.as_subclass(Whole)  # again where the model's loop takes [0] of it, as of a tuple
         self.extras = [first.new_zeros(1) for _ in range(self.more)] if self.marked else []
@@ -140,13 +141,20 @@ def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
 def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> set[int]:
     """One pass of the body over token ids [n, width], in which every block's stand-in takes its notes; returns which
     of the extras that a block returns a later one reads (check_extras)."""
+    if notes[0].thin:
+        with contextlib.suppress(NotAChain):
+            return _run_noted(body, notes, ids, True)
+    return _run_noted(body, notes, ids, False)  # a loop may write into hidden states, or want them in one piece
+
+
+def _run_noted(body: nn.Module, notes: list[Note], ids: Tensor, thin: bool) -> set[int]:
     failure: Exception | None = None
     handed: set[int] = set()
     ways = [(n, marked) for n in dict.fromkeys((notes[0].more, None, 1, 2, 3)) for marked in (True, False)]
     for more, marked in ways:
         for note in notes:
             note.forget()
-            note.more, note.marked = more, marked
+            note.thin, note.more, note.marked = thin, more, marked
         try:
             body(input_ids=ids, use_cache=False)
         except (NotAChain, torch.OutOfMemoryError):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Value = TypeVar("Value")
+AT_ONCE = 2**27  # bytes of rows of a matrix that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,28 @@ class Context:
         h = asked(self.second_moment, "moment")
         return h if self.inverse is None else self.inverse[:, None] * h * self.inverse
 
+    @property
+    def diagonal(self) -> Tensor:
+        """Of H of the scaled inputs x/s [in]."""
+        h = asked(self.second_moment, "moment").diagonal()
+        return h if self.inverse is None else self.inverse * h * self.inverse
+
+    def copied(self, order: Tensor | None = None) -> Tensor:
+        """`moment`, its rows and columns in an order: the caller's own. Made by rows, so that nothing as large lies
+        beside it."""
+        h, inverse = asked(self.second_moment, "moment"), self.inverse
+        if order is None and inverse is None:
+            return h.clone()
+        found, size = torch.empty_like(h), max(1, AT_ONCE // (h.element_size() * len(h)))
+        for first in range(0, len(h), size):
+            rows = slice(first, first + size) if order is None else order[first : first + size]
+            part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
+            part = part if order is None else part[:, order]
+            if size >= len(h):
+                return part
+            found[first : first + size] = part
+        return found
+
     def importance(self, square: Tensor) -> Tensor:
         """E[(x/s)²] of E[x²] [in]."""
         return square if self.inverse is None else square * self.inverse**2
@@ -34,6 +57,16 @@ class Context:
         """E[x/s] [in]."""
         mean = asked(self.x_mean, "channels")
         return mean if self.inverse is None else mean * self.inverse
+
+
+def row_chunks(groups: Tensor, multiple: int = 1) -> list[slice]:
+    """Of rows [out, n_groups, g] that are worked on at once: on a GPU so many, a multiple, that what is made of them
+    leaves room."""
+    size = len(groups)
+    if groups.is_cuda:
+        size = -(-size // max(1, -(-groups.nbytes // AT_ONCE)))  # as equal as can be
+        size += -size % multiple
+    return [slice(first, first + size) for first in range(0, len(groups), size)]
 
 
 def asked(value: Value | None, name: str) -> Value:

@@ -21,7 +21,8 @@ def corrected(weights: Sequence[Tensor], cross: Tensor, moment: Tensor, share: f
 
     D minimises E‖Wx - (W + D)x̃‖² + λ‖D‖², λ = DAMP·mean(diag): where x̃ is x, or says nothing, W stays. cross: C =
     XᵀX̃/N [in, in], X the original's inputs, X̃ the quantised model's, or W·C [out, in] of one weight with fewer outputs
-    than inputs; moment: H̃ = X̃ᵀX̃/N; both [parts, …] where parts of the rows have their own; share: a, 0 to 1.
+    than inputs, which is overwritten; moment: H̃ = X̃ᵀX̃/N; both [parts, …] where parts of the rows have their own; share:
+    a, 0 to 1.
     """
     if moment.ndim == 3:
         parts = [list(zip(row_parts(len(w), len(moment)), cross, moment, strict=True)) for w in weights]
@@ -29,8 +30,15 @@ def corrected(weights: Sequence[Tensor], cross: Tensor, moment: Tensor, share: f
             torch.cat([corrected([w[rows]], c if len(c) == len(h) else c[rows], h, share)[0] for rows, c, h in own])
             for w, own in zip(weights, parts, strict=True)
         ]
-    factor, _ = inverse_factor(moment, DAMP)
     of_outputs = len(cross) < len(moment)
-    gap = cross - (products.linear(weights[0], moment) if of_outputs else moment)
-    change = products.linear(products.linear(gap, factor), factor.T)
-    return [torch.add(w, change if of_outputs else products.linear(w, change.T), alpha=share) for w in weights]
+    cross -= products.linear(weights[0], moment) if of_outputs else moment
+    if of_outputs or (cross.is_cuda and sum(map(len, weights)) < len(moment)):  # fewer products
+        gaps = [cross] if of_outputs else [products.linear(w, cross.T) for w in weights]
+        del cross  # before H̃ is factored
+        factor, _ = inverse_factor(moment.clone(), DAMP)
+        changes = [products.linear(products.linear(gap, factor), factor.T) for gap in gaps]
+    else:
+        factor, _ = inverse_factor(moment.clone(), DAMP)
+        change = products.linear(products.linear(cross, factor), factor.T)
+        changes = [products.linear(w, change.T) for w in weights]
+    return [torch.add(w, change, alpha=share) for w, change in zip(weights, changes, strict=True)]

@@ -29,6 +29,14 @@ def rounding_kernels() -> ModuleType:
     return rounding_kernels
 
 
+@where_installed
+def column_kernels() -> ModuleType:
+    """The same of what goes column by column."""
+    from quant.recipe import column_kernels
+
+    return column_kernels
+
+
 def fit_range(
     groups: Tensor, grid: Grid, importance: Tensor | None, stored: grids.Stored | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -43,8 +51,8 @@ def feed_back(
 ) -> None:
     """Rounds the columns of w [out, width] in turn into `codes`, each taking up what the ones before it left; inner is
     the factor's block. Into `errors` goes what later blocks take up, (w - ŵ)/U_jj [out, width]."""
-    if w.is_cuda and w.dtype == torch.float32 and (fused := kernels()) is not None:
-        fused.feed_back(w, inner, steps, zeros, grid, codes, errors, COLUMNS)
+    if w.is_cuda and w.dtype == torch.float32 and (fused := column_kernels()) is not None:
+        fused.feed_back(w, inner, steps, zeros, grid, codes, errors)
         return
     block, steps, zeros = (t.T.contiguous() for t in (w, steps, zeros))  # a column's numbers next to each other
     found, left, points = torch.empty_like(block), torch.empty_like(block), grid.points

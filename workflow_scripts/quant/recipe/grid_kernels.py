@@ -10,14 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from quant.recipe.grids import CLIP_FACTORS, Grid, n_groups
-from quant.recipe.numbers import Listed, tables
 
 LONGEST = 16384  # inputs of a group; a program holds a group of at least one row in registers
 TILE, WARPS = 2048, 8  # values and warps of a program, where its group is no longer: few values a thread
 ROWS, COLUMNS, INPUTS = 256, 128, 64  # of a program's product D·H: its outputs, its inputs, and the inputs of one step
 LARGEST = tl.constexpr(60000.0)  # float16 ends at 65504
 AT_ONCE = 2**28  # bytes of candidates' differences at once
-FEEDBACK_ROWS, FEEDBACK_WARPS = 8, 4  # output channels that a program of GPTQ holds, 128 columns of each; its warps
 
 
 @triton.jit
@@ -226,7 +224,10 @@ def candidate_errors(
     width = _padded(n_in)
     pairs = torch.zeros(width, width, device=w.device, dtype=torch.float16)
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
-    pairs[:n_in, :n_in] = (moment * (2 * inverse)).mul_(inverse[:, None]).triu_(1)
+    size = max(1, AT_ONCE // (4 * n_in))
+    for first in range(0, n_in, size):  # by rows, so that nothing as large lies beside it
+        rows = slice(first, min(first + size, n_in))
+        pairs[rows, :n_in] = (moment[rows] * (2 * inverse)).mul_(inverse[rows, None]).triu_(1 + first)
     # a difference is less than its weight but where a scale is of no use; a power of two rounds nothing
     largest = w.abs().amax() * unit.amax() * (1.0 if row_weight is None else row_weight.amax().sqrt())
     factor = torch.exp2(torch.floor(torch.log2(LARGEST.value / largest.clamp(min=1e-20))))
@@ -274,76 +275,3 @@ def fit_clipped(groups: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor,
         N_FACTORS=n_factors, SYMMETRIC=grid.symmetric, ROWS=rows, BLOCK=block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return step, zero
-
-
-@triton.jit
-def nearest_listed(x, points, LISTED: tl.constexpr):
-    """x rounded to the nearest of LISTED values; points: those, then the largest number that goes to each but the
-    last."""
-    code = tl.load(points) + tl.zeros_like(x)
-    for k in tl.static_range(LISTED - 1):
-        code = tl.where(x > tl.load(points + LISTED + k), tl.load(points + k + 1), code)
-    return code
-
-
-def listed(grid: Grid, like: Tensor) -> tuple[Tensor, int]:
-    """What `nearest_listed` takes, in the dtype and on the device of `like`; anything, and 0, of whole numbers."""
-    if not isinstance(grid.points, Listed):
-        return like, 0
-    values, borders = tables(grid.points.values, like.dtype, like.device)
-    return torch.cat([values, borders]), len(values)
-
-
-@triton.jit
-def _feed_back(
-    w, inner, steps, zeros, codes, errors, points,
-    n_out, w_row, w_column, steps_row, steps_column, zeros_row, zeros_column, codes_row, codes_column, errors_row,
-    lowest, highest,
-    LISTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = rows < n_out
-    columns = tl.arange(0, COLUMNS)
-    mask = there[:, None] & (columns < WIDTH)[None, :]
-    block = tl.load(w + rows[:, None] * w_row + columns[None, :] * w_column, mask=mask, other=0.0)
-    found = tl.zeros([ROWS, COLUMNS], tl.float32)
-    left = tl.zeros([ROWS, COLUMNS], tl.float32)
-    # a column's numbers are read one column ahead: nothing waits for memory
-    step = tl.load(steps + rows * steps_row, mask=there, other=1.0)
-    zero = tl.load(zeros + rows * zeros_row, mask=there, other=0.0)
-    own = tl.load(inner)
-    later = tl.load(inner + columns, mask=columns < WIDTH, other=0.0)
-    for j in range(WIDTH):
-        following = tl.minimum(j + 1, WIDTH - 1)
-        next_step = tl.load(steps + rows * steps_row + following * steps_column, mask=there, other=1.0)
-        next_zero = tl.load(zeros + rows * zeros_row + following * zeros_column, mask=there, other=0.0)
-        next_own = tl.load(inner + following * WIDTH + following)
-        next_later = tl.load(inner + following * WIDTH + columns, mask=columns < WIDTH, other=0.0)
-        pick = (columns == j)[None, :]
-        column = tl.sum(tl.where(pick, block, 0.0), 1)
-        code = tl.div_rn(column, step)
-        if LISTED:
-            code = nearest_listed(code, points, LISTED)
-        else:
-            code = tl.minimum(tl.maximum(_rint(code) + zero, lowest), highest)
-        error = tl.div_rn(column - (code - zero) * step, own + tl.zeros_like(column))
-        block -= error[:, None] * tl.where(columns > j, later, 0.0)[None, :]
-        found = tl.where(pick, code[:, None], found)
-        left = tl.where(pick, error[:, None], left)
-        step, zero, own, later = next_step, next_zero, next_own, next_later
-    tl.store(codes + rows[:, None] * codes_row + columns[None, :] * codes_column, found, mask=mask)
-    tl.store(errors + rows[:, None] * errors_row + columns[None, :], left, mask=mask)
-
-
-def feed_back(
-    w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, errors: Tensor, columns: int
-) -> None:
-    """fused.feed_back on a block of at most `columns` (a power of two), in whatever order its tensors lie."""
-    n_out, width = w.shape
-    points, n = listed(grid, w)
-    _feed_back[(triton.cdiv(n_out, FEEDBACK_ROWS),)](
-        w, inner.contiguous(), steps, zeros, codes, errors, points,
-        n_out, *w.stride(), *steps.stride(), *zeros.stride(), *codes.stride(), errors.stride(0),
-        float(grid.lowest), float(grid.highest), LISTED=n, WIDTH=width, ROWS=FEEDBACK_ROWS, COLUMNS=columns,
-        num_warps=FEEDBACK_WARPS, enable_fp_fusion=False,
-    )  # fmt: skip

@@ -16,7 +16,7 @@ from quant.recipe.fused import fit_range
 from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
-from quant.recipe.refine import refine
+from quant.recipe.refine import refine, within
 from quant.recipe.row_feedback import mixed, round_rows
 from quant.recipe.search import Search, Target, search_scale
 
@@ -121,15 +121,8 @@ def on_grid(
     rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:
-        codes, step = refine(groups, codes, step, zero, recipe.grid, context.moment, recipe.refine, stored)
+        codes, step = refine(groups, codes, step, zero, recipe.grid, context.copied(), recipe.refine, stored)
     return Placed(codes, step, zero, rounded.damp)
-
-
-def within(stored: Callable[[Tensor], Tensor], rows: slice, n_out: int, step: Tensor) -> Tensor:
-    """What `stored`, which knows all rows, makes of the steps of some."""
-    whole = step.new_ones(n_out, *step.shape[1:])
-    whole[rows] = step
-    return stored(whole)[rows]
 
 
 def round_linear(
@@ -142,7 +135,7 @@ def round_linear(
 ) -> QuantizedLinear:
     """w [out, in] on the recipe's grid under the scale that was found; stored: a step as it will be read back."""
     scale = None if found is None or found.alpha == 0 else found.scale
-    inverse = torch.ones_like(w[0]) if scale is None else 1 / scale
+    inverse = None if scale is None else 1 / scale
     channels = statistics.channels
     groups = grids.to_groups(w if scale is None else w * scale, recipe.group_size)
     parts = statistics.by_rows(len(w))

@@ -1,6 +1,6 @@
 """A linear as a recipe leaves it, and what its rounding did."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ class QuantizedLinear:
         if self.kept is None or self.original is None:
             return w
         return torch.where(self.kept[:, None], self.original, w)
+
+    def narrow(self) -> "QuantizedLinear":
+        """The same with whole codes in a byte each, for as long as nothing is done with them."""
+        if not self.grid.uniform:
+            return self
+        return replace(self, codes=self.codes.to(torch.int8 if self.grid.symmetric else torch.uint8))
+
+    def wide(self) -> "QuantizedLinear":
+        """Codes in the dtype of step."""
+        return replace(self, codes=self.codes.to(self.step.dtype))
 
     def storage_bits(self, scale_folded: bool) -> int:
         """Codes, steps and zeros of the quantised rows; 16 bits a weight of the kept ones and one for each row to say

@@ -4,39 +4,30 @@ Both lower tr((W - Ŵ) H (W - Ŵ)ᵀ), of any rounding's result, H being the sec
 added to it. Shapes as in grids: groups [out, n_groups, g], step and zero [out, n_groups, 1].
 """
 
-from collections.abc import Callable
-from types import ModuleType
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quant.models import products
-from quant.models.compute import where_installed
 from quant.recipe import grids
+from quant.recipe.context import AT_ONCE, row_chunks
+from quant.recipe.fused import COLUMNS, column_kernels
 from quant.recipe.grids import Grid
 
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
-COLUMNS = 128  # that are swept before the later ones hear of it
-NEXT = 16  # of them that hear of each column at once; those beyond hear of so many columns together
+NEXT = 16  # columns that hear of each one at once on a CPU; a block's others hear of so many together
 PANEL = 512  # columns within which they do on a GPU; those beyond hear of all of them at once
 RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing of their step
 SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
 
 
-@where_installed
-def kernels() -> ModuleType:
-    """Fused kernels for GPUs, by Triton."""
-    from quant.recipe import refine_kernels
-
-    return refine_kernels
-
-
 def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Moves the columns of codes [out, width] in turn to the nearest point of c_j + r_j/(H_jj·step_j), each hearing of
     those before it. left: r = (W - Ŵ)H [out, width]; inner: H's block. Returns the codes and the change of Ŵ."""
-    if left.is_cuda and left.dtype == torch.float32 and (fused := kernels()) is not None:
-        return fused.sweep(left, inner, codes, steps, grid, COLUMNS)
+    if left.is_cuda and left.dtype == torch.float32 and (fused := column_kernels()) is not None:
+        return fused.sweep(left, inner, codes, steps, grid)
     left, codes, steps = (t.T.contiguous() for t in (left, codes, steps))  # a column's numbers together
     found, moved, points = torch.empty_like(codes), torch.empty_like(codes), grid.points
     slopes, later = steps * inner.diagonal()[:, None], inner.triu(1)
@@ -56,32 +47,39 @@ def sweep(left: Tensor, inner: Tensor, codes: Tensor, steps: Tensor, grid: Grid)
 def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, moment: Tensor) -> Tensor:
     """One sweep over all columns by falling H_jj; everything [out, in] but moment [in, in]."""
     order = moment.diagonal().argsort(descending=True, stable=True)
-    moment = moment[order][:, order]
-    w, codes, steps, zeros = (t[:, order] for t in (w, codes, steps, zeros))
-    left = products.linear(grids.decode(codes, steps, zeros).neg_().add_(w), moment)  # which is symmetric
+    difference = grids.decode(codes, steps, zeros).neg_().add_(w)
+    if w.is_cuda:  # H is put into its order a panel at a time: two of them are too large for a card
+        left, ordered = products.linear(difference, moment)[:, order], None
+    else:
+        ordered = moment[order][:, order]
+        left = products.linear(difference[:, order], ordered)  # which is symmetric
+    del difference
+    codes, steps = (t[:, order] for t in (codes, steps))
     found = torch.empty_like(codes)
     n_in, wide = len(order), PANEL if w.is_cuda else COLUMNS
     for first in range(0, n_in, wide):
         end = min(first + wide, n_in)
+        panel = moment[order[first:end]][:, order] if ordered is None else ordered[first:end]
         changes = w.new_empty(len(w), end - first)
         for start in range(first, end, COLUMNS):
             now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
-            found[:, now], moved = sweep(left[:, now], moment[now, now], codes[:, now], steps[:, now], grid)
-            changes[:, start - first : start - first + COLUMNS] = moved
-            left[:, later].addmm_(moved, moment[now, later], alpha=-1)
-        left[:, end:].addmm_(changes, moment[first:end, end:], alpha=-1)
+            inside = slice(start - first, start - first + COLUMNS)
+            found[:, now], moved = sweep(left[:, now], panel[inside, now], codes[:, now], steps[:, now], grid)
+            changes[:, inside] = moved
+            left[:, later].addmm_(moved, panel[inside, later], alpha=-1)
+        left[:, end:].addmm_(changes, panel[:, end:], alpha=-1)
     return torch.empty_like(found).index_copy_(1, order, found)
 
 
-def step_system(units: Tensor, w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """A [out, n_groups, n_groups] and b [out, n_groups] of each row's error s A sᵀ - 2 s·b + …, s its steps.
 
-    units: codes - zero, in groups, zeros where padded; w [out, in].
+    units: codes - zero, in groups, zeros where padded; pull: W·H [out, in].
     """
     n_out, n_groups, size = units.shape
-    n_in = w.shape[1]
+    n_in = pull.shape[1]
     group_size = size if n_groups > 1 else -1
-    right = (units * grids.to_groups(products.linear(w, moment), group_size)).sum(-1)
+    right = (units * grids.to_groups(pull, group_size)).sum(-1)
     matrix = units.new_zeros(n_out, n_groups, n_groups)
     for g in range(n_groups):
         own = slice(g * size, min((g + 1) * size, n_in))
@@ -91,19 +89,25 @@ def step_system(units: Tensor, w: Tensor, moment: Tensor) -> tuple[Tensor, Tenso
 
 
 def fit_steps(
-    w: Tensor,
+    pull: Tensor,
     codes: Tensor,
     step: Tensor,
     zero: Tensor,
     grid: Grid,
     moment: Tensor,
-    stored: Callable[[Tensor], Tensor] | None = None,
+    stored: grids.Stored | None = None,
 ) -> Tensor:
     """Each row's steps by least squares, those of a block's rows as one, as the file will give them (stored); a row
-    that would be no better keeps its own. w [out, in], codes in groups."""
-    n_in, group_size = w.shape[1], codes.shape[2] if codes.shape[1] > 1 else -1
+    that would be no better keeps its own. pull: W·H [out, in]; codes in groups."""
+    rows = max(1, AT_ONCE // (8 * codes.shape[1] ** 2 * grid.rows)) * grid.rows
+    if len(codes) > rows:  # whose systems would take too much memory
+        parts = [slice(first, first + rows) for first in range(0, len(codes), rows)]
+        own = (stored if stored is None else partial(within, stored, each, len(codes)) for each in parts)
+        given = ((pull[each], codes[each], step[each], zero[each], grid, moment) for each in parts)
+        return torch.cat([fit_steps(*some, each) for some, each in zip(given, own, strict=True)])
+    n_in, group_size = pull.shape[1], codes.shape[2] if codes.shape[1] > 1 else -1
     units = grids.to_groups(grids.from_groups(codes - zero, n_in), group_size)
-    matrix, right = (grids.over_rows(t.double(), grid, torch.sum) for t in step_system(units, w, moment))
+    matrix, right = (grids.over_rows(t.double(), grid, torch.sum) for t in step_system(units, pull, moment))
     old = step[:, :, 0].double()
     matrix = matrix * old[:, :, None] * old[:, None, :]  # of s/old, so that a ridge means the same to all
     gradient = right * old - matrix.sum(2)
@@ -124,10 +128,16 @@ def of_columns(t: Tensor, groups: Tensor, n_in: int) -> Tensor:
 
 
 def floored(moment: Tensor) -> Tensor:
-    """A copy with FLOOR of the mean diagonal added to it."""
-    moment = moment.clone()
+    """FLOOR of the mean diagonal added to it, in place."""
     moment.diagonal().add_((FLOOR * moment.diagonal().mean()).clamp_(min=SMALLEST))
     return moment
+
+
+def within(stored: grids.Stored, rows: slice | Tensor, n_out: int, step: Tensor) -> Tensor:
+    """What `stored`, which knows all rows, makes of the steps of some."""
+    whole = step.new_ones(n_out, *step.shape[1:])
+    whole[rows] = step
+    return stored(whole)[rows]
 
 
 def refine(
@@ -138,15 +148,38 @@ def refine(
     grid: Grid,
     moment: Tensor,
     rounds: int,
-    stored: Callable[[Tensor], Tensor] | None = None,
+    stored: grids.Stored | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Codes and steps after so many rounds of `descend` and `fit_steps`, towards the weight in groups."""
-    n_in = len(moment)
+    """Codes and steps after so many rounds of `descend` and `fit_steps`, towards the weight in groups. Overwrites
+    moment's diagonal."""
     moment = floored(moment)
+    parts = row_chunks(groups, grid.rows)
+    if len(parts) == 1:
+        return refined(groups, codes, step, zero, grid, moment, rounds, stored)
+    found = []
+    for rows in parts:
+        own = stored if stored is None else partial(within, stored, rows, len(groups))
+        found.append(refined(groups[rows], codes[rows], step[rows], zero[rows], grid, moment, rounds, own))
+    new_codes, new_step = zip(*found, strict=True)
+    return torch.cat(new_codes), torch.cat(new_step)
+
+
+def refined(
+    groups: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    moment: Tensor,
+    rounds: int,
+    stored: grids.Stored | None,
+) -> tuple[Tensor, Tensor]:
+    """`refine`, of some rows, by a moment whose diagonal is raised."""
+    n_in = len(moment)
     w = grids.from_groups(groups, n_in)
-    zeros = of_columns(zero, groups, n_in)
+    zeros, pull = of_columns(zero, groups, n_in), products.linear(w, moment)
     for _ in range(rounds):
         flat = descend(w, grids.from_groups(codes, n_in), of_columns(step, groups, n_in), zeros, grid, moment)
         codes = grids.to_groups(flat, grid.group_size)
-        step = fit_steps(w, codes, step, zero, grid, moment, stored)
+        step = fit_steps(pull, codes, step, zero, grid, moment, stored)
     return codes, step

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from quant.models import products
 from quant.recipe import grids
 from quant.recipe.context import Context, Rounded
 from quant.recipe.grids import Grid
@@ -54,7 +55,7 @@ def round_rows(
 ) -> tuple[Tensor, Tensor, float | None]:
     """Codes in groups, steps, and the damp that it took: one set rounded after the other, then so many rounds of
     refinement, in which each set's codes hear of all other rows, and then all steps. moment: R, as `mixed` makes it."""
-    n_out, n_in = len(groups), len(context.moment)
+    n_out, n_in = len(groups), len(context.diagonal)
     sets = row_sets(n_out, groups.device)
     order = torch.cat(sets)
     factor, _ = inverse_factor(moment[order][:, order], DAMP)
@@ -80,7 +81,7 @@ def round_rows(
     pulling = [pulls(moment, rows) for rows in sets] if rounds else []
     everything = torch.arange(n_out, device=w.device)
     missing = left(everything, w)
-    below, zeros = floored(context.moment), of_columns(zero, groups, n_in)
+    below, zeros = floored(context.copied()), of_columns(zero, groups, n_in)
     for _ in range(rounds):
         for rows, pull in zip(sets, pulling, strict=True):
             flat, steps = grids.from_groups(codes[rows], n_in), of_columns(step[rows], groups[rows], n_in)
@@ -89,6 +90,6 @@ def round_rows(
             missing[rows] = left(rows, w[rows])
         for rows, pull in zip(sets, pulling, strict=True):
             targets[rows] = w[rows] + pull @ missing
-        step = fit_steps(targets, codes, step, zero, grid, below, stored)
+        step = fit_steps(products.linear(targets, below), codes, step, zero, grid, below, stored)
         missing = left(everything, w)
     return codes, step, max(damps, default=None)

@@ -28,6 +28,8 @@ TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where tor
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
 OF_PASS = 0.6  # of the time that other work of as many products takes on a GPU
+PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one
+WIDEST = 2**27  # calibration.streams
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
 
@@ -107,7 +109,9 @@ def quantising(ask: Ask) -> Estimate:
     with_moments = bool({"moments", "weighted"} & files.keys()) or recipe["inputs"] == "sequential"
     size, made = stored(shape), stored(shape, recipe)
     square = 4.0 * shape.widest**2 if with_moments else 0.0
-    held = 14.0 * shape.block + (7.5 if recipe["rounding"] == "gptq" else 1.7) * square
+    # weights and codes; H, and while it is read or factored others as large; one linear in float32, and portions
+    held = (shape.width + 1) * shape.block + (3.1 if recipe["rounding"] == "gptq" else 2.2) * square
+    held += 8.0 * shape.largest + (PORTIONS if ask.on_gpu else 0)
     known = moments(shape, ask.config) if with_moments else 0.0
     model = float32 = 0.0
     if recipe["salience"] != "none":
@@ -136,7 +140,10 @@ def running(ask: Ask) -> Estimate:
     shape, recipe, plain = ask.shape, ask.recipe, quantising(ask)
     tokens, width = recipe["n_calib"] * ask.calibration[1], ask.calibration[1]
     hidden = 2 * tokens * shape.hidden * ask.width
-    work = 2 * shape.block * ask.width + ask.passing(tokens)
+    passing = ask.passing(tokens)
+    if ask.on_gpu:  # in bounded batches, while two second moments are summed and none is factored
+        passing = max(0, min(passing, WIDEST * (3 + 8 * shape.hidden / shape.middle)) - 4.0 * shape.widest**2)
+    work = 2 * shape.block * ask.width + passing
     held, ram = plain.gpu, plain.ram + TRANSFORMERS - TORCH
     model, float32 = plain.model, plain.float32
     if recipe["inputs"] == "sequential":
@@ -146,7 +153,7 @@ def running(ask: Ask) -> Estimate:
         model, float32 = 2.5 * model, 2.5 * float32
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
-        held += 8.0 * shape.widest**2 + min(kept, ask.room / 4)
+        held += min(kept, KEPT)
     if recipe["reconstruct"] is not None:
         seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
         model += (3 * seen + 3) * forward(shape, tokens, width)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
-from quant.recipe.context import Context, Rounded
+from quant.recipe.context import Context, Rounded, row_chunks
 from quant.recipe.fused import COLUMNS, feed_back
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
@@ -18,13 +18,19 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
     On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
     leaves in each; H_jj alone (activation order) forgets that scaling moved the steps too.
     """
-    moment = context.moment
-    n_in = len(moment)
+    n_in = len(context.diagonal)
     squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
-    order = (moment.diagonal() * squares).argsort(descending=True, stable=True)
-    factor, damp = inverse_factor(moment[order][:, order], damp)
+    order = (context.diagonal * squares).argsort(descending=True, stable=True)
+    factor, damp = inverse_factor(context.copied(order), damp)
+    parts = [feed(groups[rows], step[rows], zero[rows], grid, factor, order) for rows in row_chunks(groups)]
+    return Rounded(parts[0] if len(parts) == 1 else torch.cat(parts), damp)
+
+
+def feed(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> Tensor:
+    """Codes [out, n_groups, g] of some rows by the inverse factor [in, in] of H in an order."""
+    n_in = len(order)
     w = grids.from_groups(groups, n_in)[:, order]
-    group_of = torch.arange(n_in, device=w.device)[order] // groups.shape[2]
+    group_of = order // groups.shape[2]
     steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
     codes = torch.empty_like(w)
     wide = PANEL if w.is_cuda else COLUMNS
@@ -37,4 +43,4 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
             feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now], left)
             w[:, later].addmm_(left, factor[now, later], alpha=-1)
         w[:, end:].addmm_(errors, factor[first:end, end:], alpha=-1)
-    return Rounded(grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size), damp)
+    return grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size)
