@@ -32,7 +32,8 @@ from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
 
 models = test_shared.cases
 CONFIG = configuration.load(DEFAULT | {"study": {"methods": "all"}}, SCHEMA)["methods"]
-FRONTIER = {name: recipe for name, recipe in CONFIG.items() if name.startswith("frontier")}
+# of `frontier` and `frontier_rows`, which is that and row feedback, the latter
+FRONTIER = {name: recipe for name, recipe in CONFIG.items() if name.startswith("frontier") and name != "frontier"}
 SMALL = {"group_size": 16, "n_grid": 5}
 
 
@@ -75,7 +76,8 @@ def against_nearest(
 
 
 def test_there_are_four() -> None:
-    assert set(FRONTIER) == {"frontier", "frontier_fast", "frontier_3bit", "frontier_2bit"}
+    assert set(FRONTIER) == {"frontier_rows", "frontier_fast", "frontier_3bit", "frontier_2bit"}
+    assert CONFIG["frontier"] == FRONTIER["frontier_rows"] | {"row_feedback": 0.0}
     assert all(recipe["inputs"] == "sequential" for recipe in FRONTIER.values())
 
 
