@@ -212,7 +212,8 @@ def test_every_rule_is_here() -> None:
         "bits",
         "candidates",
         "swaps",
-    }  # which need a number, below, or a budget (test_budgets.py)
+        "tensor_types",
+    }  # which need a number, below, or have to do with a budget (test_budgets.py, test_formats.py)
     assert set(RULES) == conditional - apart
     assert all(DEFAULTS[key] != value for key, (value, _, _) in RULES.items())
 
