@@ -23,7 +23,7 @@ from pathlib import Path
 LIBRARIES = [
     *("torch._dynamo", "torch.distributed.tensor", "transformers.models.llama.modeling_llama", "safetensors.torch"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "compressed_tensors"),
-    *("sentencepiece", "pandas", "pyarrow", "scipy.stats", "seaborn", "jinja2", "snakemake.iocontainers"),
+    *("pandas", "pyarrow", "scipy.stats", "seaborn", "jinja2", "snakemake.iocontainers"),
 ]
 # jobs with more threads need libraries that were loaded for so many
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")]
