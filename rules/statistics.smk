@@ -124,8 +124,7 @@ rule collect_jacobian:
 
 
 rule collect_end_loss:
-    """Second moments weighted by what an error costs the model's predictions, for recipes with moment: end_loss; those
-    of linears' outputs, for recipes with row_feedback."""
+    """Second moments weighted by what an error costs the model, for `moment: end_loss` and `row_feedback`."""
     input:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,

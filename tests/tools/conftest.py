@@ -24,6 +24,15 @@ GRIDS: dict[str, dict[str, Any]] = {
     for bits in (4, 8)
     for symmetric in (True, False)
     for size in (32, -1)
+} | {
+    "4-bit mixed": {
+        "bits": 4,
+        "group_size": 32,
+        "tensor_types": [
+            {"linears": "mlp.down_proj", "format": None, "bits": None, "group_size": 64},
+            {"linears": "self_attn.o_proj", "format": None, "bits": None, "group_size": -1},
+        ],
+    }
 }
 PROMPTS = ["The capital of France is", "def add(a, b):", "Once upon a time"]
 N_NEW = 16
