@@ -159,7 +159,11 @@ def test_the_default_study_answers_what_it_can() -> None:
     unasked = {anchor for anchor, one in found.items() if one.outcome == NO_ANSWER}
     libraries = {"autoawq", "autoround", "llmcompressor"}
     assert found["tasks-order"].verdict.count("over 5 methods") == 2
-    assert unasked == {"robust", "norm", "flips", "group-size", "format", "activations", "mixing", "learnt"} | libraries
+    assert (
+        unasked
+        == {"robust", "norm", "flips", "group-size", "format", "activations", "mixing", "embeddings", "learnt"}
+        | libraries
+    )
     assert all(found[anchor].yaml == BY_ANCHOR[anchor].yaml for anchor in unasked)
 
 

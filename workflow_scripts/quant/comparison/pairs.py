@@ -153,6 +153,11 @@ def is_group(size: int) -> bool:
     return size > 0
 
 
+def embedded(bits: int) -> Callable[[Any], bool]:
+    """Whether a recipe's `embeddings` are of so many bits."""
+    return lambda entry: entry is not None and entry["bits"] == bits
+
+
 def calibrated(recipes: Recipes, low: float, high: float) -> list[tuple[str, str]]:
     """Noisy pairs by how many calibration sequences they have."""
     return [pair for pair in noisy(recipes) if low <= recipes[pair[0]]["n_calib"] < high]

@@ -22,6 +22,7 @@ from quant.comparison.pairs import (
     alike,
     at_equal_bits,
     calibrated,
+    embedded,
     exact_praq,
     is_group,
     smaller_group,
@@ -211,6 +212,28 @@ study:
             "A budget gives each linear one of its candidates' widths, by what the end loss predicts; one width: the "
             "same recipe with that width everywhere. Prediction is of KL on calibration text; `swaps: {}` measures "
             "parts of it there and corrects the rest by them.",
+        ),
+    ),
+    Question(
+        "embeddings",
+        "What do embeddings cost?",
+        of_pairs(
+            {
+                "8 bits": alike("embeddings", embedded(8), None),
+                "4 bits": alike("embeddings", embedded(4), None),
+            },
+            ("a quantised embedding", "one of 16 bit"),
+        ),
+        """\
+methods:
+  small_8: {embeddings: {bits: 8}}
+  small_4: {embeddings: {bits: 4, group_size: 32}}
+study:
+  add: {methods: [small_8, small_4, rtn_g]}
+""",
+        (
+            "The token embedding and the output head. What they save stands under size; transformers reads 8 bits, a "
+            "GGUF holds 4 too.",
         ),
     ),
     Question(
