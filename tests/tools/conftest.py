@@ -27,10 +27,10 @@ GRIDS: dict[str, dict[str, Any]] = {
 } | {
     "4-bit mixed": {
         "bits": 4,
+        "symmetric": False,
         "group_size": 32,
         "tensor_types": [
-            {"linears": "mlp.down_proj", "format": None, "bits": None, "group_size": 64},
-            {"linears": "self_attn.o_proj", "format": None, "bits": None, "group_size": -1},
+            {"linears": "self_attn.o_proj", "format": "int", "bits": 4, "group_size": -1, "symmetric": True}
         ],
     }
 }
