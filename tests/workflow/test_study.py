@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from quant.comparison.questions import QUESTIONS
 from tests import tiny
 
 CONTRACT = {
@@ -104,7 +105,8 @@ def test_every_question_is_answered_in_a_file_of_its_own(study: Path) -> None:
     found = tiny.read(study / "results/comparison_results.json")
     assert {"recipes", "versions", "token_fingerprints"} <= found["provenance"].keys()
     answers = {one["anchor"]: one for one in found["models"]["tiny"]}
-    assert len(answers) == 23 and answers["praq"]["pairs"][0]["first"] == "gw_praq"
+    assert answers.keys() == {each.anchor for each in QUESTIONS} and len(answers) == 24
+    assert answers["praq"]["pairs"][0]["first"] == "gw_praq"
     assert answers["sensitivity"]["outcome"] == "described" and answers["robust"]["yaml"].startswith("methods:")
     table = pd.read_csv(study / "results/sensitivity.csv")
     assert set(table["against"]) >= {"original", "rtn_g_sym"} and set(table["by"]) == {"kind", "risk"}
