@@ -2,45 +2,22 @@
 
 from pathlib import Path
 
-from quant.checkpoints.ends import wanted
-from quant.data.tokens import fingerprint_in
-from quant.files.artifacts import versions, write_json
-from quant.files.tensorfile import opened
-from quant.methods.choice import given
+from quant.files.artifacts import write_json
+from quant.methods.budget_job import BudgetJob
 from quant.methods.mixed import mix_checkpoint
-from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    model, recipe = model_record(snakemake.input.model), snakemake.params.recipe
-    provenance = {
-        **dict(snakemake.wildcards),
-        "recipe": recipe,
-        "seed": recipe["seed"],
-        "versions": versions(),
-        "model_fingerprint": model["fingerprint"],
-        "token_fingerprint": fingerprint_in(snakemake.input.tokens),
-    }
-    known = given(
-        snakemake.input.records,
-        snakemake.input.tables,
-        snakemake.input.get("swaps"),
-        snakemake.params.candidates,
-        snakemake.input.moments,
-        provenance,
-    )
-    with opened(snakemake.input.weights) as file:
-        ends = wanted(recipe["embeddings"], model["vocabulary"], file.layout())
-    source, end_loss = Path(snakemake.input.config).parent, snakemake.input.get("end_loss")
+    work, out = BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards), snakemake.output
     made = mix_checkpoint(
-        source,
-        Path(snakemake.output.config).parent,
-        Path(snakemake.output.folds),
-        model["linears"],
-        known,
-        recipe["budget"],
-        model["left"],
-        ends,
-        end_loss,
+        work.source,
+        Path(out.config).parent,
+        Path(out.folds),
+        work.model["linears"],
+        work.known,
+        work.limits,
+        work.model["left"],
+        work.ends,
+        work.end_loss,
     )
-    write_json(snakemake.output.record, made)
+    write_json(out.record, made)

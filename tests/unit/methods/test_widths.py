@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
+from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
+from quant.files.artifacts import write_json
+from quant.methods.given_widths import GivenWidths
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
@@ -65,3 +70,22 @@ def test_a_run_of_the_model_takes_each_width(models: Callable[[str], Case], tmp_
             assert torch.equal(model.get_submodule(name).weight, file.weight(name)), name
     with tensorfile.opened(tmp_path / "folds") as folds:
         assert any(name.endswith(".input") for name in folds.names)
+
+
+def test_what_was_chosen_is_told_after_it(tmp_path: Path) -> None:
+    """All that the choice says of a linear but its prediction, which is of another rounding; of another recipe none."""
+    path, recipe = tmp_path / "widths.json", {"bits": 4}
+    row = {"linear": "a", "bits": 3, "group_size": 16, "predicted_nats": 1.0, "corrected_nats": 2.0}
+    write_json(
+        path, {"linears": [row], "predicted_nats": 1.0, "bits_per_weight": 3.0, "provenance": {"recipe": recipe}}
+    )
+    widths = GivenWidths.read(str(path), recipe=recipe)
+    assert widths.grids == {"a": (3, 16)}
+    record: Any = {"linears": [{"linear": "a", "bits": 3, "predicted_nats": 5.0}], "summary": {}, "provenance": {}}
+    told: Any = widths.told(record)
+    assert told["linears"] == [record["linears"][0] | {"group_size": 16, "corrected_nats": 2.0}]
+    assert told["predicted_nats"] == 1.0 and told.keys() == record.keys() | {"predicted_nats"}
+    nothing = GivenWidths.read(None)
+    assert nothing.grids == {} and nothing.told(record) == record
+    with pytest.raises(InputError, match="recipe"):
+        GivenWidths.read(str(path), recipe={"bits": 2})

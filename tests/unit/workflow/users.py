@@ -268,7 +268,7 @@ USERS: dict[str, set[str]] = {
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
     "methods/block_shards": {"quantize", "quantize_shard"},
-    "methods/job": {"quantize", "quantize_shard"},
+    "methods/job": {"quantize", "quantize_shard", "quantize_with_model"},
     "methods/packing": RECIPES | {"check_study", "quantize_budget"},
     "checkpoints/gguf_sentencepiece": {"export"},
     "checkpoints/gguf_metadata": {"export"},
@@ -394,4 +394,6 @@ USERS: dict[str, set[str]] = {
     "recipe/row_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
     "recipe/inverse": {"quantize", "quantize_shard", "quantize_with_model"},
     "recipe/column_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
+    "methods/budget_job": {"choose_widths", "quantize_budget"},
+    "methods/given_widths": {"quantize_with_model"},
 }
