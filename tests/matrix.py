@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from quant.errors import InputError
-from tests.unit.recipe.test_recipe import PLAIN
+from tests.unit.recipe.cases import PLAIN
 
 SMALL: dict[str, Any] = {
     name: value

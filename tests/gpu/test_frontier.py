@@ -11,9 +11,9 @@ from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.models.replay import Replay
-from tests.unit.calibration.test_blocks import COMMON, saved
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
-from tests.unit.recipe.test_shared import MADE
+from tests.unit.calibration.architectures import COMMON, saved
+from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.folded import MADE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -12,7 +12,7 @@ from quant.recipe.grids import Grid
 from quant.recipe.refine import refine, sweep
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import round_rows
-from tests.gpu.test_gpu import GRIDS, case
+from tests.gpu.cases import GRIDS, case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,7 +9,7 @@ from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
 from quant.recipe.refine import sweep
 from quant.recipe.roundings import greedy_flip
-from tests.gpu.test_gpu import GRIDS, case
+from tests.gpu.cases import GRIDS, case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

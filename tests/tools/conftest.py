@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from quant.checkpoints.export import export
-from tests.unit.recipe.test_recipe import recast, run
+from tests.unit.recipe.cases import recast, run
 
 GIVEN = {path: Path(path) for path in os.environ.get("CHECKPOINTS", "").split()}
 GRIDS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import torch
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from tests.tools.conftest import N_NEW, expected, exported, generate
-from tests.unit.recipe.test_recipe import recast, run
+from tests.unit.recipe.cases import recast, run
 
 NEAR = 0.15  # standard deviations of the logits: at most 0.06 was seen; a wrong token lies about 3 below, or more
 

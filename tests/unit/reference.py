@@ -353,3 +353,11 @@ def corrected(w: Matrix, x: Matrix, quantised: Matrix, share: float) -> Matrix:
     wide = np.concatenate([quantised, math.sqrt(damp) * np.eye(w.shape[1])])
     missing = np.concatenate([(x - quantised) @ w.T, np.zeros((w.shape[1], len(w)))])
     return w + share * np.linalg.lstsq(wide, missing, rcond=None)[0].T
+
+
+def case(n_out: int, n_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """w [out, in] and the second moment of correlated inputs with loud channels, of full rank."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(2 * n_in + 10, n_in)) @ (np.eye(n_in) + 2 * rng.normal(size=(n_in, n_in)) / np.sqrt(n_in))
+    x = x * np.exp(0.7 * rng.normal(size=n_in)) + rng.normal(size=n_in)
+    return rng.normal(size=(n_out, n_in)), x.T @ x / len(x)

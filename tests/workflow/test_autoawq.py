@@ -20,7 +20,7 @@ from quant.methods import library
 from quant.models import convert
 from quant.recipe import grids
 from tests import tiny
-from tests.unit.recipe.test_recipe import run
+from tests.unit.recipe.cases import run
 from tests.workflow.environments import environment_of, link
 from tests.workflow.strike import KILL, strike
 

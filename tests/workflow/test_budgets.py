@@ -9,7 +9,7 @@ import yaml
 from quant.files.csv_tables import read_table
 from quant.files.tensorfile import opened
 from tests import tiny
-from tests.workflow.test_faults import KILL, content, strike
+from tests.workflow.strike import KILL, content, strike
 
 pytestmark = pytest.mark.slow  # a study of its own takes minutes on two cores
 

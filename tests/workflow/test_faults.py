@@ -1,14 +1,12 @@
 """What happens to a study in the world: killed jobs, interrupts, full disks, damaged files, two runs at once."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,9 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.workflow.strike import INTERRUPT, KILL, site, strike
+from tests.workflow.strike import INTERRUPT, KILL, content, damage, site, strike
 
-TIMES = {"quantize_s", "milliseconds", "seconds", "tokens_per_s", "checksum"}
 RULES = [
     *("convert", "tokenize_calibration", "tokenize_dataset", "collect_statistics", "quantize", "measure_error"),
     *("evaluate_original", "evaluate", "check_mse", "measure_heldout", "summarize", "plot", "report"),
@@ -53,22 +50,6 @@ ELSEWHERE = {"quantize_library", "measure_swaps", "choose_widths", "quantize_bud
 def hear_interrupts() -> None:
     """What a shell starts in the background ignores SIGINT, and so do its children, unless told otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
-
-
-def content(path: Path) -> Any:
-    """A result's bytes, or what it says besides times."""
-    if path.suffix == ".json":
-        return without_times(json.loads(path.read_text()))
-    if path.suffix == ".csv":
-        table = pd.read_csv(path)
-        return table.drop(columns=TIMES & set(table.columns)).to_csv()
-    return path.read_bytes()
 
 
 def results(folder: Path) -> dict[str, Path]:
@@ -254,14 +235,6 @@ def test_out_of_memory_every_pass_halves_its_batch_goes_on_and_says_so(
             tiny.read(root / f"results/tiny/{method}/evaluation/heldout.json")["sequences"] for root in (copy, study)
         )
         assert [row["nll"] for row in found] == pytest.approx([row["nll"] for row in expected], rel=1e-5)
-
-
-def damage(path: Path, how: str) -> None:
-    """Cut in half, or one bit of its last quarter flipped; its time stamp stays."""
-    stamp, data = path.stat(), bytearray(path.read_bytes())
-    data[-len(data) // 4] ^= 1
-    path.write_bytes(data if how == "flipped" else data[: len(data) // 2])
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 # artifact: rules that read it

@@ -12,7 +12,7 @@ import yaml
 
 from quant.models import cards
 from tests import tiny
-from tests.unit.models.test_cards import machine
+from tests.unit.models.machines import machine
 from tests.workflow.strike import site
 
 SNAKEFILE = """

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.workflow.environments import environment_of
-from tests.workflow.test_autoround import Made, left_by, loaded, weights_by
+from tests.workflow.libraries import Made, left_by, loaded, weights_by
 
 pytestmark = pytest.mark.slow
 RECIPE = {

@@ -12,7 +12,7 @@ from quant.workflow.plan import Machine
 from quant.workflow.rates import SLOW_CPU, SLOW_GPU
 from quant.workflow.shape import Shape
 from tests import tiny
-from tests.unit.workflow.test_estimate import LLAMA3_70B
+from tests.unit.workflow.configurations import LLAMA3_70B
 
 ALONE = {"fetch_package", "plot", "plot_synthetic", "report", "describe", "summarize", "summarize_sensitivity"}
 ALONE |= {"answer_questions", "synthetic_benchmark"}  # which no model makes longer

@@ -17,8 +17,7 @@ import yaml
 
 from tests import tiny
 from tests.workflow import slurm
-from tests.workflow.strike import site
-from tests.workflow.test_faults import damage
+from tests.workflow.strike import damage, site
 
 pytestmark = pytest.mark.slow
 TIMES = ["tokens_per_s", "quantize_s"]

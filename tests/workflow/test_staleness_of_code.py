@@ -6,7 +6,7 @@ import pytest
 
 from tests import tiny
 from tests.unit.workflow.users import USERS
-from tests.workflow.test_staleness import METHODS, PLOTS, each, following, graph
+from tests.workflow.graph import METHODS, PLOTS, each, following, graph
 
 
 def script_jobs(script: str) -> set[str]:

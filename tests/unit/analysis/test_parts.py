@@ -18,7 +18,7 @@ from quant.evaluation.divergence import compare
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.models.compute import Compute
-from tests.unit.recipe.test_recipe import run
+from tests.unit.recipe.cases import run
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
          "mlp.up_proj", "mlp.down_proj")  # fmt: skip

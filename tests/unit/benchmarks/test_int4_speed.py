@@ -9,8 +9,8 @@ import torch
 import int4_speed
 from quant.recipe.grids import Grid
 from tests.tiny import save_model
-from tests.unit.checkpoints.test_packed import codes_of
-from tests.unit.recipe.test_recipe import run
+from tests.unit.checkpoints.codes import codes_of
+from tests.unit.recipe.cases import run
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 32, True), Grid(4, 32, False), Grid(4, -1, False)])

@@ -14,60 +14,7 @@ from quant.calibration.blocks import Run
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.models.linears import all_linears, skeleton
-from tests.conftest import perturb
-
-COMMON = {
-    "vocab_size": 256,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-FEWER = {key: value for key, value in COMMON.items() if key != "num_key_value_heads"}
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", COMMON),
-    "granite": (
-        "GraniteConfig",
-        COMMON
-        | {
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 2.0,
-            "attention_multiplier": 0.3,
-        },
-    ),
-    "qwen2": ("Qwen2Config", COMMON | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-    "qwen3": ("Qwen3Config", COMMON | {"head_dim": 8}),
-    "mistral": ("MistralConfig", COMMON | {"sliding_window": 4}),
-    "phi3": ("Phi3Config", COMMON),
-    "gemma2": ("Gemma2Config", COMMON | {"head_dim": 8, "sliding_window": 4}),
-    "gpt_neox": ("GPTNeoXConfig", FEWER | {"use_parallel_residual": True}),
-    "gpt_neox_sequential": ("GPTNeoXConfig", FEWER | {"use_parallel_residual": False}),
-    "opt": ("OPTConfig", FEWER | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}),
-    "opt_350m": ("OPTConfig", FEWER | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
-}
-TUPLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "falcon": ("FalconConfig", FEWER),
-    "gptj": ("GPTJConfig", {"vocab_size": 256, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}),
-}
-LENGTHS = (9, 5, 12, 7, 12, 3)  # longer than the sliding windows above
-
-
-def saved(config: str, changes: dict[str, Any], folder: Path) -> nn.Module:
-    """A random model of that architecture, written to folder and read back by plain transformers."""
-    import transformers
-
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**changes)).float()
-    perturb(model, 1)
-    model.save_pretrained(folder)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+from tests.unit.calibration.architectures import ARCHITECTURES, LENGTHS, TUPLES, saved
 
 
 def keep(into: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:

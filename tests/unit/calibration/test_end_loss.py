@@ -29,8 +29,8 @@ from quant.recipe.linear import round_linear, targets_of
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import search_scale
 from tests.unit import reference
-from tests.unit.calibration.test_blocks import ARCHITECTURES, COMMON, LENGTHS, TUPLES, saved
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, case, statistics_of
+from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, LENGTHS, TUPLES, saved
+from tests.unit.recipe.cases import PATTERNS, PLAIN, case, statistics_of
 
 SEED = 5
 KNOWN = ARCHITECTURES | TUPLES

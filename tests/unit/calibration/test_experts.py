@@ -29,7 +29,7 @@ from quant.models.convert import convert
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks, skeleton
 from tests import tiny
-from tests.unit.calibration.test_shards import in_shards, same
+from tests.unit.calibration.in_shards import in_shards, same
 
 UNSEEN = (6, 7)  # experts that no token is routed to
 WIDTH = 32
@@ -289,7 +289,7 @@ def test_a_mixture_of_whose_experts_two_see_no_token_evaluates_and_has_a_true_ca
     """What is counted here by hand, from the files: shares, bits, megabytes; and that transformers' own loading says
     what was evaluated."""
     from tests import matrix
-    from tests.unit.comparison.test_pick import ABOUT, CALIBRATION, row
+    from tests.unit.comparison.studies import ABOUT, CALIBRATION, row
 
     original, record = converted
     (tmp_path / "results/original").mkdir(parents=True)

@@ -21,8 +21,8 @@ from quant.models.compute import Compute
 from quant.recipe.linear import find_scale
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
-from tests.unit.calibration.test_blocks import COMMON, FEWER, saved
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN, case, statistics_of
+from tests.unit.calibration.architectures import COMMON, FEWER, saved
+from tests.unit.recipe.cases import PATTERNS, PLAIN, case, statistics_of
 
 ACTIVATIONS = {
     "silu": reference.silu,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from quant.calibration import kept
 from quant.calibration.kept import Budget, End, Outputs, Passing, ends_of
 from quant.calibration.streams import Streams
-from tests.unit.calibration.test_blocks import ARCHITECTURES, LENGTHS, TUPLES, saved
-from tests.unit.calibration.test_streams import changed
+from tests.unit.calibration.architectures import ARCHITECTURES, LENGTHS, TUPLES, changed, saved
 
 
 class Inner(nn.Module):

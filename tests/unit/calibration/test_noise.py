@@ -22,8 +22,8 @@ from quant.recipe.recipe import Recipe
 from quant.recipe.search import Target, target_error
 from tests.conftest import Captured
 from tests.unit import reference
-from tests.unit.calibration.test_statistics import FIRST_READER
-from tests.unit.recipe.test_recipe import LINEARS, PATTERNS, PLAIN, case, statistics_of
+from tests.unit.calibration.architectures import FIRST_READER
+from tests.unit.recipe.cases import LINEARS, PATTERNS, PLAIN, case, statistics_of
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -20,20 +20,12 @@ from quant.files import tensorfile
 from quant.models.compute import Compute
 from quant.models.names import kind_of
 from tests.conftest import Captured
+from tests.unit.calibration.architectures import FIRST_READER
 from tests.unit.reference import input_statistics, output_statistics, second_moment
 
 PATTERNS = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "qkv", "out_proj", "attention"],
     "mlp": ["mlp", "fc", "gate", "up_proj", "down_proj", "ffn"],
-}
-FIRST_READER = {
-    "self_attn.q_proj": "self_attn.q_proj",
-    "self_attn.k_proj": "self_attn.q_proj",
-    "self_attn.v_proj": "self_attn.q_proj",
-    "self_attn.o_proj": "self_attn.o_proj",
-    "mlp.gate_proj": "mlp.gate_proj",
-    "mlp.up_proj": "mlp.gate_proj",
-    "mlp.down_proj": "mlp.down_proj",
 }
 
 

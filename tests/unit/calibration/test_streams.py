@@ -11,31 +11,7 @@ from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Streams, add_cross, reading_order
 from quant.errors import InputError
 from quant.models.linears import all_linears, skeleton
-from tests.unit.calibration.test_blocks import ARCHITECTURES, LENGTHS, TUPLES, saved
-
-
-def inputs_of(model: nn.Module, names: list[str], sequences: list[Tensor]) -> dict[str, np.ndarray]:
-    """What each linear reads of all tokens [n, in], the model run whole."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda module, args, name=name: found[name].append(args[0].reshape(-1, args[0].shape[-1]))
-        )
-        for name in names
-    ]
-    with torch.inference_mode():
-        for sequence in sequences:
-            model(sequence[None], use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
-
-
-def changed(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """Weights that a quantisation might give."""
-    generator = torch.Generator().manual_seed(3)
-    weights = {f"{name}.weight": model.get_submodule(name).weight for name in names}
-    return {key: w + 0.1 * w.std() * torch.randn(w.shape, generator=generator) for key, w in weights.items()}
+from tests.unit.calibration.architectures import ARCHITECTURES, LENGTHS, TUPLES, changed, inputs_of, saved
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES | TUPLES)

@@ -21,7 +21,7 @@ from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import unit_of
 from quant.recipe.recipe import Recipe
 from tests import tiny
-from tests.unit.recipe.test_recipe import LINEARS, PATTERNS, PLAIN, run
+from tests.unit.recipe.cases import LINEARS, PATTERNS, PLAIN, run
 
 GRIDS = {
     "nvfp4": Grid(4, 16, True, "nvfp4"),

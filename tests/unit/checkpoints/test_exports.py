@@ -21,9 +21,9 @@ from quant.evaluation.trial import try_in
 from quant.files import tensorfile
 from quant.methods.mixed import Candidate, weight_tensors
 from quant.recipe.grids import Grid
-from tests.unit.checkpoints.test_packed import codes_of
-from tests.unit.methods.test_mixed import mixed
-from tests.unit.recipe.test_recipe import LINEARS, recast, run
+from tests.unit.checkpoints.codes import codes_of
+from tests.unit.methods.mixtures import mixed
+from tests.unit.recipe.cases import LINEARS, recast, run
 
 IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of AutoAWQ's columns, from the lowest four bits up

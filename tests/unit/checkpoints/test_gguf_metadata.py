@@ -16,7 +16,7 @@ from quant.checkpoints.gguf_file import Names
 from quant.errors import InputError
 from quant.models.architectures import ARCHITECTURES
 from quant.models.gguf_tokenizer import SPACE, from_gguf, sentencepiece
-from tests.unit.models.test_tokenizers import BEFORE, PIECES, TEXTS, byte_bpe, slow_spm
+from tests.unit.models.vocabularies import BEFORE, PIECES, TEXTS, byte_bpe, slow_spm
 
 SHAPE = {"vocab_size": len(PIECES), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip

@@ -19,23 +19,13 @@ from quant.methods.packing import why_not_packed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
-from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
+from tests.unit.checkpoints.codes import codes_of
+from tests.unit.recipe.cases import LINEARS, PLAIN, recast, run
 
 GRIDS = [(bits, symmetric, size) for bits in (4, 8) for symmetric in (True, False) for size in (16, -1)]
 GRIDS += [(2, False, 16), (3, True, 16), (3, False, -1)]  # of which an int32 holds 16 and 10
 NAMES = [f"{bits}-{'sym' if symmetric else 'asym'}-{size}" for bits, symmetric, size in GRIDS]
 MADE = {"model_fingerprint": "tiny"}
-
-
-def codes_of(grid: Grid, n_out: int, n_in: int, seed: int = 0) -> packed.Codes:
-    """Random codes over the whole range, the lowest and the highest among them."""
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(n_out, n_in, generator=generator) * torch.rand(n_out, 1, generator=generator)
-    groups = grids.to_groups(w, grid.group_size)
-    step, zero = grids.fit(groups, grid)
-    codes = grids.encode(groups, step, zero, grid)
-    codes[0, 0, 0], codes[0, 0, 1] = grid.lowest, grid.highest
-    return packed.Codes(codes, step, zero, grid, n_in)
 
 
 def saved(folder: Path, linear: packed.Codes, config: dict[str, Any] | None = None) -> Path:

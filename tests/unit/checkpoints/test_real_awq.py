@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quant.recipe import grids
 from quant.recipe.quantized import QuantizedLinear
-from tests.unit.recipe.test_recipe import run
+from tests.unit.recipe.cases import run
 
 SALIENCES = ("l1", "l2", "praq")
 

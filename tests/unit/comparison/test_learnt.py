@@ -13,7 +13,7 @@ from quant.comparison.paired import paired_differences
 from quant.comparison.pairs import fitted_further
 from quant.comparison.text_answers import learnt, learnt_lines
 from quant.recipe.keys import defaults
-from tests.unit.comparison.test_paired import text_lengths
+from tests.unit.comparison.studies import text_lengths
 
 SHARED = defaults() | {"salience": "l2", "scope": "shared", "rounding": "gptq", "n_calib": 8, "seed": 1}
 FAST = SHARED | {"inputs": "sequential", "correction": 0.5, "refine": 3}

@@ -10,7 +10,8 @@ from quant.comparison.answers import NO_ANSWER, Answered, Evidence
 from quant.comparison.mixing import mixing, on_the_line, one_width
 from quant.comparison.pairs import recipe_words
 from quant.recipe import keys
-from tests.unit.comparison.test_questions import configured, evidence
+from tests.unit.comparison.studies import evidence
+from tests.unit.workflow.configurations import configured
 
 YAML = """
 methods:

@@ -11,6 +11,7 @@ from quant.comparison.paired import (
     paired_difference,
     paired_differences,
 )
+from tests.unit.comparison.studies import text_lengths
 
 
 def sets(n: int, seed: int, effect: float = 0.02) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,13 +100,6 @@ def skewed_rates(rng: np.random.Generator, shape: tuple[int, ...], skewness: flo
     """Rates of mean 0 and standard deviation 0.1 with that skewness (a shifted gamma)."""
     k = 4 / skewness**2
     return (rng.gamma(k, 1, shape) - k) / np.sqrt(k) * 0.1
-
-
-def text_lengths(n: int, ragged: bool) -> np.ndarray:
-    """Tokens of n sequences: 255 each, or from 8 to 511 as the lines of a text have them."""
-    if not ragged:
-        return np.full(n, 255.0)
-    return np.random.default_rng(5).gamma(2, 60, n).clip(8, 511).round()
 
 
 def simulated_sums(rng: np.random.Generator, shape: tuple[int, ...], tokens: np.ndarray, skewness: float) -> np.ndarray:

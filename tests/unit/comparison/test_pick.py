@@ -15,29 +15,10 @@ from quant.checkpoints.card import card
 from quant.checkpoints.sizes import parts_mb
 from quant.comparison.pick import Choice, choose
 from quant.evaluation.perplexity import load_model
-from tests.unit.recipe.test_recipe import PLAIN, recast, run
+from tests.unit.comparison.studies import ABOUT, CALIBRATION, row
+from tests.unit.recipe.cases import PLAIN, recast, run
 
 OPTIONS = {"model": "m", "dataset": "d", "by": "delta_nll", "max_bits_per_weight": 4.5}
-
-
-def row(method: str, delta: float, bits: float, storage: str = "packed", **more: Any) -> dict[str, Any]:
-    return {
-        **{"model": "m", "dataset": "d", "method": method, "delta_nll": delta, "bits_per_weight": bits, "kl": delta},
-        **{"delta_nll_low": delta - 0.01, "delta_nll_high": delta + 0.01, "top1_agreement": 0.9},
-        **{"ppl": 20 * math.exp(delta), "size_mb": 20 * bits, "compression": 16 / bits, "storage": storage},
-        **{"storage_reason": "scope: linear" if storage == "simulated" else math.nan, "tokens": 99, "sequences": 9},
-        **{
-            "nll": 3 + delta,
-            "seq_len": 32,
-            "protocol": "windows",
-            "linears_mb": 10.0,
-            "embeddings_mb": 5.0,
-            "head_mb": 0.0,
-        },
-        **{"other_mb": 0.1, "linears_compression": 3.7, "seen_share": 0.0},
-        **{"calibration_sequences": 9.0, "calibration_tokens": 288.0},
-        **{"quantized_share": 0.95, "file_bits_per_weight": bits + 1},
-    } | more
 
 
 ROWS = [
@@ -159,8 +140,6 @@ RECORD = {
         "token_fingerprint": "def",
     },
 }
-CALIBRATION = {"seq_len": 32, "text": {"hub": {"path": "Salesforce/wikitext", "name": "raw", "split": "train"}}}
-ABOUT: dict[str, Any] = {"license": "apache-2.0", "base_model": None, "caveat": None, "source": {"hub": {"id": "o/n"}}}
 
 
 def of(method: str, about: dict[str, Any], record: dict[str, Any] = RECORD, **more: Any) -> tuple[dict[str, Any], str]:

@@ -1,33 +1,14 @@
 """Lists in place of values, and recipes whose parts do not go together."""
 
-import copy
 from itertools import combinations
 from typing import Any
 
 import pytest
 
-from quant.errors import InputError
 from quant.recipe.keys import KEYS, defaults, statistics_files
-from quant.workflow import configuration
-from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+from tests.unit.workflow.configurations import SCHEMA, loaded, refusal
 
 DEFAULTS = defaults()
-
-
-def loaded(methods: dict[str, Any], study: Any = "all", **changes: Any) -> dict[str, Any]:
-    """The default configuration with these methods alone."""
-    config = copy.deepcopy(DEFAULT) | {"sensitivity": {"methods": []}} | changes
-    config["methods"] = methods
-    config["study"] |= {"methods": study, "task_methods": "all"}
-    return configuration.load(config, SCHEMA)
-
-
-def refusal(methods: dict[str, Any], study: Any = "all") -> str:
-    with pytest.raises(InputError) as caught:
-        loaded(methods, study)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 300
-    return text
 
 
 @pytest.mark.parametrize(

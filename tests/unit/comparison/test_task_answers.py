@@ -8,7 +8,8 @@ from quant.comparison.answers import NO_DIFFERENCE
 from quant.comparison.numbers import LEVEL
 from quant.comparison.task_answers import kept_pairs, turned_line
 from quant.workflow import configuration
-from tests.unit.comparison.test_questions import BY_ANCHOR, DEFAULT, SCHEMA, answers, configured, evidence
+from tests.unit.comparison.studies import BY_ANCHOR, answers, evidence
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA, configured
 
 
 def test_tasks_order_methods_by_both_measures_or_say_that_they_are_too_few() -> None:

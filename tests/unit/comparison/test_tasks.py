@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from quant.comparison import tasks
 from quant.comparison.numbers import LEVEL
 from quant.comparison.paired import holm, paired_differences
-
-ITEMS = 300
+from tests.unit.comparison.items import ITEMS, answers, likelihoods
 
 
 def bits(*counts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,25 +50,6 @@ def test_intervals_cover_a_known_difference_as_often_as_they_say(both: float, ch
     counts = rng.multinomial(ITEMS, [both, share * changes, (1 - share) * changes, 1 - both - changes], 1000)
     true = (2 * share - 1) * changes
     assert np.mean([low <= true <= high for low, high in (tasks.newcombe(*row) for row in counts.tolist())]) >= 0.93
-
-
-def answers(method: str, right: np.ndarray, log_p: np.ndarray, task: str = "t", **made: Any) -> dict[str, Any]:
-    """As evaluate_task writes them."""
-    rows = [
-        {"log_p": [x, 0.0], "gold": 0, "answer": int(not hit), "right": bool(hit), "right_log_p": float(x)}
-        for hit, x in zip(right, log_p, strict=True)
-    ]
-    provenance = {"versions": {"python": "3"}, "task_fingerprint": "f", "recipe": {"bits": 4}, "seed": 42} | made
-    names = {"model": "m", "method": method, "task": task, "score": "acc", "rule": "a rule", "chance": 0.25}
-    return names | {"seconds": 1.0, "items": rows, "provenance": provenance}
-
-
-def likelihoods(rng: np.random.Generator, effects: np.ndarray, n: int = ITEMS) -> np.ndarray:
-    """log p of the right answers [methods, n]: an item's difficulty is common, each method moves it by its effect and
-    by noise of its own, skewed as likelihoods of rare words are. The right answer is given where it is above -1."""
-    shape = (len(effects), n)
-    noise = rng.normal(0, 0.25, shape) - (rng.gamma(0.5, 0.4, shape) - 0.2)
-    return rng.normal(-1.2, 1.5, n) - effects[:, None] + noise
 
 
 def claims(log_p: np.ndarray) -> np.ndarray:

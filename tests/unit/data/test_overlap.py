@@ -14,7 +14,7 @@ from quant.data.overlap import (
     text_columns,
 )
 from quant.errors import InputError
-from tests.unit.data.test_split import prose
+from tests.unit.data.paragraphs import prose
 
 
 def slow_share(evaluated: str, calibrated: str) -> float:

@@ -1,6 +1,5 @@
 """One text as two parts: nothing lost, nothing shared, neither part poor."""
 
-import random
 import re
 from pathlib import Path
 
@@ -10,14 +9,7 @@ from quant.data.overlap import fingerprints, seen_share
 from quant.data.split import halves
 from quant.data.texts import read_texts, reference_topics
 from quant.errors import InputError
-
-WORDS = [f"word{i}" for i in range(500)]
-
-
-def prose(n: int, seed: int, words: int = 40) -> list[str]:
-    """So many different paragraphs, hard-wrapped."""
-    draw = random.Random(seed)
-    return [re.sub(r"((?:\S+ ){9}\S+) ", r"\1\n", " ".join(draw.choices(WORDS, k=words))) for _ in range(n)]
+from tests.unit.data.paragraphs import WORDS, prose
 
 
 def paragraphs(texts: list[str]) -> set[str]:

@@ -20,7 +20,7 @@ from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from tests.unit.calibration.test_blocks import ARCHITECTURES, TUPLES, saved
+from tests.unit.calibration.architectures import ARCHITECTURES, TUPLES, saved
 
 CPU = Compute("cpu", torch.float32, 25)
 

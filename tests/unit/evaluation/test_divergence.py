@@ -17,8 +17,8 @@ from quant.evaluation.divergence import budgeted, compare, keeping, kl_divergenc
 from quant.evaluation.head import Head, Parts
 from quant.evaluation.perplexity import measure
 from tests.unit import reference as slow
-from tests.unit.calibration.test_blocks import ARCHITECTURES, COMMON, saved
-from tests.unit.evaluation.test_head import Undivided
+from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, saved
+from tests.unit.evaluation.undivided import Undivided
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ARCHITECTURES[name] for name in ("llama", "granite", "opt_350m")},

@@ -1,15 +1,15 @@
 """A model in two parts gives what it gives whole."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quant.evaluation.head import Head, Parts, padded
-from tests.unit.calibration.test_blocks import ARCHITECTURES, COMMON, TUPLES, saved
+from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, TUPLES, saved
+from tests.unit.evaluation.undivided import Undivided
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ARCHITECTURES[name] for name in ("llama", "granite", "gemma2", "gpt_neox", "opt", "opt_350m", "phi3")},
@@ -51,23 +51,6 @@ def test_a_head_with_rows_added_gives_the_models_logits(name: str, tmp_path: Pat
         hook.remove()
     assert widths == [256]
     assert plain.lm_head.weight is weight and padded(nn.Linear(4, 8, bias=False)) is None
-
-
-class Undivided(nn.Module):
-    """A causal LM that calls neither a body nor a head."""
-
-    base_model_prefix = "body"
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.config = model, model.config
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
-        states = self.inner.model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
-        return SimpleNamespace(logits=nn.functional.linear(states, self.inner.lm_head.weight))
-
-    def get_output_embeddings(self) -> None:
-        return None
 
 
 def test_a_model_that_does_not_come_apart_gives_whole_logits(tmp_path: Path, caplog: Any) -> None:

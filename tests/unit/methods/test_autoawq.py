@@ -7,30 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
 from quant.checkpoints import gemm
 from quant.errors import InputError
-from quant.files import tensorfile
 from quant.methods import library
 from quant.recipe import keys
 from quant.workflow import configuration
+from tests.unit.methods.autoawq import checkpoint, loaded, random_packed, slowly_packed
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 AUTOAWQ = {"algorithm": "autoawq"}
-ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
-
-
-def slowly_packed(codes: np.ndarray) -> torch.Tensor:
-    """Codes [rows, n] → int32 [rows, n/8], one at a time: 0 2 4 6 1 3 5 7 from the lowest four bits up."""
-    packed = np.zeros((codes.shape[0], codes.shape[1] // 8), dtype=np.uint32)
-    for row in range(codes.shape[0]):
-        for column in range(codes.shape[1]):
-            place = [0, 2, 4, 6, 1, 3, 5, 7].index(column % 8)
-            packed[row, column // 8] |= np.uint32(int(codes[row, column]) << (4 * place))
-    return torch.from_numpy(packed.view(np.int32))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (3, 64), (128, 24)])
@@ -41,13 +27,6 @@ def test_unpacking_inverts_the_slow_loop(rows: int, columns: int) -> None:
     assert (packed < 0).any() or rows == 1  # a code of 8 or more in the highest place sets the sign
 
 
-def random_packed(n_in: int, n_out: int, group: int) -> tuple[gemm.Packed, np.ndarray, np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(1)
-    codes, zeros = generator.integers(0, 16, (n_in, n_out)), generator.integers(0, 16, (n_in // group, n_out))
-    scales = generator.uniform(0.001, 0.1, zeros.shape).astype(np.float16)
-    return gemm.Packed(slowly_packed(codes), slowly_packed(zeros), torch.from_numpy(scales)), codes, zeros, scales
-
-
 @pytest.mark.parametrize(("n_in", "n_out", "group"), [(16, 8, 8), (64, 24, 32), (96, 16, 96)])
 def test_dequantised_weights_equal_the_slow_loop(n_in: int, n_out: int, group: int) -> None:
     packed, codes, zeros, scales = random_packed(n_in, n_out, group)
@@ -56,13 +35,6 @@ def test_dequantised_weights_equal_the_slow_loop(n_in: int, n_out: int, group: i
         for o in range(n_out):
             expected[o, i] = (codes[i, o] - zeros[i // group, o]) * float(scales[i // group, o])
     np.testing.assert_allclose(packed.unpack().dequantize().numpy(), expected, rtol=1e-6)
-
-
-def checkpoint(folder: Path, shape: tuple[int, int], kind: str = "llama", name: str = "o_proj") -> tuple[Path, dict]:
-    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
-    linear = f"model.layers.0.self_attn.{name}"
-    tensorfile.save(folder / "model.safetensors", {f"{linear}.weight": torch.zeros(shape)}, {})
-    return folder, {linear: 0}
 
 
 @pytest.mark.parametrize(
@@ -95,14 +67,6 @@ def test_shapes_it_takes(tmp_path: Path) -> None:
 
 
 # ---- its entry in config.yaml
-
-
-def loaded(entry: Any, methods: Any = None, **defaults: Any) -> dict[str, Any]:
-    config = copy.deepcopy(DEFAULT)
-    config["methods"]["autoawq"] = entry
-    config["defaults"] |= defaults
-    config["study"]["methods"] = methods or ["rtn_g", "autoawq"]
-    return configuration.load(config, SCHEMA)
 
 
 def test_the_entry_is_completed_with_what_it_knows() -> None:

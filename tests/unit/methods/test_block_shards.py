@@ -16,7 +16,7 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.models.convert import convert
 from quant.recipe.recipe import Recipe
 from tests import matrix, tiny
-from tests.unit.recipe.test_recipe import LINEARS, PATTERNS, PLAIN
+from tests.unit.recipe.cases import LINEARS, PATTERNS, PLAIN
 
 MADE: Any = {"model_fingerprint": "tiny"}
 RECIPES = {

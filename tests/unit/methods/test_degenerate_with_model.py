@@ -16,9 +16,9 @@ from quant.methods import block
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
-from tests.unit.methods.test_degenerate import DAMAGES, Watched, damaged, statistics_of
-from tests.unit.methods.test_sequential import CALIBRATION
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.methods.damages import DAMAGES, Watched, damaged, statistics_of
+from tests.unit.methods.with_model import CALIBRATION
+from tests.unit.recipe.cases import PATTERNS, PLAIN
 
 SEQUENTIAL = {"inputs": "sequential", "rounding": "gptq"}
 TUNE = {"epochs": 1, "rate": 0.002, "batch": 2, "held_out": 0.3}

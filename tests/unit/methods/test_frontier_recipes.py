@@ -22,15 +22,13 @@ from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
-from tests.unit.calibration.test_blocks import COMMON, saved
-from tests.unit.methods.test_degenerate import DAMAGES, damaged, statistics_of
-from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES, loaded
-from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import PATTERNS
-from tests.unit.recipe.test_shared import MADE, Case
-from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+from tests.unit.calibration.architectures import COMMON, saved
+from tests.unit.methods.damages import DAMAGES, damaged, statistics_of
+from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, loaded
+from tests.unit.recipe.cases import PATTERNS
+from tests.unit.recipe.folded import MADE, Case
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
-models = test_shared.cases
 CONFIG = configuration.load(DEFAULT | {"study": {"methods": "all"}}, SCHEMA)["methods"]
 # of `frontier` and `frontier_rows`, which is that and row feedback, the latter
 FRONTIER = {name: recipe for name, recipe in CONFIG.items() if name.startswith("frontier") and name != "frontier"}

@@ -18,8 +18,8 @@ from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import keys
-from tests.unit.methods.test_sequential import loaded
-from tests.unit.recipe.test_recipe import PATTERNS
+from tests.unit.methods.with_model import loaded
+from tests.unit.recipe.cases import PATTERNS
 
 START = keys.defaults() | {
     "group_size": 16,

@@ -19,7 +19,7 @@ from quant.recipe import keys
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.libraries import LIBRARIES, module_of
 from tests import tiny
-from tests.unit.methods.test_autoawq import checkpoint, loaded, random_packed
+from tests.unit.methods.autoawq import checkpoint, loaded, random_packed
 
 AUTOROUND = {"algorithm": "autoround", "bits": 4, "group_size": 64, "symmetric": False}
 

@@ -16,14 +16,10 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
 from quant.methods.choice import Candidate, Given, Swaps, widths_of
-from quant.methods.mixed import LEFT, UNUSED, mix_checkpoint
-from tests.unit.recipe.test_recipe import LINEARS, MADE, PLAIN, run
+from quant.methods.mixed import LEFT, UNUSED
+from tests.unit.methods.mixtures import READS, mixed
+from tests.unit.recipe.cases import LINEARS, MADE, PLAIN, run
 
-# as statistics have it: q/k/v and gate/up read one tensor each
-READS = {
-    name: name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
-    for name in LINEARS
-}
 FIRST = dict.fromkeys((name for name in LINEARS if ".0." in name), 1.0)  # costs
 
 
@@ -43,19 +39,6 @@ def candidate(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Candidate]
         return Candidate(method, folder, record, default | (costs or {}), bits)
 
     return made
-
-
-def mixed(source: Path, target: Path, candidates: list[Candidate], untouched: bool = True, **limits: float) -> Any:
-    none = {"bits_per_weight": 0.0, "size_mb": 0.0}
-    return mix_checkpoint(
-        source,
-        target / "checkpoint",
-        target / "folds.safetensors",
-        LINEARS,
-        Given(candidates, untouched, READS, MADE),
-        none | limits,
-        {"lm_head": "output head"},
-    )
 
 
 def numbers(source: Path) -> int:

@@ -21,13 +21,10 @@ from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 from quant.recipe.quantized import QuantizedLinear
-from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES
-from tests.unit.methods.test_tune import slow_divergence
-from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
-from tests.unit.recipe.test_shared import MADE, Case
+from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, slow_divergence
+from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.folded import MADE, Case
 
-models = test_shared.cases
 WAY = {"iterations": 80, "batch": 2, "code_rate": 0.1, "step_rate": 0.005}
 RECIPE = {
     "salience": "l2",

@@ -18,8 +18,8 @@ from quant.models.linears import all_linears, skeleton
 from quant.records.model import Vocabulary
 from quant.workflow import configuration
 from quant.workflow.demands import demands
-from tests.unit.recipe.test_recipe import recast
-from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+from tests.unit.recipe.cases import recast
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 NOTHING: dict[str, Any] = {
     "layers": {},

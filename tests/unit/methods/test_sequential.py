@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from quant.calibration.end_loss import collect_end_loss
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
-from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.sequential import Sequential
@@ -22,15 +20,11 @@ from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
-from tests.unit.calibration.test_blocks import saved
-from tests.unit.calibration.test_streams import inputs_of
-from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
-from tests.unit.recipe.test_shared import MADE, MODELS, Case
+from tests.unit.calibration.architectures import inputs_of, saved
+from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, loaded
+from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.folded import MADE, MODELS, Case
 
-models = test_shared.cases
-SEQUENCES = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(0)) for n in (12, 20, 30)]
-CALIBRATION = Tokens(SEQUENCES, fingerprint(SEQUENCES), {})
 SEQUENTIAL = PLAIN | {"inputs": "sequential", "rounding": "gptq"}
 
 
@@ -41,12 +35,6 @@ def run(source: Path, paths: dict[str, str], target: Path, **changes: Any) -> di
     way = Sequential(source, CALIBRATION, "cpu", torch.float32, 64)
     given = (source, target, target.with_suffix(".folds"), linears, statistics, Recipe.of(recipe), "cpu", MADE)
     return quantize_checkpoint(*given, quantize_block=way)
-
-
-def loaded(path: Path) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize(("correction", "parts"), [(0.0, 0), (0.5, 0), (0.5, 1), (0.0, 4), (0.5, 4)])

@@ -22,13 +22,9 @@ from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
-from tests.unit.methods.test_sequential import CALIBRATION, SEQUENCES, loaded
-from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
-from tests.unit.recipe.test_shared import MADE, Case
-
-models = test_shared.cases
-TUNE = {"epochs": 2, "rate": 0.01, "batch": 2, "held_out": 0.3}
+from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
+from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.folded import MADE, Case
 
 
 def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
@@ -48,16 +44,6 @@ def tuner_of(case: Case, target: Path, dtype: torch.dtype = torch.float64) -> Tu
     quantize_checkpoint(case.path, target, folds, names, statistics, Recipe.of(recipe), "cpu", MADE, keep=held)
     with tensorfile.opened(target / "model.safetensors") as file:
         return Tuner(load_original(case.path, "cpu", dtype), file, held, "cpu")
-
-
-def slow_divergence(case: Case, quantised: Path) -> float:
-    """Mean KL over every token of the calibration text, two plain models run whole."""
-    after, total = loaded(quantised), 0.0
-    with torch.inference_mode():
-        for ids in SEQUENCES:
-            p, q = (each(ids[None], use_cache=False).logits[0].double().numpy() for each in (case.model, after))
-            total += sum(reference.kl(p, q))
-    return total / sum(map(len, SEQUENCES))
 
 
 def test_the_divergence_is_that_of_two_plain_models(models: Callable[[str], Case], tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.methods.vocabulary import rounded
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
-from tests.unit.methods.test_mixed import READS
-from tests.unit.recipe.test_recipe import LINEARS, MADE, PATTERNS, PLAIN, recast
+from tests.unit.methods.mixtures import READS
+from tests.unit.recipe.cases import LINEARS, MADE, PATTERNS, PLAIN, recast
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))

@@ -19,13 +19,10 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.recipe.recipe import Recipe
-from tests.unit.methods.test_sequential import CALIBRATION
-from tests.unit.methods.test_tune import TUNE
-from tests.unit.recipe import test_shared
-from tests.unit.recipe.test_recipe import LINEARS, MADE, PATTERNS, PLAIN, run
-from tests.unit.recipe.test_shared import Case
+from tests.unit.methods.with_model import CALIBRATION, TUNE
+from tests.unit.recipe.cases import LINEARS, MADE, PATTERNS, PLAIN, run
+from tests.unit.recipe.folded import Case
 
-models = test_shared.cases
 GRIDS = [(4, 16), (3, 8), (8, 16)]
 SHARED = {"salience": "l2", "scope": "shared", "n_grid": 4, "rounding": "gptq", "refine": 1}
 SHARED |= {"search_bits": 4, "search_group_size": 16, "group_size": 16}

@@ -12,13 +12,7 @@ import pytest
 
 from quant.models import cards
 from tests import tiny
-
-
-def machine(root: Path, *devices: str) -> Path:
-    (root / "dev").mkdir()
-    for name in ("null", "nvme0", *devices):
-        (root / "dev" / name).touch()
-    return root
+from tests.unit.models.machines import machine
 
 
 @pytest.mark.parametrize(

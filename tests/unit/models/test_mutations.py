@@ -23,10 +23,8 @@ from quant.files.artifacts import digest
 from quant.models.convert import convert
 from quant.workflow import configuration
 from tests import tiny
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
-ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NASTY = [
     "",

@@ -1,6 +1,5 @@
 """Token ids are the model's own: tokenizer.json's, SentencePiece's, and of a GGUF file llama.cpp's."""
 
-import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -9,41 +8,18 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quant.errors import InputError
 from quant.models.gguf_pretokenizers import RULES, pre_tokenizer
-from quant.models.gguf_tokenizer import SPACE, sentencepiece
+from quant.models.gguf_tokenizer import sentencepiece
 from quant.models.sentencepiece_model import from_sentencepiece
 from quant.models.tokenizers import PROBE, from_file, load, own_tokenizer
 from tests.unit.model_files import build, edit_config, refusal, run
-from tests.unit.models.test_gguf_sources import write_gguf
+from tests.unit.models.gguf_files import write_gguf
+from tests.unit.models.vocabularies import BEFORE, LETTERS, PIECES, TEXTS, byte_bpe, slow_spm
 
-LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-TEXTS = ["a 10", "x  10", "see\n\n1. One", "PEP 3107", "    4 5", "", " a", "a ", "it's", PROBE]
-
-
-def byte_bpe(before: Any, special: bool = True) -> Tokenizer:
-    """Bytes, two merged pairs, and BOS before a text."""
-    vocabulary = {piece: i for i, piece in enumerate([*LETTERS, "10", "ĊĊ", "<s>", "</s>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("1", "0"), ("Ċ", "Ċ")]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = before, decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    if special:
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 258)])
-    return tokenizer
-
-
-BEFORE = {
-    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "digits": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "lines": pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-}
 CLASSES = [
     "LlamaTokenizer",
     "LlamaTokenizerFast",
@@ -90,35 +66,6 @@ def test_bos_is_put_as_tokenizer_json_puts_it(tmp_path: Path, put: bool) -> None
     own = from_file(checkpoint / "tokenizer.json").encode("a").ids
     for ids in (AutoTokenizer.from_pretrained(checkpoint)("a")["input_ids"], own):
         assert ids == [258] * put + [LETTERS.index("a")]
-
-
-def slow_spm(text: str, ids: dict[str, int], scores: list[float], prefix: bool) -> list[int]:
-    """llama.cpp's llm_tokenizer_spm: of all neighbours whose join is a piece, the best score, the leftmost on a tie."""
-    if not text:
-        return []
-    symbols = list((" " * prefix + text).replace(" ", SPACE))
-    while True:
-        joins = [(-scores[ids[a + b]], at) for at, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in ids]
-        if not joins:
-            break
-        at = min(joins)[1]
-        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-    found: list[int] = []
-    for symbol in symbols:
-        found += [ids[symbol]] if symbol in ids else [ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
-    return found
-
-
-WORDS = ["th", "the", "in", "an", "and", "er", "▁the", "▁a", "▁▁", "▁▁▁▁", "10", "he", "▁t", "ing", "▁and", "re", "ed"]
-PIECES = [
-    "<unk>",
-    "<s>",
-    "</s>",
-    *(f"<0x{byte:02X}>" for byte in range(256)),
-    *WORDS,
-    "▁",
-    *"abcdefghinrt1 0.".replace(" ", ""),
-]
 
 
 def spm_fields(writer: gguf.GGUFWriter) -> None:

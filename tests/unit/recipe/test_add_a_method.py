@@ -21,9 +21,9 @@ from quant.files.tensorfile import opened
 from quant.models.compute import Compute
 from quant.workflow import configuration
 from tests.conftest import Captured
-from tests.unit.recipe.test_recipe import LINEARS, PATTERNS
+from tests.tiny import ROOT
+from tests.unit.recipe.cases import LINEARS, PATTERNS
 
-ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
 # one that wants H: each row goes down, to nearest or up, whichever leaves the least d H dᵀ
 BY_ERROR = '''"""The best of three."""

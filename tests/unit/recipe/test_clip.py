@@ -10,7 +10,7 @@ from quant.recipe import grids
 from quant.recipe.grids import CLIP_FACTORS, Grid
 from quant.recipe.search import Target, search_scale
 from tests.unit import reference
-from tests.unit.recipe.test_recipe import case, quantized, statistics_of
+from tests.unit.recipe.cases import case, quantized, statistics_of
 
 GRIDS = [(2, -1, True), (2, 8, False), (3, 7, True), (3, -1, False), (4, 8, False), (4, 5, True), (8, 7, False)]
 

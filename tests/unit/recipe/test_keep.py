@@ -22,7 +22,7 @@ from quant.recipe.scores.awq import awq
 from quant.recipe.scores.praq import praq, praq_score
 from tests.conftest import Captured
 from tests.unit.group import quantize_group
-from tests.unit.recipe.test_recipe import LINEARS, PLAIN, recast, run
+from tests.unit.recipe.cases import LINEARS, PLAIN, recast, run
 
 PARAMETERS = {"beta": 3.0, "tau": -3.0, "noise_factor": 0.2}
 KEEP = {"symmetric": True, "keep": "awq"}

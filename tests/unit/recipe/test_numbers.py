@@ -23,7 +23,7 @@ from quant.recipe.ranges import held
 from quant.recipe.recipe import Recipe
 from quant.recipe.refine import refine
 from quant.recipe.search import Target, nearest, scale_for, search_scale
-from tests.unit.recipe.test_recipe import PLAIN
+from tests.unit.recipe.cases import PLAIN
 
 GRIDS = {
     "nvfp4": Grid(4, 16, True, "nvfp4"),

@@ -1,72 +1,22 @@
 """A recipe on one linear and on a whole checkpoint, against the reference."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from quant.calibration.channels import Channels
-from quant.calibration.reader import LinearStatistics, Statistics
+from quant.calibration.reader import LinearStatistics
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
-from quant.recipe.quantized import QuantizedLinear
-from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, scale_for
 from tests.conftest import Captured
 from tests.unit import reference
-from tests.unit.group import quantize_group
-
-PATTERNS = {
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "qkv", "out_proj", "attention"],
-    "mlp": ["mlp", "fc", "gate", "up_proj", "down_proj", "ffn"],
-}
-PLAIN: dict[str, Any] = {
-    "salience": "none",
-    "format": "int",
-    "activations": "none",
-    "bits": 4,
-    "group_size": -1,
-    "symmetric": False,
-    "clip": False,
-    "n_grid": 20,
-    "search_bits": 0,
-    "search_group_size": 0,
-    "objective": "uniform",
-    "plain_share": 0.0,
-    "scope": "linear",
-    "rounding": "nearest",
-    "outlier_percent": 0.05,
-    "damp": 0.01,
-    "row_feedback": 0.0,
-    "refine": 0,
-    "inputs": "parallel",
-    "correction": 0.0,
-    "reconstruct": None,
-    "keep": "none",
-    "keep_ratio": 0.5,
-    "beta": 3.0,
-    "tau": -3.0,
-    "noise_factor": 0.2,
-    "noise_injection": 0.0,
-    "noise_std": 0.0,
-    "seed": 42,
-}
-LINEARS = {
-    f"model.layers.{layer}.{name}": layer
-    for layer in (0, 1)
-    for name in (
-        *(f"self_attn.{part}_proj" for part in "qkvo"),
-        *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
-    )
-}
+from tests.unit.recipe.cases import LINEARS, PLAIN, case, quantized, recast, run, statistics_of
 
 
 def salience_of(name: str, w: np.ndarray, x: np.ndarray, z: np.ndarray, is_mlp: bool) -> np.ndarray:
@@ -88,24 +38,6 @@ def slow_dequantized(
     salience = salience_of(entry["salience"], w, x, z, is_mlp)
     alpha, _, _ = reference.search(w, x, salience, *grid, entry["n_grid"])
     return alpha, reference.scaled_rounded(w, salience, alpha, *grid)
-
-
-def case() -> tuple[np.ndarray, np.ndarray]:
-    """w [6, 24] and x [30, 24] with loud channels."""
-    rng = np.random.default_rng(3)
-    return rng.normal(size=(6, 24)), rng.normal(size=(30, 24)) * np.exp(rng.normal(size=24)) + 0.2
-
-
-def statistics_of(w: np.ndarray, x: np.ndarray, is_mlp: bool) -> LinearStatistics:
-    means = reference.input_statistics(x) | reference.output_statistics(x @ w.T)
-    channels = {name: torch.tensor(value, dtype=torch.float64) for name, value in means.items()}
-    return LinearStatistics(Channels(**channels, is_mlp=is_mlp), torch.from_numpy(reference.second_moment(x)))
-
-
-def quantized(w: np.ndarray, statistics: LinearStatistics, **changes: Any) -> QuantizedLinear:
-    """PLAIN with changes, on one linear."""
-    (found,) = quantize_group([torch.from_numpy(w)], [statistics], Recipe.of(PLAIN | changes), torch.Generator())
-    return found
 
 
 @pytest.mark.parametrize("is_mlp", [True, False])
@@ -148,25 +80,6 @@ def test_inverse_scale_is_never_forgotten(monkeypatch: pytest.MonkeyPatch, step:
     found = quantized(w, statistics_of(w, x, True), salience="l2", bits=8, group_size=1, symmetric=symmetric)
     assert found.alpha == step / 20
     np.testing.assert_allclose(found.dequantize().numpy(), w, rtol=1e-10)
-
-
-MADE = {"by": "test", "model_fingerprint": "tiny"}
-
-
-def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", **changes: Any) -> dict[str, Any]:
-    """quantize_checkpoint by PLAIN with changes."""
-    statistics = Statistics(paths, model, PATTERNS)
-    folds = target.with_name(f"{target.name}.folds.safetensors")
-    return quantize_checkpoint(
-        source,
-        target,
-        folds,
-        LINEARS,
-        statistics,
-        Recipe.of(PLAIN | changes),
-        "cpu",
-        {"by": "test", "model_fingerprint": "tiny"},
-    )
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -254,15 +167,6 @@ def test_logits_do_not_move_on_a_fine_grid(
             for path in (tiny_checkpoint, tmp_path / "out")
         )
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-
-
-def recast(source: Path, target: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
-    """A copy of a checkpoint with other tensors."""
-    shutil.copytree(source, target)
-    tensors = load_file(target / "model.safetensors")
-    change(tensors)
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return target
 
 
 def test_dtype_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:

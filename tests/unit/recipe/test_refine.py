@@ -15,7 +15,7 @@ from quant.recipe.correction import corrected
 from quant.recipe.grids import Grid
 from quant.recipe.refine import FLOOR, NARROWEST, WIDEST, fit_steps, refine
 from tests.unit import reference
-from tests.unit.recipe.test_rounding import case
+from tests.unit.reference import case
 
 
 def start(w: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,18 +16,11 @@ from quant.recipe.inverse import flip_, inverse_factor
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.roundings.greedy_flip import greedy_flip
 from tests.unit import reference
-from tests.unit.recipe.test_recipe import case as linear_case
-from tests.unit.recipe.test_recipe import quantized, statistics_of
+from tests.unit.recipe.cases import case as linear_case
+from tests.unit.recipe.cases import quantized, statistics_of
+from tests.unit.reference import case
 
 SHAPES = [(3, 5, -1), (4, 16, 8), (5, 30, 7), (2, 128, 32), (3, 150, 64), (2, 300, 128), (3, 257, -1)]
-
-
-def case(n_out: int, n_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """w [out, in] and the second moment of correlated inputs with loud channels, of full rank."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(2 * n_in + 10, n_in)) @ (np.eye(n_in) + 2 * rng.normal(size=(n_in, n_in)) / np.sqrt(n_in))
-    x = x * np.exp(0.7 * rng.normal(size=n_in)) + rng.normal(size=n_in)
-    return rng.normal(size=(n_out, n_in)), x.T @ x / len(x)
 
 
 def rounded(w: np.ndarray, grid: Grid, name: str, context: Context, **own: float) -> tuple[Tensor, ...]:

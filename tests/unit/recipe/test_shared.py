@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import from_triangle
-from quant.calibration.statistics import collect
-from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
@@ -21,7 +18,6 @@ from quant.methods.block import Block
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
 from quant.models.architectures import ARCHITECTURES, Fold
-from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Grid
 from quant.recipe.linear import tie_heads
@@ -29,77 +25,11 @@ from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, Target, scale_for, search_scale
 from tests.unit import reference
-from tests.unit.calibration.test_blocks import COMMON, FEWER, saved
-from tests.unit.recipe.test_recipe import PATTERNS, PLAIN
+from tests.unit.calibration.architectures import FEWER, saved
+from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.folded import MODELS, Case, folds_of
 
-TWO = COMMON | {"num_hidden_layers": 2}
-HEADS = TWO | {"head_dim": 8}
-GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.3}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", TWO),
-    "llama_mha": ("LlamaConfig", TWO | {"num_key_value_heads": 4}),
-    "llama_mqa": ("LlamaConfig", TWO | {"num_key_value_heads": 1}),
-    "llama_bias": ("LlamaConfig", TWO | {"attention_bias": True, "mlp_bias": True}),
-    "llama_head_dim": ("LlamaConfig", TWO | {"head_dim": 16}),
-    "granite": ("GraniteConfig", TWO | GRANITE),
-    "qwen2": ("Qwen2Config", TWO),
-    "qwen3": ("Qwen3Config", HEADS),
-    "mistral": ("MistralConfig", HEADS),
-    "phi3": ("Phi3Config", TWO),
-    "phi3_mha": ("Phi3Config", TWO | {"num_key_value_heads": 4}),
-    "gemma": ("GemmaConfig", HEADS),
-    "gemma2": ("Gemma2Config", HEADS),
-    "gemma3_text": ("Gemma3TextConfig", HEADS),
-}
-MADE = {"model_fingerprint": "m"}
 FINE = {"bits": 8, "group_size": 1, "symmetric": True}  # a step for each weight: rounding is the identity
-
-
-class Case(NamedTuple):
-    """A model, its checkpoint, its linears, and paths of its statistics."""
-
-    model: nn.Module
-    path: Path
-    linears: dict[str, int]
-    paths: dict[str, str]
-
-    def run(self, target: Path, **changes: Any) -> dict[str, Any]:
-        chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4} | changes)
-        statistics, folds = Statistics(self.paths, "m", PATTERNS), folds_of(target)
-        return quantize_checkpoint(self.path, target, folds, self.linears, statistics, chosen, "cpu", MADE)
-
-    def logits(self, target: Path) -> tuple[Tensor, Tensor]:
-        """The original's and the checkpoint's."""
-        from transformers import AutoModelForCausalLM
-
-        ids = torch.randint(3, 256, (2, 20), generator=torch.Generator().manual_seed(1))
-        after = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-        with torch.inference_mode():
-            return self.model(ids, use_cache=False).logits, after(ids, use_cache=False).logits
-
-
-def folds_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.folds.safetensors")
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    made: dict[str, Case] = {}
-
-    def case_of(name: str) -> Case:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            model = saved(*MODELS[name], folder / "model")
-            paths = {key: str(folder / f"{key}.safetensors") for key in ("channels", "moments")}
-            generator = torch.Generator().manual_seed(0)
-            sequences = [torch.randint(3, 256, (length,), generator=generator) for length in (12, 20, 30)]
-            tokens = Tokens(sequences, fingerprint(sequences), {})
-            material = Material(folder / "model", tokens, {"model_fingerprint": "m"})
-            collect(material, *paths.values(), Compute("cpu", torch.float32, 64))
-            made[name] = Case(model, folder / "model", all_linears(skeleton(folder / "model")), paths)
-        return made[name]
-
-    return case_of
 
 
 @pytest.fixture
@@ -114,8 +44,8 @@ def loud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("loud")
-def test_folding_alone_leaves_the_logits_unchanged(cases: Callable[[str], Case], name: str, tmp_path: Path) -> None:
-    case = cases(name)
+def test_folding_alone_leaves_the_logits_unchanged(models: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    case = models(name)
     case.run(tmp_path / "out", **FINE)
     with tensorfile.opened(folds_of(tmp_path / "out")) as folds:
         for linear in case.linears:
@@ -132,7 +62,7 @@ def test_folding_alone_leaves_the_logits_unchanged(cases: Callable[[str], Case],
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gemma2"])
 @pytest.mark.usefixtures("loud")
 def test_a_forgotten_fold_shows(
-    cases: Callable[[str], Case], name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Case], name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fold = Block._fold
 
@@ -143,15 +73,15 @@ def test_a_forgotten_fold_shows(
             fold(self, group, how, scale, heads)
 
     monkeypatch.setattr(Block, "_fold", forget)
-    cases(name).run(tmp_path / "out", **FINE)
-    before, after = cases(name).logits(tmp_path / "out")
+    models(name).run(tmp_path / "out", **FINE)
+    before, after = models(name).logits(tmp_path / "out")
     assert (after - before).norm() > 0.2 * before.norm()
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gemma"])
 def test_referee_sees_the_errors_that_were_made(
-    cases: Callable[[str], Case], name: str, rounding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Case], name: str, rounding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stored weights act on other inputs and outputs; taken back, they are those that were searched and rounded."""
     made: dict[str, tuple[Tensor, QuantizedLinear]] = {}
@@ -162,7 +92,7 @@ def test_referee_sees_the_errors_that_were_made(
         made.update({linear: (self.original(linear), self.rounded(linear)) for linear in self._done})
 
     monkeypatch.setattr(Block, "quantize", keep)
-    case, out = cases(name), tmp_path / "out"
+    case, out = models(name), tmp_path / "out"
     record = case.run(out, bits=3, group_size=8, rounding=rounding)
     rows = measure(
         case.path / "model.safetensors",
@@ -202,17 +132,17 @@ def groups_of(case: Case) -> list[Shared]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_groups_hold_each_linear_once(cases: Callable[[str], Case], name: str) -> None:
+def test_groups_hold_each_linear_once(models: Callable[[str], Case], name: str) -> None:
     """And no scale costs storage of its own."""
-    found = [linear for group in groups_of(cases(name)) for linear in group.linears]
-    assert sorted(found) == sorted(cases(name).linears)
+    found = [linear for group in groups_of(models(name)) for linear in group.linears]
+    assert sorted(found) == sorted(models(name).linears)
 
 
-def test_folded_scales_cost_no_storage(cases: Callable[[str], Case], tmp_path: Path) -> None:
+def test_folded_scales_cost_no_storage(models: Callable[[str], Case], tmp_path: Path) -> None:
     """Dense, since groups of 7 divide no row, where a linear's own scale counts; packed as without any."""
 
     def bits(name: str, group_size: int, **more: Any) -> float:
-        record = cases("llama").run(tmp_path / name, bits=3, group_size=group_size, **more)
+        record = models("llama").run(tmp_path / name, bits=3, group_size=group_size, **more)
         return record["summary"]["bits_per_weight"]
 
     assert bits("shared", 7) == bits("plain", 7, salience="none") < bits("linear", 7, scope="linear")

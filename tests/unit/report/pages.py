@@ -6,12 +6,14 @@ import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from quant.analysis import sensitivity
 from quant.comparison import answers, questions
+from quant.comparison.pick import Choice, choose
 from quant.comparison.summary import recipes_of
 from quant.report.build import build
 from quant.report.figures import questions as question_figures
@@ -143,3 +145,10 @@ def chromium(tmp_path: Path, text: str, width: int, *arguments: str) -> subproce
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "CONSOLE" not in done.stderr, done.stderr
     return done
+
+
+OPTIONS = {"model": "m", "dataset": "d", "by": "delta_nll", "max_bits_per_weight": 4.5, "max_size_mb": None}
+
+
+def choice_of(frame, **options: Any) -> Choice:
+    return choose(frame, PAIRS, OPTIONS | {"model": frame.model[0]} | options)

@@ -9,9 +9,8 @@ import pytest
 from quant.comparison.pick import Choice
 from quant.comparison.tasks import task_tables
 from quant.report.sections import changes
-from tests.unit.comparison.test_tasks import answers, likelihoods
-from tests.unit.report.pages import DELTAS, HOSTILE, PAIRS, page, summary
-from tests.unit.report.test_first_screen import choice_of
+from tests.unit.comparison.items import answers, likelihoods
+from tests.unit.report.pages import DELTAS, HOSTILE, PAIRS, choice_of, page, summary
 
 
 def frame(**more: object) -> pd.DataFrame:

@@ -13,24 +13,17 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from quant.comparison.pick import Choice, choose
 from quant.comparison.untried import RECIPES, idea
 from quant.recipe.keys import defaults
 from quant.report.page import spans
 from quant.report.sections.models import deploy
 from quant.report.tables import OWN_PAIRS, pair_headings, summary_table
-from tests.unit.comparison.test_questions import configured
-from tests.unit.report.pages import DELTAS, HOSTILE, PAIRS, chromium, needs_chromium, page, summary
-
-OPTIONS = {"model": "m", "dataset": "d", "by": "delta_nll", "max_bits_per_weight": 4.5, "max_size_mb": None}
+from tests.unit.report.pages import DELTAS, HOSTILE, PAIRS, choice_of, chromium, needs_chromium, page, summary
+from tests.unit.workflow.configurations import configured
 
 
 def packed(deltas: dict[str, float], **more: Any):
     return summary(deltas, **more).assign(compression=2.0).replace({"storage": {"simulated": "packed"}})
-
-
-def choice_of(frame, **options: Any) -> Choice:
-    return choose(frame, PAIRS, OPTIONS | {"model": frame.model[0]} | options)
 
 
 def test_it_says_where_the_checkpoint_lies_and_how_it_is_loaded() -> None:

@@ -10,7 +10,7 @@ from quant.comparison.tasks import task_tables
 from quant.report.figures import tasks as figure
 from quant.report.figures.style import method_colours, to_svg
 from quant.report.sections import tasks as section
-from tests.unit.comparison.test_tasks import ITEMS, answers, likelihoods
+from tests.unit.comparison.items import ITEMS, answers, likelihoods
 
 EFFECTS = {"original": 0.0, "<b>far</b>": 0.9, "near": 0.3, "middle": 0.5, "same": 0.0}
 

@@ -1,20 +1,14 @@
 """Budgets in a configuration: their candidates are methods like others, and what cannot be is refused in one line."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from quant.errors import InputError
-from quant.files.artifacts import read_json
 from quant.recipe import keys
 from quant.workflow import configuration
-
-ROOT = Path(__file__).parents[3]
-SCHEMA = read_json(ROOT / "rules/schemas/config.schema.json")
-DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 
 def loaded(methods: dict[str, Any], study: list[str] | None = None, **changes: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.tiny import ROOT
+
 METHOD_FILES = [
     *("a/mine/quantize.json", "b/mine/evaluation/d.json", "logs/quantize/a/mine.log", "logs/quantize/a/mine.gpu.json"),
     *("logs/evaluate/a/mine/d.log", "benchmarks/quantize/a/mine.tsv", "benchmarks/evaluate/a/mine/d.tsv"),

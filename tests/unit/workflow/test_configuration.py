@@ -1,32 +1,16 @@
 """Every mistake in config.yaml ends in one line that says where, what, and what to write instead."""
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.workflow import configuration
 from quant.workflow.defaults import default_counts
-
-ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
-DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
-
-
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """The default configuration with one value set, by dotted path."""
-    config = copy.deepcopy(DEFAULT)
-    *parents, last = path.split(".")
-    place = config
-    for key in parents:
-        place = place.setdefault(key, {})
-    place[last] = value
-    return config
+from tests.tiny import ROOT
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA, changed
 
 
 def refusal(config: Any) -> str:

@@ -6,16 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from quant.methods.refusals import moment_mistakes
-from quant.workflow import configuration, needs, paths
+from quant.workflow import needs
 from quant.workflow.amounts import MB, Ask, is_packed, moments
 from quant.workflow.estimate import OF_MODEL
 from quant.workflow.shape import Shape, moment_numbers
-
-ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
+from tests.tiny import ROOT
+from tests.unit.workflow.configurations import LLAMA3, LLAMA3_70B
 
 SMOLLM2 = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "dtype": "float16",
@@ -25,14 +23,6 @@ MINICPM = {
     "model_type": "granite", "hidden_size": 2304, "intermediate_size": 5760, "num_hidden_layers": 40,
     "num_attention_heads": 36, "num_key_value_heads": 36, "vocab_size": 122753, "tie_word_embeddings": True,
     "dtype": "bfloat16",
-}  # fmt: skip
-LLAMA3 = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}  # fmt: skip
-LLAMA3_70B = LLAMA3 | {
-    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
 }  # fmt: skip
 OTHERS: list[dict[str, Any]] = [
     {"model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 24,
@@ -48,12 +38,6 @@ OTHERS: list[dict[str, Any]] = [
     {"model_type": "llama", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
      "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    written = yaml.safe_load((ROOT / "config.yaml").read_text())
-    return configuration.load(paths.named_texts(written), SCHEMA)
 
 
 def shape_of(config: dict[str, Any]) -> Shape:

@@ -9,7 +9,7 @@ from quant.recipe import grids
 from quant.recipe.formats import FORMATS, bits_per_weight
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
-from tests.unit.comparison.test_sweeps import loaded, refusal
+from tests.unit.workflow.configurations import loaded, refusal
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,17 @@
 """The packages form floors: each imports only what stands below it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from quant.workflow import tracking
+from tests.tiny import ROOT
+from tests.unit.workflow.floors import FLOOR, LIBRARY, package_of
 
-FLOORS = [
-    {"report"},
-    {"analysis"},
-    {"methods", "evaluation"},
-    {"checkpoints", "comparison", "workflow"},
-    {"recipe"},
-    {"calibration"},
-    {"data"},
-    {"models"},
-    {"files", "records"},
-    {"errors"},
-]
-FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-LIBRARY = tracking.SCRIPTS / "quant"
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
 # what a package's code, however deep, must not need
 WITHOUT = {"recipe": "transformers", "comparison": "torch"}
-
-
-def package_of(path: Path) -> str:
-    """The first folder under quant/, or a module beside the folders."""
-    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
@@ -62,3 +46,9 @@ def test_only_scripts_and_benchmarks_use_methods_and_the_report() -> None:
 def test_a_package_does_without(package: str, library: str) -> None:
     modules = [path for path in MODULES if package_of(path) == package]
     assert [path.name for path in modules if library in tracking.closure(path, tracking.SCRIPTS)[1]] == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need stands in a module beside them."""
+    from_a_test = re.compile(r"^ *(from tests\S*\.test_\w+ import|from tests\S* import (.*\b)?test_)", re.MULTILINE)
+    assert [str(path) for path in sorted((ROOT / "tests").rglob("*.py")) if from_a_test.search(path.read_text())] == []

@@ -11,7 +11,7 @@ import yaml
 
 from quant.errors import InputError
 from quant.workflow import configuration, own
-from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 ADDED = {"add": {"methods": ["rtn_8bit"]}}
 WITH_8_BITS = {"methods": {"rtn_8bit": {"bits": 8, "group_size": -1, "symmetric": True}}}

@@ -1,7 +1,6 @@
 """The files that the table of keys writes, and the table's own nested keys."""
 
 import json
-from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -9,8 +8,7 @@ from jsonschema import Draft202012Validator
 from quant.recipe import keys
 from quant.recipe.key import Key
 from quant.workflow import recipe_schema
-
-ROOT = Path(__file__).parents[3]
+from tests.tiny import ROOT
 
 
 def test_the_files_are_what_the_table_gives() -> None:

@@ -8,17 +8,15 @@ import pytest
 
 from quant.workflow import room
 from quant.workflow.room import Room, Waiting
-from tests.unit.workflow.test_estimate import LLAMA3_70B, config
-
-CONFIG = config  # the default study's, a fixture
+from tests.unit.workflow.configurations import LLAMA3_70B
 
 
 @pytest.fixture
-def study(CONFIG: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def study(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Of a model of 70 billion weights in a directory, 141 GB."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA3_70B))
-    return CONFIG | {"models": {"large": {"source": {"directory": str(tmp_path)}}}}
+    return config | {"models": {"large": {"source": {"directory": str(tmp_path)}}}}
 
 
 def job(rule: str, *outputs: Path, **wildcards: str) -> Waiting:

@@ -1,9 +1,8 @@
 """What a user reads of the rules: `snakemake --list-rules`."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.tiny import ROOT
 
 
 def test_every_rule_says_in_one_sentence_what_it_makes() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from quant.workflow import configuration
 from quant.workflow.shared_text import same_kind
-from tests.unit.workflow.test_configuration import SCHEMA, changed
+from tests.unit.workflow.configurations import SCHEMA, changed
 
 
 def texts(calibration: Any, evaluation: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 
 from quant.errors import InputError
 from quant.workflow import configuration, values
-from tests.unit.workflow.test_configuration import DEFAULT, SCHEMA
+from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 
 def given(*arguments: str) -> dict[str, Any]:

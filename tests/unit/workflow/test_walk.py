@@ -16,7 +16,7 @@ from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
 from tests.tiny import ROOT
-from tests.unit.workflow.test_layers import FLOOR, LIBRARY, package_of
+from tests.unit.workflow.floors import FLOOR, LIBRARY, package_of
 
 MOST = 4  # climbs: a function on a higher floor than the one before it
 ATTRIBUTES = {name for name, value in vars(Recipe).items() if isinstance(value, property)} | {Recipe.at.__name__}
