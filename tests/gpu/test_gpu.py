@@ -22,7 +22,7 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import Reference
 from quant.evaluation.head import Head
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids
@@ -196,7 +196,8 @@ def test_threads_write_what_one_after_another_writes(
 
     def checkpoint(folder: Path) -> bytes:
         known = Statistics(files, "m", {"attention": ["self_attn"], "mlp": []})
-        quantize_checkpoint(tiny_checkpoint, folder, tmp_path / "folds", linears, known, recipe, "cuda", {})
+        given = (Source(tiny_checkpoint, linears), Output(folder, tmp_path / "folds"), known, recipe)
+        quantize_checkpoint(*given, "cuda", {})
         return (folder / "model.safetensors").read_bytes()
 
     def put_now(self: object, name: str, offset: int, tensor: Tensor) -> None:

@@ -16,7 +16,7 @@ from quant.calibration.reader import LinearStatistics, Statistics
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search, scale_for
@@ -158,10 +158,8 @@ def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", 
     statistics = Statistics(paths, model, PATTERNS)
     folds = target.with_name(f"{target.name}.folds.safetensors")
     return quantize_checkpoint(
-        source,
-        target,
-        folds,
-        LINEARS,
+        Source(source, LINEARS),
+        Output(target, folds),
         statistics,
         Recipe.of(PLAIN | changes),
         "cpu",

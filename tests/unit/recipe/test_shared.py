@@ -18,7 +18,7 @@ from quant.errors import InputError
 from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
 from quant.methods.block import Block
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
 from quant.models.architectures import ARCHITECTURES, Fold
 from quant.models.compute import Compute
@@ -65,8 +65,8 @@ class Case(NamedTuple):
 
     def run(self, target: Path, **changes: Any) -> dict[str, Any]:
         chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4} | changes)
-        statistics, folds = Statistics(self.paths, "m", PATTERNS), folds_of(target)
-        return quantize_checkpoint(self.path, target, folds, self.linears, statistics, chosen, "cpu", MADE)
+        statistics, out = Statistics(self.paths, "m", PATTERNS), Output(target, folds_of(target))
+        return quantize_checkpoint(Source(self.path, self.linears), out, statistics, chosen, "cpu", MADE)
 
     def logits(self, target: Path) -> tuple[Tensor, Tensor]:
         """The original's and the checkpoint's."""
@@ -247,10 +247,8 @@ def test_architecture_without_facts_is_refused(config: str, kind: str, tmp_path:
     chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared"})
     with pytest.raises(InputError, match=rf"scope: shared.*'{kind}'") as caught:
         quantize_checkpoint(
-            tmp_path / "model",
-            tmp_path / "out",
-            folds_of(tmp_path / "out"),
-            linears,
+            Source(tmp_path / "model", linears),
+            Output(tmp_path / "out", folds_of(tmp_path / "out")),
             Statistics({}, "m", PATTERNS),
             chosen,
             "cpu",
