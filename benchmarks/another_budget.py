@@ -23,7 +23,7 @@ from quant.files.artifacts import read_json
 from quant.methods.allocation import allocate
 from quant.methods.choice import Candidate, Given
 from quant.methods.mixed import mix_checkpoint
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.recipe.recipe import Recipe
 from study import methods
 
@@ -36,10 +36,11 @@ SHAPES = [4096 * 6144, 4096 * 4096, 4096 * 22016, 4096 * 11008]  # of a block's 
 def candidate(results: Path, folder: Path, bits: int, costs: Mapping[str, float]) -> Candidate:
     record, recipe = read_json(results / "original/convert.json"), methods()["rtn_g"] | {"bits": bits}
     own = folder / f"{bits}"
-    paths = results / "original/checkpoint", own / "checkpoint", own / "folds.safetensors"
+    source = Source(results / "original/checkpoint", record["linears"])
+    target = Output(own / "checkpoint", own / "folds.safetensors")
     made_from = {"recipe": recipe, "seed": 0, "versions": {}, "model_fingerprint": record["fingerprint"]}
     statistics = Statistics({}, record["fingerprint"], {})
-    made = quantize_checkpoint(*paths, record["linears"], statistics, Recipe.of(recipe), "cpu", made_from)
+    made = quantize_checkpoint(source, target, statistics, Recipe.of(recipe), "cpu", made_from)
     sizes = {row["linear"]: row["storage_bits"] for row in made["linears"]}
     return Candidate(f"{bits} bits", own, made, {name: cost * 4.0**-bits for name, cost in costs.items()}, sizes)
 

@@ -35,7 +35,7 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
@@ -296,15 +296,15 @@ def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str,
     record = read_json(model / "convert.json")
     wanted = {key: path for key, path in wanted.items() if key != "tokens"}
     known = Statistics(wanted, record["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
-    source, folds = model / "checkpoint", target.parent / "folds"
+    source, out = Source(model / "checkpoint", record["linears"]), Output(target, target.parent / "folds")
     if keys.way_of(recipe) == "model":
         from quant.methods.with_model import quantize_with_model
 
         ids = tokens.load(target.parent / "tokens")
-        compute = Compute.of({"device": where, "dtype": "auto", "batch_tokens": "auto"}, source)
+        compute = Compute.of({"device": where, "dtype": "auto", "batch_tokens": "auto"}, source.folder)
         made: Any = {"recipe": recipe}
-        return dict(quantize_with_model(source, target, folds, record["linears"], known, recipe, ids, compute, made))
-    return dict(quantize_checkpoint(source, target, folds, record["linears"], known, Recipe.of(recipe), where, {}))
+        return dict(quantize_with_model(source, out, known, recipe, ids, compute, made))
+    return dict(quantize_checkpoint(source, out, known, Recipe.of(recipe), where, {}))
 
 
 def quantize_job(given: dict[str, Any]) -> None:

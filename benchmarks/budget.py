@@ -40,7 +40,7 @@ from quant.evaluation.divergence import kl_divergence
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.methods.allocation import allocate, tied_groups
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.swaps import corrected, parts_of
 from quant.methods.vocabulary import Rounded, rounded
 from quant.methods.with_model import quantize_with_model
@@ -139,7 +139,12 @@ class Mixer:
         statistics = Statistics(read, self.record["fingerprint"], PATTERNS)
         out, linears = self.folder / "candidate", self.record["linears"]
         record = quantize_checkpoint(
-            self.checkpoint, out, self.folder / "folds", linears, statistics, Recipe.of(recipe), self.where, self.made
+            Source(self.checkpoint, linears),
+            Output(out, self.folder / "folds"),
+            statistics,
+            Recipe.of(recipe),
+            self.where,
+            self.made,
         )
         costs, own = [], {}
         with (
@@ -206,8 +211,10 @@ class Mixer:
         begun, out = time.perf_counter(), self.folder / "whole"
         read = {key: self.files[key] for key in keys.statistics_files(recipe) if key in self.files}
         statistics = Statistics(read, self.record["fingerprint"], PATTERNS)
-        paths = self.checkpoint, out, self.folder / "folds", self.record["linears"], statistics
-        more = {"vocabulary": self.record.get("vocabulary") or self.described(), "end_loss": self.files["end_loss"]}
+        words = self.record.get("vocabulary") or self.described()
+        source = Source(self.checkpoint, self.record["linears"], vocabulary=words)
+        paths = source, Output(out, self.folder / "folds"), statistics
+        more = {"end_loss": self.files["end_loss"]}
         if keys.way_of(recipe) == "model":
             tokens_of = self.material.tokens
             record = quantize_with_model(*paths, recipe, tokens_of, self.compute, self.made, **more, widths=widths)

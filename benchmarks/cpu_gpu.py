@@ -23,7 +23,7 @@ from quant.calibration.statistics import collect
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute, batch_tokens
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
@@ -61,7 +61,7 @@ def run(where: str, converted: Path, text: Path, recipes: dict[str, dict[str, An
         known = {key: files[key] for key in keys.statistics_files(recipe)}
         target = folder / where
         record = quantize_checkpoint(
-            checkpoint, target, folder / "folds", model["linears"],
+            Source(checkpoint, model["linears"]), Output(target, folder / "folds"),
             Statistics(known, model["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
         )  # fmt: skip
         quantised = perplexity.load_model(target, where, torch.float32)

@@ -40,7 +40,7 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
 from quant.methods.library import quantize_library
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
@@ -196,7 +196,8 @@ class Study:
     def _quantised(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         files = {key: str(self._files[key]) for key in keys.statistics_files(recipe)}
         statistics = Statistics(files, self._model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
-        paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics
+        source = Source(self._checkpoint, self._model["linears"])
+        paths = source, Output(self.quantised, self._folder / "folds"), statistics
         if recipe["inputs"] == "sequential" or recipe["tune"]:
             way = (recipe, self._material.tokens, self._compute, self._made)
             return self._watched(lambda: quantize_with_model(*paths, *way))

@@ -22,7 +22,7 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
 from quant.files.artifacts import read_json
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
@@ -59,7 +59,7 @@ def main() -> None:
                 known = {"channels": folder / "channels", "moments": folder / store}
                 files = {key: str(known[key]) for key in keys.statistics_files(recipe) if key in known}
                 made = quantize_checkpoint(
-                    checkpoint, folder / "made", folder / "folds", record["linears"],
+                    Source(checkpoint, record["linears"]), Output(folder / "made", folder / "folds"),
                     Statistics(files, record["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
                 )  # fmt: skip
                 damped[store] = sum((row["damp"] or 0) > recipe["damp"] for row in made["linears"])

@@ -33,7 +33,7 @@ from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints.export import export
 from quant.evaluation import perplexity
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import device
 from quant.models.linears import skeleton, vocabulary
@@ -97,9 +97,10 @@ class Small(Study):
         begun = time.perf_counter()
         read = {key: str(self._files[key]) for key in keys.statistics_files(recipe) if key in self._files}
         statistics = Statistics(read, self._model["fingerprint"], PATTERNS)
-        paths = self._checkpoint, self.quantised, self._folder / "folds", self._model["linears"], statistics
+        source = Source(self._checkpoint, self._model["linears"], vocabulary=self._words)
+        paths = source, Output(self.quantised, self._folder / "folds"), statistics
         learns = "vocabulary" in keys.statistics_files(recipe)
-        more = {"vocabulary": self._words, "end_loss": str(self._files["end_loss"]) if learns else None}
+        more = {"end_loss": str(self._files["end_loss"]) if learns else None}
         if keys.way_of(recipe) == "model":
             record = quantize_with_model(*paths, recipe, self._material.tokens, self._compute, self._made, **more)
         else:

@@ -27,7 +27,7 @@ from quant.comparison.paired import paired_difference
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
@@ -100,7 +100,12 @@ def main() -> None:
                 statistics = Statistics(wanted, model["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
                 target = folder / "quantised"
                 quantize_checkpoint(
-                    checkpoint, target, folder / "folds", model["linears"], statistics, Recipe.of(recipe), where, made
+                    Source(checkpoint, model["linears"]),
+                    Output(target, folder / "folds"),
+                    statistics,
+                    Recipe.of(recipe),
+                    where,
+                    made,
                 )
                 seconds = time.perf_counter() - begun
                 found[method] = nll(target, heldout, where)

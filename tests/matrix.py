@@ -260,7 +260,7 @@ def quantized(
     from quant.checkpoints import stored
     from quant.evaluation.exact_error import measure
     from quant.files import pieces, tensorfile
-    from quant.methods.quantize import quantize_checkpoint
+    from quant.methods.quantize import Output, Source, quantize_checkpoint
     from quant.recipe.recipe import Recipe
 
     original, target = folder / "results/original/checkpoint", folder / f"results/{method}/checkpoint"
@@ -270,9 +270,7 @@ def quantized(
     folds = target.parent / "folds.safetensors"
     recipe = Recipe.of(entry)
     made = {"recipe": entry, "model_fingerprint": record["fingerprint"], "versions": {}}
-    result = quantize_checkpoint(
-        original, target, folds, record["linears"], statistics, recipe, "cpu", made, record["left"], record["unpacked"]
-    )
+    result = quantize_checkpoint(Source.of(original, record), Output(target, folds), statistics, recipe, "cpu", made)
     rows = measure(original / "model.safetensors", target, folds, Path(files["moments"]), result, PATTERNS, "cpu")
     dense = target.parent / "dense"
     dense.mkdir()

@@ -5,6 +5,7 @@ from pathlib import Path
 from quant.data.tokens import Shard
 from quant.methods.block_shards import Part, quantize_shard
 from quant.methods.job import Job
+from quant.methods.quantize import Source
 from quant.models.compute import device
 from quant.workflow.job import job
 
@@ -12,14 +13,11 @@ with job(snakemake.log[0], snakemake.threads):
     work = Job.of(snakemake.input, snakemake.params, snakemake.wildcards)
     shard = Shard(int(snakemake.wildcards.shard), int(snakemake.wildcards.shards))
     quantize_shard(
-        Path(snakemake.input.config).parent,
+        Source.of(Path(snakemake.input.config).parent, work.model),
         Part(*snakemake.output),
         shard,
-        work.model["linears"],
         work.statistics,
         work.recipe,
         device(snakemake.params.device),
         work.provenance,
-        work.model["left"],
-        work.model["unpacked"],
     )

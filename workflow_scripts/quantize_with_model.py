@@ -6,6 +6,7 @@ from quant.data import tokens
 from quant.files.artifacts import write_json
 from quant.methods.given_widths import GivenWidths
 from quant.methods.job import Job
+from quant.methods.quantize import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.workflow.job import job
@@ -19,20 +20,15 @@ with job(snakemake.log[0], snakemake.threads):
     widths = GivenWidths.read(given.get("widths"), **made_from)
     result = Compute.of(params.compute, source).halving(
         lambda compute: quantize_with_model(
-            source,
-            Path(out.config).parent,
-            Path(out.folds),
-            work.model["linears"],
+            Source.of(source, work.model),
+            Output(Path(out.config).parent, Path(out.folds)),
             Job.of(given, params, snakemake.wildcards).statistics,  # none of a try before holds memory
             params.recipe,
             ids,
             compute,
             work.provenance,
-            work.model["left"],
-            work.model["unpacked"],
-            work.model["vocabulary"],
-            given.get("vocabulary"),
-            widths.grids,
+            end_loss=given.get("vocabulary"),
+            widths=widths.grids,
         ),
         ids.sequences,
     )

@@ -7,6 +7,7 @@ import torch
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens, fingerprint
+from quant.methods.quantize import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -39,7 +40,8 @@ def test_twice_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in "ab":
         recipe, target = PLAIN | RECIPE | WAYS, tmp_path / name
         statistics = Statistics({}, "m", PATTERNS)
-        given = (tmp_path / "source", target, tmp_path / f"{name}.folds", all_linears(skeleton(tmp_path / "source")))
+        source = Source(tmp_path / "source", all_linears(skeleton(tmp_path / "source")))
+        given = (source, Output(target, tmp_path / f"{name}.folds"))
         records.append(
             quantize_with_model(*given, statistics, recipe, tokens, Compute("cuda", torch.float32, 160), MADE)
         )

@@ -12,6 +12,7 @@ from quant.calibration import hidden
 from quant.calibration.blocks import Run
 from quant.calibration.channels import Channels
 from quant.calibration.material import Material
+from quant.calibration.noisy import NoisySums
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import add_outer, from_triangle, halves, layer_error, mirror
 from quant.calibration.statistics import collect
@@ -21,7 +22,7 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import Reference
 from quant.evaluation.head import Head
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids
@@ -185,7 +186,8 @@ def test_threads_write_what_one_after_another_writes(
 
     def checkpoint(folder: Path) -> bytes:
         known = Statistics(files, "m", {"attention": ["self_attn"], "mlp": []})
-        quantize_checkpoint(tiny_checkpoint, folder, tmp_path / "folds", linears, known, recipe, "cuda", {})
+        given = (Source(tiny_checkpoint, linears), Output(folder, tmp_path / "folds"), known, recipe)
+        quantize_checkpoint(*given, "cuda", {})
         return (folder / "model.safetensors").read_bytes()
 
     def put_now(self: object, name: str, offset: int, tensor: Tensor) -> None:
@@ -230,6 +232,25 @@ def test_sums_of_outputs_are_those_of_float64(dtype: torch.dtype, act: str) -> N
     wide, shifted = z.double(), z.double() - center.double()
     expected = [wide.abs().sum(0), shifted.square().sum(0), shifted.sum(0), activation(wide).abs().sum(0)]
     torch.testing.assert_close(output_sums(z, center, activation), torch.stack(expected), rtol=1e-5, atol=1e-2)
+
+
+def test_sums_of_noisy_inputs_and_outputs_are_those_of_float64() -> None:
+    x, sigma = torch.randn(3000, 200, device="cuda") + 1, torch.full((200,), 0.3, device="cuda")
+
+    def generator() -> torch.Generator:
+        return torch.Generator("cuda").manual_seed(5)
+
+    drawn, own = [], generator()
+    for _ in range(3):
+        drawn.append(x.double() + sigma * torch.randn(x.shape, generator=own, device="cuda").double())
+    whole = torch.cat(drawn)
+    inputs, outputs = (NoisySums(200, sigma, 3, generator()) for _ in range(2))
+    inputs.add_input(x)
+    outputs.add_output(x, ACT2FN["silu"])
+    expected = torch.stack([whole.abs().mean(0), whole.square().mean(0)]).float().cpu()
+    torch.testing.assert_close(inputs.means(), expected, rtol=1e-5, atol=1e-6)
+    expected = torch.nn.functional.silu(whole).abs().mean(0).float().cpu()
+    torch.testing.assert_close(outputs.means()[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -66,6 +66,12 @@ def test_sample_is_within_its_stated_error() -> None:
     kept.add(z, torch.arange(256))
     error = (kept.results()["sample"].double() - z.double()).abs() / z.double().abs()
     assert 0 < error.max() <= 2**-8
+    narrow, wide = Preactivations(), Preactivations()
+    narrow.add(z.bfloat16(), torch.arange(9))
+    wide.add(z.bfloat16().float(), torch.arange(9))
+    found = narrow.results()
+    assert found["z_min"].dtype == torch.float32
+    assert all(torch.equal(found[name], value) for name, value in wide.results().items())
 
 
 # --- percentiles

@@ -57,6 +57,15 @@ def test_linears_that_read_one_input_come_together(tiny_checkpoint: Path) -> Non
     assert pair.groups == [(q, k, v), (o,), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)]
 
 
+def test_both_blocks_hold_one_weight_until_it_is_quantised(tiny_checkpoint: Path) -> None:
+    for pair in Streams(tiny_checkpoint, [torch.arange(9)], "cpu", torch.float32, 64, last=0).pairs():
+        full, q, k = f"{pair.name}.self_attn.q_proj", *(f"self_attn.{name}_proj.weight" for name in "qk")
+        original = pair.original(full).clone()
+        pair.put({f"{full}.weight": torch.zeros_like(original)})
+        assert torch.equal(pair.original(full), original) and not pair.quantised.get_parameter(q).any()
+        assert pair.quantised.get_parameter(k).data_ptr() == pair.original(f"{pair.name}.self_attn.k_proj").data_ptr()
+
+
 def test_the_original_need_not_run(tiny_checkpoint: Path) -> None:
     sequences = [torch.arange(9), torch.arange(4, 30)]
     found: list[list[Tensor]] = []

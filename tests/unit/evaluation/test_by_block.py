@@ -14,7 +14,7 @@ from quant.evaluation import by_block, record
 from quant.evaluation.by_block import ByBlock, too_large
 from quant.evaluation.head import Head, Parts
 from quant.evaluation.perplexity import load_model, measure
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models import compute
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -50,7 +50,12 @@ def test_packed_weights_are_those_that_transformers_unpacks(
     linears = all_linears(skeleton(tiny_checkpoint))
     chosen = Recipe.of(keys.defaults() | {"seed": 0, "n_calib": None} | recipe)
     made = quantize_checkpoint(
-        tiny_checkpoint, tmp_path / "q", tmp_path / "folds", linears, Statistics({}, "m", {}), chosen, "cpu", {}
+        Source(tiny_checkpoint, linears),
+        Output(tmp_path / "q", tmp_path / "folds"),
+        Statistics({}, "m", {}),
+        chosen,
+        "cpu",
+        {},
     )
     assert made["summary"]["storage"] == "packed"
     with torch.inference_mode():

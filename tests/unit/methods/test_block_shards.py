@@ -12,7 +12,7 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.weight_names import INDEX, WEIGHTS
 from quant.methods.block_shards import Part, join, quantize_shard
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.convert import convert
 from quant.recipe.recipe import Recipe
 from tests import matrix, tiny
@@ -41,13 +41,12 @@ def both(
         return Statistics(paths, "tiny", PATTERNS)
 
     one, several = folder / "one", folder / "several"
-    record = quantize_checkpoint(
-        source, one, folder / "one.folds", linears, statistics(), recipe, "cpu", MADE, {"a": "b"}, unpacked
-    )
+    own = Source(source, linears, {"a": "b"}, unpacked)
+    record = quantize_checkpoint(own, Output(one, folder / "one.folds"), statistics(), recipe, "cpu", MADE)
     parts = [Part(*(f"{folder}/{i}.{kind}" for kind in ("weights", "folds", "record"))) for i in range(n)]
     for i, part in enumerate(parts):
-        quantize_shard(source, part, Shard(i, n), linears, statistics(), recipe, "cpu", MADE, {"a": "b"}, unpacked)
-    found = join(source, several, folder / "several.folds", parts, linears, recipe, MADE, {"a": "b"}, unpacked)
+        quantize_shard(own, part, Shard(i, n), statistics(), recipe, "cpu", MADE)
+    found = join(own, Output(several, folder / "several.folds"), parts, recipe, "cpu", MADE)
     assert found["provenance"] == record["provenance"]
     for mine, theirs in zip(found["linears"], record["linears"], strict=True):
         assert mine | {"milliseconds": 0} == theirs | {"milliseconds": 0}
@@ -58,7 +57,7 @@ def both(
     assert (folder / "one.folds").read_bytes() == (folder / "several.folds").read_bytes()
     if n > 1:
         with pytest.raises(InputError, match="another shard "):
-            join(source, several, folder / "x", parts[::-1], linears, recipe, MADE, {"a": "b"}, unpacked)
+            join(own, Output(several, folder / "x"), parts[::-1], recipe, "cpu", MADE)
     return [one, several]
 
 

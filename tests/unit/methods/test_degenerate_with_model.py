@@ -13,6 +13,7 @@ from torch import Tensor
 from quant.calibration.reader import Statistics
 from quant.evaluation.perplexity import load_model
 from quant.methods import block
+from quant.methods.quantize import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -41,7 +42,8 @@ def test_recipes_that_run_the_model_are_finite(
     for name, changes in RECIPES.items():
         recipe = PLAIN | {"bits": 4, "group_size": 16, "n_grid": 5, "tune": None} | changes
         names, statistics, target = all_linears(skeleton(source)), Statistics(paths, "tiny", PATTERNS), tmp_path / name
-        given = (source, target, tmp_path / f"{name}.folds.safetensors", names, statistics, recipe, CALIBRATION)
+        out = Output(target, tmp_path / f"{name}.folds.safetensors")
+        given = (Source(source, names), out, statistics, recipe, CALIBRATION)
         monkeypatch.setattr(block, "round_linear", watched := Watched())
         record = quantize_with_model(*given, Compute("cpu", torch.float32, 64), {"model_fingerprint": "tiny"})
         assert watched.seen == len(names)

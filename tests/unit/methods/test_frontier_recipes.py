@@ -16,7 +16,7 @@ from quant.calibration.reader import Statistics
 from quant.calibration.row_moments import collect_row_moments
 from quant.errors import InputError
 from quant.evaluation.divergence import compare
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -47,7 +47,7 @@ def run(
             material = Material(source, CALIBRATION, {"model_fingerprint": mark})
             collect_row_moments(material, paths["rows"], 0, Compute("cpu", torch.float32, 64))
     names, statistics = all_linears(skeleton(source)), Statistics(paths, mark, PATTERNS)
-    given = (source, target, target.with_suffix(".folds"), names, statistics)
+    given = (Source(source, names), Output(target, target.with_suffix(".folds")), statistics)
     if recipe["inputs"] == "sequential":
         return dict(quantize_with_model(*given, recipe, CALIBRATION, Compute("cpu", torch.float32, 64), MADE))
     return dict(quantize_checkpoint(*given, Recipe.of(recipe), "cpu", MADE))

@@ -14,6 +14,7 @@ from quant.comparison.learnt import learnt_table
 from quant.comparison.text_answers import learnt
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.divergence import compare
+from quant.methods.quantize import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -66,7 +67,8 @@ def test_it_is_said_of_the_tuned_and_not_of_the_untuned(tiny_checkpoint: Path, t
     names, statistics = all_linears(skeleton(tiny_checkpoint)), Statistics({}, "m", PATTERNS)
     models = {"original": original}
     for name, recipe in {"tuned": RECIPES["tuned"], "start": START, "parallel": NEAREST}.items():
-        given = (tiny_checkpoint, tmp_path / name, tmp_path / f"{name}.folds", names, statistics, keys.filled(recipe))
+        out = Output(tmp_path / name, tmp_path / f"{name}.folds")
+        given = (Source(tiny_checkpoint, names), out, statistics, keys.filled(recipe))
         quantize_with_model(*given, tokens, Compute("cpu", torch.float32, 512), {"model_fingerprint": "m"})
         models[name] = loaded(tmp_path / name)
     found = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
+from quant.methods.quantize import Output, Source
 from quant.methods.reconstruct import Aim, MovableLinear, Reconstruction, Reconstructor, together
 from quant.methods.sequential import Sequential
 from quant.methods.with_model import quantize_with_model, reconstruction_of
@@ -40,7 +41,7 @@ RECIPE = {
 def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     recipe = PLAIN | RECIPE | {"inputs": "sequential", "correction": 0.5, "tune": None} | changes
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
-    given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
+    given = (Source(case.path, names), Output(target, target.with_suffix(".folds")), statistics, recipe, CALIBRATION)
     return dict(quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE))
 
 

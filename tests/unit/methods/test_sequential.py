@@ -14,7 +14,7 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.sequential import Sequential
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
@@ -33,8 +33,8 @@ def run(source: Path, paths: dict[str, str], target: Path, **changes: Any) -> di
     linears = all_linears(skeleton(source))
     statistics = Statistics(paths, "m", PATTERNS, plain_share=recipe["plain_share"])
     way = Sequential(source, CALIBRATION, "cpu", torch.float32, 64)
-    given = (source, target, target.with_suffix(".folds"), linears, statistics, Recipe.of(recipe), "cpu", MADE)
-    return quantize_checkpoint(*given, quantize_block=way)
+    given = (Source(source, linears), Output(target, target.with_suffix(".folds")), statistics, Recipe.of(recipe))
+    return quantize_checkpoint(*given, "cpu", MADE, quantize_block=way)
 
 
 @pytest.mark.parametrize(("correction", "parts"), [(0.0, 0), (0.5, 0), (0.5, 1), (0.0, 4), (0.5, 4)])
@@ -111,7 +111,7 @@ def test_linears_and_blocks_that_are_left_stay_as_they_are(models: Callable[[str
     linears = {name: layer for name, layer in case.linears.items() if name not in left}
     way, recipe = Sequential(case.path, CALIBRATION, "cpu", torch.float32, 64), Recipe.of(SEQUENTIAL | {"bits": 3})
     statistics = Statistics({}, "m", PATTERNS)
-    given = (case.path, tmp_path, tmp_path / "folds", linears, statistics, recipe, "cpu", MADE)
+    given = (Source(case.path, linears), Output(tmp_path, tmp_path / "folds"), statistics, recipe, "cpu", MADE)
     record = quantize_checkpoint(*given, quantize_block=way)
     assert [row["linear"] for row in record["linears"]] == list(linears)
     x, after = (inputs_of(model, list(case.linears), SEQUENCES) for model in (case.model, loaded(tmp_path)))

@@ -14,12 +14,11 @@ from quant.calibration.reader import Statistics
 from quant.data.tokens import batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
 from quant.methods.tune import Tuner, Tuning, divergence, load_original, rate_at
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
-from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
 from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
@@ -30,20 +29,21 @@ from tests.unit.recipe.folded import MADE, Case
 def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "tune": TUNE} | changes
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
-    given = (case.path, target, target.with_suffix(".folds"), names, statistics, recipe, CALIBRATION)
     ends: Any = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": case.model.config.tie_word_embeddings}
-    return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE, vocabulary=ends | {"unread": ""})
+    source = Source(case.path, names, vocabulary=ends | {"unread": ""})
+    given = (source, Output(target, target.with_suffix(".folds")), statistics, recipe, CALIBRATION)
+    return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE)
 
 
 def tuner_of(case: Case, target: Path, dtype: torch.dtype = torch.float64) -> Tuner:
     """Of a checkpoint that was not tuned, in float64."""
-    held: dict[str, Codes] = {}
+    held = Kept()
     recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "bits": 3}
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
-    folds = target.with_suffix(".folds")
-    quantize_checkpoint(case.path, target, folds, names, statistics, Recipe.of(recipe), "cpu", MADE, keep=held)
+    given = (Source(case.path, names), Output(target, target.with_suffix(".folds")), statistics)
+    quantize_checkpoint(*given, Recipe.of(recipe), "cpu", MADE, keep=held)
     with tensorfile.opened(target / "model.safetensors") as file:
-        return Tuner(load_original(case.path, "cpu", dtype), file, held, "cpu")
+        return Tuner(load_original(case.path, "cpu", dtype), file, held.linears, "cpu")
 
 
 def test_the_divergence_is_that_of_two_plain_models(models: Callable[[str], Case], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.methods.choice import Candidate, Given
 from quant.methods.mixed import mix_checkpoint
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.vocabulary import rounded
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
@@ -78,16 +78,12 @@ def made(source: Any, tmp_path: Path) -> Made:
         folder = tmp_path / method
         recipe = PLAIN | {"group_size": 16, "embeddings": {"bits": 8, "group_size": -1}} | changes
         record = quantize_checkpoint(
-            source(tied),
-            folder / "checkpoint",
-            folder / "folds.safetensors",
-            LINEARS,
+            Source(source(tied), LINEARS, {HEAD: "output head"}, vocabulary=vocabulary(tied)),
+            Output(folder / "checkpoint", folder / "folds.safetensors"),
             Statistics({}, "tiny", PATTERNS, "tokens"),
             Recipe.of(recipe),
             "cpu",
             MADE | {"recipe": recipe},
-            {HEAD: "output head"},
-            vocabulary=vocabulary(tied),
         )
         return folder / "checkpoint", record
 

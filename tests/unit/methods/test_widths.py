@@ -15,7 +15,7 @@ from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.files.artifacts import write_json
 from quant.methods.given_widths import GivenWidths
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.recipe.recipe import Recipe
@@ -34,7 +34,12 @@ def test_each_linear_is_as_it_is_where_all_have_its_width(
     """Of scales that are searched for one grid, whatever the linear's own."""
     widths = {name: GRIDS[i % 3] for i, name in enumerate(LINEARS)}
     mix, recipe = tmp_path / "mix", Recipe.of(PLAIN | SHARED, widths)
-    given = (tiny_checkpoint, mix, tmp_path / "folds", LINEARS, Statistics(statistics, "tiny", PATTERNS), recipe)
+    given = (
+        Source(tiny_checkpoint, LINEARS),
+        Output(mix, tmp_path / "folds"),
+        Statistics(statistics, "tiny", PATTERNS),
+        recipe,
+    )
     record = quantize_checkpoint(*given, "cpu", MADE)
     found = load_file(mix / "model.safetensors")
     for bits, group_size in GRIDS:
@@ -56,7 +61,12 @@ def test_a_run_of_the_model_takes_each_width(models: Callable[[str], Case], tmp_
     recipe = PLAIN | SHARED | {"inputs": "sequential", "correction": 0.5, "tune": TUNE | {"epochs": 1}}
     recipe |= {"reconstruct": {"iterations": 4, "batch": 2, "code_rate": 0.25, "step_rate": 0.005}}
     target, made = tmp_path / "target", {"by": "test", "model_fingerprint": "m"}
-    given = (case.path, target, tmp_path / "folds", case.linears, Statistics(case.paths, "m", PATTERNS), recipe)
+    given = (
+        Source(case.path, case.linears),
+        Output(target, tmp_path / "folds"),
+        Statistics(case.paths, "m", PATTERNS),
+        recipe,
+    )
     record = quantize_with_model(*given, CALIBRATION, Compute("cpu", torch.float32, 64), made, widths=widths)
     assert record["tuning"]["kl_tuned"] <= record["tuning"]["kl_start"] and record["reconstruction"]
     assert record["summary"]["storage"] == "packed"

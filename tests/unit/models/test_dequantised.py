@@ -1,6 +1,7 @@
 """Models stored in a quantised format: dequantised by transformers to what the format's formula gives, or refused."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from quant.calibration.statistics import collect
 from quant.checkpoints import stored
 from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
+from quant.files.spool import Spool
 from quant.models.compute import Compute
 from tests import matrix, tiny
 from tests.unit.model_files import edit_config, edit_tensors, refusal, run
@@ -149,6 +151,37 @@ def test_weights_are_what_their_format_says(kind: str, how: str, tmp_path: Path)
             torch.testing.assert_close(written.double(), value, rtol=2**-8, atol=0)
     same = [name for name in plain if name in found and name not in worth]
     assert same and all(torch.equal(found[name], plain[name]) for name in same)
+
+
+def test_a_packed_model_is_never_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each linear is gone from memory when the next but one is unpacked; all are transformers' own to the bit."""
+    from transformers import AutoModelForCausalLM
+
+    folder = saved("llama", tmp_path / "model")
+    worth = as_packed(folder, True)
+    edit_config(
+        folder,
+        quantization_config=(config := tiny.read(folder / "config.json")["quantization_config"]) | {"dequantize": True},
+    )
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    edit_config(folder, quantization_config=config)
+    kept, alive, shapes, put = [], [], [], Spool.keep
+
+    def keep(spool: Spool, value: Tensor) -> Tensor:
+        found = put(spool, value)
+        if found is not value:
+            kept.append(weakref.ref(value.untyped_storage()))
+            alive.append(sum(each() is not None for each in kept))
+            shapes.append(value.shape)
+        return found
+
+    monkeypatch.setattr(Spool, "keep", keep)
+    run({"directory": str(folder)}, tmp_path / "results")
+    found = load_file(tmp_path / "results/original/checkpoint/model.safetensors")
+    assert worth.keys() <= found.keys() and max(alive) <= 2
+    linears = {value.shape for value in worth.values()}
+    assert sum(shape in linears for shape in shapes) >= len(worth)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_a_scale_that_is_missing_is_named(tmp_path: Path) -> None:

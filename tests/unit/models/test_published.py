@@ -11,7 +11,7 @@ from safetensors import safe_open
 from quant.calibration.reader import Statistics
 from quant.errors import InputError
 from quant.files import naming, tensorfile
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models import published
 from quant.models.convert import convert
 from quant.models.native import empty_model
@@ -96,9 +96,8 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     target.mkdir(parents=True)
     statistics, recipe = Statistics({}, record["fingerprint"], matrix.PATTERNS), Recipe.of(matrix.RECIPE)
     made = {"model_fingerprint": record["fingerprint"]}
-    quantize_checkpoint(
-        original, target, target.parent / "folds", record["linears"], statistics, recipe, "cpu", made, record["left"]
-    )
+    source, out = Source.of(original, record), Output(target, target.parent / "folds")
+    quantize_checkpoint(source._replace(unpacked={}), out, statistics, recipe, "cpu", made)
     return target, record
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quant.calibration.channels import Channels
 from quant.calibration.reader import LinearStatistics, Statistics
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
@@ -89,10 +89,8 @@ def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", 
     statistics = Statistics(paths, model, PATTERNS)
     folds = target.with_name(f"{target.name}.folds.safetensors")
     return quantize_checkpoint(
-        source,
-        target,
-        folds,
-        LINEARS,
+        Source(source, LINEARS),
+        Output(target, folds),
         statistics,
         Recipe.of(PLAIN | changes),
         "cpu",

@@ -12,7 +12,7 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
@@ -52,7 +52,9 @@ class Case(NamedTuple):
     def run(self, target: Path, **changes: Any) -> dict[str, Any]:
         chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4} | changes)
         statistics, folds = Statistics(self.paths, "m", PATTERNS), folds_of(target)
-        return quantize_checkpoint(self.path, target, folds, self.linears, statistics, chosen, "cpu", MADE)
+        return quantize_checkpoint(
+            Source(self.path, self.linears), Output(target, folds), statistics, chosen, "cpu", MADE
+        )
 
     def logits(self, target: Path) -> tuple[Tensor, Tensor]:
         """The original's and the checkpoint's."""

@@ -60,7 +60,7 @@ from pathlib import Path
 import torch
 from quant.calibration.reader import Statistics
 from quant.errors import InputError
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Source, Output, quantize_checkpoint
 from quant.recipe import choices, keys
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration, tracking
@@ -75,7 +75,8 @@ for name, recipe in loaded["methods"].items():
     target.mkdir(parents=True)
     statistics = Statistics({key: given["statistics"][key] for key in found["files"][name]}, "tiny", given["patterns"])
     rows = quantize_checkpoint(
-        Path(given["checkpoint"]), target, target / "folds", given["linears"], statistics, Recipe.of(recipe), "cpu", {}
+        Source(Path(given["checkpoint"]), given["linears"]), Output(target, target / "folds"), statistics,
+        Recipe.of(recipe), "cpu", {},
     )["linears"]
     found["alphas"][name] = [row["alpha"] for row in rows]
 for name, entry in given["refused"].items():

@@ -15,7 +15,7 @@ from quant.errors import InputError
 from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
 from quant.methods.block import Block
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
 from quant.models.architectures import ARCHITECTURES, Fold
 from quant.models.linears import all_linears, skeleton
@@ -177,10 +177,8 @@ def test_architecture_without_facts_is_refused(config: str, kind: str, tmp_path:
     chosen = Recipe.of(PLAIN | {"salience": "l2", "scope": "shared"})
     with pytest.raises(InputError, match=rf"scope: shared.*'{kind}'") as caught:
         quantize_checkpoint(
-            tmp_path / "model",
-            tmp_path / "out",
-            folds_of(tmp_path / "out"),
-            linears,
+            Source(tmp_path / "model", linears),
+            Output(tmp_path / "out", folds_of(tmp_path / "out")),
             Statistics({}, "m", PATTERNS),
             chosen,
             "cpu",

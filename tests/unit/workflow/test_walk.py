@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from quant.calibration.reader import Statistics
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
@@ -70,7 +70,12 @@ def walk(tiny_checkpoint: Path, statistics: dict[str, str], tmp_path_factory: py
         found.places.append((RULES, "rules/quantize.smk: quantize"))
         recipe = Recipe.of(entry)
         quantize_checkpoint(
-            tiny_checkpoint, folder / "checkpoint", folder / "folds", linears, read, recipe, "cpu", {"recipe": entry}
+            Source(tiny_checkpoint, linears),
+            Output(folder / "checkpoint", folder / "folds"),
+            read,
+            recipe,
+            "cpu",
+            {"recipe": entry},
         )
     finally:
         sys.setprofile(None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Run
 from quant.calibration.material import Material
 from quant.calibration.statistics import activation_of, real_rows
+from quant.calibration.sums import column_sums, output_sums
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -29,21 +30,29 @@ class NoisySums:
     def __init__(self, n: int, sigma: Tensor, draws: int, generator: torch.Generator) -> None:
         self.count, self.sigma, self.draws, self._generator = 0, sigma, draws, generator
         self.sums = torch.zeros(2, n, dtype=torch.float64, device=sigma.device)
+        self._zeros = torch.zeros(n, device=sigma.device)
 
     def noisy(self, t: Tensor) -> Tensor:
-        return t + self.sigma * torch.randn(t.shape, generator=self._generator, device=t.device)
+        return torch.randn(t.shape, generator=self._generator, device=t.device).mul_(self.sigma).add_(t)
 
     def add_input(self, x: Tensor) -> None:
         self.count += self.draws * len(x)
         for _ in range(self.draws):
             drawn = self.noisy(x)
-            self.sums[0] += drawn.abs().sum(0)
-            self.sums[1] += drawn.square().sum(0)
+            if drawn.is_cuda:
+                self.sums += column_sums(drawn)[:2]
+            else:
+                self.sums[0] += drawn.abs().sum(0)
+                self.sums[1] += drawn.square().sum(0)
 
     def add_output(self, z: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
         self.count += self.draws * len(z)
         for _ in range(self.draws):
-            self.sums[0] += activation(self.noisy(z)).abs_().sum(0)
+            drawn = self.noisy(z)
+            if drawn.is_cuda:
+                self.sums[0] += output_sums(drawn, self._zeros, activation)[3]
+            else:
+                self.sums[0] += activation(drawn).abs_().sum(0)
 
     def means(self) -> Tensor:
         return (self.sums / self.count).float().cpu()

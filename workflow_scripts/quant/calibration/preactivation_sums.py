@@ -39,8 +39,8 @@ class Preactivations:
         self._sample: list[Tensor] = []
 
     def add(self, z: Tensor, rows: Tensor) -> None:
-        """rows: those of z to keep."""
-        self.merge(z.amin(0), z.amax(0), z[rows.to(z.device)].bfloat16().cpu())
+        """z in any float type; rows: those of z to keep."""
+        self.merge(z.amin(0).float(), z.amax(0).float(), z[rows.to(z.device)].bfloat16().cpu())
 
     def merge(self, low: Tensor, high: Tensor, sample: Tensor) -> None:
         """Of tokens that come after those it has."""

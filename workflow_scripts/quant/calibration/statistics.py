@@ -146,7 +146,7 @@ class Watch:
             self.outputs[name] = OutputSums(z.shape[-1], z.device, self.activation)
         self.outputs[name].add(z, weight)
         if self._sample is not None:
-            self.preactivations.setdefault(name, Preactivations()).add(z.float(), kept)
+            self.preactivations.setdefault(name, Preactivations()).add(z, kept)
 
     def pool(self) -> None:
         """Where the room is for some experts' moments only: theirs who saw most tokens, and the mean of all."""

@@ -125,7 +125,8 @@ class Pair:
         streams: tuple[HiddenStates, HiddenStates],
     ) -> None:
         self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
-        self._blocks = original, copy.deepcopy(original)
+        shared = {id(each): each for each in original.parameters()}  # until `put` has others in their place
+        self._blocks = original, copy.deepcopy(original, shared)
         self.groups: list[tuple[str, ...]] = []
 
         def run() -> None:
@@ -210,6 +211,10 @@ class Pair:
         found = [each if counts is not None else each[0] for each in crosses]
         named = dict(zip(group, found if by_outputs else found * len(group), strict=True)) if with_cross else {}
         return total if counts is not None else total[0], named
+
+    def original(self, linear: str) -> Tensor:
+        """The original's weight of a linear by its full name, in the type that the model runs in."""
+        return self._blocks[0].get_parameter(f"{linear.removeprefix(f'{self.name}.')}.weight").data
 
     @property
     def quantised(self) -> nn.Module:

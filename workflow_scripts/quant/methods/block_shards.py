@@ -5,7 +5,7 @@ A block's recipe reads nothing of another block, so the checkpoint is that of on
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
 from quant.methods import vocabulary as words
-from quant.methods.quantize import Form, blocks_made, blocks_of
+from quant.methods.quantize import Form, Output, Source, blocks_made, blocks_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
-from quant.records.model import Vocabulary
 
 
 class Part(NamedTuple):
@@ -32,28 +31,25 @@ class Part(NamedTuple):
 
 
 def quantize_shard(
-    source: Path,
+    source: Source,
     part: Part,
     shard: Shard,
-    linears: dict[str, int],
     statistics: Statistics,
     recipe: Recipe,
     device: str,
     provenance: Provenance,
-    left: Mapping[str, str],
-    unpacked: Mapping[str, str],
 ) -> None:
-    """Quantises a shard's blocks; linears, left, unpacked: the model's, as `quantize_checkpoint` has them."""
-    config = read_json(source / "config.json")
-    blocks = blocks_of(linears)
+    """Quantises a shard's blocks."""
+    config = read_json(source.folder / "config.json")
+    blocks = blocks_of(source.linears)
     start, stop = (len(blocks) * i // shard.shards for i in (shard.shard, shard.shard + 1))
     own = {name: layer for layer, names in blocks[start:stop] for name in names}
     prefixes = tuple({f"{name.partition(f'.{layer}.')[0]}.{layer}." for name, layer in own.items()})
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
-    with tensorfile.opened(source / "model.safetensors") as model, statistics:
+    with tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, linears, recipe, provenance, left, unpacked)
+        form = Form.of(model, config, source._replace(vocabulary=None), recipe, provenance)
         layout = {name: value for name, value in form.layout.items() if name.startswith(prefixes)} if own else {}
         begun, missing = time.perf_counter(), set(layout)
         with tensorfile.writing(part.weights, layout, {"provenance": json.dumps(provenance)}) as out:
@@ -69,18 +65,14 @@ def quantize_shard(
 
 
 def join(
-    source: Path,
-    target: Path,
-    folds_path: Path,
+    source: Source,
+    target: Output,
     parts: Sequence[Part],
-    linears: dict[str, int],
     recipe: Recipe,
+    device: str,
     provenance: Provenance,
-    left: Mapping[str, str],
-    unpacked: Mapping[str, str],
-    vocabulary: Vocabulary | None = None,
+    *,
     end_loss: str | None = None,
-    device: str = "cpu",
 ) -> MethodRecord:
     """What `quantize_checkpoint` writes and returns, from all shards; refuses what was made from something else. The
     embedding and the head, of no block, are quantised here."""
@@ -90,10 +82,10 @@ def join(
     for i, (part, record) in enumerate(zip(parts, records, strict=True)):
         require(part.record, record, provenance=made, shard=i, shards=len(parts))
     folds: dict[str, Tensor] = {}
-    with tensorfile.opened(source / "model.safetensors") as model:
-        form = Form.of(model, read_json(source / "config.json"), linears, recipe, made, left, unpacked, vocabulary)
+    with tensorfile.opened(source.folder / "model.safetensors") as model:
+        form = Form.of(model, read_json(source.folder / "config.json"), source, recipe, made)
         missing = set(form.layout)
-        with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
+        with shards.writing(target.folder / model.path.name, form.layout, form.metadata) as out:
             for part in parts:
                 with tensorfile.opened(part.weights) as file:
                     require(part.weights, {"provenance": file.info("provenance")}, provenance=made)
@@ -106,7 +98,7 @@ def join(
             end_rows = words.write(out, model, ends, form.reason is None)
             missing -= {name for end in form.ends for name in two.kept_in(end, form.layout)}
             form.put_rest(out, model, missing)
-    tensorfile.save(folds_path, folds, {"provenance": json.dumps(made)})
+    tensorfile.save(target.folds, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun
-    return form.finish(source, target, linears, rows, seconds, made, left, end_rows)
+    return form.finish(source, target.folder, rows, seconds, made, end_rows)

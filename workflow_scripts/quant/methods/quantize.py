@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance, Summary
-from quant.records.model import Vocabulary
+from quant.records.model import Linears, Vocabulary
 
 logger = logging.getLogger("quant")
 
@@ -38,6 +39,37 @@ logger = logging.getLogger("quant")
 SMALL_FLOATS = ("nvfp4", "mxfp4", "fp8", "nf4")  # whose codes are no whole numbers
 # a block, its groups, the statistics, the recipe, and what random numbers are drawn by
 QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
+
+
+class Source(NamedTuple):
+    """A model to quantise: its checkpoint's folder, and what convert recorded of it (records.model.Linears)."""
+
+    folder: Path
+    linears: dict[str, int]
+    left: Mapping[str, str] = MappingProxyType({})
+    unpacked: Mapping[str, str] = MappingProxyType({})
+    vocabulary: Vocabulary | None = None
+
+    @classmethod
+    def of(cls, folder: Path, record: Linears) -> "Source":
+        return cls(folder, record["linears"], record["left"], record["unpacked"], record["vocabulary"])
+
+
+class Output(NamedTuple):
+    """Where a quantised checkpoint goes, a folder, and its folds, a file."""
+
+    folder: Path
+    folds: Path
+
+
+@dataclass
+class Kept:
+    """Codes as stored, in the host's memory: the embedding's and the head's, filled before the first block comes, and
+    where they are asked for every linear's."""
+
+    with_linears: bool = True
+    linears: dict[str, Codes] = field(default_factory=dict)
+    ends: list[words.Rounded] = field(default_factory=list)
 
 
 class Form(NamedTuple):
@@ -59,15 +91,12 @@ class Form(NamedTuple):
         cls,
         model: tensorfile.TensorFile,
         config: dict[str, Any],
-        linears: dict[str, int],
+        source: Source,
         recipe: Recipe,
         provenance: Provenance,
-        left: Mapping[str, str],
-        unpacked: Mapping[str, str],
-        vocabulary: Vocabulary | None = None,
     ) -> "Form":
-        dense = layout = model.layout()
-        ends = two.wanted(recipe.parameters.get("embeddings"), vocabulary, dense)
+        dense, linears, unpacked = (layout := model.layout()), source.linears, source.unpacked
+        ends = two.wanted(recipe.parameters.get("embeddings"), source.vocabulary, dense)
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         grids: dict[str, Grid] = {}
@@ -80,7 +109,7 @@ class Form(NamedTuple):
         if reason is None:
             grids = {name: recipe.at(name).grid for name in linears} | two.heads(ends)
             layout = two.layout_with(packed.layout(dense, grids), dense, ends)
-            said = packed.quantization_config(grids, dense, left, model.naming, inputs)
+            said = packed.quantization_config(grids, dense, source.left, model.naming, inputs)
             said = two.configured(said, ends, model.naming)
             config = (
                 config | {"quantization_config": said} | byte_codes.config_of({grid.format for grid in grids.values()})
@@ -96,17 +125,16 @@ class Form(NamedTuple):
 
     def finish(
         self,
-        source: Path,
+        source: Source,
         target: Path,
-        linears: dict[str, int],
         rows: list[dict[str, Any]],
         seconds: float,
         provenance: Provenance,
-        left: Mapping[str, str],
         end_rows: list[dict[str, Any]],
     ) -> MethodRecord:
         """The checkpoint's other files, and the record of what was made."""
-        for file in source.iterdir():
+        linears = source.linears
+        for file in source.folder.iterdir():
             if file.is_file() and not is_weights(file) and file.name != "config.json":
                 copy(file, target / file.name)
         write_plain_json(target / "config.json", self.config)
@@ -121,7 +149,9 @@ class Form(NamedTuple):
             if self.reason
             else two.unread_by_vllm(self.ends) or without_kernels(self.dense, self.grids, self.inputs) or "",
             **quantized_share(self.dense, [*linears, *(end.name for end in self.ends)]),
-            "left": {name: why for name, why in left.items() if all(name not in end.owners for end in self.ends)},
+            "left": {
+                name: why for name, why in source.left.items() if all(name not in end.owners for end in self.ends)
+            },
         }
         record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance}
         if end_rows:
@@ -138,55 +168,49 @@ class Made(NamedTuple):
 
 
 def quantize_checkpoint(
-    source: Path,
-    target: Path,
-    folds_path: Path,
-    linears: dict[str, int],
+    source: Source,
+    target: Output,
     statistics: Statistics,
     recipe: Recipe,
     device: str,
     provenance: Provenance,
-    left: Mapping[str, str] = MappingProxyType({}),
-    unpacked: Mapping[str, str] = MappingProxyType({}),
-    quantize_block: QuantizeBlock | None = None,
-    keep: dict[str, Codes] | None = None,
-    vocabulary: Vocabulary | None = None,
+    *,
     end_loss: str | None = None,
-    keep_ends: list[words.Rounded] | None = None,
+    quantize_block: QuantizeBlock | None = None,
+    keep: Kept | None = None,
 ) -> MethodRecord:
-    """Writes target's weights, in shards as the source's are, beside copies of the source's other files, and the folds.
+    """Writes the target's weights, in shards as the source's are, beside copies of the source's other files, and the
+    folds. Returns a row per linear and the summary.
 
-    linears: names and blocks, as convert recorded them; left: other linears of the model, and why they stay in 16 bit;
-    unpacked: on which grids no reader of packed weights reads this model's (`asymmetric`, `any`), and why. Returns a
-    row per linear and the summary. Where the format holds what the recipe makes, linears are packed
-    (checkpoints.packed); otherwise they are dense in the source's dtype, and the summary's storage_reason says why.
-    quantize_block: in place of each group for itself, on its own statistics. keep: takes every linear's codes as
-    stored, in the host's memory, and keep_ends, before that, embedding and head. vocabulary: these two, for a recipe
-    that quantises them, and end_loss what it knows of them.
+    Where the format holds what the recipe makes, linears are packed (checkpoints.packed); otherwise they are dense in
+    the source's dtype, and the summary's storage_reason says why. end_loss: statistics of embedding and head, for a
+    recipe that quantises them; quantize_block: in place of each group for itself, on its own statistics.
     """
-    config = read_json(source / "config.json")
+    config = read_json(source.folder / "config.json")
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
-    with tensorfile.opened(source / "model.safetensors") as model, statistics:
+    with tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, linears, recipe, provenance, left, unpacked, vocabulary)
+        form = Form.of(model, config, source, recipe, provenance)
         begun = time.perf_counter()
         untouched = set(model.names)
-        with shards.writing(target / model.path.name, form.layout, form.metadata) as out:
+        with shards.writing(target.folder / model.path.name, form.layout, form.metadata) as out:
             ends = list(words.made(model, form.ends, recipe, end_loss, device, provenance))
             end_rows = words.write(out, model, ends, form.reason is None)
-            if keep_ends is not None:
-                keep_ends += ends
-            for made in blocks_made(model, config, form, linears, statistics, recipe, device, quantize_block, keep):
+            if keep is not None:
+                keep.ends += ends
+            codes = keep.linears if keep is not None and keep.with_linears else None
+            given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
+            for made in blocks_made(model, config, *given):
                 folds |= made.folds
-                put_finite(out, made.written, target)
+                put_finite(out, made.written, target.folder)
                 untouched -= set(made.written)
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
             form.put_rest(out, model, untouched - {f"{end.name}.weight" for end in form.ends})
-    tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
-    return form.finish(source, target, linears, rows, time.perf_counter() - begun, provenance, left, end_rows)
+    tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
+    return form.finish(source, target.folder, rows, time.perf_counter() - begun, provenance, end_rows)
 
 
 def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
@@ -205,7 +229,8 @@ def blocks_made(
     quantize_block: QuantizeBlock | None = None,
     keep: dict[str, Codes] | None = None,
 ) -> Iterator[Made]:
-    """Quantises one block after another; linears, quantize_block, keep: as `quantize_checkpoint` has them."""
+    """Quantises one block after another. linears: in their blocks' order; quantize_block: as `quantize_checkpoint`
+    has it; keep: takes every linear's codes."""
     generator = torch.Generator().manual_seed(recipe.seed)
     by_block = blocks_of(linears)
     for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):

@@ -98,6 +98,8 @@ class Sequential:
             block.find(group, statistics, recipe)
             for name in group.linears:  # the stream's takes its place
                 block.known[name] = replace(block.known[name], moment=None)
+                if (same := pair.original(name)).dtype == block.weights[name].dtype:
+                    block.weights[name] = same  # which is held in any case
         statistics.release()
         pair.put(block.others)
         aims: dict[str, Aim] = {}
@@ -122,6 +124,7 @@ class Sequential:
                 block.round(alike, targets, recipe, generator)
                 if self._reconstruction is not None:
                     aims |= {name: self._aim(block, name, target) for name, target in zip(alike, targets, strict=True)}
+                del targets  # before the next ones' moments are summed
             pair.put({f"{name}.weight": block.weight(name) for name in names})
         if self._reconstruction is not None and aims:
             self._reconstruct(self._reconstruction, pair, block, aims, recipe)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,17 +15,14 @@ from quant.data.tokens import Tokens
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import put_finite
-from quant.methods.quantize import quantize_checkpoint
+from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
 from quant.methods.reconstruct import Reconstruction
 from quant.methods.sequential import Sequential
 from quant.methods.tune import Tuner, Tuning, load_original, split
-from quant.methods.vocabulary import Rounded
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
-from quant.recipe.grids import Codes
 from quant.recipe.recipe import Recipe, Widths
 from quant.records.method import MethodRecord, Provenance
-from quant.records.model import Vocabulary
 
 
 def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:
@@ -70,26 +66,28 @@ def refold(path: Path, norms: dict[str, tuple[Tensor, Tensor]], kind: str) -> No
 
 def tune_checkpoint(
     source: Path,
-    target: Path,
-    folds: Path,
-    codes: dict[str, Codes],
+    target: Output,
+    kept: Kept,
     calibration: Tokens,
     tuning: Tuning,
     seed: int,
     compute: Compute,
-    ends: Sequence[Rounded] = (),
 ) -> dict[str, Any]:
-    """Tunes a written checkpoint whose linears, embedding and head have these codes; returns what `Tuner.tune` says."""
-    weights, config = target / "model.safetensors", read_json(target / "config.json")
+    """Tunes a written checkpoint of these codes; returns what `Tuner.tune` says. source: the original's folder."""
+    weights, config = target.folder / "model.safetensors", read_json(target.folder / "config.json")
     with tensorfile.opened(weights) as file:
-        own = {name: each.codes.dequantize() for each in ends for name in each.owners}
-        tuner = Tuner(load_original(source, compute.device, compute.dtype), file, codes, compute.device, own)
+        own = {name: each.codes.dequantize() for each in kept.ends for name in each.owners}
+        tuner = Tuner(load_original(source, compute.device, compute.dtype), file, kept.linears, compute.device, own)
         old = {name: norm.detach().cpu().clone() for name, norm in tuner.norms.items()}
         found = tuner.tune(calibration.sequences, tuning, seed)
     if found["epoch"]:
         changed = tuned_tensors(tuner, "quantization_config" in config)
         rewrite(weights, changed)
-        refold(folds, {name: (before, changed[f"{name}.weight"]) for name, before in old.items()}, config["model_type"])
+        refold(
+            target.folds,
+            {name: (before, changed[f"{name}.weight"]) for name, before in old.items()},
+            config["model_type"],
+        )
     return found
 
 
@@ -104,38 +102,32 @@ def reconstruction_of(recipe: dict[str, Any], n_sequences: int) -> tuple[Reconst
 
 
 def quantize_with_model(
-    source: Path,
-    target: Path,
-    folds: Path,
-    linears: dict[str, int],
+    source: Source,
+    target: Output,
     statistics: Statistics,
     recipe: dict[str, Any],
     calibration: Tokens,
     compute: Compute,
     provenance: Provenance,
-    left: Mapping[str, str] = MappingProxyType({}),
-    unpacked: Mapping[str, str] = MappingProxyType({}),
-    vocabulary: Vocabulary | None = None,
+    *,
     end_loss: str | None = None,
     widths: Widths = MappingProxyType({}),
 ) -> MethodRecord:
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went. widths: of a
     budget, as Recipe has them."""
-    chosen = Recipe.of(recipe, widths)
-    codes: dict[str, Codes] | None = {} if recipe["tune"] else None
-    way, ends = None, list[Rounded]()
+    chosen, kept = Recipe.of(recipe, widths), Kept(with_linears=bool(recipe["tune"]))
+    way = None
     if chosen.inputs == "sequential":
-        way = Sequential(source, calibration, *compute, *reconstruction_of(recipe, len(calibration.sequences)), ends)
-    given = (source, target, folds, linears, statistics, chosen, compute.device, provenance, left, unpacked)
-    record = quantize_checkpoint(
-        *given, quantize_block=way, keep=codes, vocabulary=vocabulary, end_loss=end_loss, keep_ends=ends
-    )
+        aims = reconstruction_of(recipe, len(calibration.sequences))
+        way = Sequential(source.folder, calibration, *compute, *aims, kept.ends)
+    given = (source, target, statistics, chosen, compute.device, provenance)
+    record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)
     if way is not None and way.errors:
         record["reconstruction"] = way.errors
-    if codes is not None:
+    if recipe["tune"]:
         begun = time.perf_counter()
         record["tuning"] = tune_checkpoint(
-            source, target, folds, codes, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute, ends
+            source.folder, target, kept, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute
         )
         record["summary"]["quantize_s"] += time.perf_counter() - begun
     return record

@@ -4,17 +4,21 @@ Every tensor of the file must have a place in the model and every tensor of the 
 and no zero point is passed over. Other formats are refused by name (quantised).
 """
 
+import contextlib
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant.errors import InputError
+from quant.files.spool import Spool
 from quant.files.units import megabytes
 from quant.models import quantised
 from quant.models.sources import one_line, spooled, weight_files
@@ -74,9 +78,28 @@ def check_scales(files: list[Path], where: str) -> None:
             raise InputError(f"{where}: {name} is {kind} and has no scale beside it; give the unquantised model")
 
 
+@contextlib.contextmanager
+def unpacked(spool: Spool, config: dict[str, Any]) -> Iterator[None]:
+    """Within it compressed-tensors, which has a whole model unpacked in memory, hands each linear on as it is done."""
+    if format_of(config) != "compressed-tensors":
+        yield
+        return
+    from compressed_tensors.compressors.model_compressors import model_compressor
+
+    unpack = model_compressor.decompress_module
+
+    def keep(module: nn.Module, *rest: Any) -> None:
+        unpack(module, *rest)
+        for parameter in module.parameters(recurse=False):
+            parameter.data = spool.keep(parameter.data)
+
+    with mock.patch.object(model_compressor, "decompress_module", keep):
+        yield
+
+
 def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: str, stage: Path) -> dict[str, Tensor]:
     """The model's tensors in the type that its config.json names (bfloat16 where it names none), mapped from a file in
-    `stage` but for those that transformers dequantises all at once.
+    `stage`; few are in memory at once.
 
     config: config.json as it is; native: the same as a native architecture's, without its code.
     """
@@ -99,7 +122,7 @@ def read(folder: Path, config: dict[str, Any], native: dict[str, Any], where: st
             (Path(alone) / file.name).symlink_to(file.resolve())
         try:
             dtype = getattr(torch, named)
-            with spooled(stage, dtype):
+            with spooled(stage, dtype) as spool, unpacked(spool, config):
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     alone, dtype=dtype, output_loading_info=True, trust_remote_code=False
                 )

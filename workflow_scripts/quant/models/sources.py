@@ -201,7 +201,7 @@ class _Torch:
 
 
 @contextlib.contextmanager
-def spooled(folder: Path, dtype: torch.dtype) -> Iterator[None]:
+def spooled(folder: Path, dtype: torch.dtype) -> Iterator[Spool]:
     """Within it transformers' readers of GGUF files, an older and a newer one, dequantise one tensor after another into
     a file, and the model's parameters are mapped from there."""
     from transformers import core_model_loading, modeling_gguf_pytorch_utils
@@ -214,7 +214,7 @@ def spooled(folder: Path, dtype: torch.dtype) -> Iterator[None]:
     one_by_one = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
     older = mock.patch.object(modeling_gguf_pytorch_utils, "torch", _Torch(spool, dtype))
     with one_by_one, older, mock.patch.object(core_model_loading, "set_param_for_module", keep):
-        yield
+        yield spool
 
 
 def load_gguf(path: Path, reader: Any, dtype: torch.dtype, stage: Path) -> tuple[Any, list[str], list[str]]:
