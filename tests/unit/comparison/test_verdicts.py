@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from quant.comparison import pairs, verdicts
-from quant.comparison.numbers import duration, number, percent
+from quant.comparison.numbers import duration, minus, number, percent
 from quant.comparison.summary import recipes_of
 from quant.comparison.verdicts import Difference
 from quant.report.study import Study
@@ -146,7 +146,8 @@ def test_the_best_by_kl_is_the_one_of_least_kl():
 
 
 def test_numbers_are_short_and_missing_ones_a_dash():
-    given = [(25.613, 2), (12345.6, 0), (3.2e9, 2), (math.inf, 2), (math.nan, 2), (None, 2)]
-    assert [number(*each) for each in given] == ["25.61", "12,346", "3.20e+09", "∞", "–", "–"]
+    given = [(25.613, 2), (12345.6, 0), (3.2e9, 2), (math.inf, 2), (math.nan, 2), (None, 2), (-0.5, 2), (-1e-5, 2)]
+    assert [number(*each) for each in given] == ["25.61", "12,346", "3.20e+09", "∞", "–", "–", "−0.50", "0.00"]
+    assert [minus(-7e-6, ".1e"), minus(-0.0), minus(0.0, "+.1e")] == ["−7.0e−06", "0", "+0.0e+00"]
     assert [percent(x) for x in (0.166, -0.01, 45.0, math.nan)] == ["+16.6 %", "−1.0 %", "×46", "–"]
     assert [duration(x) for x in (5.04, 61, 3660)] == ["5.0 s", "1 min 1 s", "1 h 1 min"]

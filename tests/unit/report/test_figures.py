@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from quant.comparison.measures import PREDICTED
 from quant.comparison.numbers import signed
 from quant.report.figures import linears, study, style
+from quant.report.figures.axes import log_ticks
 from quant.report.figures.draw import draw
 from quant.report.figures.pairs import pair_tables, pairs
 from quant.report.figures.questions import ENDS, OWN, error_against_nll
@@ -298,3 +299,11 @@ def test_each_question_that_is_drawn_has_a_file() -> None:
     rules = (Path(__file__).parents[3] / "rules/report.smk").read_text()
     listed = re.findall(r'"([\w-]+)"', rules.partition("DRAWN_QUESTIONS = [")[2].partition("]")[0])
     assert listed == [*ENDS, *OWN]
+
+
+@pytest.mark.parametrize("span", [1.8, 2, 3, 10, 1e3, 1e6])
+def test_numbers_on_a_logarithmic_axis_do_not_meet(span: float) -> None:
+    ax = Figure().subplots()
+    log_ticks(ax, ax.xaxis, [0.13, 0.13 * span])
+    ticks, (low, high) = ax.get_xticks(), ax.get_xlim()
+    assert 2 <= len(ticks) <= 8 and np.diff(np.log(ticks)).min() >= np.log(high / low) / 7

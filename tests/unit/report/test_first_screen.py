@@ -36,6 +36,10 @@ def test_it_says_where_the_checkpoint_lies_and_how_it_is_loaded() -> None:
     for block, words in zip(blocks[:2], ("AutoModelForCausalLM.from_pretrained(path)", "LLM("), strict=True):
         assert words in block and repr(choice.path) in block
         ast.parse(block)
+    (short,) = re.findall(r'<p class="short">(.*?)</p>', first, re.DOTALL)
+    assert all(
+        words in short for words in ("Does PRAQ beat AWQ? <strong>", "Hurts least: <strong>", "To deploy: <strong>")
+    )
     assert first.index("size delta nll") < first.index("What to deploy") < first.index("Did PRAQ help")
 
 

@@ -142,7 +142,7 @@ USERS: dict[str, set[str]] = {
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | ANSWERS | {"measure_swaps"},
     "calibration/noisy": {"collect_noisy"},
-    "comparison/numbers": COMPARISONS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
+    "comparison/numbers": COMPARISONS | PLOTS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quant.comparison.measures import MEASURES, other
-from quant.comparison.numbers import duration, number, percent, signed
+from quant.comparison.numbers import duration, minus, number, percent, signed
 from quant.comparison.pairs import Finder, Recipes
 from quant.comparison.part_names import OTHER, RISKY
 from quant.comparison.verdicts import (
@@ -341,7 +341,7 @@ def sensitivity(evidence: Evidence, answered: Answered) -> None:
                 all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
                 answered.verdict = (
                     f"{part} suffers most: quantised alone by {method} it raises the NLL by "
-                    f"{difference_of(worst).text(3)}, {100 * share:.0f} % of the sum over all {all_parts}"
+                    f"{difference_of(worst).text(3)}, {minus(100 * share, '.0f')} % of the sum over all {all_parts}"
                 )
         gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
         for (method, twin), rows in gains.groupby(["method", "against"], sort=False):

@@ -9,11 +9,17 @@ CONFIDENCE, LEVEL = 0.95, 0.05  # of intervals, and what p stays under where a d
 QUALITY_BANDS = (("excellent", 0.05), ("good", 0.10), ("acceptable", 0.20), ("poor", math.inf))
 
 
+def minus(value: float, form: str = "g") -> str:
+    """A number in that format with a true minus; 0 has none."""
+    text = f"{value:{form}}"
+    return text.replace("-", "−") if text.strip("-0.") else text.lstrip("-")
+
+
 def signed(value: float, digits: int = 3) -> str:
     """With its sign, a true minus; 0 has none."""
     if not math.isfinite(value):
         return "–"
-    text = f"{value:+.{digits}f}".replace("-", "−")
+    text = minus(value, f"+.{digits}f")
     return text if float(f"{value:.{digits}f}") else f"{0:.{digits}f}"
 
 
@@ -30,7 +36,7 @@ def number(value: float | None, digits: int) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
+    return minus(value, ".2e" if abs(value) >= 1e6 else f",.{digits}f")
 
 
 def percent(value: float) -> str:

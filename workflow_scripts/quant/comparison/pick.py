@@ -127,7 +127,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
             lines = [
                 f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
                 f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
-                f"{least.delta_nll:.4f} and a KL of {least.kl:.4f}."
+                f"{number(least.delta_nll, 4)} and a KL of {number(least.kl, 4)}."
             ]
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines, curve(packed, by))
     best = next(fitting.itertuples())

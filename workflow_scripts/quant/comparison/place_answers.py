@@ -66,7 +66,7 @@ def value(row: Any) -> dict[str, Any]:
         "rise there": number(row.delta_nll, 3),
         "rise elsewhere": number(row.delta_nll_rest, 3),
         "difference": f"{signed(row.contrast, 3)} {interval(row.contrast_low, row.contrast_high, 3)}".strip(),
-        "of the damage": "–" if share is None else f"{100 * share:.0f} %",
+        "of the damage": "–" if share is None else f"{number(100 * share, 0)} %",
         "of the text": f"{100 * row.share:.0f} %",
         "p": p_words(row.p_holm).removeprefix("p "),
         "verdict": {"none": "no difference shown"}.get(shown(row), f"{shown(row)} there"),

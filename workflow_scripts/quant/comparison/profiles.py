@@ -56,7 +56,8 @@ def parts(by: str, tokens: np.ndarray) -> tuple[slice, slice, str] | None:
         return None
     if by == "position":
         return slice(cut, None), slice(cut), f"after {2**cut} tokens or more"
-    return slice(cut), slice(cut, None), f"tokens that stand in the text at most {2**cut - 1} times"
+    often = "once" if cut == 1 else f"at most {2**cut - 1} times"
+    return slice(cut), slice(cut, None), f"tokens that stand in the text {often}"
 
 
 def profile_rows(

@@ -47,7 +47,7 @@ def second_text(evidence: Evidence, answered: Answered) -> None:
             f"Between {first} and {other}, Spearman's ρ of {measure.rise} over methods is {rho.text()}."
         )
         answered.values += [
-            {"method": method, first: f"{row[first]:.4f}", other: f"{row[other]:.4f}",
+            {"method": method, first: number(row[first], 4), other: number(row[other], 4),
              "place": f"{int(place)} and {int(place_other)}"}
             for (method, row), place, place_other in zip(
                 rises.iterrows(), rankdata(rises[first]), rankdata(rises[other]), strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from quant.comparison.measures import MEASURES, other
-from quant.comparison.numbers import QUALITY_BANDS, duration, percent
+from quant.comparison.numbers import QUALITY_BANDS, duration, minus, percent
 from quant.comparison.verdicts import (
     ORIGINAL,
     Difference,
@@ -171,7 +171,7 @@ def values_table(values: list[dict[str, Any]], colours: dict[str, str]) -> Table
 
     def cell(key: str, value: Any) -> Cell:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return Cell(f"{value:,}" if isinstance(value, int) else f"{value:.4f}", sortable(value), css="num")
+            return Cell(f"{value:,}", value, css="num") if isinstance(value, int) else number_cell(value, 4)
         text = "–" if value is None else str(value)
         head = text.split(" ")[0].rstrip("%").replace(",", "").replace("−", "-")
         try:
@@ -179,8 +179,11 @@ def values_table(values: list[dict[str, Any]], colours: dict[str, str]) -> Table
         except ValueError:
             return Cell(text, text, colours.get(text, "") if key == "method" else "")
 
-    columns = list(values[0])
-    return Table("values", [(key, "") for key in columns], [[cell(key, row[key]) for key in columns] for row in values])
+    columns = {key: [cell(key, row[key]) for row in values] for key in values[0]}
+    for key, cells in columns.items():  # a dash among numbers is a number that is missing
+        if any(one.css == "num" for one in cells):
+            columns[key] = [Cell("–", sortable(None), css="num") if one.text == "–" else one for one in cells]
+    return Table("values", [(key, "") for key in columns], list(map(list, zip(*columns.values(), strict=True))))
 
 
 def check_table(check: dict[str, Any], channels: pd.DataFrame | None) -> Table:
@@ -188,13 +191,15 @@ def check_table(check: dict[str, Any], channels: pd.DataFrame | None) -> Table:
     rows = []
     for linear in check["linears"]:
         found = check_difference(linear)
+        errors = linear["mse_awq"], linear["mse_praq"]
+        delta, low, high = (minus(value, "+.2e") for value in (found.delta, found.low, found.high))
         verdict = {"better": "PRAQ better", "worse": "AWQ better"}.get(found.outcome, "no difference shown")
         common = _common_channels(channels, linear["linear"])
         rows.append(
             [
                 Cell(linear_kind(linear["linear"]), linear["linear"]),
-                *(Cell(f"{linear[key]:.3e}", sortable(linear[key]), css="num") for key in ("mse_awq", "mse_praq")),
-                Cell(f"{found.delta:+.2e} [{found.low:+.2e}, {found.high:+.2e}]", sortable(found.delta), css="num"),
+                *(Cell(minus(error, ".3e"), sortable(error), css="num") for error in errors),
+                Cell(f"{delta} [{low}, {high}]", sortable(found.delta), css="num"),
                 Cell("–" if common is None else f"{100 * common:.0f} %", sortable(common), css="num"),
                 Cell(verdict, verdict),
             ]

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
+from quant.comparison.numbers import minus
+
 
 def log_ticks(ax: Axes, axis: Axis, values: Iterable[float], ticks: Sequence[float] = ()) -> None:
     """A logarithmic axis with plain numbers, at `ticks` where two of them are in range."""
@@ -23,9 +25,18 @@ def log_ticks(ax: Axes, axis: Axis, values: Iterable[float], ticks: Sequence[flo
     inside = [tick for tick in ticks if low <= tick <= high]
     if len(inside) < 2:
         inside = [tick for tick in (few if high / low < 6 else many).tick_values(low, high) if low <= tick <= high]
-    axis.set_ticks(inside)
+    axis.set_ticks(apart(inside, math.log(high / low) / 7))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
+
+
+def apart(ticks: Iterable[float], least: float) -> list[float]:
+    """Ascending ones whose logarithms differ by so much, so that no number is written over the one before it."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or math.log(tick / kept[-1]) >= least:
+            kept.append(tick)
+    return kept
 
 
 def asinh_axis(axis: Any, values: np.ndarray) -> None:
@@ -69,7 +80,7 @@ def plain(value: float) -> str:
         digit = f"{value / 10.0**power:.2g}"
         raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         return ("" if digit == "1" else digit + "·") + "10" + raised
-    return f"{value:g}".replace("-", "−")
+    return minus(value)
 
 
 def label_panel(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quant.analysis.preactivations import class_words
+from quant.comparison.numbers import number
 from quant.models.names import linear_kind
 from quant.report.figures.axes import log_axis, plain, positive
 from quant.report.figures.style import AWQ_BETTER, INK, PALETTE, SOFT, styled
@@ -33,7 +34,7 @@ def correlation(layer: int, outputs: pd.DataFrame, inputs: pd.DataFrame, agreeme
         log_axis(ax.xaxis, awq)
         log_axis(ax.yaxis, praq)
         ax.set_title(f"{linear_kind(row.linear)}, {row.side}s", x=0, fontsize=9.5, pad=15)
-        rho = f"ρ {row.spearman:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+        rho = f"ρ {number(row.spearman, 2)} [{number(row.low, 2)}, {number(row.high, 2)}]"
         ax.annotate(rho, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=SOFT)
         ax.set_xlabel(f"AWQ {kind}", fontsize=8.5, labelpad=2)
         ax.set_ylabel(f"PRAQ {kind}", fontsize=8.5, labelpad=2)

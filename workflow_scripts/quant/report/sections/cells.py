@@ -9,10 +9,6 @@ def of_model(model: str, place: str) -> str:
     return f" of {model}" if place else ""
 
 
-def minus(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
 def pct(value: float, digits: int = 2) -> str:
     return f"{number(100 * value, digits)} %"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from quant.comparison.numbers import interval, signed
+from quant.comparison.numbers import interval, minus, signed
 from quant.models.names import linear_kind
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell, sortable
 from quant.report.sections.cells import of_model, pct, share_cell, text_cell
@@ -111,4 +111,4 @@ def agreement_table(agreement: pd.DataFrame, shares: Sequence[float]) -> Table:
 
 
 def _rho(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return minus(value, ".2f")

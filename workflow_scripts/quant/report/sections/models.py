@@ -32,17 +32,19 @@ from quant.report.tables import BANDS, check_table, pairs_table
 
 
 def caveat(study: Study, model: str) -> str:
-    """What the configuration says of a model, or convert of one quantised before, and why its original makes no sense
-    where it does not."""
-    said = study.config.get("models", {}).get(model, {}).get("caveat") or study.caveats.get(model, "")
+    """What the configuration says of a model, or convert of one quantised before."""
+    return study.config.get("models", {}).get(model, {}).get("caveat") or study.caveats.get(model, "")
+
+
+def doubts(study: Study, model: str) -> list[str]:
+    """Why its original makes no sense, where it does not: first of all, since every verdict rests on it."""
     rows = study.summary[(study.summary.model == model) & (study.summary.method == ORIGINAL)]
-    doubts = [
+    return [
         f"On {row.dataset} the original makes no sense: {row.storage_reason}. No verdict below says anything of a "
         "working model."
         for row in rows.itertuples()
         if isinstance(row.storage_reason, str) and row.storage_reason
     ]
-    return " ".join([said, *doubts]).strip()
 
 
 def share_words(rows: pd.DataFrame) -> str:
@@ -73,6 +75,7 @@ def model_section(study: Study, model: str, place: int) -> dict[str, Any]:
         "name": model,
         "anchor": f"model-{place}",
         "caveat": caveat(study, model),
+        "doubts": doubts(study, model),
         "share": share_words(rows),
         "twins": [said(found, study.recipes) for found in twins(study.summary) if found.model == model],
         "dataset": first,

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from quant.comparison.numbers import minus
 from quant.report.page import Cell, Picture, Section, Table, data_uri, number_cell
-from quant.report.sections.cells import minus, pct, share_cell, text_cell
+from quant.report.sections.cells import pct, share_cell, text_cell
 
 CHOICES = {"awq": "AWQ", "praq": "PRAQ v3", "random": "random", "oracle": "oracle"}
 
@@ -83,4 +84,4 @@ def synthetic_table(scales: list[dict[str, Any]]) -> Table:
 
 def _small(value: float) -> str:
     """Three digits of a number of any size."""
-    return "0" if value == 0 else f"{value:.3g}".replace("-", "−")
+    return minus(value, ".3g")
