@@ -32,7 +32,7 @@ from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import from_triangle, layer_error
 from quant.calibration.statistics import collect
 from quant.checkpoints import stored
-from quant.checkpoints.ends import ends_of, grid_of
+from quant.checkpoints.embeddings import embeddings_of, grid_of
 from quant.comparison.paired import paired_difference
 from quant.data import tokens
 from quant.evaluation import perplexity
@@ -40,12 +40,12 @@ from quant.evaluation.divergence import kl_divergence
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.methods.allocation import allocate, tied_groups
+from quant.methods.embeddings import RoundedEmbedding, rounded
 from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.swaps import corrected, parts_of
-from quant.methods.vocabulary import Rounded, rounded
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
-from quant.models.linears import skeleton, vocabulary
+from quant.models.linears import embeddings_in, skeleton
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe, Widths
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
@@ -196,12 +196,12 @@ class Mixer:
             chosen[group] = candidate
         return chosen
 
-    def embedding(self, entry: dict[str, Any]) -> list[Rounded]:
-        """Rounded by the end loss's moments."""
-        words = self.record.get("vocabulary") or self.described()
+    def embedding(self, entry: dict[str, Any]) -> list[RoundedEmbedding]:
+        """RoundedEmbedding by the end loss's moments."""
+        known = self.record.get("embeddings") or self.described()
         with tensorfile.opened(self.checkpoint / "model.safetensors") as file:
             recipe = Recipe.of(self.recipe | entry)
-            ends = ends_of(words, grid_of(entry["embeddings"]))
+            ends = embeddings_of(known, grid_of(entry["embeddings"]))
             return list(rounded(file, ends, recipe, self.files["end_loss"], self.where, self.made))
 
     def whole(
@@ -211,8 +211,8 @@ class Mixer:
         begun, out = time.perf_counter(), self.folder / "whole"
         read = {key: self.files[key] for key in keys.statistics_files(recipe) if key in self.files}
         statistics = Statistics(read, self.record["fingerprint"], PATTERNS)
-        words = self.record.get("vocabulary") or self.described()
-        source = Source(self.checkpoint, self.record["linears"], vocabulary=words)
+        known = self.record.get("embeddings") or self.described()
+        source = Source(self.checkpoint, self.record["linears"], embeddings=known)
         paths = source, Output(out, self.folder / "folds"), statistics
         more = {"end_loss": self.files["end_loss"]}
         if keys.way_of(recipe) == "model":
@@ -228,7 +228,7 @@ class Mixer:
         """Of a model that was converted before its record said so."""
         empty = skeleton(self.checkpoint)
         with tensorfile.opened(self.checkpoint / "model.safetensors") as file:
-            return vocabulary(empty, file.names, empty.get_expanded_tied_weights_keys(all_submodels=True))
+            return embeddings_in(empty, file.names, empty.get_expanded_tied_weights_keys(all_submodels=True))
 
 
 def interval(ours: np.ndarray, theirs: np.ndarray, weights: np.ndarray) -> str:

@@ -36,7 +36,7 @@ from quant.files import tensorfile
 from quant.methods.quantize import Output, Source, quantize_checkpoint
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import device
-from quant.models.linears import skeleton, vocabulary
+from quant.models.linears import embeddings_in, skeleton
 from quant.recipe import grids, keys
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
@@ -71,7 +71,7 @@ class Small(Study):
         self.losses: dict[str, float] = {}
         with tensorfile.opened(self._checkpoint / "model.safetensors") as file:
             tied = empty.get_expanded_tied_weights_keys(all_submodels=True)
-            self._words = self._model.get("vocabulary") or vocabulary(empty, file.names, tied)
+            self._embeddings = self._model.get("embeddings") or embeddings_in(empty, file.names, tied)
             with tensorfile.opened(self._files["end_loss"]) as known:
                 for name in (each for each in self._model["linears"] if each.endswith(ROOM)):
                     w = file.get(f"{name}.weight", self._where, torch.float32)
@@ -97,9 +97,9 @@ class Small(Study):
         begun = time.perf_counter()
         read = {key: str(self._files[key]) for key in keys.statistics_files(recipe) if key in self._files}
         statistics = Statistics(read, self._model["fingerprint"], PATTERNS)
-        source = Source(self._checkpoint, self._model["linears"], vocabulary=self._words)
+        source = Source(self._checkpoint, self._model["linears"], embeddings=self._embeddings)
         paths = source, Output(self.quantised, self._folder / "folds"), statistics
-        learns = "vocabulary" in keys.statistics_files(recipe)
+        learns = "embedding_moments" in keys.statistics_files(recipe)
         more = {"end_loss": str(self._files["end_loss"]) if learns else None}
         if keys.way_of(recipe) == "model":
             record = quantize_with_model(*paths, recipe, self._material.tokens, self._compute, self._made, **more)

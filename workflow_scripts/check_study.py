@@ -9,6 +9,6 @@ from quant.workflow.job import job
 
 with job(snakemake.log[0]):
     record, wanted = model_record(snakemake.input.model), snakemake.params.demands
-    found = mistakes(Path(snakemake.input.config).parent, record["linears"], wanted, record["vocabulary"])
+    found = mistakes(Path(snakemake.input.config).parent, record["linears"], wanted, record["embeddings"])
     refuse(snakemake.wildcards.model, found)
     write_json(snakemake.output[0], {"model": snakemake.wildcards.model, "demands": wanted})

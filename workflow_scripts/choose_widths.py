@@ -7,5 +7,5 @@ from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     work = BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards)
-    linears = work.model["linears"]
-    write_json(snakemake.output[0], widths_of(work.source, linears, work.known, work.limits, work.ends, work.end_loss))
+    given = work.source, work.model["linears"], work.known, work.limits, work.embeddings, work.end_loss
+    write_json(snakemake.output[0], widths_of(*given))

@@ -13,7 +13,7 @@ with job(snakemake.log[0], snakemake.threads):
     given, out = snakemake.input, snakemake.output
     work = Job.of(given, snakemake.params, snakemake.wildcards)
     source, target = Source.of(Path(given.config).parent, work.model), Output(Path(out.config).parent, Path(out.folds))
-    way, end_loss = (work.recipe, device(snakemake.params.device), work.provenance), given.get("vocabulary")
+    way, end_loss = (work.recipe, device(snakemake.params.device), work.provenance), given.get("embedding_moments")
     if "part_weights" in given.keys():  # noqa: SIM118
         parts = list(map(Part, given.part_weights, given.part_folds, given.part_records))
         result = join(source, target, parts, *way, end_loss=end_loss)

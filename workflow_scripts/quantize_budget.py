@@ -17,7 +17,7 @@ with job(snakemake.log[0], snakemake.threads):
         work.known,
         work.limits,
         work.model["left"],
-        work.ends,
+        work.embeddings,
         work.end_loss,
     )
     write_json(out.record, made)

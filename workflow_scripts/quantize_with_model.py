@@ -27,7 +27,7 @@ with job(snakemake.log[0], snakemake.threads):
             ids,
             compute,
             work.provenance,
-            end_loss=given.get("vocabulary"),
+            end_loss=given.get("embedding_moments"),
             widths=widths.grids,
         ),
         ids.sequences,

@@ -49,7 +49,7 @@ def test_a_budget_is_measured_like_all_others(finished: Path) -> None:
     assert "What does mixing widths buy" in page and "Predicted against measured KL" in page
     card = (finished / "results/tiny/mixed/checkpoint/README.md").read_text()
     assert "packed as compressed-tensors" in card and "Quantised too: lm_head, in 8 bits." in card
-    rows = tiny.read(finished / "results/tiny/mixed/quantize.json")["vocabulary"]
+    rows = tiny.read(finished / "results/tiny/mixed/quantize.json")["embeddings"]
     assert [row["module"] for row in rows] == ["model.embed_tokens", "lm_head"]
     assert all(row["predicted_nats"] > 0 for row in rows)
     with opened(finished / "results/tiny/mixed/checkpoint/model.safetensors") as file:

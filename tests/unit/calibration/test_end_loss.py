@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quant.calibration.embedding_moments import of_module
 from quant.calibration.end_loss import collect_end_loss, drawn
 from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
@@ -18,7 +19,6 @@ from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.row_moments import collect_row_moments
 from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
-from quant.calibration.vocabulary import of_module
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import predicted

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from quant.checkpoints.ends import spared_bits
-from quant.checkpoints.ends import wanted as wanted_ends
+from quant.checkpoints.embeddings import spared_bits
+from quant.checkpoints.embeddings import wanted as wanted_ends
 from quant.errors import InputError
 from quant.files.tensorfile import opened
 from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, refuse
 from quant.models.linears import all_linears, skeleton
-from quant.records.model import Vocabulary
+from quant.records.model import Embeddings
 from quant.workflow import configuration
 from quant.workflow.demands import demands
 from tests.unit.recipe.cases import recast
@@ -35,7 +35,7 @@ NOTHING: dict[str, Any] = {
     "moments": {"store": "float32", "budget_gb": None},
     "recipes": {},
 }
-VOCABULARY: Vocabulary = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": False, "unread": ""}
+EMBEDDINGS: Embeddings = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": False, "unread": ""}
 LIBRARY = {"algorithm": "autoawq", "group_size": 16, "clip": False}
 DEFAULTS = {"max_bits_per_weight": 4.5, "max_size_mb": None}
 
@@ -46,7 +46,7 @@ def linears(tiny_checkpoint: Path) -> dict[str, int]:
 
 
 def found(checkpoint: Path, linears: dict[str, int], **wanted: Any) -> list[str]:
-    return mistakes(checkpoint, linears, NOTHING | wanted, VOCABULARY)
+    return mistakes(checkpoint, linears, NOTHING | wanted, EMBEDDINGS)
 
 
 def of_kind(checkpoint: Path, tmp_path: Path, kind: str) -> Path:
@@ -115,7 +115,7 @@ def recipes(**methods: Any) -> dict[str, Any]:
 
 def limited(checkpoint: Path, linears: dict[str, int], limits: dict[str, float], **methods: Any) -> list[str]:
     with opened(checkpoint / "model.safetensors") as file:
-        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout(), VOCABULARY))
+        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout(), EMBEDDINGS))
 
 
 def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
@@ -220,13 +220,13 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
     assert line.startswith("methods.a.embeddings: group_size 36 does not divide the 48 channels of model.embed_tokens")
     with opened(tiny_checkpoint / "model.safetensors") as file:
         layout = file.layout()
-        unread: Vocabulary = {**VOCABULARY, "unread": "its head is a Conv1D, not a Linear"}
+        unread: Embeddings = {**EMBEDDINGS, "unread": "its head is a Conv1D, not a Linear"}
         words = list(embedding_mistakes(entries, layout, unread))
         assert len(words) == 2 and "its head is a Conv1D" in words[0]
         spare = {name: entry | {"needed": False} for name, entry in entries.items()}
         assert not list(embedding_mistakes(spare, layout, unread)) and wanted_ends(spare["b"], unread, layout) == []
-        spared = [spared_bits({"embeddings": entry}, VOCABULARY, layout) for entry in (entries["b"], None)]
+        spared = [spared_bits({"embeddings": entry}, EMBEDDINGS, layout) for entry in (entries["b"], None)]
         # 256 rows of 48 from float32: of a byte a code, and packed beside it, a step a row; the shape of the packed one
         assert spared == [2 * 256 * (48 * 24 - 32) - 2 * 64, 0]
-        tied: Vocabulary = {**VOCABULARY, "tied": True}
+        tied: Embeddings = {**EMBEDDINGS, "tied": True}
         assert spared_bits({"embeddings": entries["b"]}, tied, layout) == 256 * (48 * 24 - 2 * 32)

@@ -30,7 +30,7 @@ def run(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     recipe = PLAIN | {"salience": "l2", "scope": "shared", "n_grid": 4, "group_size": 16, "tune": TUNE} | changes
     names, statistics = all_linears(skeleton(case.path)), Statistics(case.paths, "m", PATTERNS)
     ends: Any = {"embedding": "model.embed_tokens", "head": "lm_head", "tied": case.model.config.tie_word_embeddings}
-    source = Source(case.path, names, vocabulary=ends | {"unread": ""})
+    source = Source(case.path, names, embeddings=ends | {"unread": ""})
     given = (source, Output(target, target.with_suffix(".folds")), statistics, recipe, CALIBRATION)
     return quantize_with_model(*given, Compute("cpu", torch.float32, 64), MADE)
 

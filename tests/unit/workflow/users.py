@@ -368,14 +368,14 @@ USERS: dict[str, set[str]] = {
     "models/forward_kernels": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
-    "calibration/vocabulary": RECIPES | {"choose_widths", "collect_end_loss", "quantize_budget"},
-    "checkpoints/ends": RECIPES | {"check_study", "choose_widths", "quantize_budget"},
-    "checkpoints/vocabulary": READERS
+    "calibration/embedding_moments": RECIPES | {"choose_widths", "collect_end_loss", "quantize_budget"},
+    "checkpoints/embeddings": RECIPES | {"check_study", "choose_widths", "quantize_budget"},
+    "checkpoints/embedding_codes": READERS
     | RECIPES
     | ANSWERS
     | EVALUATIONS
     | {"check_study", "choose_widths", "measure_swaps", "quantize_budget"},
-    "methods/vocabulary": {"quantize", "quantize_shard", "quantize_with_model"},
+    "methods/embeddings": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
     "comparison/task_answers": {"answer_questions"},

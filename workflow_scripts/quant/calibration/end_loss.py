@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from quant.calibration.blocks import Arguments, Run, empty, fill
 from quant.calibration.channels import OF_INPUT
+from quant.calibration.embedding_moments import EmbeddingSums, HeadSums
 from quant.calibration.material import Material
 from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
 from quant.calibration.statistics import real_rows
-from quant.calibration.vocabulary import EmbeddingSums, HeadSums
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -199,7 +199,7 @@ class Backward(Run):
     @torch.no_grad()
     def linears(self, parts: int, seed: int, scratch: Path, take: Callable[[str, dict[str, Tensor]], None]) -> None:
         """Calls take(full name, `FisherSums.results`) for each linear, then for the head and the embedding what
-        calibration/vocabulary.py sums."""
+        calibration/embedding_moments.py sums."""
         generator = torch.Generator().manual_seed(seed)
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             first, arguments = self.enter(weights)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from quant.calibration.embedding_moments import EmbeddingSums
 from quant.calibration.end_loss import Backward, Kept, write
 from quant.calibration.material import Material
 from quant.calibration.second_moments import add_outer, mirror, to_triangle
-from quant.calibration.vocabulary import EmbeddingSums
 from quant.models.compute import Compute
 
 

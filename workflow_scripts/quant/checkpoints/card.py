@@ -152,7 +152,7 @@ def card(
         bytes=recipe.get("format", INT) in NAMES,
         reason=record["summary"]["storage_reason"],
         no_kernels=record["summary"]["no_kernels"],
-        vocabulary=record.get("vocabulary", []),
+        embeddings=record.get("embeddings", []),
         left=left_words(record["summary"]["left"]),
         license=about.get("license"),
         caveat=" ".join(filter(None, [about.get("caveat"), *doubts])) or None,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quant.checkpoints import packed, vocabulary
+from quant.checkpoints import embedding_codes, packed
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json, require
@@ -27,7 +27,7 @@ class Stored:
     def linear(self, name: str, device: str = "cpu") -> packed.Codes:
         """Codes, step and zero of a packed linear, or of an embedding."""
         if name in self.embedding:
-            return vocabulary.unpack(self.file, name, self.embedding[name], device)
+            return embedding_codes.unpack(self.file, name, self.embedding[name], device)
         if name not in self.packed:
             raise InputError(f"{self.file.path}: {name} is not packed; use a method whose storage is packed")
         return packed.unpack(self.file, name, self.packed[name], device)
@@ -108,12 +108,12 @@ def dense(checkpoint: Path) -> Iterator[Dense]:
 def opened(checkpoint: Path, model_fingerprint: str | None = None) -> Iterator[Stored]:
     """A checkpoint directory whose weights are what its config.json says; refuses one of another model by name."""
     config = checkpoint / "config.json"
-    linears, embedding = vocabulary.without_group(read_json(config))
+    linears, embedding = embedding_codes.without_group(read_json(config))
     grids = packed.grids_of(linears, str(config))
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
         if model_fingerprint is not None:
             require(file.path, file.info("provenance"), model_fingerprint=model_fingerprint)
-        own = vocabulary.check(file, embedding, grids, str(config))
+        own = embedding_codes.check(file, embedding, grids, str(config))
         yield Stored(file, packed.check(file, grids, str(config), own), own)
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quant.calibration.reader import Statistics
-from quant.checkpoints import ends as two
+from quant.checkpoints import embeddings
 from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
-from quant.methods import vocabulary as words
+from quant.methods.embeddings import rounded_for, write_rounded
 from quant.methods.quantize import Form, Output, Source, blocks_made, blocks_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
@@ -49,7 +49,7 @@ def quantize_shard(
     folds: dict[str, Tensor] = {}
     with tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, source._replace(vocabulary=None), recipe, provenance)
+        form = Form.of(model, config, source._replace(embeddings=None), recipe, provenance)
         layout = {name: value for name, value in form.layout.items() if name.startswith(prefixes)} if own else {}
         begun, missing = time.perf_counter(), set(layout)
         with tensorfile.writing(part.weights, layout, {"provenance": json.dumps(provenance)}) as out:
@@ -94,11 +94,11 @@ def join(
                     missing -= file.names
                 with tensorfile.opened(part.folds) as file:
                     folds |= {name: file.get(name) for name in sorted(file.names)}
-            ends = words.made(model, form.ends, recipe, end_loss, device, made)
-            end_rows = words.write(out, model, ends, form.reason is None)
-            missing -= {name for end in form.ends for name in two.kept_in(end, form.layout)}
+            ends = rounded_for(model, form.embeddings, recipe, end_loss, device, made)
+            embedding_rows = write_rounded(out, model, ends, form.reason is None)
+            missing -= {name for end in form.embeddings for name in embeddings.kept_in(end, form.layout)}
             form.put_rest(out, model, missing)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun
-    return form.finish(source, target.folder, rows, seconds, made, end_rows)
+    return form.finish(source, target.folder, rows, seconds, made, embedding_rows)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.checkpoints.ends import End, wanted
+from quant.checkpoints.embeddings import Embedding, wanted
 from quant.data.tokens import fingerprint_in
 from quant.files.artifacts import versions
 from quant.files.tensorfile import opened
@@ -20,7 +20,7 @@ class BudgetJob(NamedTuple):
     model: ModelRecord
     known: Given
     limits: dict[str, float]
-    ends: list[End]
+    embeddings: list[Embedding]
     end_loss: str | None
 
     @classmethod
@@ -39,5 +39,5 @@ class BudgetJob(NamedTuple):
         swaps, moments = files.get("swaps"), files.moments
         known = given(files.records, files.tables, swaps, params.candidates, moments, provenance)
         with opened(files.weights) as file:
-            ends = wanted(recipe["embeddings"], model["vocabulary"], file.layout())
-        return cls(Path(files.config).parent, model, known, recipe["budget"], ends, files.get("end_loss"))
+            embeddings = wanted(recipe["embeddings"], model["embeddings"], file.layout())
+        return cls(Path(files.config).parent, model, known, recipe["budget"], embeddings, files.get("end_loss"))

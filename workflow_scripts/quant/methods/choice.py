@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from quant.calibration.vocabulary import known_of, predicted
-from quant.checkpoints import ends as two
-from quant.checkpoints import packed, stored
+from quant.calibration.embedding_moments import known_of, predicted
+from quant.checkpoints import embeddings, packed, stored
 from quant.errors import InputError
 from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import mark, read_json, require
@@ -123,7 +122,7 @@ def sizes_of(
 
 
 def ends_among(
-    ends: Sequence[two.End],
+    ends: Sequence[embeddings.Embedding],
     options: int,
     untouched: bool,
     dense: tensorfile.Layout,
@@ -139,7 +138,7 @@ def ends_among(
         if untouched:
             nats[i, -1] = 0.0
         for k, held in ((0, layout), (options - 1, dense)):
-            own = two.kept_in(each, held)
+            own = embeddings.kept_in(each, held)
             if k == 0 or untouched:
                 sizes[1, i, k] = packed.bits_of(own) + 8 * sum(tensorfile.entry_bytes(n, *own[n], end) for n in own)
     return nats, sizes
@@ -211,7 +210,7 @@ def choice_of(
     known: Given,
     limits: dict[str, float],
     metadata: dict[str, str],
-    ends: Sequence[two.End] = (),
+    ends: Sequence[embeddings.Embedding] = (),
     end_loss: str | None = None,
 ) -> Choice:
     """model, held: the original's weights and each candidate's; metadata: of the file that it is for. All else as
@@ -267,7 +266,7 @@ def widths_of(
     linears: Mapping[str, int],
     known: Given,
     limits: dict[str, float],
-    ends: Sequence[two.End] = (),
+    ends: Sequence[embeddings.Embedding] = (),
     end_loss: str | None = None,
 ) -> dict[str, Any]:
     """A row for each linear with its bits and group_size, for a recipe that quantises the whole model with them; the

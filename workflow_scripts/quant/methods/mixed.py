@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.checkpoints import ends as two
-from quant.checkpoints import packed, stored
+from quant.checkpoints import embeddings, packed, stored
 from quant.checkpoints.coverage import quantized_share
 from quant.errors import InputError
 from quant.files import shards, tensorfile
@@ -35,7 +34,7 @@ def mix_checkpoint(
     known: Given,
     limits: dict[str, float],
     left: Mapping[str, str],
-    ends: Sequence[two.End] = (),
+    ends: Sequence[embeddings.Embedding] = (),
     end_loss: str | None = None,
 ) -> MethodRecord:
     """Chooses within a budget's limits and writes target/model.safetensors beside copies of the source's other files,
@@ -63,10 +62,10 @@ def mix_checkpoint(
         grids = {} if reason else {name: held[index[each.method]].packed[name] for name, each in of.items() if each}
         layout, config = dense, read_json(source / "config.json")
         if grids:
-            grids |= two.heads(taken)
-            layout = two.layout_with(packed.layout(dense, grids), dense, taken)
+            grids |= embeddings.heads(taken)
+            layout = embeddings.layout_with(packed.layout(dense, grids), dense, taken)
             own_config = packed.quantization_config(grids, dense, left, model.naming)
-            config |= {"quantization_config": two.configured(own_config, taken, model.naming)}
+            config |= {"quantization_config": embeddings.configured(own_config, taken, model.naming)}
         moved: dict[str, Tensor] = {}
         with shards.writing(target / model.path.name, layout, metadata) as out:
             for name, each in of.items():
@@ -86,7 +85,7 @@ def mix_checkpoint(
                 if end not in taken:
                     written = {f"{end.name}.weight": model.get(f"{end.name}.weight")}
                 elif grids:
-                    written = {key: held[0].file.get(key) for key in two.kept_in(end, layout)}
+                    written = {key: held[0].file.get(key) for key in embeddings.kept_in(end, layout)}
                 else:
                     written = {f"{end.name}.weight": held[0].weight(end.name)}
                 put_finite(out, written, target)
@@ -105,7 +104,7 @@ def mix_checkpoint(
         "quantize_s": time.perf_counter() - begun,
         "storage": "simulated" if reason else "packed",
         "storage_reason": reason or "",
-        "no_kernels": "" if reason else two.unread_by_vllm(taken) or without_kernels(dense, grids) or "",
+        "no_kernels": "" if reason else embeddings.unread_by_vllm(taken) or without_kernels(dense, grids) or "",
         **quantized_share(dense, quantized),
         "left": {name: cause for name, cause in left.items() if name not in gone}
         | {name: LEFT for name, each in of.items() if each is None},
@@ -116,7 +115,7 @@ def mix_checkpoint(
     if choice.words is not None:
         record["swaps"] = choice.words
     if taken:
-        record["vocabulary"] = [row for row in candidates[0].record["vocabulary"] if row["module"] in gone]
+        record["embeddings"] = [row for row in candidates[0].record["embeddings"] if row["module"] in gone]
     return record
 
 

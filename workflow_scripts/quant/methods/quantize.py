@@ -15,23 +15,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
-from quant.checkpoints import byte_codes, packed
-from quant.checkpoints import ends as two
+from quant.checkpoints import byte_codes, embeddings, packed
 from quant.checkpoints.coverage import quantized_share
 from quant.errors import InputError
 from quant.files import naming, pieces, shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import Layout, put_finite
 from quant.files.weight_names import is_weights
-from quant.methods import vocabulary as words
 from quant.methods.block import Block
+from quant.methods.embeddings import RoundedEmbedding, rounded_for, write_rounded
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, fused, shared_groups
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance, Summary
-from quant.records.model import Linears, Vocabulary
+from quant.records.model import Embeddings, Linears
 
 logger = logging.getLogger("quant")
 
@@ -48,11 +47,11 @@ class Source(NamedTuple):
     linears: dict[str, int]
     left: Mapping[str, str] = MappingProxyType({})
     unpacked: Mapping[str, str] = MappingProxyType({})
-    vocabulary: Vocabulary | None = None
+    embeddings: Embeddings | None = None
 
     @classmethod
     def of(cls, folder: Path, record: Linears) -> "Source":
-        return cls(folder, record["linears"], record["left"], record["unpacked"], record["vocabulary"])
+        return cls(folder, record["linears"], record["left"], record["unpacked"], record["embeddings"])
 
 
 class Output(NamedTuple):
@@ -69,13 +68,13 @@ class Kept:
 
     with_linears: bool = True
     linears: dict[str, Codes] = field(default_factory=dict)
-    ends: list[words.Rounded] = field(default_factory=list)
+    embeddings: list[RoundedEmbedding] = field(default_factory=list)
 
 
 class Form(NamedTuple):
     """What a checkpoint will be: its config.json and header, the source's layout and its own; grids: of packed linears;
-    reason: why none is packed; inputs: whether readers round inputs too; ends: the embedding and the head, where
-    they are quantised."""
+    reason: why none is packed; inputs: whether readers round inputs too; embeddings: those that are quantised, the
+    head among them."""
 
     config: dict[str, Any]
     dense: Layout
@@ -84,7 +83,7 @@ class Form(NamedTuple):
     reason: str | None
     metadata: dict[str, str]
     inputs: bool
-    ends: list[two.End]
+    embeddings: list[embeddings.Embedding]
 
     @classmethod
     def of(
@@ -96,7 +95,7 @@ class Form(NamedTuple):
         provenance: Provenance,
     ) -> "Form":
         dense, linears, unpacked = (layout := model.layout()), source.linears, source.unpacked
-        ends = two.wanted(recipe.parameters.get("embeddings"), source.vocabulary, dense)
+        ends = embeddings.wanted(recipe.parameters.get("embeddings"), source.embeddings, dense)
         reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
         reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
         grids: dict[str, Grid] = {}
@@ -107,10 +106,10 @@ class Form(NamedTuple):
                 f"would be dense: {reason}; leave activations out"
             )
         if reason is None:
-            grids = {name: recipe.at(name).grid for name in linears} | two.heads(ends)
-            layout = two.layout_with(packed.layout(dense, grids), dense, ends)
+            grids = {name: recipe.at(name).grid for name in linears} | embeddings.heads(ends)
+            layout = embeddings.layout_with(packed.layout(dense, grids), dense, ends)
             said = packed.quantization_config(grids, dense, source.left, model.naming, inputs)
-            said = two.configured(said, ends, model.naming)
+            said = embeddings.configured(said, ends, model.naming)
             config = (
                 config | {"quantization_config": said} | byte_codes.config_of({grid.format for grid in grids.values()})
             )
@@ -130,7 +129,7 @@ class Form(NamedTuple):
         rows: list[dict[str, Any]],
         seconds: float,
         provenance: Provenance,
-        end_rows: list[dict[str, Any]],
+        embedding_rows: list[dict[str, Any]],
     ) -> MethodRecord:
         """The checkpoint's other files, and the record of what was made."""
         linears = source.linears
@@ -147,15 +146,17 @@ class Form(NamedTuple):
             "storage_reason": self.reason or "",
             "no_kernels": ""
             if self.reason
-            else two.unread_by_vllm(self.ends) or without_kernels(self.dense, self.grids, self.inputs) or "",
-            **quantized_share(self.dense, [*linears, *(end.name for end in self.ends)]),
+            else embeddings.unread_by_vllm(self.embeddings)
+            or without_kernels(self.dense, self.grids, self.inputs)
+            or "",
+            **quantized_share(self.dense, [*linears, *(end.name for end in self.embeddings)]),
             "left": {
-                name: why for name, why in source.left.items() if all(name not in end.owners for end in self.ends)
+                name: why for name, why in source.left.items() if all(name not in end.owners for end in self.embeddings)
             },
         }
         record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance}
-        if end_rows:
-            record["vocabulary"] = end_rows
+        if embedding_rows:
+            record["embeddings"] = embedding_rows
         return record
 
 
@@ -195,10 +196,10 @@ def quantize_checkpoint(
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target.folder / model.path.name, form.layout, form.metadata) as out:
-            ends = list(words.made(model, form.ends, recipe, end_loss, device, provenance))
-            end_rows = words.write(out, model, ends, form.reason is None)
+            ends = list(rounded_for(model, form.embeddings, recipe, end_loss, device, provenance))
+            embedding_rows = write_rounded(out, model, ends, form.reason is None)
             if keep is not None:
-                keep.ends += ends
+                keep.embeddings += ends
             codes = keep.linears if keep is not None and keep.with_linears else None
             given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
             for made in blocks_made(model, config, *given):
@@ -208,9 +209,9 @@ def quantize_checkpoint(
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
-            form.put_rest(out, model, untouched - {f"{end.name}.weight" for end in form.ends})
+            form.put_rest(out, model, untouched - {f"{end.name}.weight" for end in form.embeddings})
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
-    return form.finish(source, target.folder, rows, time.perf_counter() - begun, provenance, end_rows)
+    return form.finish(source, target.folder, rows, time.perf_counter() - begun, provenance, embedding_rows)
 
 
 def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from quant.checkpoints import packed
-from quant.checkpoints.ends import spared_bits, why_not
+from quant.checkpoints.embeddings import spared_bits, why_not
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -23,7 +23,7 @@ from quant.models.depth import layer_at
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.recipe.widths import UNTOUCHED
-from quant.records.model import Vocabulary
+from quant.records.model import Embeddings
 from quant.workflow.shape import EXPERTS, Shape, moment_numbers
 
 
@@ -86,7 +86,7 @@ def limit_mistakes(
     recipes: dict[str, dict[str, Any]],
     linears: list[str],
     layout: tensorfile.Layout,
-    vocabulary: Vocabulary,
+    embeddings: Embeddings,
 ) -> Iterator[str]:
     """limits of a packed checkpoint by key; layout: of the unquantised one. A study without packed methods has none."""
     shapes = {name: layout[f"{name}.weight"][1] for name in linears}
@@ -101,7 +101,7 @@ def limit_mistakes(
         rest = packed.bits_of(
             {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
         )
-        size = (whole - spared_bits(entry, vocabulary, layout)) / 8e6
+        size = (whole - spared_bits(entry, embeddings, layout)) / 8e6
         found = {"max_bits_per_weight": (whole - rest) / weights, "max_size_mb": size}
         for key in limits:
             sizes[key][name] = found[key]
@@ -133,7 +133,7 @@ def least_bits(recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tup
 
 
 def budget_mistakes(
-    budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout, vocabulary: Vocabulary
+    budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout, embeddings: Embeddings
 ) -> Iterator[str]:
     """Budgets by method that even the smallest candidates exceed; layout: of the unquantised checkpoint."""
     shapes = {name: layout[f"{name}.weight"] for name in linears}
@@ -141,7 +141,7 @@ def budget_mistakes(
     rest = packed.bits_of({key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes})
     for method, recipe in budgets.items():
         least, limits = sum(least_bits(recipe, name, *known) for name, known in shapes.items()), recipe["budget"]
-        size = (least + rest - spared_bits(recipe, vocabulary, layout)) / 8e6
+        size = (least + rest - spared_bits(recipe, embeddings, layout)) / 8e6
         said = {
             "bits_per_weight": (least / weights, f"{least / weights:.3f} bits per weight"),
             "size_mb": (size, f"{megabytes(size)} MB"),
@@ -155,11 +155,11 @@ def budget_mistakes(
 
 
 def embedding_mistakes(
-    entries: dict[str, dict[str, Any]], layout: tensorfile.Layout, vocabulary: Vocabulary
+    entries: dict[str, dict[str, Any]], layout: tensorfile.Layout, embeddings: Embeddings
 ) -> Iterator[str]:
     """`embeddings` by method that cannot be."""
     for method, entry in entries.items():
-        if entry.get("needed", True) and (reason := why_not(entry, vocabulary, layout)):
+        if entry.get("needed", True) and (reason := why_not(entry, embeddings, layout)):
             yield f"methods.{method}.embeddings: {reason}"
 
 
@@ -174,8 +174,8 @@ def type_mistakes(types: dict[str, list[str]], linears: list[str]) -> Iterator[s
                 )
 
 
-def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
-    """A line for each demand (quant.workflow.demands) that the model does not meet; linears, vocabulary: of convert's
+def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], embeddings: Embeddings) -> list[str]:
+    """A line for each demand (quant.workflow.demands) that the model does not meet; linears, embeddings: of convert's
     record."""
     config = read_json(checkpoint / "config.json")
     by_block = {i: list(names) for i, names in groupby(linears, key=linears.__getitem__)}
@@ -201,7 +201,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
         except InputError as error:
             found.append(f"methods.{name}: {error}")
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
-        known = list(linears), file.layout(), vocabulary
+        known = list(linears), file.layout(), embeddings
         found += limit_mistakes(wanted["limits"], wanted["recipes"], *known)
         found += budget_mistakes(wanted["budgets"], *known)
         found += type_mistakes(wanted["types"], known[0])

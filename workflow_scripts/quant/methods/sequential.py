@@ -16,9 +16,9 @@ from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
+from quant.methods.embeddings import RoundedEmbedding
 from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
-from quant.methods.vocabulary import Rounded
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
 
@@ -70,7 +70,7 @@ class Sequential:
         batch_tokens: int,
         reconstruction: Reconstruction | None = None,
         left_out: frozenset[int] = frozenset(),
-        ends: Sequence[Rounded] = (),
+        ends: Sequence[RoundedEmbedding] = (),
     ) -> None:
         """left_out: sequences that reconstruction does not look at; ends: embedding and head as quantised, filled
         before the first block comes. Reconstruction's steps have the tokens that it asks for, in as many batches as
@@ -85,8 +85,8 @@ class Sequential:
         self._pairs: Iterator[Pair] = self._begun(streams, ends)
 
     @staticmethod
-    def _begun(streams: Streams, ends: Sequence[Rounded]) -> Iterator[Pair]:
-        yield from streams.pairs({f"{each.name}.weight": each.codes.dequantize() for each in ends if each.embeds})
+    def _begun(streams: Streams, ends: Sequence[RoundedEmbedding]) -> Iterator[Pair]:
+        yield from streams.pairs({f"{each.name}.weight": each.codes.dequantize() for each in ends if each.is_input})
 
     def __call__(
         self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator

@@ -76,7 +76,7 @@ def tune_checkpoint(
     """Tunes a written checkpoint of these codes; returns what `Tuner.tune` says. source: the original's folder."""
     weights, config = target.folder / "model.safetensors", read_json(target.folder / "config.json")
     with tensorfile.opened(weights) as file:
-        own = {name: each.codes.dequantize() for each in kept.ends for name in each.owners}
+        own = {name: each.codes.dequantize() for each in kept.embeddings for name in each.owners}
         tuner = Tuner(load_original(source, compute.device, compute.dtype), file, kept.linears, compute.device, own)
         old = {name: norm.detach().cpu().clone() for name, norm in tuner.norms.items()}
         found = tuner.tune(calibration.sequences, tuning, seed)
@@ -119,7 +119,7 @@ def quantize_with_model(
     way = None
     if chosen.inputs == "sequential":
         aims = reconstruction_of(recipe, len(calibration.sequences))
-        way = Sequential(source.folder, calibration, *compute, *aims, kept.ends)
+        way = Sequential(source.folder, calibration, *compute, *aims, kept.embeddings)
     given = (source, target, statistics, chosen, compute.device, provenance)
     record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)
     if way is not None and way.errors:

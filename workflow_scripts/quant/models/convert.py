@@ -20,7 +20,7 @@ from quant.files.artifacts import file_sha256, versions, write_json, write_text
 from quant.files.weight_names import LIMIT, WEIGHTS
 from quant.models import dequantised, published, quantised, sources, tokenizers
 from quant.models.experts import held, unrolling
-from quant.models.linears import all_linears, decoder_blocks, left_alone, vocabulary
+from quant.models.linears import all_linears, decoder_blocks, embeddings_in, left_alone
 from quant.models.minicpm import granite_config
 from quant.models.native import NO_TEXT, as_native, empty_model, is_causal, native_object, text_part, text_tensors
 from quant.models.notes import called, packs
@@ -179,9 +179,9 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
         raise InputError(f"{where}: no token reaches a linear of {type(model).__name__} through a forward call")
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
     metadata = unrolling(model).written.metadata() | published.names(model).metadata()
-    words = vocabulary(model, tensors, tied)
+    embeddings = embeddings_in(model, tensors, tied)
     unpacked = why_unpacked(model, linears)
-    made: Linears = {"linears": linears, "left": left, "unpacked": unpacked, "vocabulary": words}
+    made: Linears = {"linears": linears, "left": left, "unpacked": unpacked, "embeddings": embeddings}
     return Checked(config, tensors, metadata, made)
 
 

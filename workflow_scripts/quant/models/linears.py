@@ -10,7 +10,7 @@ from torch import nn
 
 from quant.errors import InputError
 from quant.models.experts import routing, unroll
-from quant.records.model import Vocabulary
+from quant.records.model import Embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +97,7 @@ def left_alone(model: "PreTrainedModel", linears: dict[str, int], called: set[st
     return reasons
 
 
-def vocabulary(model: "PreTrainedModel", tensors: Iterable[str], tied: Mapping[str, str]) -> Vocabulary:
+def embeddings_in(model: "PreTrainedModel", tensors: Iterable[str], tied: Mapping[str, str]) -> Embeddings:
     """The modules whose rows are tokens, as a file of these tensors has them. tied: by a parameter, whose it is."""
     at = {id(module): name for name, module in model.named_modules()}
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()

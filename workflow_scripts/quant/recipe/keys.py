@@ -320,7 +320,7 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     files |= {"end_loss": f"end_loss-{recipe['parts']}.safetensors"} if recipe["budget"] is not None else {}
     learns = recipe["clip"] or MOMENT in reads(recipe)
-    files |= {"vocabulary": f"end_loss-{recipe['parts']}.safetensors"} if recipe["embeddings"] and learns else {}
+    files |= {"embedding_moments": f"end_loss-{recipe['parts']}.safetensors"} if recipe["embeddings"] and learns else {}
     return {key: f"{folder}/{name}" for key, name in files.items()}
 
 

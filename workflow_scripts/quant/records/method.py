@@ -43,7 +43,7 @@ class Summary(Coverage):
 class MethodRecord(TypedDict):
     """linears: a row each, with `linear`, `layer`, `alpha`, `objective` and how it was rounded; reconstruction: each
     block's error before and after; tuning: how that went; predicted_nats: of a budget, what its choice is predicted to
-    cost the model, nats a token; swaps: by how much they corrected that; vocabulary: a row for each weight of the
+    cost the model, nats a token; swaps: by how much they corrected that; embeddings: a row for each weight of the
     embedding and the head that is quantised."""
 
     linears: list[dict[str, Any]]
@@ -53,4 +53,4 @@ class MethodRecord(TypedDict):
     tuning: NotRequired[dict[str, Any]]
     predicted_nats: NotRequired[float]
     swaps: NotRequired[str]
-    vocabulary: NotRequired[list[dict[str, Any]]]
+    embeddings: NotRequired[list[dict[str, Any]]]

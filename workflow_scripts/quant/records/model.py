@@ -3,7 +3,7 @@
 from typing import Any, TypedDict
 
 
-class Vocabulary(TypedDict):
+class Embeddings(TypedDict):
     """embedding, head: modules of the tokens' rows; tied: whether they share one weight, which the file has under the
     embedding's name; unread: why transformers cannot load them quantised, nothing where it can."""
 
@@ -20,7 +20,7 @@ class Linears(TypedDict):
     linears: dict[str, int]
     left: dict[str, str]
     unpacked: dict[str, str]
-    vocabulary: Vocabulary
+    embeddings: Embeddings
 
 
 class Origin(TypedDict, total=False):

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibration.embedding_moments import ROWS, common_moment, known_of, predicted
 from quant.calibration.reader import LinearStatistics
-from quant.calibration.vocabulary import ROWS, common_moment, known_of, predicted
-from quant.checkpoints import packed
-from quant.checkpoints import vocabulary as held_codes
-from quant.checkpoints.ends import End
+from quant.checkpoints import embedding_codes, packed
+from quant.checkpoints.embeddings import Embedding
 from quant.files import tensorfile
 from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
@@ -22,9 +21,9 @@ from quant.records.method import Provenance
 
 
 @dataclass(frozen=True)
-class Rounded(End):
-    """codes: as the file will have them; predicted_nats: what they cost the model by calibration/vocabulary.py, None
-    where no statistics say."""
+class RoundedEmbedding(Embedding):
+    """codes: as the file will have them; predicted_nats: what they cost the model (calibration/embedding_moments.py),
+    None where no statistics say."""
 
     codes: Codes
     predicted_nats: float | None
@@ -46,59 +45,61 @@ def round_rows(
 
 def rounded(
     model: tensorfile.TensorFile,
-    ends: Iterable[End],
+    embeddings: Iterable[Embedding],
     recipe: Recipe,
     statistics: str | None,
     device: str,
     expected: dict[str, Any],
-) -> Iterator[Rounded]:
+) -> Iterator[RoundedEmbedding]:
     """Every weight whose rows are tokens. statistics: the end loss's moments, of the model and tokens that `expected`
     says."""
     layout, generator = model.layout(), torch.Generator().manual_seed(recipe.seed)
-    for end in ends:
-        dtype, (_, n_in) = layout[f"{end.name}.weight"]
-        w = model.get(f"{end.name}.weight", device, torch.float32)
-        known = None if statistics is None else known_of(statistics, end.owners, expected, device)
-        codes = round_rows(w, None if known is None else common_moment(known), recipe, end.grid, dtype, generator)
+    for each in embeddings:
+        dtype, (_, n_in) = layout[f"{each.name}.weight"]
+        w = model.get(f"{each.name}.weight", device, torch.float32)
+        known = None if statistics is None else known_of(statistics, each.owners, expected, device)
+        codes = round_rows(w, None if known is None else common_moment(known), recipe, each.grid, dtype, generator)
         nats = None if known is None else predicted(w - codes.dequantize(), known)
-        codes = Codes(codes.codes.cpu(), codes.step.cpu(), codes.zero.cpu(), end.grid, n_in)
-        yield Rounded(end.owners, end.grid, end.embeds, codes, nats)
+        codes = Codes(codes.codes.cpu(), codes.step.cpu(), codes.zero.cpu(), each.grid, n_in)
+        yield RoundedEmbedding(each.owners, each.grid, each.is_input, codes, nats)
 
 
-def made(
+def rounded_for(
     model: tensorfile.TensorFile,
-    ends: Iterable[End],
+    embeddings: Iterable[Embedding],
     recipe: Recipe,
     statistics: str | None,
     device: str,
     provenance: Provenance,
-) -> Iterator[Rounded]:
+) -> Iterator[RoundedEmbedding]:
     """`rounded` for a checkpoint of this provenance."""
     keys = ("model_fingerprint", *(["token_fingerprint"] if statistics is not None else []))
     expected = {key: value for key, value in provenance.items() if key in keys}
-    return rounded(model, ends, recipe, statistics, device, expected)
+    return rounded(model, embeddings, recipe, statistics, device, expected)
 
 
-def write(out: Any, model: tensorfile.TensorFile, ends: Iterable[Rounded], is_packed: bool) -> list[dict[str, Any]]:
-    """Puts rounded ends into a checkpoint; a row each. out: a writer of one file or of shards."""
+def write_rounded(
+    out: Any, model: tensorfile.TensorFile, embeddings: Iterable[RoundedEmbedding], is_packed: bool
+) -> list[dict[str, Any]]:
+    """Puts them into a checkpoint; a row each. out: a writer of one file or of shards."""
     rows = []
-    for each in ends:
+    for each in embeddings:
         written = tensors_of(each, is_packed)
         tensorfile.put_finite(out, written, model.path.parent)
         rows.append(row_of(each, packed.bits_of({key: out.layout[key] for key in written}), is_packed))
     return rows
 
 
-def tensors_of(each: Rounded, is_packed: bool) -> dict[str, Tensor]:
+def tensors_of(each: RoundedEmbedding, is_packed: bool) -> dict[str, Tensor]:
     """What the file holds of one."""
     if not is_packed:
         return {f"{each.name}.weight": each.codes.dequantize()}
-    if each.embeds:
-        return held_codes.parts(each.owners, each.codes)
+    if each.is_input:
+        return embedding_codes.parts(each.owners, each.codes)
     return packed.pack(each.name, each.codes)
 
 
-def row_of(each: Rounded, bits: int, is_packed: bool) -> dict[str, Any]:
+def row_of(each: RoundedEmbedding, bits: int, is_packed: bool) -> dict[str, Any]:
     """What the record says of one; bits: of its tensors in a packed file."""
     grid, n_out = each.grid, len(each.codes.codes)
     taken = bits if is_packed else grids.storage_bits(n_out, each.codes.n_in, grid)

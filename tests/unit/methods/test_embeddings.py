@@ -10,19 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quant.calibration.embedding_moments import frequencies, predicted
 from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import to_triangle
-from quant.calibration.vocabulary import frequencies, predicted
 from quant.checkpoints import stored
-from quant.checkpoints.ends import ends_of, grid_of
+from quant.checkpoints.embeddings import embeddings_of, grid_of
 from quant.checkpoints.export import export
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.methods.choice import Candidate, Given
+from quant.methods.embeddings import rounded
 from quant.methods.mixed import mix_checkpoint
 from quant.methods.quantize import Output, Source, quantize_checkpoint
-from quant.methods.vocabulary import rounded
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
 from tests.unit.methods.mixtures import READS
@@ -33,7 +33,7 @@ IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
 Made = Callable[..., tuple[Path, Any]]
 
 
-def vocabulary(tied: bool) -> Any:
+def described(tied: bool) -> Any:
     return {"embedding": EMBEDDING, "head": HEAD, "tied": tied, "unread": ""}
 
 
@@ -78,7 +78,7 @@ def made(source: Any, tmp_path: Path) -> Made:
         folder = tmp_path / method
         recipe = PLAIN | {"group_size": 16, "embeddings": {"bits": 8, "group_size": -1}} | changes
         record = quantize_checkpoint(
-            Source(source(tied), LINEARS, {HEAD: "output head"}, vocabulary=vocabulary(tied)),
+            Source(source(tied), LINEARS, {HEAD: "output head"}, embeddings=described(tied)),
             Output(folder / "checkpoint", folder / "folds.safetensors"),
             Statistics({}, "tiny", PATTERNS, "tokens"),
             Recipe.of(recipe),
@@ -130,7 +130,7 @@ def test_transformers_loads_them(made: Made, tied: bool, bits: int, group_size: 
     held = load_file(checkpoint / "model.safetensors")
     assert held[f"{EMBEDDING}.weight"].dtype == torch.int8 and (f"{HEAD}.weight_packed" in held) != tied
     assert held[f"{EMBEDDING}.weight"].abs().max() == 2 ** (bits - 1) - 1
-    rows = {row["module"]: row["storage_bits"] for row in record["vocabulary"]}
+    rows = {row["module"]: row["storage_bits"] for row in record["embeddings"]}
     own = {n: v for n, v in held.items() if n.startswith((f"{EMBEDDING}.", f"{HEAD}."))}
     assert sum(rows.values()) == 8 * sum(value.nbytes for value in own.values())
     original = load_file(tmp_path / "source/model.safetensors")
@@ -171,7 +171,7 @@ def test_what_they_cost_rounds_and_predicts(source: Any, end_loss: str) -> None:
     for rounding in ("nearest", "gptq"):
         entry = {"clip": True, "rounding": rounding, "embeddings": {"bits": 4, "group_size": 32}}
         with tensorfile.opened(folder / "model.safetensors") as file:
-            ends = ends_of(vocabulary(True), grid_of(entry["embeddings"]))
+            ends = embeddings_of(described(True), grid_of(entry["embeddings"]))
             (end,) = rounded(file, ends, Recipe.of(PLAIN | entry), end_loss, "cpu", known)
         assert end.owners == [EMBEDDING, HEAD] and end.codes.codes.abs().max() <= 8
         difference = (w - end.codes.dequantize()).double().numpy()
@@ -226,7 +226,7 @@ def test_a_budget_takes_them_where_its_size_wants_them(made: Made, end_loss: str
         checkpoint, record = made(True, f"b{bits}", bits=bits)
         rows = {row["linear"]: row["storage_bits"] for row in record["linears"]}
         made_of.append(Candidate(f"b{bits}", checkpoint.parent, record, dict.fromkeys(LINEARS, 4.0**-bits), rows))
-    ends = ends_of(vocabulary(True), grid_of({"bits": 8, "group_size": -1}))
+    ends = embeddings_of(described(True), grid_of({"bits": 8, "group_size": -1}))
     sizes = {}
     least = (made_of[0].checkpoint / "model.safetensors").stat().st_size
     for name, size in (("small", least / 1e6 + 0.002), ("large", 0.19)):
@@ -247,13 +247,13 @@ def test_a_budget_takes_them_where_its_size_wants_them(made: Made, end_loss: str
         check_loaded(path)
         sizes[name] = (path / "model.safetensors").stat().st_size
         assert sizes[name] <= 1e6 * size, name
-        taken = "vocabulary" in record
+        taken = "embeddings" in record
         held = load_file(path / "model.safetensors")
         assert (held[f"{EMBEDDING}.weight"].dtype == torch.int8) == taken
         if taken:
             before = load_file(made_of[0].checkpoint / "model.safetensors")
             assert all(torch.equal(held[key], before[key]) for key in held if key.startswith((EMBEDDING, HEAD)))
-            assert record["vocabulary"] == made_of[0].record["vocabulary"]
+            assert record["embeddings"] == made_of[0].record["embeddings"]
         assert (HEAD in record["summary"]["left"]) != taken
         assert taken == (name == "small")
 
