@@ -1,14 +1,17 @@
 """What a job leaves beside its log, and the report's reading of it."""
 
+import gc
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quant.errors import InputError
 from quant.files.artifacts import read_json
 from quant.report.steps import read_benchmarks
-from quant.workflow.job import note_gpu_peak
+from quant.workflow.job import job, note_gpu_peak
 
 STUDY = {"models": ["m"], "methods": ["a", "b"], "datasets": ["d"]}
 
@@ -54,3 +57,16 @@ def test_a_job_without_a_gpu_leaves_no_peak_of_an_earlier_run(tmp_path: Path, mo
         note_gpu_peak(tmp_path / "job.log")
         assert peak.exists() == used
         assert not used or read_json(peak) == {"gpu_peak_mb": 2.5, "gpu": "a card"}
+
+
+def test_a_job_that_has_ended_well_is_not_looked_through_for_garbage(tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: done.append("frozen"))
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # as it is, again afterwards
+    with job(tmp_path / "job.log"):
+        done.append("worked")
+    assert done == ["worked", "frozen"]
+    with pytest.raises(SystemExit), job(tmp_path / "job.log"):
+        raise InputError("no")
+    assert done == ["worked", "frozen"]

@@ -396,4 +396,5 @@ USERS: dict[str, set[str]] = {
     "recipe/column_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
     "methods/budget_job": {"choose_widths", "quantize_budget"},
     "methods/given_widths": {"quantize_with_model"},
+    "models/importing": PASSES | MEASURES | TEXTS | ANSWERS | {"convert", "export", "make_task", "measure_swaps"},
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from quant.errors import InputError
 from quant.models.experts import routing, unroll
+from quant.models.importing import uncollected
 from quant.records.model import Embeddings
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 def skeleton(checkpoint: Path) -> "PreTrainedModel":
     """The model of a checkpoint directory with parameters on `meta` and buffers (rotary frequencies) in memory."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with uncollected():
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(checkpoint)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        config = AutoConfig.from_pretrained(checkpoint)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     return unroll(model)
 
 

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from quant.models.importing import uncollected
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     """The causal language model, ready to run."""
-    from transformers import AutoModelForCausalLM
-
     quantised = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     fp4 = any("fp4" in name for name in formats_of(quantised or {}))
     # compressed-tensors would compile its rounding to E2M1, which it does to weights that are not yet there
-    with torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
+    with uncollected(), torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     plain: nn.Module = model  # whose `to` has a type
     plain.to(device)

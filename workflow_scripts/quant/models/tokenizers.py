@@ -13,6 +13,7 @@ from typing import Any
 from quant.errors import InputError
 from quant.files.artifacts import write_text
 from quant.models.gguf_tokenizer import surround
+from quant.models.importing import uncollected
 from quant.models.sentencepiece_model import from_sentencepiece
 from quant.models.sources import AGAIN, json_object
 
@@ -96,7 +97,8 @@ def settle(folder: Path, tokenizer: Any, special: dict[str, Any], where: str) ->
 
 def load(folder: Path) -> Any:
     """A checkpoint's tokenizer by transformers, with tokenizer.json's ids."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with uncollected():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -18,13 +18,15 @@ LOADED = 7e8  # bytes a second
 
 class Estimate(NamedTuple):
     """ram, gpu: peak bytes of the host (mapped pages among them) and of the card; disk: of the outputs; model, float32:
-    FLOP by the type of the products; read, written: bytes of files; start: seconds before the work."""
+    FLOP by the type of the products; pieces: linears that are gone through one by one; read, written: bytes of files;
+    start: seconds before the work."""
 
     ram: float = LIGHT
     gpu: float = 0.0
     disk: float = 0.0
     model: float = 0.0
     float32: float = 0.0
+    pieces: float = 0.0
     read: float = 0.0
     written: float = 0.0
     start: float = 2.0
@@ -96,6 +98,11 @@ def head(shape: Shape, tokens: int) -> float:
 def outer(shape: Shape, tokens: int) -> float:
     """XᵀX of every input, one triangle."""
     return shape.depth * sum(e.n * e.share * tokens * e.n_in * (e.n_in + 1) for e in shape.linears if e.reads)
+
+
+def pieces(shape: Shape) -> float:
+    """Linears of all blocks; an expert's takes longer, with tokens of its own."""
+    return shape.depth * sum(each.n * (1.7 if each.n >= EXPERTS else 1.0) for each in shape.linears)
 
 
 def products(shape: Shape) -> float:

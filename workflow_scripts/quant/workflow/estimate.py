@@ -19,6 +19,7 @@ from quant.workflow.amounts import (
     is_packed,
     moments,
     outer,
+    pieces,
     products,
     stored,
 )
@@ -27,7 +28,7 @@ TORCH, TRANSFORMERS = 320 * MB, 400 * MB  # a process that has imported as much
 TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where torch is for GPUs
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
-OF_PASS = 0.6  # of the time that other work of as many products takes on a GPU
+OF_PASS = 0.8  # of the time that other work of as many products takes on a GPU
 PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one
 WIDEST = 2**27  # calibration.streams
 SAMPLE = 520  # bytes of samples and ranges an output channel
@@ -69,6 +70,7 @@ def collecting(ask: Ask) -> Estimate:
         disk,
         model=forward(shape, tokens, width) + (outer(shape, tokens) if ask.on_gpu else 0),
         float32=0 if ask.on_gpu else outer(shape, tokens),
+        pieces=pieces(shape),
         read=stored(shape),
         written=disk,
         start=ask.starting(True),
@@ -129,6 +131,7 @@ def quantising(ask: Ask) -> Estimate:
         made,
         model,
         float32,
+        pieces(shape),
         read=size + known,
         written=made,
         start=ask.starting(False),
@@ -209,30 +212,40 @@ def erring(ask: Ask) -> Estimate:
         held if ask.on_gpu else 0,
         10 * MB,
         float32=products(shape),
+        pieces=pieces(shape),
         read=stored(shape) + made + known,
         start=ask.starting(False),
     )
 
 
-def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
-    """Bytes of the host and the card for a model that is asked for logits: whole, or block by block where that is more
-    than there is."""
+def beside(ask: Ask, tokens: int) -> float:
+    """Bytes of a device beside the model that is asked for logits."""
     shape = ask.shape
-    size = shape.weights * ask.width
     logits = 1.3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
     padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
-    beside = logits + padded + ask.passing(tokens)
-    if size + beside > ask.room:
+    return logits + padded + ask.passing(tokens)
+
+
+def by_block(ask: Ask, tokens: int) -> bool:
+    """Whether that is more than there is."""
+    return ask.shape.weights * ask.width + beside(ask, tokens) > ask.room
+
+
+def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
+    """Bytes of the host and the card for a model that is asked for logits: whole, or block by block."""
+    shape = ask.shape
+    size = shape.weights * ask.width
+    if by_block(ask, tokens):
         ends = shape.embedding * ask.width * 2
         hidden = tokens * shape.hidden * ask.width
-        held = 2 * shape.block * ask.width + ends + beside + min(hidden, RESIDENT)
+        held = 2 * shape.block * ask.width + ends + beside(ask, tokens) + min(hidden, RESIDENT)
         if ask.on_gpu:
             return ask.host(
                 TRANSFORMERS, mapped=made, own=max(0, hidden - RESIDENT) + 2 * shape.block * ask.width
             ), held
         return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
-        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside
+        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside(ask, tokens)
     logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
@@ -249,7 +262,8 @@ def evaluating(ask: Ask) -> Estimate:
     kept = compared * shape.hidden * ask.width if original else 0.0
     work = forward(shape, tokens, width) + head(shape, tokens) + (0 if original else head(shape, compared))
     work *= OF_PASS if ask.on_gpu else 1
-    return Estimate(ram, gpu, kept + MB, model=work, read=made, written=kept, start=ask.loading(made))
+    alone = pieces(shape) if by_block(ask, tokens) else 0.0
+    return Estimate(ram, gpu, kept + MB, work, pieces=alone, read=made, written=kept, start=ask.loading(made))
 
 
 def answering(ask: Ask) -> Estimate:

@@ -1,6 +1,7 @@
 """What every script does around its work: log, threads, device, and a user's mistake in one line."""
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -78,6 +79,7 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
         sys.exit(1)
     note_gpu_peak(Path(log))
     logger.info("done in %.1f s", time.perf_counter() - begun)
+    gc.freeze()  # at its end Python looks for garbage several times; of transformers' objects that takes a second
 
 
 def note_gpu_peak(log: Path) -> None:

@@ -25,18 +25,20 @@ SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8)
 SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8)
 # how many times the products in the model's type and in float32 take what they would at those rates, as measured
 # (docs/results.md): between them stand norms, rotations, sums and rounding
-BESIDE = 0.45  # of writing that no work goes on beside
-READ = 2.5e9  # bytes a second of mapped files, held against their checksums
-WARM = 0.7  # seconds until a GPU's first kernels are there
-TIMES = {"cpu": (1.1, 1.1), "cuda": (2.5, 2.5)}
+TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 2.5)}
+PIECE = 4.4e-3  # seconds of Python, launches and waiting for each linear that is gone through by itself
+READ = 3.5e9  # bytes a second of mapped files, held against their checksums
+BESIDE = 0.1  # of the shorter of work and writing that does not go on beside the other
+WARM = 0.3  # seconds until a GPU's first kernels are there
 
 
 def within(found: Estimate, rates: Rates, where: str) -> float:
-    """Seconds of a job's work, its start left out: files are read and written beside it, but for a part."""
+    """Seconds of a job's work, its start left out: files are written beside it, but for a part."""
     model, float32 = TIMES[where]
     work = model * found.model / rates.model + float32 * found.float32 / rates.float32
+    work += found.pieces * PIECE + found.read / READ
     writing = found.written / rates.disk
-    return max(writing, work + BESIDE * writing, found.read / READ) + (WARM if where == "cuda" else 0)
+    return max(work, writing) + BESIDE * min(work, writing) + (WARM if where == "cuda" else 0)
 
 
 def seconds(found: Estimate, rates: Rates, where: str) -> float:
