@@ -8,6 +8,8 @@ if IS_MODULE:  # its configuration says what to change, as an experiment's does
 try:
     for path in (ROOT, *workflow.overwrite_configfiles):
         paths.check_braces(path)
+    for path in CONFIG_FILES:
+        values.check_repeated(Path(path))
     WRITTEN = values.typed(config, {} if IS_MODULE else workflow.config_settings.config, SCHEMA)
     WRITTEN = paths.anchored(WRITTEN, CONFIG_FILES, functools.cache(load_configfile))
     CONFIG = configuration.load(paths.named_texts(WRITTEN), SCHEMA)

@@ -110,6 +110,12 @@ def test_a_bad_model_ends_in_one_line_and_leaves_no_output(failed: tuple[Path, s
     assert not (project / "results/sources/other-wheel-1.0.whl").exists()
 
 
+def test_a_file_that_says_a_thing_twice(project: Path) -> None:
+    (project / "twice.yaml").write_text((project / "tiny.yaml").read_text() + "study: {methods: [rtn_g]}\n")
+    seen = terminal(tiny.snakemake(project, "results/report.html", "--dry-run", config="twice.yaml"))
+    assert "twice.yaml: study stands there more than once" in seen
+
+
 def test_a_layer_that_the_model_lacks(failed: tuple[Path, str]) -> None:
     """Every step before the check works; the check names the layer and leaves nothing."""
     project, seen = failed

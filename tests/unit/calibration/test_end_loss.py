@@ -28,6 +28,7 @@ from quant.models.linears import all_linears
 from quant.recipe.linear import round_linear, targets_of
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import search_scale
+from tests import matrix
 from tests.unit import reference
 from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, LENGTHS, TUPLES, saved
 from tests.unit.recipe.cases import PATTERNS, PLAIN, case, statistics_of
@@ -284,3 +285,11 @@ def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the end loss is not known for mixtures of experts") as caught:
         collect_end_loss(Material(tmp_path, tokens, {}), str(tmp_path / "out"), 1, 0, Compute("cpu", torch.float32, 18))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_blocks_that_hand_on_more_than_a_state_a_token_are_refused(tmp_path: Path) -> None:
+    """Gemma 3n's four streams."""
+    matrix.build("gemma3n_text").save_pretrained(tmp_path)
+    tokens = Tokens([torch.arange(9), torch.arange(7)], "f", {})
+    with pytest.raises(InputError, match=r"layers.0: puts out \[4, 2, 9, 32\] where its model reads \[2, 9\] tokens"):
+        collect_end_loss(Material(tmp_path, tokens, {}), str(tmp_path / "out"), 1, 0, Compute("cpu", torch.float32, 18))

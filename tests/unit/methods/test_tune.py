@@ -22,7 +22,7 @@ from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
 from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
-from tests.unit.recipe.cases import PATTERNS, PLAIN
+from tests.unit.recipe.cases import PATTERNS, PLAIN, recast
 from tests.unit.recipe.folded import MADE, Case
 
 
@@ -158,6 +158,23 @@ def test_folds_follow_the_norms(models: Callable[[str], Case], name: str, tmp_pa
                 fold = folds.get(f"model.layers.1.{linear}.input")
             assert not torch.equal(before, after)
             torch.testing.assert_close((after + offset) * fold, before + offset, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_a_channel_of_nothing_stays_nothing(models: Callable[[str], Case], name: str, tmp_path: Path) -> None:
+    """No fold would say what its linears get of it."""
+    case, end, nothing = models(name), "model.layers.1.input_layernorm.weight", -1.0 if name == "gemma" else 0.0
+
+    def silence(tensors: dict[str, Tensor]) -> None:
+        tensors[end][:3] = nothing
+
+    source = case._replace(path=recast(case.path, tmp_path / "source", silence))
+    assert run(source, tmp_path / "out", bits=2)["tuning"]["epoch"] > 0
+    after = other(tmp_path / "out", end)
+    assert (after[:3] == nothing).all() and not torch.equal(after, other(source.path, end))
+    with tensorfile.opened((tmp_path / "out").with_suffix(".folds")) as folds:
+        fold = folds.get("model.layers.1.self_attn.q_proj.input")
+    assert torch.isfinite(fold).all() and (fold > 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 4])

@@ -1,6 +1,7 @@
 """Every mistake in config.yaml ends in one line that says where, what, and what to write instead."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -45,6 +46,10 @@ def test_loading_leaves_its_argument_alone() -> None:
         ("methods.gw_awq.rounding", "nearst", ["methods.gw_awq.rounding", "did you mean nearest"]),
         ("methods.gw_awq.n_grid", 0, ["methods.gw_awq.n_grid", "at least 1"]),
         ("methods.gw_awq.symmetric", "yes", ["methods.gw_awq.symmetric", "'yes'", "boolean"]),
+        ("methods.gptq.damp", "1e-5", ["methods.gptq.damp", "'1e-5'", "YAML takes it for text; write 1.0e-05"]),
+        ("methods.gptq.damp", ["2E-1", 0.1], ["methods.gptq.damp.0", "write 0.2"]),
+        ("methods.gptq.damp", math.nan, ["methods.gptq.damp: nan is no number"]),
+        ("methods.m", {"budget": [{"size_mb": math.inf}]}, ["methods.m.budget.0.size_mb: inf is no number"]),
         ("methods.bad name", {}, ["bad name"]),
         ("methods.<b>", {}, ["<b>"]),
         ("methods.../up", {}, [""]),
@@ -81,6 +86,12 @@ def test_mistakes_are_named_in_one_line(path: str, value: Any, expected: list[st
     text = refusal(changed(path, value))
     for part in expected:
         assert part in text
+
+
+def test_one_sequence_is_too_few_to_tune_on_where_the_study_does() -> None:
+    one = changed("calibration.n_calib", 1)
+    assert "n_calib: 1" in refusal({**one, "study": one["study"] | {"methods": ["frontier"]}})
+    configuration.load(one, SCHEMA)
 
 
 def test_a_configuration_that_is_no_table_is_refused() -> None:

@@ -1,6 +1,7 @@
 """What stands in --config is taken by the schema's types."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from snakemake.utils import update_config
 
 from quant.errors import InputError
 from quant.workflow import configuration, values
+from tests import tiny
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 
@@ -17,6 +19,31 @@ def given(*arguments: str) -> dict[str, Any]:
     config, line = copy.deepcopy(DEFAULT), parse_config(arguments)
     update_config(config, line)
     return values.typed(config, line, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("study: {}\nmethods: {}\nstudy: {}\n", "study stands there more than once (lines 1 and 3)"),
+        ("methods:\n  m: {bits: 3}\n  'm': {bits: 4}\n", "m stands there more than once (lines 2 and 3)"),
+        ("a: [{b: {c: 1, c: 1}}]\n", "c stands there more than once (lines 1 and 1)"),
+        ('{"a": 1, "a": 1, "a": 1}', "a stands there more than once (lines 1 and 1 and 1)"),
+    ],
+)
+def test_what_a_file_says_twice_is_refused(text: str, found: str, tmp_path: Path) -> None:
+    """YAML would take the last."""
+    (path := tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        values.check_repeated(path)
+    assert found in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_no_experiment_says_a_thing_twice(tmp_path: Path) -> None:
+    for path in [tiny.ROOT / "config.yaml", *(tiny.ROOT / "experiments").glob("*.yaml")]:
+        values.check_repeated(path)
+    for text in ("a: {b: 1}\nc: {b: 1}\n", "<<: {a: 1}\na: 2\n", "", "{"):
+        (tmp_path / "x.yaml").write_text(text)
+        values.check_repeated(tmp_path / "x.yaml")
 
 
 @pytest.mark.parametrize(

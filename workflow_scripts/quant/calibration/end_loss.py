@@ -238,6 +238,11 @@ class Backward(Run):
             out = arguments[i].call(block, kept.get(index, i, self._device))
             self._more = len(out) - 1 if isinstance(out, tuple) else None
             out = out[0] if isinstance(out, tuple) else out
+            if out.shape[:2] != self.batches[i].ids.shape:
+                raise InputError(
+                    f"{name}: puts out {list(out.shape)} where its model reads {list(self.batches[i].ids.shape)} "
+                    "tokens, of which the end loss is not known; use moment: plain, no budget and row_feedback: 0"
+                )
             if not torch.isfinite(out).all():
                 raise InputError(
                     f"{name}: activations are NaN or infinite in {self._dtype}; set compute.dtype to float32"

@@ -100,23 +100,28 @@ class TunedLinear(nn.Module):
 
 
 class InDtype(nn.Module):
-    """A norm's float32 weight as its model computes with it, or, with `as_stored`, as a file holds it."""
+    """A norm's float32 weight as its model computes with it, or, with `as_stored`, as a file holds it. dead: where it
+    stays as it is."""
 
-    def __init__(self, dtype: torch.dtype, stored: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, stored: torch.dtype, dead: Tensor) -> None:
         super().__init__()
         self.as_stored, self._dtype, self._stored = False, dtype, stored
+        self._dead = dead if dead.any() else None
 
     def forward(self, weight: Tensor) -> Tensor:
+        weight = weight if self._dead is None else torch.where(self._dead, weight.detach(), weight)
         return (weight.to(self._stored) if self.as_stored else weight).to(self._dtype)
 
 
-def norm_names(kind: str, prefix: str, depth: int, model: nn.Module) -> list[str]:
-    """Full names of the norms to tune: those that feed linears, as far as the architecture is known, and the last."""
+def norms_to_tune(kind: str, prefix: str, depth: int, model: nn.Module) -> dict[str, float]:
+    """Full names of the norms to tune, those that feed linears, as far as the architecture is known, and the last; what
+    each adds to its weight."""
     known = ARCHITECTURES[kind].groups if kind in ARCHITECTURES else ()
-    within = dict.fromkeys(group.fold.module for group in known if group.fold.kind == "norm")
-    names = [f"{prefix}.{layer}.{name}" for layer in range(depth) for name in within]
+    within = {group.fold.module: group.fold.offset for group in known if group.fold.kind == "norm"}
+    names = {f"{prefix}.{layer}.{name}": offset for layer in range(depth) for name, offset in within.items()}
     last = prefix.rpartition(".")[0] + ".norm"
-    return names + [name for name, _ in model.named_modules() if known and name == last]
+    offset = next(iter(within.values()), 0.0)
+    return names | {name: offset for name, _ in model.named_modules() if known and name == last}
 
 
 def student_of(
@@ -193,10 +198,13 @@ class Tuner:
         self.linears = {name: tuned[name] for name in codes}
         self.norms: dict[str, nn.Parameter] = {}
         layout = file.layout()
-        for name in norm_names(config.model_type, prefix, len(blocks), self.student):
+        for name, offset in norms_to_tune(config.model_type, prefix, len(blocks), self.student).items():
             module = self.student.get_submodule(name)
-            way = InDtype(module.get_parameter("weight").dtype, layout[f"{name}.weight"][0])
-            module.weight = nn.Parameter(file.get(f"{name}.weight", device, torch.float32))
+            weight = file.get(f"{name}.weight", device, torch.float32)
+            # a channel of nothing has no fold that would make it something
+            dead = (weight + offset).abs() < torch.finfo(torch.float32).tiny
+            way = InDtype(module.get_parameter("weight").dtype, layout[f"{name}.weight"][0], dead)
+            module.weight = nn.Parameter(weight)
             parametrize.register_parametrization(module, "weight", way, unsafe=True)
             self.norms[name] = module.get_parameter("parametrizations.weight.original")
         moving = [linear.change for linear in self.linears.values() if linear.moves]

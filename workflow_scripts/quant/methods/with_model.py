@@ -60,7 +60,8 @@ def refold(path: Path, norms: dict[str, tuple[Tensor, Tensor]], kind: str) -> No
                 continue
             for linear in group.linears:
                 name, offset = f"{prefix}{linear}.input", group.fold.offset
-                folds[name] = folds.get(name, torch.ones_like(old)) * (old + offset) / (new + offset)
+                ratio = torch.where(old + offset == 0, 1.0, (old + offset) / (new + offset))  # of nothing: none
+                folds[name] = folds.get(name, torch.ones_like(old)) * ratio
     tensorfile.save(path, folds, {"provenance": json.dumps(provenance)})
 
 
@@ -93,11 +94,11 @@ def tune_checkpoint(
 
 def reconstruction_of(recipe: dict[str, Any], n_sequences: int) -> tuple[Reconstruction | None, frozenset[int]]:
     """And what it does not look at: the sequences that tuning holds out."""
-    if recipe["reconstruct"] is None:
-        return None, frozenset()
     tune = recipe["tune"]
     drawn = torch.Generator().manual_seed(recipe["seed"])
     kept_out = [] if tune is None else split(n_sequences, tune["held_out"], drawn)[0]
+    if recipe["reconstruct"] is None:
+        return None, frozenset()
     return Reconstruction.of(recipe["reconstruct"]), frozenset(kept_out)
 
 
@@ -116,9 +117,9 @@ def quantize_with_model(
     """`quantize_checkpoint` of a recipe as the configuration has it; its record says also how tuning went. widths: of a
     budget, as Recipe has them."""
     chosen, kept = Recipe.of(recipe, widths), Kept(with_linears=bool(recipe["tune"]))
+    aims = reconstruction_of(recipe, len(calibration.sequences))  # what cannot be held out is refused before all else
     way = None
     if chosen.inputs == "sequential":
-        aims = reconstruction_of(recipe, len(calibration.sequences))
         way = Sequential(source.folder, calibration, *compute, *aims, kept.embeddings)
     given = (source, target, statistics, chosen, compute.device, provenance)
     record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)

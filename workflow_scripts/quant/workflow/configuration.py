@@ -144,7 +144,7 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     check_words(config)
     split_shared(config)
     for name in config["study"]["methods"]:
-        check_library(name, config["methods"][name])
+        check_study_method(name, config["methods"][name])
     check_sensitivity(config, families)
     # sweeps only: what their curves are drawn from
     config["families"] = {family: names for family, names in families.items() if names != [family]}
@@ -326,9 +326,11 @@ def check_sweep(family: str, methods: dict[str, dict[str, Any]], shuffle: bool) 
             )
 
 
-def check_library(name: str, recipe: dict[str, Any]) -> None:
-    """Refuses what `defaults` gives to a method that is a library, and it cannot do."""
+def check_study_method(name: str, recipe: dict[str, Any]) -> None:
+    """Refuses what `defaults` gives to a method that is a library, or `calibration` to a recipe, and it cannot do."""
     if (library := library_of(recipe)) is None:
+        if recipe["tune"] is not None and recipe["n_calib"] == 1:
+            raise InputError(f"methods.{name}: tune holds a sequence out, of n_calib: 1; write 2 or more, or no tune")
         return
     for key, one in library.keys.items():
         value = recipe[key]

@@ -2,9 +2,13 @@
 
 import copy
 import difflib
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
+
+from quant.workflow.values import EXPONENT
 
 
 def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +69,13 @@ def explain(error: ValidationError) -> str:
             return f"{where}: lacks {key!r}, which it needs"
         case "type":
             wanted = error.validator_value
-            return f"{where}: {found} is not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+            said = f"{where}: {found} is not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+            if isinstance(error.instance, str) and EXPONENT.fullmatch(error.instance):
+                number = repr(float(error.instance))
+                said += (
+                    f", since YAML takes it for text; write {number if '.' in number else number.replace('e', '.0e')}"
+                )
+            return said
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             sign = {
                 "minimum": "at least",
@@ -92,8 +102,19 @@ def explain(error: ValidationError) -> str:
             return f"{where}: {error.message.splitlines()[0].replace(repr(error.instance), found)}"
 
 
+def endless(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[str, float]]:
+    """Where numbers that are NaN or infinite stand, which no bound of a schema refuses for certain, and those."""
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from endless(part, (*place, key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield ".".join(map(str, place)), value
+
+
 def first_error(config: Any, schema: dict[str, Any]) -> str | None:
     """The first violation in file order, as one line; None where there is none."""
+    for where, value in endless(config):
+        return f"{where}: {value} is no number to compute with; write a finite one"
     errors = sorted(
         Draft202012Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.absolute_path))
     )

@@ -1,13 +1,16 @@
 """`--config` values by the schema's types: within `--config 'calibration={n_calib: 8}'` Snakemake makes every value a
-string."""
+string. And keys that a file has twice, of which YAML would take the last."""
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
+
+from quant.errors import InputError
 
 EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")  # YAML 1.1 wants 1.0e+2
 
@@ -51,3 +54,31 @@ def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str,
         if any(list(other.absolute_path)[: len(path)] == path for other in validator.iter_errors(copied)):
             holder[path[-1]] = before
     return copied
+
+
+def repeated(node: yaml.Node | None) -> Iterator[tuple[str, list[int]]]:
+    """Keys that stand more than once in one mapping, and their lines, from 1."""
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from repeated(each)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[tuple[str, str], list[int]] = {}
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            lines.setdefault((key.tag, key.value), []).append(key.start_mark.line + 1)
+        yield from repeated(value)
+    yield from ((name, found) for (_, name), found in lines.items() if len(found) > 1)
+
+
+def check_repeated(path: Path) -> None:
+    """Refuses a configuration file that says one thing twice. What is no YAML, Snakemake has refused."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return
+    for name, lines in repeated(node):
+        where = " and ".join(map(str, lines))
+        raise InputError(
+            f"{path}: {name} stands there more than once (lines {where}), and YAML takes the last; keep one"
+        )
