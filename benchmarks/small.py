@@ -2,9 +2,10 @@
 
 CONVERTED and TEXT as frontier.py takes them, calibrated on the same 128×512 tokens. Every linear and the tied
 embedding is in IQ4_NL (4.5 bits), but those of ROOM in Q3_K (3.44 bits) that lose least by it, by the end loss, as many
-as SIZE_MB asks for: the whole of model.gguf, tokenizer and all. The packed checkpoint is judged beside that of BESIDE,
-KL(original ‖ method) and delta_nll with their 95 % intervals and the paired difference; then the file is written, and a
-window run by it as transformers loads it. Needs a GPU to be quick; prints lines as it goes and writes rows to OUT.
+as SIZE_MB asks for: the whole of model.gguf, tokenizer and all. The file is written and judged as transformers reads it
+back, then the packed checkpoint that it was made of, each beside the checkpoint of BESIDE: KL(original ‖ method) and
+delta_nll with their 95 % intervals and the paired difference. Needs a GPU to be quick; prints lines as it goes and
+writes rows to OUT, each window's sums beside it.
 """
 
 import argparse
@@ -154,6 +155,7 @@ def main() -> None:
 
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)
     judges = {text: Judge(original, judged[text][:: options.every], where) for text in options.texts}
+    found = {f"weights-{text}": each.weights for text, each in judges.items()}
     with tempfile.TemporaryDirectory() as name:
         study = Small(options.converted, sequences, Path(name), where)
         begun = time.perf_counter()
@@ -162,6 +164,8 @@ def main() -> None:
 
         def judge(what: str, model: nn.Module, **row: Any) -> dict[str, np.ndarray]:
             sums = {text: each.sums(model) for text, each in judges.items()}
+            found.update({f"{what}-{text}": own for text, own in sums.items()})
+            np.savez(options.out.with_suffix(".npz"), **found)
             for text, own in sums.items():
                 other = np.zeros_like(own)
                 pair = {key: interval(own[:, i], other[:, i], judges[text].weights) for i, key in enumerate(MEASURES)}
@@ -177,23 +181,23 @@ def main() -> None:
             types = study.types(count)
             note(what="types", of=types[0]["linears"] if types else "")
             seconds, record = study.whole(recipe | {"tensor_types": types})
-            packed = perplexity.load_model(study.quantised, where, torch.float32)
-            own = judge(way, packed, small=count, seconds=seconds, **record.get("tuning", {}))
-            for text, sums in own.items():
-                pair = {
-                    key: interval(sums[:, i], beside[text][:, i], judges[text].weights)
-                    for i, key in enumerate(MEASURES)
-                }
-                note(what=f"{way} minus {BESIDE}", text=text, **pair)
             path, made = study.gguf()
             if options.keep is not None:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, options.keep / f"{way}.gguf")
+            own, file = perplexity.load_model(study.quantised, where, torch.float32), loaded(path, where)
             with torch.inference_mode():
                 ids = judged["wikitext"][0][None].to(where)
-                both = [model(ids, use_cache=False).logits for model in (packed, loaded(path, where))]
-            apart = (both[0] - both[1]).abs().max().item() / both[0].std().item()
-            note(what=f"{way}, its file", **made, apart=apart)  # standard deviations of the logits
+                both = [model(ids, use_cache=False).logits for model in (own, file)]
+            apart = (both[0] - both[1]).abs().max().item() / both[0].std().item()  # standard deviations of the logits
+            of_file = {"small": count, "seconds": seconds, **made, "apart": apart, **record.get("tuning", {})}
+            for what, model, row in ((f"{way}, its file", file, of_file), (f"{way}, its checkpoint", own, {})):
+                for text, sums in judge(what, model, **row).items():
+                    pair = {
+                        key: interval(sums[:, i], beside[text][:, i], judges[text].weights)
+                        for i, key in enumerate(MEASURES)
+                    }
+                    note(what=f"{what} minus {BESIDE}", text=text, **pair)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,15 @@ in_shards = lambda file: expand(file, shard=range(SHARDS), shards=SHARDS, allow_
 # a recipe that draws random numbers draws them for one block after another
 splits = lambda method: SHARDS > 1 and not keys.draws(METHODS[method])
 PAIRED_THREADS = gpus.paired(THREADS, workflow.resource_settings.cores)
+# of a method whose GGUF file stands in its checkpoint's place: that, and the record beside it
+gguf_of = lambda w: (
+    {
+        "gguf": f"results/{w.model}/{w.method}/export/gguf/model.gguf",
+        "exported": f"results/{w.model}/{w.method}/export/gguf/export.json",
+    }
+    if w.method in STUDY["gguf"]
+    else {}
+)
 # what a job computes with; the number of threads is no reason to compute again
 COMPUTE = {key: value for key, value in CONFIG["compute"].items() if key not in ("threads", "shards")}
 FIRST_MODEL, FIRST_DATASET = STUDY["models"][0], STUDY["datasets"][0]

@@ -27,13 +27,14 @@ rule describe:
 
 
 rule pick:
-    """The best packed checkpoint within the limits of choose, copied to results/best."""
+    """The best packed checkpoint within the limits of choose, or its GGUF file, copied to results/best."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
         checked=expand(rules.check_study.output, model=FIRST_MODEL),
         cards=[f"results/{FIRST_MODEL}/{method}/checkpoint/README.md" for method in present(FIRST_MODEL)],
         weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
+        files=[f"results/{FIRST_MODEL}/{m}/export/gguf/model.gguf" for m in present(FIRST_MODEL) if m in STUDY["gguf"]],
     output:
         choice="results/best/choice.json",
         weights=f"results/best/checkpoint/{WEIGHTS}",

@@ -66,6 +66,7 @@ rule evaluate_original:
 rule evaluate_shard:
     """A method's NLL, KL divergence and agreement with the original on a part of a data set."""
     input:
+        unpack(gguf_of),
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
@@ -99,6 +100,7 @@ rule evaluate_shard:
 rule evaluate:
     """A method's NLL, KL divergence and agreement with the original on a data set."""
     input:
+        unpack(gguf_of),
         parts=in_shards(rules.evaluate_shard.output[0]),
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,

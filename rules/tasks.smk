@@ -68,6 +68,7 @@ rule make_task:
 rule evaluate_task:
     """A checkpoint's answers to every item of a task."""
     input:
+        unpack(gguf_of),
         unpack(lambda w: ({} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"})),
         weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",
@@ -150,6 +151,7 @@ rule plot_tasks:
 rule write_words:
     """What a checkpoint writes by itself behind a task's contexts."""
     input:
+        unpack(gguf_of),
         unpack(lambda w: {} if w.method == "original" else {"record": f"results/{w.model}/{w.method}/quantize.json"}),
         weights=f"results/{{model}}/{{method}}/checkpoint/{WEIGHTS}",
         config="results/{model}/{method}/checkpoint/config.json",

@@ -1,5 +1,6 @@
 """Exports: read by transformers, by other tools' own readers and by slow loops, against the packed checkpoint."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,10 +16,13 @@ from quant.checkpoints import packed, stored
 from quant.checkpoints.export import export, type_of
 from quant.checkpoints.fitting import regrouped
 from quant.checkpoints.gemm import pack_int4, unpack_int4
+from quant.data import tokens
 from quant.errors import InputError
+from quant.evaluation import record
 from quant.evaluation.perplexity import load_model
 from quant.evaluation.trial import try_in
 from quant.files import tensorfile
+from quant.files.artifacts import read_json, write_json
 from quant.methods.mixed import Candidate, weight_tensors
 from quant.recipe.grids import Grid
 from tests.unit.checkpoints.codes import codes_of
@@ -287,3 +291,50 @@ def test_ranges_that_begin_beyond_float16_are_refused() -> None:
     wide = linear._replace(step=torch.full_like(linear.step, 8736.0), zero=torch.full_like(linear.zero, 8.0))
     with pytest.raises(InputError, match="x: a range begins beyond float16, which GGUF's Q4_1 stores"):
         blocks_q4_1("x", wide)
+
+
+def test_the_file_itself_is_evaluated(checkpoint: Any, tmp_path: Path) -> None:
+    """As the checkpoint of the same weights is, with the file's own size and bits; another checkpoint's is refused."""
+    folder = checkpoint(64, 512, **IQ4_NL, tensor_types=[DOWN])
+    source, path = tmp_path / "source", tmp_path / "gguf/model.gguf"
+    made = export(folder, path.parent, "gguf", "tiny")
+    write_json(path.with_name("export.json"), made)
+    with tensorfile.opened(folder / "model.safetensors") as file:
+        provenance = file.info("provenance")
+    summary = {"bits_per_weight": 8.5, "quantize_s": 1.0, "storage": "packed", "storage_reason": "", "no_kernels": "x"}
+    left = {"summary": summary | {"quantized_share": 0.9, "parameters": 10**5}, "provenance": provenance}
+    write_json(tmp_path / "quantize.json", left)
+    tokens.save(tmp_path / "tokens", list(IDS), {})
+    given: Any = {"kl_tokens": None, "protocol": "windows", "seq_len": 30}
+    common = {"dataset": given, "compute": {"device": "cpu", "dtype": "auto", "batch_tokens": 60}}
+    task = record.Task("m", "original", "d", str(source / "config.json"), str(tmp_path / "tokens"), **common)
+    record.run(task, record.Original(str(tmp_path / "kept")), str(tmp_path / "original.json"))
+    side = record.Quantised(str(tmp_path / "kept"), task.config, str(tmp_path / "quantize.json"))
+    of = dataclasses.replace(task, method="small", config=str(folder / "config.json"))
+    of_file = dataclasses.replace(of, gguf=str(path))
+    found = {}
+    for name, one in (("packed", of), ("gguf", of_file)):
+        record.run(one, side, str(tmp_path / f"{name}.json"))
+        found[name] = read_json(tmp_path / f"{name}.json")
+    own, packed_as = found["gguf"], found["packed"]
+    assert own["kl"] == pytest.approx(packed_as["kl"], rel=1e-3) and own["kl"] > 0.001
+    assert own["tensors"] == packed_as["tensors"] and (own["storage"], own["no_kernels"]) == ("gguf", "")
+    assert own["size_mb"] == path.stat().st_size / 1e6 and own["size_mb"] < packed_as["size_mb"]
+    parts = [own[f"{part}_mb"] for part in ("linears", "embeddings", "head", "other")]
+    assert sum(parts) == pytest.approx(own["size_mb"]) and parts[2] == parts[1] == 256 * 64 * 2 / 1e6
+    down, rest = 64 * 512, 2 * 64 * 512 + 64 * (64 + 32 + 32 + 64)
+    assert own["bits_per_weight"] == pytest.approx((3.4375 * down + 4.5 * rest) / (down + rest))
+    with path.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(InputError, match=r"export\.json.*bytes"):
+        record.run(of_file, side, str(tmp_path / "again.json"))
+
+
+def test_a_gguf_file_without_a_weight_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+    """Which transformers draws at random, with no more than a warning."""
+    folder = checkpoint(symmetric=True)
+    export(folder, tmp_path / "gguf", "gguf", "tiny")
+    path = tmp_path / "gguf/model.gguf"
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
+    with pytest.raises(InputError, match=r"model\.gguf: cannot be loaded \(transformers finds no .*up_proj"):
+        load_model(path, "cpu", torch.float32)

@@ -276,3 +276,16 @@ def test_parts_add_up_to_the_file(tiny_checkpoint: Path, tmp_path: Path, tied: b
         linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "layers" in name]
         dense = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in linears) * 4 / 1e6
         assert found["linears_mb"] < dense / 3 if packed else found["linears_mb"] == pytest.approx(dense)
+
+
+def test_a_gguf_file_is_weighed_by_its_own_size() -> None:
+    """Beside packed checkpoints; it is what is taken, and the card says of what its figures are."""
+    rows = [*ROWS, row("file", 0.09, 4.4, "gguf", size_mb=70.0)]
+    found = chosen(rows, max_size_mb=75)
+    assert (found.method, found.storage) == ("file", "gguf")
+    assert found.path == "results/m/file/export/gguf/model.gguf" and found.folder == "results/m/file/checkpoint"
+    assert chosen(rows, max_size_mb=69).method is None and chosen().path == "results/m/good/checkpoint"
+    header, body = of("good", ABOUT, storage="gguf")
+    assert "compressed-tensors" in header["tags"] and "packed as compressed-tensors" in body
+    assert "**Figures and sizes are of its GGUF file**, `results/m/good/export/gguf/model.gguf`" in body
+    assert "GGUF" not in of("good", ABOUT)[1]

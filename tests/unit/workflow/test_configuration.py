@@ -117,6 +117,47 @@ def test_those_answer_tasks_that_are_named_and_run() -> None:
         answering(task_methods=["gw_awk"])
 
 
+GGUF: dict[str, dict[str, Any]] = {
+    "swept": {"bits": [4, 8], "symmetric": True, "group_size": 32},
+    "small": {"format": "iq4_nl", "tensor_types": [{"linears": "down_proj", "format": "q3_k"}]},
+    "mixed": {"budget": {"bits_per_weight": 5}, "candidates": [{"bits": 4}, {"bits": 8}, {"bits": 16}]},
+    "odd": {"group_size": 48},
+    "three": {"bits": 3, "symmetric": True},
+    "part": {"format": "iq4_nl", "tensor_types": [{"linears": "down_proj", "format": "nf4"}]},
+    "by_size": {"budget": {"size_mb": 90}, "candidates": [{"bits": 4}], "symmetric": True},
+    "scaled": {"salience": "l2"},
+}
+GGUF["mixed"]["symmetric"] = True
+
+
+def of_gguf(*names: str) -> dict[str, Any]:
+    config = copy.deepcopy(DEFAULT)
+    config["methods"] |= copy.deepcopy(GGUF)
+    config["study"] |= {"methods": list(GGUF), "gguf": list(names)}
+    return config
+
+
+def test_methods_whose_gguf_file_is_measured() -> None:
+    """A sweep's name stands for its methods, a budget's for its candidates too."""
+    found = configuration.load(of_gguf("swept", "small", "mixed"), SCHEMA)["study"]["gguf"]
+    assert found == ["swept-bits4", "swept-bits8", "small", "rtn_g_sym", "mixed-bits8", "mixed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("odd", "study.gguf: odd: GGUF has no blocks for 4 bits with zero points, format: int, in groups of 48"),
+        ("three", "study.gguf: three: GGUF has no blocks for 3 bits, format: int"),
+        ("part", "study.gguf: part: GGUF has no blocks for 4 bits, format: nf4"),
+        ("by_size", "study.gguf: by_size: its budget counts the bytes of the checkpoint"),
+        ("scaled", "methods.scaled: study.gguf needs weights that are codes and steps alone, not scope: linear"),
+        ("smal", "study.gguf: the study runs no 'smal'; did you mean small"),
+    ],
+)
+def test_what_no_gguf_file_can_be_is_refused(name: str, words: str) -> None:
+    assert words in refusal(of_gguf(name))
+
+
 def test_parts_of_a_sweep_are_those_of_its_methods() -> None:
     config = changed("methods.swept", {"bits": [3, 4]})
     config["sensitivity"]["methods"] = ["swept"]

@@ -1,5 +1,6 @@
 """How a run ended, in a few lines: from Snakemake's own words and from what its jobs left."""
 
+import json
 import os
 from pathlib import Path
 
@@ -81,14 +82,16 @@ def test_the_three_numbers_are_the_first_data_sets(tmp_path: Path) -> None:
 def test_what_was_chosen_and_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whole paths, wherever the shell stands; beside the page, where there is one, and with no other best."""
     (tmp_path / "best").mkdir()
-    words = '{"model": "m", "method": "gptq_clip", "headline": "gptq_clip", "lines": ["Small.", "Runner-up: x."]}'
-    (tmp_path / "best/choice.json").write_text(words)
+    found = {"model": "m", "method": "gptq_clip", "headline": "gptq_clip", "lines": ["Small.", "Runner-up: x."]}
+    (tmp_path / "best/choice.json").write_text(json.dumps(found | {"copy": "results/best/checkpoint"}))
     taken = f"Take {tmp_path}/best/checkpoint\ngptq_clip of m. Small."
     monkeypatch.chdir(tmp_path.parent)
     assert outcome.chosen(Path(tmp_path.name)) == taken
     for name in ("summary.csv", "report.html"):
         (tmp_path / name).touch()
     assert outcome.chosen(Path(tmp_path.name)) == f"Report: {tmp_path}/report.html\n{taken}"
+    (tmp_path / "best/choice.json").write_text(json.dumps(found | {"copy": "results/best/model.gguf"}))
+    assert f"Take {tmp_path}/best/model.gguf\n" in outcome.chosen(Path(tmp_path.name))
 
 
 def test_a_method_that_failed_to_answer_is_missing_where_it_is_asked(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from quant.files.units import embedding_words, megabytes
 from quant.recipe.formats import INT, NAMES
 from quant.recipe.keys import KEYS, has_effect
 from quant.recipe.widths import UNTOUCHED
-from quant.records.method import MethodRecord
+from quant.records.method import GGUF, REAL, MethodRecord
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 ORIGINAL = "original"
@@ -34,7 +34,7 @@ def metadata(storage: str, bits: list[int], about: dict[str, Any]) -> dict[str, 
         "base_model_relation": "quantized",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quantized", *([f"{n}-bit" for n in bits] + ["compressed-tensors"] if storage == "packed" else [])],
+        "tags": ["quantized", *([f"{n}-bit" for n in bits] + ["compressed-tensors"] if storage in REAL else [])],
     }
     if found["base_model"] is None:
         del found["base_model_relation"]
@@ -147,7 +147,8 @@ def card(
         original={row.dataset: row for row in rows[rows.method == ORIGINAL].itertuples()},
         size=first,
         large=[embedding_words(first, row) for row in rows[rows.method == ORIGINAL].head(1).itertuples()],
-        packed=first.storage == "packed",
+        packed=first.storage in REAL,
+        gguf=path.removesuffix("checkpoint") + "export/gguf/model.gguf" if first.storage == GGUF else "",
         stored=NAMES.get(recipe.get("format", INT), "pack-quantized"),
         bytes=recipe.get("format", INT) in NAMES,
         reason=record["summary"]["storage_reason"],

@@ -95,6 +95,10 @@ class Weights:
 
         self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
+    def bytes(self) -> dict[str, int]:
+        """Of each tensor."""
+        return {name: int(tensor.n_bytes) for name, tensor in self._tensors.items()}
+
     def get(self, name: str) -> Tensor:
         """[out, in], float32."""
         from gguf.quants import dequantize

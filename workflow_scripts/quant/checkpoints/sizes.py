@@ -1,5 +1,6 @@
 """What a checkpoint's bytes are spent on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from quant.models.experts import held
 from quant.records.evaluation import Sizes
 
 PARTS = ("linears", "embeddings", "head", "other")
+GGUF_PARTS = {"token_embd.weight": "embeddings", "output.weight": "head"}
 
 
 def part_of(tensor: str, model: Any) -> str:
@@ -39,5 +41,26 @@ def parts_mb(weights: Path, model: nn.Module) -> Sizes:
         for name, (dtype, shape) in file.layout().items():
             found[part_of(name, model)] += dtype.itemsize * torch.Size(shape).numel()
         found["other"] += file.size() - sum(found.values())
+    return in_mb(found)
+
+
+def in_mb(found: Mapping[str, int]) -> Sizes:
+    """Of bytes of each of PARTS."""
     linears, embeddings, head, other = (found[part] / 1e6 for part in PARTS)
+    return {"linears_mb": linears, "embeddings_mb": embeddings, "head_mb": head, "other_mb": other}
+
+
+def gguf_mb(tensors: Mapping[str, int], size: int) -> Sizes:
+    """Of a GGUF file. tensors: the bytes of each; size: of the whole, 10⁶ bytes of which that are no tensor's count as
+    other, tokenizer and header."""
+    found = dict.fromkeys(PARTS, 0)
+    for name, n in tensors.items():
+        matrix = name.startswith("blk.") and "norm" not in name
+        found["linears" if matrix else GGUF_PARTS.get(name, "other")] += n
+    return in_mb(found | {"other": size - sum(found.values()) + found["other"]})
+
+
+def parts_of(record: Mapping[str, Any]) -> Sizes:
+    """Those that a record has."""
+    linears, embeddings, head, other = (record[f"{part}_mb"] for part in PARTS)
     return {"linears_mb": linears, "embeddings_mb": embeddings, "head_mb": head, "other_mb": other}

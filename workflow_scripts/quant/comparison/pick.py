@@ -21,6 +21,7 @@ from quant.comparison.verdicts import (
     ranked,
 )
 from quant.files.units import embedding_words, megabytes
+from quant.records.method import GGUF, REAL
 
 # what a checkpoint may be limited in: the option, the column of summary.csv and its words
 LIMITS = {
@@ -36,7 +37,7 @@ class Choice(NamedTuple):
 
     difference: of method minus runner_up by KL where it is chosen by that, else by NLL; None where they were not
     compared. headline and lines say all of it in words. curve: the packed checkpoints that none of at most their size
-    betters, smallest first.
+    betters, smallest first. storage: of method, gguf where that file was measured.
     """
 
     model: str
@@ -47,11 +48,17 @@ class Choice(NamedTuple):
     headline: str
     lines: list[str]
     curve: Sequence[dict[str, Any]] = ()
+    storage: str | None = None
+
+    @property
+    def folder(self) -> str | None:
+        """Of the checkpoint, from where the workflow runs."""
+        return None if self.method is None else f"results/{self.model}/{self.method}/checkpoint"
 
     @property
     def path(self) -> str | None:
-        """Of the checkpoint, from where the workflow runs."""
-        return None if self.method is None else f"results/{self.model}/{self.method}/checkpoint"
+        """Of what was measured: the checkpoint, or its GGUF file."""
+        return f"results/{self.model}/{self.method}/export/gguf/model.gguf" if self.storage == GGUF else self.folder
 
     @property
     def shown(self) -> bool:
@@ -117,7 +124,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     """
     model, dataset, by = options["model"], options["dataset"], options["by"]
     rows = ranked(summary, model, dataset)
-    packed = rows[(rows.storage == "packed") & rows[by].map(math.isfinite)]
+    packed = rows[rows.storage.isin(REAL) & rows[by].map(math.isfinite)]
     fitting = within(packed, options).sort_values([by, "size_mb", "method"], kind="stable")
     limits = limits_words(options)
     if fitting.empty:
@@ -152,11 +159,11 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
         if first != best.method:
             words = difference_words(best.method, first, pair(first, other(measure)))
             lines.append(f"By {twin.rise} it would be {first}: {words}.")
-    ahead = rows[(rows.storage != "packed") & (rows[by] < getattr(best, by))]
+    ahead = rows[~rows.storage.isin(REAL) & (rows[by] < getattr(best, by))]
     if not ahead.empty:
         first = ahead.sort_values(by).iloc[0]
         lines.append(f"{first.method} has a lower {by}, but is not packed: {first.storage_reason}.")
     front = curve(packed, by)
     if by in ("delta_nll", "kl") and len(front) > 1:
         lines.append(curve_words(front, by))
-    return Choice(model, dataset, best.method, runner_up, difference, best.method, lines, front)
+    return Choice(model, dataset, best.method, runner_up, difference, best.method, lines, front, best.storage)

@@ -39,16 +39,14 @@ def kernels() -> ModuleType:
 
 
 def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """The checkpoint as any user would load it."""
+    """The checkpoint, or a GGUF file, as any user would load it."""
     try:
         model = load(checkpoint, device, dtype)
     except torch.OutOfMemoryError:
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); "
-            f"{rebuild(stored_at(checkpoint / 'model.safetensors'))}"
-        ) from None
+        made = checkpoint if checkpoint.is_file() else stored_at(checkpoint / "model.safetensors")
+        raise InputError(f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); {rebuild(made)}") from None
     with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed
         model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     return model

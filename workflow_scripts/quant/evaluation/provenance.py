@@ -6,7 +6,7 @@ from typing import Any
 
 from quant.files import tensorfile
 from quant.files.artifacts import read_json, require
-from quant.records.method import MethodRecord
+from quant.records.method import MethodRecord, Provenance
 
 
 def method_record(path: str, weights: Path, recipe: Mapping[str, Any], of_model: Mapping[str, str]) -> MethodRecord:
@@ -15,4 +15,13 @@ def method_record(path: str, weights: Path, recipe: Mapping[str, Any], of_model:
     require(path, record["provenance"], **of_model, recipe=recipe)
     with tensorfile.opened(weights) as file:
         require(file.path, {"record": file.info("provenance")}, record=record["provenance"])
+    return record
+
+
+def exported_as(file: Path, made: Mapping[str, Any] | Provenance) -> dict[str, Any]:
+    """export.json beside an exported file; refused where it is of another checkpoint than what was made so, or of
+    another file."""
+    path = file.with_name("export.json")
+    record: dict[str, Any] = read_json(path)
+    require(str(path), record | {"bytes": round(record["size_mb"] * 1e6)}, provenance=made, bytes=file.stat().st_size)
     return record

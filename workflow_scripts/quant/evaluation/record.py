@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from quant.checkpoints.coverage import quantized_share
-from quant.checkpoints.sizes import parts_mb
+from quant.checkpoints.sizes import parts_mb, parts_of
 from quant.data.tokens import Shard, Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
@@ -21,14 +21,14 @@ from quant.evaluation.divergence import budgeted, join, keeping, reading, whole_
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
 from quant.evaluation.profile import Profile, Sums, joined
-from quant.evaluation.provenance import method_record
+from quant.evaluation.provenance import exported_as, method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.models.compute import Compute
 from quant.models.record import model_record
 from quant.records.evaluation import Evaluation, Sense, SequenceRow, Sizes
-from quant.records.method import MethodRecord, Provenance, Summary
+from quant.records.method import GGUF, MethodRecord, Provenance, Summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ def checkpoint_bytes(checkpoint: Path) -> int:
 
 
 def opened_head(checkpoint: Path, compute: Compute, by_block: bool, sequences: list[torch.Tensor]) -> Head:
-    """A checkpoint as two parts; by_block: for these sequences, where the device does not hold it."""
+    """A checkpoint, or a GGUF file, as two parts; by_block: for these sequences, where the device does not hold it."""
     if by_block:
         return ByBlock(checkpoint, sequences, compute)
     return Head(load_model(checkpoint, compute.device, compute.dtype), compute.device)
@@ -53,7 +53,8 @@ def opened_head(checkpoint: Path, compute: Compute, by_block: bool, sequences: l
 @dataclass(frozen=True)
 class Task:
     """What is evaluated on what. config: path of the checkpoint's; model_record: path of convert's, where the
-    checkpoint and the tokens must be of that model; dataset, compute: as the configuration has them."""
+    checkpoint and the tokens must be of that model; dataset, compute: as the configuration has them; gguf: path of
+    the file that was exported of the checkpoint, where that is what is run."""
 
     model: str
     method: str
@@ -63,12 +64,13 @@ class Task:
     dataset: Mapping[str, Any]
     compute: Mapping[str, Any]
     model_record: str | None = None
+    gguf: str | None = None
 
     @classmethod
     def of(cls, names: Any, given: Any, params: Any) -> "Task":
         """Of a job's wildcards, inputs and parameters; without a method, of the original."""
         method = getattr(names, "method", "original")
-        files = given.config, given.tokens, params.dataset, params.compute, given.model
+        files = given.config, given.tokens, params.dataset, params.compute, given.model, given.get("gguf")
         return cls(names.model, method, names.dataset, *files)
 
     @property
@@ -78,6 +80,11 @@ class Task:
     @property
     def weights(self) -> Path:
         return self.checkpoint / "model.safetensors"
+
+    @property
+    def run(self) -> Path:
+        """What is loaded and measured."""
+        return self.checkpoint if self.gguf is None else Path(self.gguf)
 
 
 class Original(NamedTuple):
@@ -104,13 +111,18 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
     of_model, tokens, summary, made = facts(task, side)
     compute = Compute.of(dict(task.compute), task.checkpoint)
     by_block = too_large(task.checkpoint, compute)
+    if by_block and task.gguf:
+        raise InputError(
+            f"{task.gguf}: takes more memory than is left, and a GGUF file is run whole; use more, or leave "
+            f"{task.method} out of study.gguf"
+        )
     if not by_block:  # which holds what it reads against its checksum
         tensorfile.verify(task.weights)
     expected = {"token_fingerprint": tokens.fingerprint} | of_model
     first, sequences = (0, tokens.sequences) if shard is None else shard.of(tokens.sequences)
     reference, keep, profile = None, None, Profile(tokens.sequences)
     with torch.inference_mode(), contextlib.ExitStack() as files:
-        head = opened_head(task.checkpoint, compute, by_block, sequences)
+        head = opened_head(task.run, compute, by_block, sequences)
         if isinstance(side, Quantised):
             load = partial(opened_head, Path(side.config).parent, compute, by_block, [])
             reference = files.enter_context(reading(side.reference, head, load, **expected))
@@ -123,7 +135,8 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
     if isinstance(side, Original):
         rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row in rows for n in (counts[row["sequence"]],)]
     sums = profile.part(first, len(sequences))
-    measured = Measured(rows, speed, parts_mb(task.weights, head.model), vocabulary(head.model), compute.device, sums)
+    parts = parts_mb(task.weights, head.model) if task.gguf is None else parts_of(exported_as(task.run, made))
+    measured = Measured(rows, speed, parts, vocabulary(head.model), compute.device, sums)
     if shard is None:
         write_json(out, finished(task, side, tokens, summary, made, measured))
     else:
@@ -199,7 +212,7 @@ def finished(
         sense = {"unigram_nll": found.unigram_nll, "tokens_per_character": found.tokens_per_character}
         doubted(found.doubt, f"{task.model} on {task.dataset_name}", side.implausible)
         summary["storage_reason"] = found.doubt
-    size = checkpoint_bytes(task.checkpoint)
+    size = checkpoint_bytes(task.checkpoint) if task.gguf is None else task.run.stat().st_size
     with tensorfile.opened(task.weights) as file:
         tensors = file.mark()
     return {
@@ -236,7 +249,10 @@ def made_of(
         if side.recipe is None
         else method_record(side.record, task.weights, side.recipe, of_model)
     )
-    return record["summary"], record["provenance"]
+    if task.gguf is None:
+        return record["summary"], record["provenance"]
+    bits = exported_as(task.run, record["provenance"])["bits_per_weight"]
+    return record["summary"] | {"bits_per_weight": bits, "storage": GGUF, "no_kernels": ""}, record["provenance"]
 
 
 def doubted(doubt: str, what: str, implausible: str) -> None:

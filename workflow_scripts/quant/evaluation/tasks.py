@@ -42,7 +42,7 @@ def run(asked: Asked, task_path: str, spec: dict[str, Any], out: str) -> None:
     where = device(compute["device"])
     requests = requests_of(task, checkpoint)
     with torch.inference_mode():
-        head = Head(load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint)), where)
+        head = Head(load_model(asked.run, where, dtype(compute["dtype"], where, checkpoint)), where)
     largest = max(max(each.context + each.continuation) for choices in requests for each in choices)
     if largest >= head.vocabulary:
         raise InputError(f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} embeddings")

@@ -64,7 +64,7 @@ def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
     prompts = torch.tensor([context[-width:] for context in contexts])
     where = device(compute["device"])
     with torch.inference_mode():
-        model = load_model(checkpoint, where, dtype(compute["dtype"], where, checkpoint))
+        model = load_model(asked.run, where, dtype(compute["dtype"], where, checkpoint))
     tokenizer = tokenizers.load(checkpoint)
     ends = [one for one in [tokenizer.eos_token_id] if one is not None]
     begun = time.perf_counter()

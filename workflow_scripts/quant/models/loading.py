@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """The causal language model, ready to run."""
+    """The causal language model, ready to run. checkpoint: its folder, or a GGUF file."""
+    if checkpoint.is_file():
+        return load_gguf(checkpoint, device, dtype)
     quantised = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     fp4 = any("fp4" in name for name in formats_of(quantised or {}))
     # compressed-tensors would compile its rounding to E2M1, which it does to weights that are not yet there
@@ -30,6 +32,19 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
         quantizer.compressor.decompress_model(model)  # to bfloat16, whatever dtype is asked for
         plain.to(dtype)
     return model.eval()
+
+
+def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
+    """What plain transformers makes of a GGUF file; ValueError where that lacks a weight, which it would draw."""
+    with uncollected():
+        from transformers import AutoModelForCausalLM
+
+    folder, name = path.parent, path.name
+    made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
+    model, found = made
+    if lost := sorted(found["missing_keys"]):
+        raise ValueError(f"transformers finds no {lost[0]} in it")
+    return model.to(device).eval()
 
 
 def formats_of(config: dict[str, Any]) -> set[str]:

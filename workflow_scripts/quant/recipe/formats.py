@@ -40,6 +40,13 @@ NAMES = {  # of those whose codes are stored as bytes, in a config.json
     "int8": "int-quantized",
     "iq4_nl": "int-quantized",
 }
+IN_GGUF = {  # inputs that share a step in a GGUF file, by format, bits and whether symmetric
+    (INT, 4, True): 32,
+    (INT, 4, False): 32,
+    (INT, 8, True): 32,
+    ("iq4_nl", 4, True): 32,
+    ("q3_k", 3, True): 16,
+}
 EMBEDDED = (INT, "iq4_nl")  # that a token embedding may be in
 MOVABLE = (INT, "iq4_nl", "q3_k")  # whose codes and steps are tuned in a block
 IN_WORDS = (INT, "q3_k")  # of whole numbers, several codes a word

@@ -2,6 +2,9 @@
 
 from typing import Any, NotRequired, TypedDict
 
+GGUF = "gguf"
+REAL = ("packed", GGUF)  # storage of files that hold low-bit codes
+
 
 class Provenance(TypedDict):
     """What a checkpoint was made from. recipe: as the configuration has it; calibration_tokens: of a library that does
@@ -27,9 +30,9 @@ class Coverage(TypedDict):
 
 
 class Summary(Coverage):
-    """bits_per_weight: of the quantised linears; quantize_s: seconds; storage: packed, simulated or original, and why;
-    no_kernels: why no product takes packed weights; left: other linears, and why; packed_mb: 10⁶ bytes of a library's
-    own checkpoint."""
+    """bits_per_weight: of the quantised linears; quantize_s: seconds; storage: packed, simulated, original, or gguf
+    where that file was measured, and why; no_kernels: why no product takes packed weights; left: other linears, and
+    why; packed_mb: 10⁶ bytes of a library's own checkpoint."""
 
     bits_per_weight: float
     quantize_s: float

@@ -17,6 +17,7 @@ from quant.recipe.formats import INT, MOVABLE, fixed
 from quant.recipe.key import shown
 from quant.recipe.libraries import library_of
 from quant.workflow.budgets import check_budget, with_candidates
+from quant.workflow.codes import check_codes, check_gguf
 from quant.workflow.paths import check_braces
 from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
@@ -141,6 +142,9 @@ def load(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         table: select(config, table, added[table]) for table in ("models", "datasets", "methods", "tasks")
     }
     config["study"]["task_methods"] = task_methods(config, families)
+    config["study"]["gguf"] = spread(config["study"]["gguf"], families)
+    for name in config["study"]["gguf"]:
+        check_gguf(name, config["study"]["methods"], config["methods"])
     check_words(config)
     split_shared(config)
     for name in config["study"]["methods"]:
@@ -294,21 +298,6 @@ def check_types(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> Non
                     f"methods.{name}.{where}: {key}: {shown(each[key])} and format: {each['format']} do not go "
                     f"together, since it has {key}: {' or '.join(map(shown, own))}; leave {key} out"
                 )
-
-
-def check_codes(name: str, wanting: str, recipe: dict[str, Any]) -> None:
-    """Refuses what wants weights that are codes and steps, of those that are more."""
-    folded = recipe["salience"] == "none" or recipe["scope"] == "shared"
-    for key, possible, wanted in (
-        ("scope", folded or wanting == "reconstruct", "scope: shared"),
-        ("keep", recipe["keep"] == "none", "keep: none"),
-        ("noise_injection", not recipe["noise_injection"], "noise_injection: 0"),
-    ):
-        if not possible:
-            raise InputError(
-                f"methods.{name}: {wanting} needs weights that are codes and steps alone, not {key}: {recipe[key]}; "
-                f"write {wanted}, or leave {wanting} out"
-            )
 
 
 def check_sweep(family: str, methods: dict[str, dict[str, Any]], shuffle: bool) -> None:

@@ -79,7 +79,7 @@ def chosen(results: Path) -> str:
     least whether packed or not: not here, where one is taken."""
     choice = json.loads((results / "best/choice.json").read_text(encoding="utf-8"))
     found = f"{choice['method']} of {choice['model']}. {choice['lines'][0]}"
-    lines = [f"Take {(results / 'best/checkpoint').absolute()}", found]
+    lines = [f"Take {(results / 'best' / Path(choice['copy']).name).absolute()}", found]
     there = all((results / name).is_file() for name in ("report.html", "summary.csv"))
     return "\n".join([*([page(results)] if there else []), *lines])
 
@@ -93,6 +93,7 @@ def missing(study: dict[str, Any], results: Path, words: bool = False) -> list[d
     for model in study["models"]:
         for method in study["methods"]:
             logs = [results / f"logs/{step}/{model}/{method}.log" for step in STEPS[:-1]]
+            logs += [results / f"logs/export/{model}/{method}/gguf.log"] * (method in study.get("gguf", ()))
             logs += [results / f"logs/evaluate/{model}/{method}/{dataset}.log" for dataset in study["datasets"]]
             if method in study.get("task_methods", ()):
                 logs += [results / f"logs/evaluate_task/{model}/{method}/{task}.log" for task in study["tasks"]]

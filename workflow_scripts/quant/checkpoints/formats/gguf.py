@@ -1,5 +1,6 @@
 """GGUF, llama.cpp's format, in the blocks that hold codes as they are, each tensor in its own (ggml-quants.h)."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from quant.checkpoints import gguf_file, stored
 from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped
+from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
@@ -115,7 +117,7 @@ def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
     """model.gguf: each linear and a quantised embedding in the type that holds its codes, the rest as it is, norms in
-    float32."""
+    float32. What to record has what it takes, in bits and 10⁶ bytes."""
     if not held.packed:
         raise InputError(
             f"{held.file.path}: its weights are simulated (storage_reason in quantize.json says why), and GGUF stores "
@@ -144,8 +146,13 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
     gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), FILE_TYPES.get(most, most))
     worst = 0.0
     read = gguf_file.Weights(target / "model.gguf")
+    sizes = read.bytes()
+    stored_bits = 8 * sum(sizes[names.of(f"{name}.weight")] for name in held.packed)
+    weights = sum(math.prod(held.shape(name)) for name in held.packed)
     for name in every:
         w = read.get(names.of(f"{name}.weight"))
         w = w[names.rows(name, len(w)).argsort()]
         worst = max(worst, deviation(w, held.linear(name)))
-    return {"type": "+".join(sorted({kind.name for kind in kinds.values()})), "largest_deviation": worst}
+    made = {"type": "+".join(sorted({kind.name for kind in kinds.values()})), "largest_deviation": worst}
+    size = (target / "model.gguf").stat().st_size
+    return made | {"bits_per_weight": stored_bits / weights, **gguf_mb(sizes, size)}

@@ -13,6 +13,7 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 from quant.comparison.numbers import QUALITY_BANDS, interval, signed
 from quant.comparison.summary import recipes_of
 from quant.files.units import megabytes
+from quant.records.method import REAL
 from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
     FAINT,
@@ -75,7 +76,7 @@ def size_delta_nll(summary: pd.DataFrame, colours: dict[str, str], chosen: str |
     shown = quantised[np.isfinite(quantised.delta_nll)].reset_index(drop=True)
     if shown.empty:
         return message("Damage against size", "No method with a finite NLL.")
-    top, hollow = max(WILD * shown.delta_nll.median(), 0.06), shown.storage != "packed"
+    top, hollow = max(WILD * shown.delta_nll.median(), 0.06), ~shown.storage.isin(REAL)
     fig, ax, height, front = _tradeoff(shown.size_mb, shown.delta_nll, top, shown, colours, hollow, chosen)
     low, high = (shown[end].fillna(shown.delta_nll).clip(upper=top) for end in ("delta_nll_low", "delta_nll_high"))
     ax.vlines(shown.size_mb, low, high, colors=shown.method.map(colours), lw=2, zorder=1.9)

@@ -8,6 +8,7 @@ from quant.comparison.numbers import number
 from quant.comparison.tasks import found
 from quant.comparison.verdicts import ORIGINAL
 from quant.files.units import megabytes
+from quant.records.method import REAL
 from quant.report.study import Study
 
 MOST = 3  # tasks that are said
@@ -52,7 +53,7 @@ def headline(asked: pd.DataFrame, method: str) -> str:
 
 def _size(rows: pd.DataFrame, method: str) -> str:
     before, after = (float(rows.size_mb[name]) for name in (ORIGINAL, method))
-    if rows.storage[method] != "packed":
+    if rows.storage[method] not in REAL:
         return "Its file is as large as the original's here, since no reader knows a smaller form of it."
     times = f"{number(before / after, 1)} times smaller" if after < before else "no smaller"
     return f"Its file takes {megabytes(after)} MB instead of {megabytes(before)} MB: {times}."

@@ -25,6 +25,7 @@ from quant.comparison.verdicts import (
     ranked,
 )
 from quant.data.overlap import seen_words
+from quant.records.method import GGUF, REAL
 from quant.report.page import Picture, data_uri
 from quant.report.sections.changes import changes
 from quant.report.study import Study
@@ -149,7 +150,7 @@ def plain_words(best: pd.DataFrame, rows: pd.DataFrame) -> str:
         return ""
     row, before = next(best.itertuples()), next(original.itertuples())
     smaller = before.bits_per_weight / row.bits_per_weight
-    stores = "stores" if row.storage == "packed" else "would store"
+    stores = "stores" if row.storage in REAL else "would store"
     worse = "worse" if row.ppl > before.ppl else "no worse"
     return (
         f"It {stores} a weight in {number(row.bits_per_weight, 2)} bits instead of {number(before.bits_per_weight, 0)} "
@@ -171,12 +172,17 @@ def deploy(study: Study, choice: Choice) -> dict[str, Any]:
     """What to take, the lines that load it, and, where it is poor or nothing fits, a recipe that was not tried."""
     rows = study.rows(choice.model, choice.dataset)
     chosen = rows[rows.method == choice.method]
-    poor = quality(increase(next(chosen.itertuples()))) == "poor" if len(chosen) else "packed" not in set(rows.storage)
+    poor = quality(increase(next(chosen.itertuples()))) == "poor" if len(chosen) else set(rows.storage).isdisjoint(REAL)
     options, configured = study.config.get("choose", {}), study.config.get("methods", {})
+    is_gguf = choice.storage == GGUF
+    folder, _, file = (choice.path or "").rpartition("/")
     return {
         "choice": choice,
         "colour": study.colours.get(choice.method or "", ""),
-        "transformers": TRANSFORMERS.format(path=repr(choice.path)),
+        "gguf": is_gguf,
+        "transformers": OF_GGUF.format(path=repr(folder), file=repr(file))
+        if is_gguf
+        else TRANSFORMERS.format(path=repr(choice.path)),
         "vllm": VLLM.format(path=repr(choice.path)),
         "no_kernels": next((row.no_kernels for row in chosen.itertuples() if isinstance(row.no_kernels, str)), ""),
         "why": "Nothing here is packed." if chosen.empty else "A poor one, by the research's bands.",
@@ -190,6 +196,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 path = {path}
 model = AutoModelForCausalLM.from_pretrained(path)
 tokenizer = AutoTokenizer.from_pretrained(path)"""
+OF_GGUF = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path, file = {path}, {file}
+model = AutoModelForCausalLM.from_pretrained(path, gguf_file=file)
+tokenizer = AutoTokenizer.from_pretrained(path, gguf_file=file)"""
 VLLM = """\
 from vllm import LLM
 
