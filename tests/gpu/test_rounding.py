@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quant.recipe import grids, quantized
+from quant.recipe.context import Context
 from quant.recipe.fused import feed_back
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
@@ -58,6 +59,18 @@ def test_inverse_factor_is_that_of_float64(n: int) -> None:
     slack = 4 * (plain.double() - exact).norm() / exact.norm() + 1e-6  # what a CPU's float32 leaves
     assert (found.cpu().double() - exact).norm() / exact.norm() < slack
     assert torch.equal(found, inverse_factor(moment.cuda(), 0.01)[0])
+
+
+def test_a_moment_is_put_in_order_as_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever portions, to the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    h, inverse = torch.rand(300, 300, generator=generator), torch.rand(300, generator=generator)
+    order = torch.randperm(300, generator=generator)
+    for at_once in (2**27, 2**16):
+        monkeypatch.setattr("quant.recipe.context.AT_ONCE", at_once)
+        for own in (None, inverse):
+            found = Context(h.cuda(), inverse=None if own is None else own.cuda()).copied(order.cuda())
+            assert torch.equal(found.cpu(), Context(h, inverse=own).moment[order][:, order])
 
 
 @pytest.mark.parametrize(("name", "bits"), [("nvfp4", 4), ("fp8", 8), ("nf4", 4)])

@@ -74,10 +74,13 @@ def triangle_bytes(n: int) -> int:
 def from_triangle(folded: Tensor) -> Tensor:
     """The symmetric [n, n] of a `to_triangle` [⌈n/2⌉, n + 1]."""
     rows, n = folded.shape[0], folded.shape[1] - 1
-    moment = folded.new_zeros(n, n)
-    moment[:rows] = folded[:, 1:].triu()
+    moment = folded.new_empty(n, n)
     moment[n - rows :] = folded[:, :n].tril().flip(0, 1)
-    return moment.add_(moment.triu(1).T)
+    torch.triu(folded[:, 1:], out=moment[:rows])
+    for start, stop in column_blocks(n):
+        own = moment[start:stop, start:stop]
+        own.add_(own.triu(1).T)
+    return mirror(moment)
 
 
 def halves(moment: Tensor) -> list[Tensor]:

@@ -41,8 +41,12 @@ class Context:
         found, size = torch.empty_like(h), max(1, AT_ONCE // (h.element_size() * len(h)))
         for first in range(0, len(h), size):
             rows = slice(first, first + size) if order is None else order[first : first + size]
-            part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
-            part = part if order is None else part[:, order]
+            if isinstance(rows, Tensor) and h.is_cuda:  # in one reading
+                part = h[rows[:, None], order]
+                part = part if inverse is None else part.mul_(inverse[rows, None]).mul_(inverse[order])
+            else:
+                part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
+                part = part if order is None else part[:, order]
             if size >= len(h):
                 return part
             found[first : first + size] = part

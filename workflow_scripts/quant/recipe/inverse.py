@@ -10,11 +10,12 @@ from quant.recipe.triangles import inverse_upper
 LARGEST_DAMP = 1.0
 
 
-def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
-    """Upper triangular U with UᵀU = (H + damp·mean(diag)·I)⁻¹, and the damp it took. Overwrites H [in, in].
+def inverse_factor(moment: Tensor, damp: float, flipped: bool = False) -> tuple[Tensor, float]:
+    """Upper triangular U with UᵀU = (H + damp·mean(diag)·I)⁻¹, and the damp it took. Overwrites H [in, in];
+    flipped: its rows and columns are given from the last to the first.
 
-    H is flipped, factored and flipped back, so that one Cholesky factorisation and one triangular inverse do. A matrix
-    that is not positive definite is damped ten times more and tried again, up to 1; then it is refused.
+    The flip of H is factored and flipped back, so that one Cholesky factorisation and one triangular inverse do. A
+    matrix that is not positive definite is damped ten times more and tried again, up to 1; then it is refused.
     """
     mean = moment.diagonal().mean()
     if mean == 0:
@@ -22,15 +23,15 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
     # near 1 by a power of four, which changes no digit: H of a tiny input has no inverse in float32
     root = torch.exp2(torch.floor(torch.log2(mean) / 2))
     moment.div_(root).div_(root)
-    own = moment.diagonal().clone().flip(0)
-    diagonal = moment.diagonal().mean()
-    flip_(moment)
+    if not flipped:
+        flip_(moment)
+    own, mean = moment.diagonal().clone(), mean / root / root
     while damp <= LARGEST_DAMP:
-        moment.diagonal().copy_(own + damp * diagonal)
+        moment.diagonal().copy_(own + damp * mean)
         lower, failed = torch.linalg.cholesky_ex(moment)
         if not failed:
             inverse = inverse_flipped(lower)
-            if torch.isfinite(torch.stack([inverse.amin(), inverse.amax()])).all():
+            if torch.isfinite(torch.stack(torch.aminmax(inverse))).all():
                 return inverse.div_(root), damp
         damp *= 10
     raise InputError(
@@ -40,7 +41,7 @@ def inverse_factor(moment: Tensor, damp: float) -> tuple[Tensor, float]:
 
 def flip_(matrix: Tensor) -> Tensor:
     """Rows and columns of [n, n] from the last to the first, in its place."""
-    n, size = len(matrix), max(1, AT_ONCE // (matrix.element_size() * len(matrix)))
+    n, size = len(matrix), max(1, AT_ONCE // (4 * matrix.element_size() * len(matrix)))  # two, and the two before
     for first in range(0, (n + 1) // 2, size):
         end = min(first + size, (n + 1) // 2)
         above, below = matrix[first:end].flip(0, 1), matrix[n - end : n - first].flip(0, 1)
