@@ -157,6 +157,7 @@ def running(ask: Ask) -> Estimate:
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
         held += min(kept, KEPT)
+        held -= shape.width * shape.block if shape.width == ask.width else 0  # which the stream's block has too
     if recipe["reconstruct"] is not None:
         seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
         model += (3 * seen + 3) * forward(shape, tokens, width)
