@@ -200,6 +200,10 @@ def quantize_checkpoint(
             embedding_rows = write_rounded(out, model, ends, form.reason is None)
             if keep is not None:
                 keep.embeddings += ends
+            untouched -= {f"{end.name}.weight" for end in form.embeddings}
+            first = {name for name in untouched if not any(part.isdigit() for part in name.split("."))}
+            form.put_rest(out, model, first)  # of no block: written while the first one is read and quantised
+            untouched -= first
             codes = keep.linears if keep is not None and keep.with_linears else None
             given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
             for made in blocks_made(model, config, *given):
@@ -209,7 +213,7 @@ def quantize_checkpoint(
                 if made.row is not None:
                     rows.append(made.row)
                     untouched.discard(f"{made.row['linear']}.weight")
-            form.put_rest(out, model, untouched - {f"{end.name}.weight" for end in form.embeddings})
+            form.put_rest(out, model, untouched)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
     return form.finish(source, target.folder, rows, time.perf_counter() - begun, provenance, embedding_rows)
 
