@@ -19,20 +19,23 @@ def _rint(x):
 
 @triton.jit
 def _moves(
-    w, scale, codes, step, zero, bins, counts, n_out, n_in, n_groups, size, lowest, highest, tie, farthest,
+    w, scale, codes, step, zero, bins, counts, n_out, n_in, n_groups, size, parts, lowest, highest, tie, farthest,
     SCALED: tl.constexpr, SYMMETRIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """Of some rows, a part of one group: no weight asks which group it is in."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    mask = (rows < n_out) & (columns < n_in)
+    group = tl.program_id(1) // parts
+    inside = (tl.program_id(1) % parts * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    columns = group * size + inside
+    mask = (rows < n_out) & (inside < size) & (columns < n_in)
     place = rows.to(tl.int64) * n_in + columns
     x = tl.load(w + place, mask=mask, other=0.0)
     if SCALED:
         x *= tl.load(scale + columns, mask=columns < n_in, other=1.0)
-    group = rows.to(tl.int64) * n_groups + columns // size
-    own = tl.load(step + group, mask=mask, other=1.0)
-    middle = tl.load(zero + group, mask=mask, other=0.0)
-    code = tl.load(codes + group * size + columns % size, mask=mask, other=0.0)
+    of_row = rows.to(tl.int64) * n_groups + group
+    own = tl.load(step + of_row, mask=rows < n_out, other=1.0)
+    middle = tl.load(zero + of_row, mask=rows < n_out, other=0.0)
+    code = tl.load(codes + of_row * size + inside, mask=mask, other=0.0)
     moved = tl.div_rn((code - middle) * own - x, own)
     near = _rint(tl.div_rn(x, own))
     near = tl.minimum(tl.maximum(near if SYMMETRIC else near + middle, lowest), highest)
@@ -49,16 +52,16 @@ def moves(
     w: Tensor, scale: Tensor | None, codes: Tensor, step: Tensor, zero: Tensor, grid: Grid, tie: float, farthest: float
 ) -> tuple[Tensor, Tensor]:
     """`quantized.moves` of float32 on a GPU."""
-    n_out, n_in = w.shape
-    columns = min(EACH, triton.next_power_of_2(n_in))
-    rows = EACH // columns
-    blocks = triton.cdiv(n_out, rows), triton.cdiv(n_in, columns)
+    (n_out, n_in), size = w.shape, codes.shape[2]
+    columns = min(EACH, triton.next_power_of_2(size))
+    rows, parts = EACH // columns, triton.cdiv(size, columns)
+    blocks = triton.cdiv(n_out, rows), codes.shape[1] * parts
     bins = torch.empty(n_out, n_in, device=w.device, dtype=torch.int32)
     counts = torch.empty(*blocks, 4, device=w.device)
     w = w.contiguous()
     _moves[blocks](
         w, w if scale is None else scale.contiguous(), codes.contiguous(), step.contiguous(), zero.contiguous(),
-        bins, counts, n_out, n_in, codes.shape[1], codes.shape[2],
+        bins, counts, n_out, n_in, codes.shape[1], size, parts,
         float(grid.lowest), float(grid.highest), tie, farthest,
         SCALED=scale is not None, SYMMETRIC=grid.symmetric, ROWS=rows, COLUMNS=columns, num_warps=8,
         enable_fp_fusion=False,
