@@ -11,8 +11,26 @@ from torch import Tensor
 from quant.files.checksums import checksum, raw
 
 CHECKERS = 3  # that take checksums of what is written, beside the thread that writes it
-WAITING = 4  # tensors that may wait to be written; the next `put` waits for one of them
+WAITING = 4  # tensors that may wait to be written, however large; the next `put` waits for one of them
+SMALL = 2**28  # bytes of tensors that may wait, however many: blocks come at once, and the writer works meanwhile
 FLUSH = 2**28  # bytes after which a writer asks the disk to keep up, so that the last fsync is short
+
+
+class Room:
+    """For tensors that wait to be written."""
+
+    def __init__(self) -> None:
+        self._changed, self._tensors, self._bytes = threading.Condition(), 0, 0
+
+    def take(self, n_bytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._tensors < WAITING or self._bytes + n_bytes <= SMALL)
+            self._tensors, self._bytes = self._tensors + 1, self._bytes + n_bytes
+
+    def give(self, n_bytes: int) -> None:
+        with self._changed:
+            self._tensors, self._bytes = self._tensors - 1, self._bytes - n_bytes
+            self._changed.notify()
 
 
 class Behind:
@@ -22,7 +40,7 @@ class Behind:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._thread = file, ThreadPoolExecutor(1, "writer")
         self._checker = ThreadPoolExecutor(CHECKERS, "checker")
-        self._room, self._pending = threading.Semaphore(WAITING), list[Future[None]]()
+        self._room, self._pending = Room(), list[Future[None]]()
         self._flusher, self._flushed = ThreadPoolExecutor(1, "flusher"), Future[None]()
         self._flushed.set_result(None)
         self._unflushed = 0
@@ -36,7 +54,7 @@ class Behind:
             host.copy_(tensor, non_blocking=True)
             tensor, copied = host, torch.cuda.Event()
             copied.record()
-        self._room.acquire()
+        self._room.take(tensor.nbytes)
         while self._pending and self._pending[0].done():
             self._pending.pop(0).result()
         self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
@@ -58,9 +76,9 @@ class Behind:
                 self._unflushed = 0
         finally:
             if checked is None:
-                self._room.release()
+                self._room.give(tensor.nbytes)
             else:
-                checked.add_done_callback(lambda _: self._room.release())
+                checked.add_done_callback(lambda _: self._room.give(tensor.nbytes))
 
     def finish(self) -> None:
         for each in (self._thread, self._checker, self._flusher):
