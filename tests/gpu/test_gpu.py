@@ -12,7 +12,7 @@ from quant.calibration import hidden
 from quant.calibration.blocks import Run
 from quant.calibration.channels import Channels
 from quant.calibration.material import Material
-from quant.calibration.noisy import NoisySums
+from quant.calibration.noisy import Noise, NoisySums
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.calibration.second_moments import add_outer, from_triangle, halves, layer_error, mirror
 from quant.calibration.statistics import collect
@@ -234,23 +234,26 @@ def test_sums_of_outputs_are_those_of_float64(dtype: torch.dtype, act: str) -> N
     torch.testing.assert_close(output_sums(z, center, activation), torch.stack(expected), rtol=1e-5, atol=1e-2)
 
 
-def test_sums_of_noisy_inputs_and_outputs_are_those_of_float64() -> None:
-    x, sigma = torch.randn(3000, 200, device="cuda") + 1, torch.full((200,), 0.3, device="cuda")
-
-    def generator() -> torch.Generator:
-        return torch.Generator("cuda").manual_seed(5)
-
-    drawn, own = [], generator()
-    for _ in range(3):
-        drawn.append(x.double() + sigma * torch.randn(x.shape, generator=own, device="cuda").double())
-    whole = torch.cat(drawn)
-    inputs, outputs = (NoisySums(200, sigma, 3, generator()) for _ in range(2))
-    inputs.add_input(x)
-    outputs.add_output(x, ACT2FN["silu"])
-    expected = torch.stack([whole.abs().mean(0), whole.square().mean(0)]).float().cpu()
-    torch.testing.assert_close(inputs.means(), expected, rtol=1e-5, atol=1e-6)
-    expected = torch.nn.functional.silu(whole).abs().mean(0).float().cpu()
-    torch.testing.assert_close(outputs.means()[0], expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("draws", [3, 6])
+def test_sums_of_noisy_inputs_and_outputs_are_their_expectations(dtype: torch.dtype, draws: int) -> None:
+    """Within what so many draws leave; without noise, to float32's rounding; one seed, one noise."""
+    x = (torch.randn(1000, 200, device="cuda") + 1).to(dtype)
+    plain = torch.stack([x.double().abs().mean(0), x.double().square().mean(0)]).float().cpu()
+    found = {}
+    for name, sigma in (("none", 0.0), ("some", 0.3), ("again", 0.3)):
+        noise, own = Noise(5, "cuda"), torch.full((200,), sigma, device="cuda")
+        inputs, outputs = (NoisySums(200, own, draws, noise) for _ in range(2))
+        inputs.add_input(x)
+        outputs.add_output(x, ACT2FN["silu"])
+        found[name] = inputs.means(), outputs.means()[0]
+    torch.testing.assert_close(found["none"][0], plain, rtol=1e-5, atol=1e-6)
+    expected = torch.nn.functional.silu(x.double()).abs().mean(0).float().cpu()
+    torch.testing.assert_close(found["none"][1], expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(*both) for both in zip(found["some"], found["again"], strict=True))
+    error = found["some"][0][1] - plain[1] - 0.3**2  # of (x + ε)², whose variance is 4x²σ² + 2σ⁴
+    deviation = ((4 * plain[1] * 0.09 + 2 * 0.3**4) / (1000 * draws)).sqrt()
+    assert 0.6 < (error / deviation).square().mean() < 1.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

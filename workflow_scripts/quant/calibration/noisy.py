@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
 from quant.calibration.material import Material
-from quant.calibration.statistics import activation_of, real_rows
-from quant.calibration.sums import column_sums, output_sums
+from quant.calibration.statistics import activation_of, token_rows
+from quant.calibration.sums import kernels
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -24,35 +24,48 @@ from quant.models.experts import routing
 from quant.models.linears import linear_names
 
 
+class Noise:
+    """Where draws come from: a generator on the device, or, of what kernels draw by themselves, a seed each time."""
+
+    def __init__(self, seed: int, device: str) -> None:
+        self.generator, self._seeds = torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed)
+
+    def seed(self) -> int:
+        return int(torch.randint(2**31 - 2**10, (), generator=self._seeds))
+
+
 class NoisySums:
     """Running sums of |x+ε|, (x+ε)² of an input or |act(z+η)| of an output, over draws and rows."""
 
-    def __init__(self, n: int, sigma: Tensor, draws: int, generator: torch.Generator) -> None:
-        self.count, self.sigma, self.draws, self._generator = 0, sigma, draws, generator
+    def __init__(self, n: int, sigma: Tensor, draws: int, noise: Noise) -> None:
+        """sigma: one, or [n]."""
+        self.count, self.sigma, self.draws, self._noise = 0, sigma.expand(n), draws, noise
         self.sums = torch.zeros(2, n, dtype=torch.float64, device=sigma.device)
-        self._zeros = torch.zeros(n, device=sigma.device)
 
     def noisy(self, t: Tensor) -> Tensor:
-        return torch.randn(t.shape, generator=self._generator, device=t.device).mul_(self.sigma).add_(t)
+        """float32."""
+        drawn = torch.randn(t.shape, generator=self._noise.generator, device=t.device)
+        return drawn.mul_(self.sigma).add_(t)
 
     def add_input(self, x: Tensor) -> None:
         self.count += self.draws * len(x)
+        if x.is_cuda and (fused := kernels()) is not None:
+            self.sums += fused.noisy_sums(x, self.sigma, self.draws, self._noise.seed(), False)
+            return
         for _ in range(self.draws):
             drawn = self.noisy(x)
-            if drawn.is_cuda:
-                self.sums += column_sums(drawn)[:2]
-            else:
-                self.sums[0] += drawn.abs().sum(0)
-                self.sums[1] += drawn.square().sum(0)
+            self.sums[0] += drawn.abs().sum(0)
+            self.sums[1] += drawn.square().sum(0)
 
     def add_output(self, z: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
+        from transformers.activations import SiLUActivation
+
         self.count += self.draws * len(z)
+        if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
+            self.sums += fused.noisy_sums(z, self.sigma, self.draws, self._noise.seed(), True)
+            return
         for _ in range(self.draws):
-            drawn = self.noisy(z)
-            if drawn.is_cuda:
-                self.sums[0] += output_sums(drawn, self._zeros, activation)[3]
-            else:
-                self.sums[0] += activation(drawn).abs_().sum(0)
+            self.sums[0] += activation(self.noisy(z)).abs_().sum(0)
 
     def means(self) -> Tensor:
         return (self.sums / self.count).float().cpu()
@@ -74,7 +87,7 @@ def collect_noisy(
     """Writes {input}.x_abs, .x_sq, .x_std and {linear}.act_abs; noise = {noise_std, n_noise_samples, seed}."""
     run = Run(material.checkpoint, material.tokens.sequences, *compute, progress="noisy calibration")
     activation = activation_of(run.model)
-    generator = torch.Generator(compute.device).manual_seed(noise["seed"])
+    source_of_noise = Noise(noise["seed"], compute.device)
     found: dict[str, Tensor] = {}
     with tensorfile.opened(channels_path) as channels:
         reads = channels.info("reads")
@@ -96,13 +109,13 @@ def collect_noisy(
                 draws = noise["n_noise_samples"]
                 if source == full:
                     found[f"{source}.x_std"] = torch.tensor([std])
-                    sums[f"{source}.x"] = NoisySums(linear.in_features, sigma, draws, generator)
-                sums[f"{full}.act"] = NoisySums(linear.out_features, output_sigma, draws, generator)
+                    sums[f"{source}.x"] = NoisySums(linear.in_features, sigma, draws, source_of_noise)
+                sums[f"{full}.act"] = NoisySums(linear.out_features, output_sigma, draws, source_of_noise)
 
                 def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor, full: str = full) -> None:
                     if f"{full}.x" in sums:  # noqa: B023  (the hook is gone before the next block)
-                        sums[f"{full}.x"].add_input(real_rows(args[0], current[0]))  # noqa: B023
-                    sums[f"{full}.act"].add_output(real_rows(z, current[0]), activation)  # noqa: B023
+                        sums[f"{full}.x"].add_input(token_rows(args[0], current[0]))  # noqa: B023
+                    sums[f"{full}.act"].add_output(token_rows(z, current[0]), activation)  # noqa: B023
 
                 hooks.append(linear.register_forward_hook(record))
             advance(lambda batch, current=current: current.__setitem__(slice(None), [batch]))
