@@ -4,6 +4,7 @@
 #               MODEL  a model's directory, a GGUF file, OWNER/NAME[@REVISION] of a hub, or a name in config.yaml
 #               TEXT   a UTF-8 file of the kind of text that the model is for
 #               SIZE_MB, BITS   limits: of the whole checkpoint; of a weight, where BITS=4 is codes of 4 bits with scales
+#               FILE=gguf   a GGUF file for llama.cpp, in place of a checkpoint for transformers and vLLM
 #               IN     a folder for this study and its results alone; given again by itself, the study goes on
 #               What they say is written to results/NAME.yaml (IN: to its config.yaml), to be read and gone on with.
 # make plan     before anything large runs: what `make report` with the same variables will take on this machine
@@ -31,20 +32,21 @@ MODEL =
 TEXT =
 SIZE_MB =
 BITS =
+FILE =
 IN =
-export MODEL TEXT SIZE_MB BITS IN
+export MODEL TEXT SIZE_MB BITS FILE IN
 
 .PHONY: report best plan test test-slow check lint dry-run schema bench tools lock clean-method audit
 
 # a misspelt one would be passed over, and the study run with what was not meant
-OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
+OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS FILE IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
     $(filter command,$(firstword $(origin $(name)))),$(name))))
 
 report: TARGET = results/report.html
 best: TARGET = results/best/choice.json $$page
 plan: TARGET = results/plan.txt
 report best plan: .venv/complete
-	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, IN, CORES and PYTHON))
+	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, FILE, IN, CORES and PYTHON))
 	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
 	page=results/report.html; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; page=$$(dirname "$$own")/$$page; \

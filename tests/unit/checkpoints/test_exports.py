@@ -293,7 +293,7 @@ def test_ranges_that_begin_beyond_float16_are_refused() -> None:
         blocks_q4_1("x", wide)
 
 
-def test_the_file_itself_is_evaluated(checkpoint: Any, tmp_path: Path) -> None:
+def test_the_file_itself_is_evaluated(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the checkpoint of the same weights is, with the file's own size and bits; another checkpoint's is refused."""
     folder = checkpoint(64, 512, **IQ4_NL, tensor_types=[DOWN])
     source, path = tmp_path / "source", tmp_path / "gguf/model.gguf"
@@ -324,6 +324,9 @@ def test_the_file_itself_is_evaluated(checkpoint: Any, tmp_path: Path) -> None:
     assert sum(parts) == pytest.approx(own["size_mb"]) and parts[2] == parts[1] == 256 * 64 * 2 / 1e6
     down, rest = 64 * 512, 2 * 64 * 512 + 64 * (64 + 32 + 32 + 64)
     assert own["bits_per_weight"] == pytest.approx((3.4375 * down + 4.5 * rest) / (down + rest))
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"a GGUF file is run whole; use more, or"):
+        patch.setattr(record, "too_large", lambda *_: True)
+        record.run(of_file, side, str(tmp_path / "large.json"))
     with path.open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"export\.json.*bytes"):

@@ -284,6 +284,9 @@ def test_a_gguf_file_is_weighed_by_its_own_size() -> None:
     found = chosen(rows, max_size_mb=75)
     assert (found.method, found.storage) == ("file", "gguf")
     assert found.path == "results/m/file/export/gguf/model.gguf" and found.folder == "results/m/file/checkpoint"
+    assert chosen(rows, storage="gguf").method == "file" and chosen(rows, storage="packed").method == "good"
+    none = chosen(rows, storage="gguf", max_size_mb=69)
+    assert none.method is None and "has at most 4.5 bits per weight and 69 MB and storage: gguf" in none.lines[0]
     assert chosen(rows, max_size_mb=69).method is None and chosen().path == "results/m/good/checkpoint"
     header, body = of("good", ABOUT, storage="gguf")
     assert "compressed-tensors" in header["tags"] and "packed as compressed-tensors" in body

@@ -11,7 +11,9 @@ def test_equal_marks_of_one_model_are_twins() -> None:
         *[("m", "original", "a"), ("m", "one", "b"), ("m", "two", "c"), ("m", "three", "b")],
         *[("n", "original", "a"), ("n", "one", "b"), ("n", "two", "d"), ("n", "three", "e")],
     ]
-    one = pd.DataFrame(rows, columns=["model", "method", "tensors"])
+    one = pd.DataFrame(rows, columns=["model", "method", "tensors"]).assign(storage="packed")
+    of_file = one.iloc[[1]].assign(method="file", storage="gguf")  # of one's tensors, whose figures are the file's
+    one = pd.concat([one, of_file])
     both = pd.concat([one.assign(dataset=dataset) for dataset in "de"])
     assert twins(both) == [Twins("m", ("one", "three"))]
     assert twins(both[both.model == "n"]) == []

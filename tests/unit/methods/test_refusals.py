@@ -172,6 +172,8 @@ def test_the_default_study_demands_what_it_says() -> None:
         **{"calibration.seq_len": 512, "datasets.python_reference.seq_len": 256, "datasets.docstrings.seq_len": 128}
     }
     assert plain["limits"] == plain["recipes"] == {}, "nobody wrote a limit"
+    assert wanted(choose={"max_size_mb": 1})["limits"] == {"max_size_mb": 1}
+    assert wanted(choose={"max_size_mb": 1}, study=DEFAULT["study"] | {"gguf": ["simple_int4"]})["limits"] == {}
     assert wanted(check_mse={"layer": None}, deep_dive={"layers": []})["layers"] == {
         **{"check_mse.layer": [], "deep_dive.layers": []}
     }

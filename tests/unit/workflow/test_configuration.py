@@ -42,6 +42,13 @@ def test_loading_leaves_its_argument_alone() -> None:
         ("methods.gw_awq.salienc", "l1", ["methods.gw_awq", "salienc", "did you mean salience"]),
         ("methods.gw_awq.salience", "l3", ["methods.gw_awq.salience", "'l3'", "l1"]),
         ("methods.gw_awq.bits", 5, ["methods.gw_awq.bits", "5", "2, 3, 4, 8"]),
+        (
+            "methods.gw_awq.bits",
+            [3],
+            ["methods.gw_awq.bits: [3] is a list of one value; write it without the brackets"],
+        ),
+        ("study.models", [], ["study.models: [] must be all or a list of different names"]),
+        ("texts.mine.files", [], ["texts.mine.files: [] is an empty list; name something, or leave it out"]),
         ("methods.gw_awq.group_size", 0, ["methods.gw_awq.group_size", "0", "-1 or at least 1"]),
         ("methods.gw_awq.rounding", "nearst", ["methods.gw_awq.rounding", "did you mean nearest"]),
         ("methods.gw_awq.n_grid", 0, ["methods.gw_awq.n_grid", "at least 1"]),

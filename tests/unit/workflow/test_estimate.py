@@ -100,6 +100,13 @@ def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> N
     assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
 
 
+def test_a_gguf_file_is_in_float32_before_the_model_has_it(config: dict[str, Any]) -> None:
+    more = config | {"study": config["study"] | {"gguf": ["rtn_g"]}}
+    for method, grown in (("rtn_g", 4 * shape_of(SMOLLM2).weights), ("gw_awq", 0)):
+        found = [OF_MODEL["evaluate"](ask(each, SMOLLM2, method, True)).ram for each in (config, more)]
+        assert found[1] - found[0] == grown
+
+
 def test_moments_are_known_before_the_first_job(config: dict[str, Any]) -> None:
     """bfloat16 halves them, a budget pools experts', and a dense model beyond it is refused with the number."""
     half = config | {"moments": {"store": "bfloat16", "budget_gb": 100}}

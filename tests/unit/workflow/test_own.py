@@ -192,6 +192,17 @@ def test_a_limit_that_is_none(value: str) -> None:
         study(SIZE_MB=value)
 
 
+def test_a_file_for_llama_cpp(here: Path) -> None:
+    """Methods whose GGUF file is measured, and one of them is taken; what GGUF has no blocks for is none of them."""
+    found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")
+    assert found["choose"] == {"max_bits_per_weight": None, "max_size_mb": 75.0, "storage": "gguf"}
+    config = loaded(found)
+    assert config["study"]["gguf"] == list(own.GGUFS) == config["study"]["methods"][-3:]
+    assert loaded(study(FILE="gguf", BITS="4"))["choose"]["max_bits_per_weight"] == 4.5
+    with pytest.raises(InputError, match=r"^FILE=onnx: must be gguf; leave it out"):
+        study(FILE="onnx")
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

@@ -67,17 +67,18 @@ class Choice(NamedTuple):
 
 
 def limits_words(options: dict[str, Any]) -> str:
-    """`at most 4.5 bits per weight and 200 MB`, or nothing where there is no limit."""
+    """`at most 4.5 bits per weight and 200 MB and storage: gguf`, or nothing where there is no limit."""
     words = [text.format(options[key]) for key, (_, text) in LIMITS.items() if options.get(key) is not None]
-    return f"at most {' and '.join(words)}" if words else ""
+    kind = [f"storage: {options['storage']}"] if options.get("storage") is not None else []
+    return " and ".join(([f"at most {' and '.join(words)}"] if words else []) + kind)
 
 
 def within(rows: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
-    """The rows of a summary that keep to every limit."""
+    """The rows of a summary that keep to every limit, of the kind of file that is asked for."""
     for key, (column, _) in LIMITS.items():
         if options.get(key) is not None:
             rows = rows[rows[column] <= options[key]]
-    return rows
+    return rows if options.get("storage") is None else rows[rows.storage == options["storage"]]
 
 
 def facts_words(row: Any) -> str:
@@ -140,9 +141,10 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""
     room = room_words(best, packed)
+    what = "packed checkpoints" if set(fitting.storage) == {"packed"} else "files of codes"
     before = summary[(summary.model == model) & (summary.dataset == dataset) & (summary.storage == "original")]
     large = [words for row in before.head(1).itertuples() if (words := embedding_words(best, row))]
-    lines = [facts_words(best), *room, *large, f"The lowest {by} of {len(fitting)} packed checkpoints{asked}."]
+    lines = [facts_words(best), *room, *large, f"The lowest {by} of {len(fitting)} {what}{asked}."]
     runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
     difference, measure = None, "kl" if by == "kl" else "nll"
 

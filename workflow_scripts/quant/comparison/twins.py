@@ -15,10 +15,10 @@ class Twins(NamedTuple):
 
 
 def twins(summary: pd.DataFrame) -> list[Twins]:
-    """All of a study's, by the marks in summary.csv."""
+    """All of a study's, by the marks in summary.csv; a GGUF file is not the checkpoint that it was made of."""
     rows = summary.drop_duplicates(["model", "method"])
-    groups = rows.groupby(["model", "tensors"], sort=False).method
-    return [Twins(model, tuple(methods)) for (model, _), methods in groups if len(methods) > 1]
+    groups = rows.groupby(["model", "tensors", "storage"], sort=False).method
+    return [Twins(model, tuple(methods)) for (model, *_), methods in groups if len(methods) > 1]
 
 
 def said(found: Twins, recipes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -33,8 +33,8 @@ DEFINITIONS = {
     "top-1": "share of tokens whose most likely next token is the original's",
     "tokens/s": "evaluation speed; with simulated storage it says nothing about the speed of packed weights",
     "quantise": "seconds to quantise, the calibration pass not counted",
-    "storage": "packed: real low-bit codes on disk; simulated: rounded weights in 16 bit, so the size is not smaller; "
-    "point at the word to read why",
+    "storage": "packed: real low-bit codes on disk; gguf: so in a GGUF file, whose figures these are; "
+    "simulated: rounded weights in 16 bit, so the size is not smaller; point at the word to read why",
 }
 
 

@@ -17,6 +17,7 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
     own = {name: recipe for name, recipe in recipes.items() if "algorithm" not in recipe}
     layer = config["check_mse"]["layer"]
     limits = {key: config["choose"][key] for key in LIMITS if config["choose"][key] not in (None, default_limits[key])}
+    limits = {} if config["study"]["gguf"] else limits  # what a GGUF file takes is known once it is there
     return {
         "layers": {"check_mse.layer": [layer] * (layer is not None), "deep_dive.layers": config["deep_dive"]["layers"]},
         "seq_len": {

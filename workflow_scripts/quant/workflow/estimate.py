@@ -252,12 +252,19 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
 
 
+def unpacking(ask: Ask) -> float:
+    """Bytes of the host that transformers takes for a GGUF file's weights, in float32, before the model has them."""
+    of_file = ask.wildcards.get("method") in ask.config.get("study", {}).get("gguf", ())
+    return 4.0 * ask.shape.weights if of_file else 0.0
+
+
 def evaluating(ask: Ask) -> Estimate:
     shape, (tokens, width) = ask.shape, ask.data
     original = "method" not in ask.wildcards
     recipe = None if original else ask.recipe
     made = stored(shape, recipe)
     ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram += unpacking(ask)
     budget = ask.config["datasets"][ask.wildcards["dataset"]]["kl_tokens"]
     compared = min(tokens, tokens if budget is None else budget)
     kept = compared * shape.hidden * ask.width if original else 0.0
@@ -273,6 +280,7 @@ def answering(ask: Ask) -> Estimate:
     recipe = None if ask.wildcards["method"] == "original" else ask.recipe
     made = stored(shape, recipe)
     ram, gpu = loaded(ask, tokens, made, recipe is not None and is_packed(recipe))
+    ram += unpacking(ask)
     return Estimate(ram, gpu, MB, model=2 * forward(shape, tokens, 100), read=made, start=ask.loading(made))
 
 

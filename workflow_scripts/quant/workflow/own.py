@@ -3,6 +3,7 @@
 Its path is printed; the file stays, so that a study can be repeated, read, and gone on with.
 """
 
+import copy
 import csv
 import os
 import re
@@ -22,6 +23,13 @@ HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
+OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
+ENDS = {"bits": 8, "group_size": 32, "needed": False}
+GGUFS = {  # the methods of FILE=gguf, smallest first
+    "gguf_4bit": OF_GGUF | {"embeddings": {"format": "iq4_nl", "needed": False}},
+    "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
+    "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
+}
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
@@ -125,8 +133,8 @@ def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
 
 
 def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS; built_in: the configuration that it
-    changes; before: the experiment of an earlier run."""
+    """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS, FILE; built_in: the configuration
+    that it changes; before: the experiment of an earlier run."""
     model, text = given.get("MODEL", ""), given.get("TEXT", "")
     study: dict[str, Any] = {"study": {}}
     if model in built_in["models"]:
@@ -146,7 +154,13 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
-    if "max_size_mb" in chosen:  # the widths that use such a file best, and each width for all, beside the study's own
+    if kind := given.get("FILE"):
+        if kind != "gguf":
+            raise InputError(f"FILE={kind}: must be gguf; leave it out for a checkpoint of transformers and vLLM")
+        study["choose"] = {"max_bits_per_weight": None} | chosen | {"storage": kind}
+        study["methods"] = copy.deepcopy(GGUFS)
+        study["study"] |= {"add": {"methods": list(GGUFS)}, "gguf": list(GGUFS)}
+    elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
         study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends}}
@@ -197,8 +211,8 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
 
 
 def main() -> None:
-    """Reads MODEL, TEXT, SIZE_MB, BITS and IN from the environment."""
-    given = {key: os.environ.get(key, "").strip() for key in ("MODEL", "TEXT", "SIZE_MB", "BITS")}
+    """Reads MODEL, TEXT, SIZE_MB, BITS, FILE and IN from the environment."""
+    given = {key: os.environ.get(key, "").strip() for key in ("MODEL", "TEXT", "SIZE_MB", "BITS", "FILE")}
     folder = os.environ.get("IN", "").strip()
     try:
         path = write(given, home(folder or "."), bool(folder))

@@ -84,6 +84,10 @@ def explain(error: ValidationError) -> str:
                 "exclusiveMaximum": "less than",
             }
             return f"{where}: {found} must be {sign[error.validator]} {error.validator_value}"
+        case "minItems" if error.instance:
+            return f"{where}: {found} is a list of one value; write it without the brackets, or name another"
+        case "minItems":
+            return f"{where}: {found} is an empty list; name something, or leave it out"
         case "pattern":
             return f"{where}: {found} is not of the form {error.validator_value}"
         case "oneOf" if "const" in error.schema["oneOf"][0]:
