@@ -21,7 +21,7 @@ with job(snakemake.log[0], snakemake.threads):
     for model, source in snakemake.params.sources.items():
         shape = Shape.of(peek(source, list(snakemake.input)))
         if shape is None:
-            raise InputError(f"{model}: its configuration does not say how large it is; nothing can be planned")
+            raise InputError(f"{model}: its configuration does not say how large it is; run the study without a plan")
         shapes[model] = shape
     where = device(config["compute"]["device"])
     kinds = {4: "float32", 2: "bfloat16"}

@@ -26,6 +26,7 @@ from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model
 from quant.evaluation.perplexity import measure as measure_head
 from quant.files import tensorfile
+from quant.files.artifacts import rebuild
 from quant.models.compute import Compute
 from quant.models.experts import unroll
 from quant.models.linears import skeleton
@@ -101,7 +102,10 @@ def mixed(name: str, w: Tensor, rows: Tensor | None, weights: Weights) -> Tensor
     """A linear's original weight w [out, in] with a part's rows of the method's."""
     new = weights.weight(name, str(w.device)).to(w.dtype)
     if new.shape != w.shape:
-        raise InputError(f"{weights.file.path}: {name} is {tuple(new.shape)}, in the original it is {tuple(w.shape)}")
+        raise InputError(
+            f"{weights.file.path}: {name} is {list(new.shape)}, in the original {list(w.shape)}; "
+            f"{rebuild(weights.file.path)}"
+        )
     return new if rows is None else torch.where(rows.to(w.device)[:, None], new, w)
 
 

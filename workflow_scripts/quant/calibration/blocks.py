@@ -21,6 +21,7 @@ from quant.calibration.hidden import HiddenStates, hidden_states
 from quant.data import tokens
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.files.artifacts import rebuild
 from quant.models import products
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.models.notes import Note, check_extras, noting, run_noted
@@ -72,7 +73,8 @@ def fill(
         value = weights.get(full, device, dtype)
         if value.shape != empty.shape:
             raise InputError(
-                f"{weights.path}: {full} is {tuple(value.shape)} where config.json asks for {tuple(empty.shape)}"
+                f"{weights.path}: {full} is {list(value.shape)} where config.json asks for {list(empty.shape)}; "
+                f"{rebuild(weights.path)}"
             )
         if not torch.isfinite(value).all():
             raise InputError(

@@ -45,7 +45,7 @@ def token_rows(t: Tensor, batch: Batch, routed: Tensor | None = None) -> Tensor:
     if routed is None and len(rows) != batch.ids.numel():
         raise InputError(
             f"a linear sees {len(rows)} rows where the batch has {batch.ids.numel()} tokens: mixture of experts, or "
-            "another layout that is not known here"
+            "another layout that is not known here; leave this model out"
         )
     if mask is None:
         return rows
@@ -114,9 +114,7 @@ class Watch:
             # the tensor is kept until the batch ends, so its address is its own
             source, _ = self._seen.setdefault((x.data_ptr(), x.shape), (name, x))
             if self.reads.setdefault(name, source) != source:
-                raise InputError(
-                    f"{name} reads a different input from one batch to the next; its statistics have no meaning"
-                )
+                raise InputError(f"{name}: reads a different input from one batch to the next; leave this model out")
             if self._leaning:
                 missing = x.shape[-1] - self.tokens.setdefault(name, 0)
                 if missing > 0:
@@ -281,4 +279,4 @@ class Collected:
 def check_statistic(name: str, value: Tensor) -> None:
     """Refuses NaN and infinities by name."""
     if value.numel() and not torch.isfinite(torch.stack([value.amin(), value.amax()])).all():  # without a copy of it
-        raise InputError(f"{name}: its statistics are NaN or infinite; the model's activations overflow on this text")
+        raise InputError(f"{name}: its statistics are NaN or infinite; set compute.dtype to float32")

@@ -144,7 +144,10 @@ def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
     for added in made.get("added_tokens", []):
         pieces[added["id"]] = added["content"], PIECES["control" if added["special"] else "user_defined"]
     if max(pieces, default=0) >= config["vocab_size"]:
-        raise InputError(f"{path}: has an id {max(pieces)}, and config.json a vocab_size of {config['vocab_size']}")
+        raise InputError(
+            f"{path}: has an id {max(pieces)}, and config.json a vocab_size of {config['vocab_size']}; give the "
+            "tokenizer that belongs to this model"
+        )
     listed = [pieces.get(i, (f"[PAD{i}]", PIECES["unused"])) for i in range(config["vocab_size"])]
     name = spm = None
     if model["type"] == "BPE" and model.get("byte_fallback"):

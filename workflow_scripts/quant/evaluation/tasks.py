@@ -45,7 +45,10 @@ def run(asked: Asked, task_path: str, spec: dict[str, Any], out: str) -> None:
         head = Head(load_model(asked.run, where, dtype(compute["dtype"], where, checkpoint)), where)
     largest = max(max(each.context + each.continuation) for choices in requests for each in choices)
     if largest >= head.vocabulary:
-        raise InputError(f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} embeddings")
+        raise InputError(
+            f"{checkpoint}: its tokenizer gives id {largest}, the model has {head.vocabulary} "
+            "embeddings; give the tokenizer that belongs to this model"
+        )
     begun = time.perf_counter()
     found = log_likelihoods(head, requests, batch_tokens(compute["batch_tokens"], where))
     seconds = time.perf_counter() - begun

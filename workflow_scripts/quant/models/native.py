@@ -88,7 +88,7 @@ def empty_model(native: Any, n_tensors: int, where: str) -> "PreTrainedModel":
     kind = native.model_type
     depth = getattr(native.get_text_config(decoder=True), "num_hidden_layers", None) or 0
     if not 0 <= depth <= n_tensors:  # before any time goes into building them
-        raise InputError(f"{where}: config.json asks for {depth} layers, the weights are {n_tensors} tensors")
+        raise InputError(f"{where}: config.json asks for {depth} layers of {n_tensors} tensors; {sources.AGAIN}")
     try:
         if is_causal(native):
             with init_empty_weights():

@@ -25,7 +25,9 @@ def with_candidates(
     def add(family: str, label: str, own: dict[str, Any]) -> str:
         twin = next((known for known, entry in methods.items() if entry == own), label)
         if methods.setdefault(twin, own) != own or (twin == label and label in families):
-            raise InputError(f"methods.{family}: its candidate would be {label}, which is another method's name")
+            raise InputError(
+                f"methods.{family}: its candidate would be {label}, which is another method's name; rename that"
+            )
         return twin
 
     for family, names in families.items():
