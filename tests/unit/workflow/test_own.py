@@ -1,6 +1,7 @@
 """make's MODEL, TEXT, SIZE_MB and BITS as an experiment."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,26 @@ class TestFile:
             own.write({"BITS": "4"}, here, apart=True)
         assert own.write({}, here, apart=True) == here / "config.yaml"
         assert (here / "config.yaml").read_text() == "study: {}\n"
+
+    @pytest.mark.parametrize(
+        ("folder", "content", "message"),
+        [
+            ("notes.txt", None, r"ERROR .*notes\.txt.*cannot be read or written"),
+            ("broken", f"{own.WRITTEN} BITS=4\nchoose: {{\n", r"ERROR broken/config\.yaml: is no YAML"),
+            ("odd", f"{own.WRITTEN} BITS=4\n# \udcff\n", r"ERROR odd/config\.yaml: is not UTF-8"),
+        ],
+    )
+    def test_a_folder_that_takes_no_study(
+        self, here: Path, folder: str, content: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if content:
+            (here / folder).mkdir()
+            (here / folder / "config.yaml").write_text(content, encoding="utf-8", errors="surrogateescape")
+        for key, value in {"IN": folder, "BITS": "4", "MODEL": "", "TEXT": "", "SIZE_MB": ""}.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(SystemExit) as caught:
+            own.main()
+        assert re.fullmatch(f"{message}[^\n]*", str(caught.value.code))
 
     def test_what_a_study_of_other_models_loses_is_said(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (here / "results").mkdir()

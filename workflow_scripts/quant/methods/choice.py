@@ -22,6 +22,8 @@ from quant.methods.swaps import corrected
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord, Provenance
 
+LARGEST = 2.0**62  # bits, which no limit need exceed
+
 
 class Swaps(NamedTuple):
     """KL, nats a token: of each part of the model by itself, and of the whole; linears: by part."""
@@ -163,7 +165,8 @@ def choose(
     of_groups = np.stack([costs[list(group)].sum(0) for group in groups])
     sums = np.stack([sizes[:, list(group)].sum(1) for group in groups], axis=1)
     kept = [i for i, key in enumerate(("bits_per_weight", "size_mb")) if limits[key]]
-    most = np.array([int(limits["bits_per_weight"] * weights), int(limits["size_mb"] * 8e6) - rest], dtype=np.int64)
+    bits = [min(LARGEST, limit) for limit in (limits["bits_per_weight"] * weights, limits["size_mb"] * 8e6)]
+    most = np.array([int(bits[0]), int(bits[1]) - rest], dtype=np.int64)
     try:
         chosen = allocate(of_groups, sums[kept], most[kept])
     except Infeasible as error:

@@ -194,10 +194,17 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
     path = folder / ("config.yaml" if apart else f"results/{'-'.join(names) or 'default'}.yaml")
     if not any(given.values()) and (path.is_file() or not apart):
         return path if apart else None
-    there = path.read_text(encoding="utf-8") if path.is_file() else WRITTEN
+    try:
+        there = path.read_text(encoding="utf-8") if path.is_file() else WRITTEN
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; save it as UTF-8, or give another folder") from None
     if not there.startswith(WRITTEN):
         raise InputError(f"{path}: is no file that make wrote; change it yourself, or give another folder")
-    before = yaml.safe_load(there) or {}
+    try:
+        before = yaml.safe_load(there) or {}
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None
     study = study_of(given, built_in, before)
     if apart:
         study = before | study | {"study": before.get("study", {}) | study.get("study", {})}
@@ -218,6 +225,8 @@ def main() -> None:
         path = write(given, home(folder or "."), bool(folder))
     except InputError as error:
         sys.exit(f"ERROR {error}")
+    except OSError as error:
+        sys.exit(f"ERROR {error.filename}: cannot be read or written ({error.strerror}); name another file or folder")
     if path:
         print(path.absolute())
 
