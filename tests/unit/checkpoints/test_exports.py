@@ -214,7 +214,9 @@ def test_smaller_groups_hold_the_same_weights() -> None:
         ("gguf", {"bits": 8}, "in 8 bits with zero points, which GGUF has no blocks for"),
         ("awq", {"bits": 8}, "has 8 bits, and AutoAWQ's layout holds 4"),
         ("gguf", {"group_size": 16}, "groups of 16 inputs, which GGUF's 32 does not divide"),
-        ("awq", {"group_size": 16}, "groups of 16 inputs, which AutoAWQ's 32 does not divide"),
+        ("awq", {"group_size": 16}, "groups of 16 inputs, which AutoAWQ's 32 does not divide; use a group_size"),
+        ("gguf", {"group_size": -1, "middle": 48}, "48 inputs, which GGUF's 32 does not divide; export dense"),
+        ("awq", {"group_size": -1, "middle": 48}, "48 inputs, which AutoAWQ's 32 does not divide; export dense"),
         ("gguf", {"bits": 3}, "in 3 bits with zero points, which GGUF has no blocks for"),
         (
             "gguf",

@@ -240,6 +240,9 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
     entries = {"a": {"bits": 8, "group_size": 36}, "b": {"bits": 8, "group_size": -1}}
     (line,) = found(tiny_checkpoint, linears, embeddings=entries)
     assert line.startswith("methods.a.embeddings: group_size 36 does not divide the 48 channels of model.embed_tokens")
+    fixed = {"a": {"bits": 4, "group_size": 32, "format": "iq4_nl"}}
+    (line,) = found(tiny_checkpoint, linears, embeddings=fixed)
+    assert line.endswith("take format: int")
     with opened(tiny_checkpoint / "model.safetensors") as file:
         layout = file.layout()
         unread: Embeddings = {**EMBEDDINGS, "unread": "its head is a Conv1D, not a Linear"}

@@ -49,7 +49,8 @@ def why_not(entry: Mapping[str, Any], embeddings: Embeddings, dense: Layout) -> 
         n_in = dense[f"{end.name}.weight"][1][1]
         if grid.group_size != -1 and n_in % grid.group_size:
             does = f"does not divide the {n_in} channels of {end.name}"
-            return f"group_size {grid.group_size} {does}; take -1, or one that does"
+            instead = "take -1, or one that does" if grid.format == INT else "take format: int"
+            return f"group_size {grid.group_size} {does}; {instead}"
     return None
 
 

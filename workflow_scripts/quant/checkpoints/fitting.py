@@ -49,9 +49,16 @@ def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
         if all(group % size == 0 for group in found.values()):
             return size
     name = next(name for name, group in found.items() if group % sizes[-1])
-    raise InputError(
-        f"{held.file.path}: {name} has groups of {found[name]} inputs, which {what}'s {sizes[-1]} does not divide; "
-        f"use a group_size that is a multiple of {sizes[-1]}"
+    raise undivided(f"{held.file.path}: {name}", found[name], widths[name], sizes[-1], what)
+
+
+def undivided(linear: str, group: int, n_in: int, size: int, what: str) -> InputError:
+    """Says that a format's `size` divides a linear's groups, or all of its inputs, not, and what helps."""
+    if n_in % size:
+        return InputError(f"{linear} has {n_in} inputs, which {what}'s {size} does not divide; export dense")
+    return InputError(
+        f"{linear} has groups of {group} inputs, which {what}'s {size} does not divide; use a group_size that is a "
+        f"multiple of {size}"
     )
 
 

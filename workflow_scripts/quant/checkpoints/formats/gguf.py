@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quant.checkpoints import gguf_file, stored
-from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped
+from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped, undivided
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
 from quant.recipe.formats import INT
@@ -105,13 +105,9 @@ def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
             "has some for 4 bits, symmetric 8 bits, iq4_nl and q3_k: export another method"
         )
     group = n_in if grid.group_size == -1 else grid.group_size
-    if group % kind.size or n_in % kind.whole:
-        has = f"groups of {group} inputs" if group % kind.size else f"{n_in} inputs"
-        size = kind.size if group % kind.size else kind.whole
-        raise InputError(
-            f"{where}: {name} has {has}, which GGUF's {size} does not divide; use a group_size that is a multiple of "
-            f"{size}"
-        )
+    for size, of in ((kind.whole, n_in), (kind.size, group)):
+        if of % size:
+            raise undivided(f"{where}: {name}", group, n_in, size, "GGUF")
     return kind
 
 
