@@ -1,14 +1,14 @@
 """The frontier's recipes on WikiText-2 test and on a text of another kind: frontier.py CONVERTED TEXT [--bits 4 3 2].
 
 CONVERTED is results/{model}/original of a finished conversion, TEXT the raw test split. Calibrates on the first 128×512
-tokens, evaluates the rest and 65,536 tokens of the Python language reference (Python's own pydoc_data, which no
-calibration saw) in windows of --width, in float32, groups of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll
-and KL(original ‖ method) over every token with their 95 % intervals, seconds with the statistics among them and the
-GPU's peak memory; writes them to OUT after each method, and each window's sums to a folder beside it, where a later run
-finds those of methods that it does not measure. At the end what each has learnt of the texts, beside the same method
-that is fitted less (docs/methods.md, Has a method learnt the text?), and each beside AutoRound, or the method that
---beside names: differences with their 95 % intervals, p corrected over all of them. `--methods autoround --environment
-PATH` measures AutoRound; PATH is a folder that build_library made.
+tokens (--calibration and --mix: on more, and on those of another text), evaluates the rest and 65,536 tokens of the
+Python language reference (Python's own pydoc_data, which no calibration saw) in windows of --width, in float32, groups
+of 64, asymmetric. Needs a GPU to be quick. Prints delta_nll and KL(original ‖ method) over every token with their 95 %
+intervals, seconds with the statistics among them and the GPU's peak memory; writes them to OUT after each method, and
+each window's sums to a folder beside it, where a later run finds those of methods that it does not measure. At the end
+what each has learnt of the texts, beside the same method that is fitted less (docs/methods.md, Has a method learnt the
+text?), and each beside AutoRound, or the method that --beside names: differences with their 95 % intervals, p corrected
+over all of them. `--methods autoround --environment PATH` measures AutoRound; PATH is a folder that build_library made.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from quant.comparison.learnt import learnt_terms
 from quant.comparison.paired import holm, paired_difference
 from quant.comparison.pairs import Recipes, fitted_further
 from quant.data import tokens
+from quant.data.texts import in_turns, shares
 from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
@@ -56,9 +57,10 @@ WARM_UP = 8  # sequences that a first, untimed run compiles its kernels on
 
 
 def texts(
-    checkpoint: Path, text: Path, calibration: int, name: str = "wikitext", width: int = WIDTH
+    checkpoint: Path, text: Path, calibration: int, name: str = "wikitext", width: int = WIDTH, mix: Path | None = None
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Calibration sequences, and the windows to evaluate by text; name: of the text that calibrates."""
+    """Calibration sequences, those of `mix` in turns with the text's, and the windows to evaluate by text: of the one
+    that calibrates, called `name`, those behind them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -68,10 +70,14 @@ def texts(
 
     topics = pydoc_data.topics.topics
     ids, python = read(text.read_text(encoding="utf-8")), read("\n\n".join(topics[name] for name in sorted(topics)))
-    head = CALIBRATION[0] * CALIBRATION[1]
+    sources = [ids] if mix is None else [ids, read(mix.read_text(encoding="utf-8"))]
+    counts = shares(calibration, len(sources))
+    head = max(CALIBRATION[0], counts[0]) * CALIBRATION[1]
     judged = {name: ids[head:], "python": python[:PYTHON_TOKENS]}
-    first = tokens.windows(ids[: calibration * CALIBRATION[1]], CALIBRATION[1])
-    return first, {key: tokens.windows(each, width) for key, each in judged.items()}
+    parts = [
+        tokens.windows(each[: n * CALIBRATION[1]], CALIBRATION[1]) for each, n in zip(sources, counts, strict=True)
+    ]
+    return in_turns(parts), {key: tokens.windows(each, width) for key, each in judged.items()}
 
 
 @torch.inference_mode()
@@ -223,6 +229,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--calibration", type=int, default=CALIBRATION[0], help="sequences of 512 tokens")
+    parser.add_argument("--mix", type=Path, help="a text that gives half of them, in turns with TEXT")
     parser.add_argument("--name", default="wikitext", help="what TEXT is called in the figures")
     parser.add_argument("--width", type=int, default=WIDTH, help="tokens of a window that is evaluated")
     parser.add_argument("--beside", default=LIBRARY, help="the method that the others' differences are from")
@@ -231,7 +238,7 @@ def main() -> None:
     options = parser.parse_args()
     where, known = device("auto"), methods()
     torch.backends.cuda.matmul.allow_tf32 = False
-    way = options.text, options.calibration, options.name, options.width
+    way = options.text, options.calibration, options.name, options.width, options.mix
     sequences, judged = texts(options.converted / "checkpoint", *way)
     weights = {name: np.array([len(each) - 1 for each in part], float) for name, part in judged.items()}
     original = perplexity.load_model(options.converted / "checkpoint", where, torch.float32)

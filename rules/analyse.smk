@@ -211,7 +211,10 @@ rule answer_questions:
         datasets=STUDY["datasets"],
         by=CONFIG["comparison"]["by"],
         kinds={
-            name: shared_text.same_kind(CONFIG["datasets"][name]["text"], CONFIG["calibration"]["text"])
+            name: any(
+                shared_text.same_kind(CONFIG["datasets"][name]["text"], text)
+                for text in shared_text.calibration_texts(CONFIG["calibration"])
+            )
             for name in STUDY["datasets"]
         },
         recipes={method: METHODS[method] for method in sorted(STUDY["methods"])},

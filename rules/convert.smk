@@ -83,7 +83,7 @@ rule tokenize_calibration:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
-        files=CONFIG["calibration"]["text"].get("files", []),
+        files=[file for text in shared_text.calibration_texts(CONFIG["calibration"]) for file in text.get("files", [])],
     output:
         "results/{model}/calibration/{calibration}/tokens.safetensors",
     log:

@@ -72,6 +72,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "defaults that all read": ({"defaults": {"group_size": 8}}, each("quantize", [*METHODS, "rtn_g_sym"])),
     "defaults that none reads": ({"defaults": {"damp": 0.1, "beta": 2.0}}, SHOWN),
     "calibration text": ({"calibration": {"text": "third"}, "texts": THIRD}, CALIBRATION),
+    "calibration mix": ({"calibration": {"mix": ["third"]}, "texts": THIRD}, CALIBRATION),
     # one text for both is split, each reads its part
     "one text": ({"calibration": {"text": "tiny_heldout"}}, CALIBRATION | DATASET),
     "overlap asked for": ({"calibration": {"allow_overlap": True}}, {"check_texts"}),

@@ -26,7 +26,7 @@ def write(folder: Path, evaluated: str, **calibration: Any) -> str:
     """An overlay that calibrates on the long text and measures on another."""
     overlay = json.loads(json.dumps(tiny.OVERLAY))
     names = ("long", "copy")
-    overlay["texts"] = {name: {"files": [f"inputs/{name}.txt"]} for name in names}
+    overlay["texts"] |= {name: {"files": [f"inputs/{name}.txt"]} for name in names}
     overlay["calibration"] |= {"text": "long", "n_calib": 64} | calibration
     overlay["datasets"]["heldout"] |= {"text": evaluated, "protocol": "windows", "n_samples": 32}
     overlay["study"]["methods"], overlay["sensitivity"]["methods"] = ["rtn_g", "gw_awq"], []
@@ -45,8 +45,9 @@ def test_one_text_is_split_by_itself(project: Path) -> None:
     assert facts["datasets"]["heldout"]["sequences"] == 32 and facts["calibrations"]["n64-s42"]["sequences"] == 64
 
 
-def test_a_copy_is_refused_before_the_long_jobs(project: Path) -> None:
-    done = tiny.snakemake(project, "results/report.html", config=write(project, "copy"))
+@pytest.mark.parametrize("calibration", [{}, {"text": "tiny_calibration", "mix": ["long"]}], ids=["alone", "mixed"])
+def test_a_copy_is_refused_before_the_long_jobs(project: Path, calibration: dict[str, Any]) -> None:
+    done = tiny.snakemake(project, "results/report.html", config=write(project, "copy", **calibration))
     seen = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in seen
     (line,) = {line for line in seen.splitlines() if line.startswith("ERROR")}

@@ -112,7 +112,11 @@ def row(method: str, delta: float, bits: float, storage: str = "packed", **more:
     } | more
 
 
-CALIBRATION = {"seq_len": 32, "text": {"hub": {"path": "Salesforce/wikitext", "name": "raw", "split": "train"}}}
+CALIBRATION = {
+    "seq_len": 32,
+    "mix": [],
+    "text": {"hub": {"path": "Salesforce/wikitext", "name": "raw", "split": "train"}},
+}
 ABOUT: dict[str, Any] = {"license": "apache-2.0", "base_model": None, "caveat": None, "source": {"hub": {"id": "o/n"}}}
 
 

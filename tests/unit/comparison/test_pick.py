@@ -211,6 +211,9 @@ def test_a_dense_checkpoint_is_called_neither_small_nor_4_bit() -> None:
 
 
 def test_a_card_says_what_is_short_and_what_was_seen() -> None:
+    mixed = CALIBRATION | {"mix": [{"docstrings": ["argparse"]}]}
+    body = card("m", "good", pd.DataFrame(ROWS), RECORD, ABOUT, mixed, "p")
+    assert "of Salesforce/wikitext raw train and docstrings of argparse (seed 3" in body
     _, body = of("good", ABOUT, sequences=3, calibration_sequences=2.0, seen_share=0.43)
     assert "99 tokens in 3 sequences of at most 32 (windows), a short text (under 8 sequences" in body
     assert "2 sequences of at most 32 tokens, a short text" in body

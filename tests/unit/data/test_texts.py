@@ -202,6 +202,24 @@ def test_tokenize_writes_what_sequences_found(
     assert found.provenance["spec"] == spec and found.provenance["model_fingerprint"] == "model"
 
 
+def test_a_mix_is_dealt_in_turns_as_equally_as_can_be(
+    tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "quant")
+    kinds = {"a": "one two three four\n" * 9, "b": "5 6 7 8 9\n" * 2, "c": "def f(): pass\n" * 9}
+    for name, text in kinds.items():
+        (tmp_path / name).write_text(text)
+    first, *others = ({"files": [str(tmp_path / name)]} for name in kinds)
+    spec = {"text": first, "mix": others, "protocol": "windows", "seq_len": 8}
+    tokenize(tiny_checkpoint, "m", spec, 8, None, "calibration", str(tmp_path / "out"))
+    a, b, c = (list(tokenizer(text, return_tensors="pt")["input_ids"][0].split(8)) for text in kinds.values())
+    expected = [a[0], b[0], c[0], a[1], b[1], c[1], a[2]]  # b has no third one
+    assert tokens.load(tmp_path / "out").fingerprint == tokens.fingerprint(expected)
+    assert "calibration, b: 2 sequences" in caplog.text and "fewer than the 8" in caplog.text
+    with pytest.raises(InputError, match="n_calib: 2, and 3 texts"):
+        tokenize(tiny_checkpoint, "m", spec, 2, None, "calibration", str(tmp_path / "out"))
+
+
 def test_a_short_text_is_said_and_a_default_called_one(tiny_checkpoint: Path, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO", "quant")
     (tmp_path / "text.txt").write_text("x" * 16 * 7)

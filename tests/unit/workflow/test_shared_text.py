@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from quant.errors import InputError
 from quant.workflow import configuration
 from quant.workflow.shared_text import same_kind
 from tests.unit.workflow.configurations import SCHEMA, changed
@@ -54,6 +55,35 @@ def test_other_texts_and_data_sets_that_do_not_run_split_nothing() -> None:
     config = changed("datasets.unused", {"text": "python_reference"})
     config["study"]["datasets"] = ["python_reference"]
     assert "part" not in configuration.load(config, SCHEMA)["calibration"]["text"]
+
+
+def mixed(mix: list[str], **options: Any) -> dict[str, Any]:
+    config = changed("texts.more", {"docstrings": ["argparse"]})
+    config["texts"]["copy"] = {"pydoc_topics": "calibration"}
+    config["calibration"] |= {"mix": mix} | options
+    return configuration.load(config, SCHEMA)
+
+
+def test_a_text_of_the_mix_is_split_where_it_is_measured_on_too() -> None:
+    found = mixed(["docstrings", "more"])
+    names = found["calibration"]["mix"][0].pop("part"), found["datasets"]["docstrings"]["text"].pop("part")
+    assert names == ("calibration", "heldout")
+    assert found["calibration"]["mix"] == [found["datasets"]["docstrings"]["text"], {"docstrings": ["argparse"]}]
+    assert "part" not in found["calibration"]["text"] and "part" not in found["datasets"]["python_reference"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "options", "said"),
+    [
+        (["mor"], {}, r"calibration\.mix: no entry 'mor' in texts; .*more"),
+        (["python_reference"], {}, "holds calibration.text"),
+        (["copy"], {}, "holds calibration.text"),
+        (["more"], {"n_calib": 1}, "n_calib: 1, and 2 texts to take it of; write at least 2"),
+    ],
+)
+def test_mixes_that_cannot_be(mix: list[str], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        mixed(mix, **options)
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,10 @@ def calibration_words(recipe: dict[str, Any], row: Any, record: MethodRecord, ca
     if fingerprint is None:
         return "none: the recipe reads no statistics"
     sequences = int(row.calibration_sequences)
+    texts = " and ".join(map(source_words, (calibration["text"], *calibration["mix"])))
     return (
         f"{sequences} sequences of at most {calibration['seq_len']} tokens{short_words(sequences)}, "
-        f"{int(row.calibration_tokens)} tokens together, of {source_words(calibration['text'])} "
+        f"{int(row.calibration_tokens)} tokens together, of {texts} "
         f"(seed {recipe['seed']}, token fingerprint {fingerprint})"
     )
 

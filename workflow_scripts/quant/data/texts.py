@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,6 +248,18 @@ def check_fit(checkpoint: Path, found: list[Tensor], what: str) -> None:
         )
 
 
+def shares(n: int, parts: int) -> list[int]:
+    """n in parts as equal as can be, the larger ones first."""
+    if n < parts:
+        raise InputError(f"calibration: n_calib: {n}, and {parts} texts to take it of; write at least {parts}")
+    return [n // parts + (i < n % parts) for i in range(parts)]
+
+
+def in_turns(parts: list[list[Tensor]]) -> list[Tensor]:
+    """The first of each part, then their second ones, and so on; parts end where they end."""
+    return [each for turn in zip_longest(*parts) for each in turn if each is not None]
+
+
 def tokenize(
     checkpoint: Path,
     model_fingerprint: str,
@@ -257,13 +270,19 @@ def tokenize(
     path: str,
     asked: str = "",
 ) -> None:
-    """Writes the sequences of a text spec (text, protocol, seq_len) by the checkpoint's tokenizer; asked: how n is said
-    where the text has fewer."""
-    texts = read_texts(spec["text"], spec["protocol"])
+    """Writes the sequences of a text spec (text, protocol, seq_len; mix: other texts that give as many, in turns with
+    it) by the checkpoint's tokenizer; asked: how n is said where the text has fewer."""
     tokenizer = tokenizers.load(checkpoint)
     kind = read_json(checkpoint / "config.json").get("model_type", "")
-    parsed = spec["text"].get("special_tokens", False)
-    found = sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], n, seed, what, parsed, kind)
+    own = [spec["text"], *spec.get("mix", ())]
+    parts = []
+    for source, share in zip(own, shares(n, len(own)), strict=True):
+        texts, parsed = read_texts(source, spec["protocol"]), source.get("special_tokens", False)
+        name = what if len(own) == 1 else f"{what}, {source_words(source)}"
+        parts.append(sequences(tokenizer, texts, spec["protocol"], spec["seq_len"], share, seed, name, parsed, kind))
+        if len(own) > 1:
+            logger.info("%s: %d sequences", name, len(parts[-1]))
+    found = in_turns(parts)
     check_fit(checkpoint, found, what)
     text = "".join(tokenizer.batch_decode(found, skip_special_tokens=True))
     letters = [character for character in text if character.isalpha()]

@@ -21,7 +21,7 @@ from quant.workflow.codes import check_codes, check_gguf
 from quant.workflow.paths import check_braces
 from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
-from quant.workflow.shared_text import split_shared
+from quant.workflow.shared_text import calibration_texts, name_texts, split_shared
 
 # folders of results/, and of a model's in it
 RESERVED = {"environments", "figures", "logs", "benchmarks", "sources", "best", "tasks"} | {
@@ -37,17 +37,6 @@ def select(config: dict[str, Any], table: str, added: list[str]) -> list[str]:
             if name not in names:
                 raise InputError(f"study.{where}{table}: no entry {name!r} in {table}; {nearest_of(name, names)}")
     return names if wanted == "all" else list(dict.fromkeys([*wanted, *added]))
-
-
-def name_texts(config: dict[str, Any]) -> None:
-    """Puts each text's source in the place of its name, so that a job's parameters hold what it reads."""
-    users = {"calibration": config["calibration"]} | {f"datasets.{k}": v for k, v in config["datasets"].items()}
-    for where, user in users.items():
-        if user["text"] not in config["texts"]:
-            raise InputError(
-                f"{where}.text: no entry {user['text']!r} in texts; {nearest_of(user['text'], list(config['texts']))}"
-            )
-        user["text"] = config["texts"][user["text"]]
 
 
 def spread(wanted: str | list[str], families: dict[str, list[str]]) -> str | list[str]:
@@ -379,10 +368,11 @@ def check_files(config: dict[str, Any]) -> None:
                 if not Path(file).is_file():
                     raise InputError(f"tasks.{name}: {file}: no such file; name what stands beside the task file")
                 check_braces(file, f"tasks.{name}: ")
-    users = {"calibration": config["calibration"]}
-    users |= {f"datasets.{name}": config["datasets"][name] for name in config["study"]["datasets"]}
-    for where, user in users.items():
-        for path in user["text"].get("files", []):
+    own = calibration_texts(config["calibration"])
+    users = [("calibration.mix" if i else "calibration.text", text) for i, text in enumerate(own)]
+    users += [(f"datasets.{name}.text", config["datasets"][name]["text"]) for name in config["study"]["datasets"]]
+    for where, text in users:
+        for path in text.get("files", []):
             if not Path(path).is_file():
-                raise InputError(f"{where}.text: {instead(path, 'file')}; name a UTF-8 text file")
-            check_braces(path, f"{where}.text: ")
+                raise InputError(f"{where}: {instead(path, 'file')}; name a UTF-8 text file")
+            check_braces(path, f"{where}: ")
