@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,20 @@ def counted(count: Tensor, x: Tensor) -> Tensor:
     return x.float() * count.sqrt()[:, None]
 
 
+class Portion(NamedTuple):
+    """Sequences that run by themselves, of a batch: which batch, its rows, they as a batch, and what each block is
+    called with."""
+
+    of: int
+    rows: slice
+    batch: Batch
+    arguments: list[Arguments]
+
+    def cut(self, t: Tensor) -> Tensor:
+        """Theirs of what is the batch's, [n, width, …]."""
+        return t[self.rows, : self.batch.ids.shape[1]]
+
+
 class Pair:
     """One block of both models. groups: its linears by `reading_order`, named within the block.
 
@@ -123,7 +137,10 @@ class Pair:
         batches: list[Batch],
         arguments: list[Arguments],
         streams: tuple[HiddenStates, HiddenStates],
+        index: int,
+        portions: list[Portion],
     ) -> None:
+        self.portions, self._index = portions, index
         self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
         shared = {id(each): each for each in original.parameters()}  # until `put` has others in their place
         self._blocks = original, copy.deepcopy(original, shared)
@@ -230,19 +247,21 @@ class Pair:
         return next(self._blocks[0].parameters()).dtype
 
     @property
-    def n_batches(self) -> int:
-        return len(self._batches)
+    def batches(self) -> list[Batch]:
+        return self._batches
 
     def arguments(self, i: int) -> Arguments:
         return self._arguments[i]
+
+    def arguments_of(self, portion: Portion) -> Arguments:
+        return portion.arguments[self._index]
 
     def states(self, i: int) -> Tensor:
         """What the quantised model's block reads [n, width, hidden]."""
         return self._streams[1].get(i)
 
-    def counted(self, i: int, left_out: frozenset[int]) -> Tensor:
-        """1 for a batch's tokens [n, width], 0 for padding and for sequences left out."""
-        batch = self._batches[i]
+    def counted(self, batch: Batch, left_out: frozenset[int]) -> Tensor:
+        """1 for a batch's or portion's tokens [n, width], 0 for padding and for sequences left out."""
         kept = torch.tensor([batch.first + row not in left_out for row in range(len(batch.ids))])
         mask = torch.ones(batch.ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
         return (mask & kept[:, None]).float().to(self.device)
@@ -308,9 +327,26 @@ class Streams(Run):
         if max(widths) > at_once and torch.device(self._device).type != "cpu":
             self.batches = list(batches(self._sequences, at_once, self._alike))
 
+    def _portions(self, weights: Weights, arguments: list[list[Arguments]], most: int | None) -> list[Portion]:
+        """Of every batch, in their order, of at most so many tokens (None: whole batches)."""
+        found = []
+        for i, batch in enumerate(self.batches):
+            own = self._sequences[batch.first : batch.first + len(batch.ids)]
+            for each in [batch] if most is None else batches(own, most, self._alike):
+                first = 0 if each is batch else each.first
+                rows = slice(first, first + len(each.ids))
+                found.append(Portion(i, rows, each._replace(first=batch.first + first), arguments[i]))
+        if len(found) > len(self.batches):
+            _, given = self.enter(weights, [portion.batch for portion in found])
+            found = [portion._replace(arguments=each) for portion, each in zip(found, given, strict=True)]
+        return found
+
     @torch.inference_mode()
-    def pairs(self, changed: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Pair]:
-        """changed: weights before the blocks that the quantised model has in place of the original's."""
+    def pairs(
+        self, changed: Mapping[str, Tensor] = MappingProxyType({}), portion_tokens: int | None = None
+    ) -> Iterator[Pair]:
+        """changed: weights before the blocks that the quantised model has in place of the original's; portion_tokens:
+        of a portion, at most, where it is not a whole batch."""
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             hidden, arguments = self.enter(weights)
             if changed:
@@ -320,10 +356,12 @@ class Streams(Run):
                 other = hidden_states(self._device, n_bytes)
                 for i in range(len(self.batches)):
                     other.put(i, hidden.get(i))
+            portions = self._portions(weights, arguments, portion_tokens)
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype, self.tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
-                yield Pair(name, block, self.batches, [each[index] for each in arguments], (hidden, other))
+                given = [each[index] for each in arguments]
+                yield Pair(name, block, self.batches, given, (hidden, other), index, portions)
                 empty(block)

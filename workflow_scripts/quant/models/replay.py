@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger("quant")
 
-WARM = 3  # times a step runs before it is recorded: what it sets up first must be there
+WARM = 1  # times a step runs before it is recorded: what it sets up first must be there
 
 
 @contextlib.contextmanager
