@@ -7,6 +7,7 @@ import torch
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens, fingerprint
+from quant.methods.kl_loss import divergence
 from quant.methods.quantize import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
@@ -50,3 +51,19 @@ def test_twice_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     errors = records[0]["reconstruction"]
     assert any(after < before for before, after in errors.values()), errors
     assert records[0]["tuning"]["kl_tuned"] <= records[0]["tuning"]["kl_start"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [33, 9000])
+def test_the_divergence_is_that_of_a_cpu(vocabulary: int, dtype: torch.dtype) -> None:
+    p, q = (3 * torch.randn(2, 7, vocabulary, generator=torch.Generator().manual_seed(0))).to(dtype)
+    p[:, : vocabulary // 2] = -torch.inf
+    found = []
+    for where in ("cpu", "cuda"):
+        own, other = p.to(where, copy=True), q.to(where).requires_grad_()
+        total = divergence(own, other) / 7
+        total.backward()
+        assert other.grad is not None and divergence(p.to(where), q.to(where)).item() / 7 == pytest.approx(total.item())
+        found.append((total.item(), other.grad.cpu().float()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)

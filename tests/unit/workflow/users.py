@@ -421,4 +421,7 @@ USERS: dict[str, set[str]] = {
     "methods/given_widths": {"quantize_with_model"},
     "models/importing": PASSES | MEASURES | TEXTS | ANSWERS | {"convert", "export", "make_task", "measure_swaps"},
     "workflow/codes": set(),
+    "methods/kl_kernels": {"quantize_with_model"},
+    "methods/kl_loss": {"quantize_with_model"},
+    "methods/teacher": {"quantize_with_model"},
 }
