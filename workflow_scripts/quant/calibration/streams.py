@@ -24,6 +24,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models import products
 from quant.models.linears import linear_names
+from quant.models.replay import fast_products
 
 WIDEST = 2**27  # bytes of one linear's numbers of a batch
 
@@ -126,8 +127,9 @@ class Portion(NamedTuple):
 class Pair:
     """One block of both models. groups: its linears by `reading_order`, named within the block.
 
-    The original runs once a batch, and of the quantised block only what has not run with its final weights: to ask for
-    a group's moments is to say that the groups before it are final.
+    Both run by `fast_products`: what that leaves out is far less than what rounding moves; moments are summed in
+    float32. The original runs once a batch, and of the quantised block only what has not run with its final weights: to
+    ask for a group's moments is to say that the groups before it are final.
     """
 
     def __init__(
@@ -150,12 +152,11 @@ class Pair:
             self.groups = reading_order(original, streams[0].get(0), arguments[0])
 
         ends = ends_of(original, run)
-        device = next(original.parameters()).device
         self._by_outputs = {group for group in self.groups if takes_outputs(original, group)}
         readers = [group[0] for group in self.groups if group not in self._by_outputs]
         makers = [name for group in self.groups if group in self._by_outputs for name in group]
-        self._passing = Passing(original, readers, makers, Budget(device))
-        self._outputs = Outputs(self._blocks[1], Budget(device), ends)
+        self._passing = Passing(original, readers, makers, Budget(original))
+        self._outputs = Outputs(self._blocks[1], Budget(original), ends)
         self._ahead: set[int] = set()  # batches whose original is in the next block already
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
@@ -168,6 +169,7 @@ class Pair:
             old = getattr(owner, name)
             setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
+    @fast_products()
     def _original_rows(self, group: tuple[str, ...], i: int) -> list[Tensor]:
         """What the group's linears read, or, without its bias, what each of them puts out."""
         states, arguments = self._streams[0], self._arguments[i]
@@ -188,6 +190,7 @@ class Pair:
             found.append(token_rows(out if bias is None else out - bias, self._batches[i]))
         return found
 
+    @fast_products()
     def _quantised_rows(self, linear: str, i: int) -> Tensor:
         with self._outputs.of(i):
             x = input_of(self._blocks[1], linear, self._streams[1].get(i), self._arguments[i])
@@ -267,6 +270,7 @@ class Pair:
         return (mask & kept[:, None]).float().to(self.device)
 
     @torch.inference_mode()
+    @fast_products()
     def goals(self, share: float) -> HiddenStates:
         """What the quantised block should put out, by batch: share·(the original's own output) + (1 - share)·(what the
         original's block makes of the quantised model's inputs). It ends the block for the original."""
@@ -282,6 +286,7 @@ class Pair:
             found.put(i, goal)
         return found
 
+    @fast_products()
     def _end(self, i: int) -> None:
         """The original's stream to the next block, where it is not there yet."""
         if i not in self._ahead:
@@ -289,6 +294,7 @@ class Pair:
             states.put(i, hidden_of(self._arguments[i].call(self._blocks[0], states.get(i))))
             self._ahead.add(i)
 
+    @fast_products()
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
         self._outputs.settle([name for group in self.groups for name in group])

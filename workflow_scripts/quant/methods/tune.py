@@ -93,9 +93,9 @@ class TunedLinear(nn.Module):
         return grids.from_groups(units * step, self._given.n_in)
 
     def tuned(self) -> Codes:
-        """On the host, step in float32."""
-        step = self._stored(self.step).detach().cpu()
-        return self._given._replace(codes=self._codes.cpu().float(), step=step, zero=self._zero.cpu().float())
+        """In float32."""
+        step = self._stored(self.step).detach()
+        return self._given._replace(codes=self._codes.to(step.dtype), step=step, zero=self._zero.to(step.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)

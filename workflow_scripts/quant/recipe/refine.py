@@ -71,6 +71,16 @@ def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, 
     return torch.empty_like(found).index_copy_(1, order, found)
 
 
+def whole_matrix(units: Tensor, moment: Tensor) -> Tensor:
+    """`step_system`'s A of all groups at once."""
+    n_out, n_groups, size = units.shape
+    missing = n_groups * size - len(moment)
+    moment = torch.nn.functional.pad(moment, (0, missing, 0, missing)) if missing else moment
+    product = units.transpose(0, 1) @ moment.view(n_groups, size, -1)  # [n_groups, out, in]
+    upper = (units * product.view(n_groups, n_out, n_groups, size)).sum(-1).transpose(0, 1).triu()
+    return upper + upper.triu(1).mT
+
+
 def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """A [out, n_groups, n_groups] and b [out, n_groups] of each row's error s A sᵀ - 2 s·b + …, s its steps.
 
@@ -80,6 +90,8 @@ def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Te
     n_in = pull.shape[1]
     group_size = size if n_groups > 1 else -1
     right = (units * grids.to_groups(pull, group_size)).sum(-1)
+    if units.is_cuda and 4 * n_groups * n_out * n_groups * size <= AT_ONCE:  # few launches in place of many
+        return whole_matrix(units, moment), right
     matrix = units.new_zeros(n_out, n_groups, n_groups)
     for g in range(n_groups):
         own = slice(g * size, min((g + 1) * size, n_in))
