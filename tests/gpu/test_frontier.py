@@ -8,11 +8,16 @@ import torch
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens, fingerprint
 from quant.methods.kl_loss import divergence
-from quant.methods.quantize import Output, Source
+from quant.methods.quantize import Output, Source, in_host_memory
+from quant.methods.reconstruct import Aim, MovableLinear
+from quant.methods.tune import TunedLinear
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.models.replay import Replay
+from quant.recipe import grids
+from quant.recipe.grids import Codes, Grid
+from quant.recipe.quantized import QuantizedLinear
 from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 from tests.unit.recipe.folded import MADE
@@ -67,3 +72,30 @@ def test_the_divergence_is_that_of_a_cpu(vocabulary: int, dtype: torch.dtype) ->
         found.append((total.item(), other.grad.cpu().float()))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 64, False), Grid(3, 14, True), Grid(4, -1, False)])
+def test_weights_that_move_are_those_of_a_cpu(grid: Grid) -> None:
+    """And their gradients; a GPU makes them in one kernel."""
+    generator = torch.Generator().manual_seed(0)
+    w, goal = torch.randn(2, 24, 128, generator=generator)
+    rows, columns = torch.rand(24, generator=generator) + 0.5, torch.rand(128, generator=generator) + 0.5
+    groups = grids.to_groups(w, grid.group_size)
+    step, zero = grids.fit(groups, grid)
+    codes = grids.encode(groups, step, zero, grid)
+    found = []
+    for where in ("cpu", "cuda"):
+        own = [t.to(where) for t in (codes, step, zero)]
+        aim = Aim(QuantizedLinear(*own, grid, 128), 1.2 * w.to(where), rows.to(where), columns.to(where), lambda s: s)
+        moving = MovableLinear(aim, None)
+        moving.place.data += torch.rand(moving.place.shape, generator=torch.Generator().manual_seed(1)).to(where)
+        tuned = TunedLinear(in_host_memory(Codes(*own, grid, 128), torch.float32), None, where)
+        for each in (moving, tuned):
+            (each.weight * goal.to(where)).sum().backward()
+            found.append([each.weight, each.change.grad])
+        found[-2].append(moving.place.grad)
+        tuned.as_stored = True
+        found[-1].append(tuned.weight)
+    for own, other in zip(found[:2], found[2:], strict=True):
+        for cpu, gpu in zip(own, other, strict=True):
+            torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-4, atol=1e-4)

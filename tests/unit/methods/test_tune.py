@@ -14,6 +14,7 @@ from quant.calibration.reader import Statistics
 from quant.data.tokens import batches
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.methods import insides
 from quant.methods.kl_loss import divergence
 from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
 from quant.methods.teacher import Teacher
@@ -76,6 +77,27 @@ def test_gradients_equal_finite_differences(models: Callable[[str], Case], name:
             if sign != 1 or not losses:
                 losses.append(sum(tuner._sum(*part).item() for part in one_by_one()) / sum(map(len, SEQUENCES)))
         assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(wanted, rel=0.01)
+
+
+def test_gradients_are_the_same_whatever_blocks_keep(
+    models: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing, the last one's insides, or all; the first batch is the smallest."""
+    found = []
+    for most in (0, 150_000, 2**30):
+        monkeypatch.setattr(insides, "room", lambda device, most=most: most)
+        tuner = tuner_of(models("llama_bias"), tmp_path / str(most), torch.float32)
+        again: list[int] = []
+        own = insides.checkpoint
+        monkeypatch.setattr(
+            insides, "checkpoint", lambda *a, own=own, again=again, **k: again.append(1) or own(*a, **k)
+        )
+        tuner.gradients(one_by_one())
+        monkeypatch.setattr(insides, "checkpoint", own)
+        found.append((len(again), [each.grad for each in tuner.parameters]))
+    assert [n for n, _ in found] == [6, 3, 0]
+    for _, gradients in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(gradients, found[0][1], strict=True))
 
 
 def one_by_one() -> list[Known]:

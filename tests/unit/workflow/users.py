@@ -424,4 +424,7 @@ USERS: dict[str, set[str]] = {
     "methods/kl_kernels": {"quantize_with_model"},
     "methods/kl_loss": {"quantize_with_model"},
     "methods/teacher": {"quantize_with_model"},
+    "methods/fused": {"quantize_with_model"},
+    "methods/insides": {"quantize_with_model"},
+    "methods/weight_kernels": {"quantize_with_model"},
 }

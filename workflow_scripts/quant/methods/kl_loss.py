@@ -1,31 +1,22 @@
 """KL(original ‖ quantised) of logits with its gradient, a few rows at a time: nothing as large as the logits is made
 but the gradient, which takes the original's place."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quant.models.compute import where_installed
+from quant.methods.fused import kl_kernels
 
 AT_ONCE = 2**22  # numbers of the rows that are compared together
-
-
-@where_installed
-def kernels() -> ModuleType:
-    """A fused kernel for GPUs, by Triton."""
-    from quant.methods import kl_kernels
-
-    return kl_kernels
 
 
 def compared(original: Tensor, quantised: Tensor, with_gradient: bool) -> Tensor:
     """Σ KL(original ‖ quantised) over rows of logits [n, vocab]; by the quantised ones its gradient, softmax(quantised)
     - softmax(original), is in the original's place then, where it is wanted."""
     wide = torch.promote_types(quantised.dtype, torch.float32)
-    if original.is_cuda and wide == torch.float32 and (fused := kernels()) is not None:
+    if original.is_cuda and wide == torch.float32 and (fused := kl_kernels()) is not None:
         return fused.compared(original, quantised, with_gradient).sum()
     total = torch.zeros((), dtype=wide, device=original.device)
     size = max(1, AT_ONCE // original.shape[1])

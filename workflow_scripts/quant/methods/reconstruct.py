@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Pair, hidden_of
+from quant.methods.fused import weight_kernels
 from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
 from quant.recipe.numbers import Whole
@@ -86,6 +87,12 @@ class MovableLinear(nn.Module):
         self._stored = other._stored
 
     @property
+    def _is_plain(self) -> bool:
+        """Whether codes are whole numbers on a GPU, in steps that are not rounded now."""
+        rounds = self.as_stored or self._grid.steps.together
+        return self.place.is_cuda and isinstance(self._grid.points, Whole) and not rounds
+
+    @property
     def codes(self) -> Tensor:
         """[out, n_groups, g]."""
         points = self._grid.points
@@ -109,6 +116,15 @@ class MovableLinear(nn.Module):
         """As the checkpoint stores it [out, in], float32."""
         if self.settled is not None:
             return self.settled
+        if (
+            self.place.is_cuda
+            and (fused := weight_kernels()) is not None
+            and self._is_plain
+            and fused.takes(self.place)
+        ):
+            ends = self._grid.lowest, self._grid.highest
+            parts = self.place, self._step, self.change, self._zero
+            return fused.weight(*parts, self._n_in, ends, self._rows, self._columns)
         w = grids.from_groups(grids.decode(self.codes, self.step, self._zero), self._n_in)
         w = w if self._columns is None else w * self._columns
         return w if self._rows is None else w * self._rows

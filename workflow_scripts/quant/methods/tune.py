@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.methods.fused import weight_kernels
+from quant.methods.insides import run_again
 from quant.methods.kl_loss import divergence
 from quant.methods.teacher import Teacher
 from quant.models.architectures import ARCHITECTURES
@@ -88,6 +89,10 @@ class TunedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[out, in], float32."""
+        given, plain = self._given, self._given.grid.rows == 1 and not self._codes.dtype.is_floating_point
+        if self._codes.is_cuda and plain and (fused := weight_kernels()) is not None and fused.takes(self._codes):
+            steps = (self.step, None) if self.as_stored else (self._step, self.change)
+            return fused.weight(self._codes, *steps, self._zero, given.n_in)
         step = self.step
         units = self._codes.to(step.dtype) - self._zero.to(step.dtype)
         return grids.from_groups(units * step, self._given.n_in)
@@ -193,8 +198,7 @@ class Tuner:
         self._teacher, self._device = Teacher(original.requires_grad_(False), device), device
         self.student = student_of(original, file, codes, device, ends)
         prefix, blocks = decoder_blocks(self.student)
-        for block in blocks:
-            block.forward = _again(block.forward)
+        run_again(list(blocks))
         config = original.config.get_text_config()
         tuned = {name: each for name, each in self.student.named_modules() if isinstance(each, TunedLinear)}
         self.linears = {name: tuned[name] for name in codes}
@@ -311,17 +315,6 @@ class Tuner:
         if best_epoch == 0:
             logger.warning("tuning made the part held out no better; the start is kept")
         return {"kl_start": start, "kl_tuned": least, "epoch": best_epoch}
-
-
-def _again(forward: Any) -> Any:
-    """A forward pass whose inside is computed again for its gradients."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run
 
 
 def load_original(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
