@@ -386,7 +386,7 @@ USERS: dict[str, set[str]] = {
     "recipe/formats": CODES | TABLES | {"check_mse", "choose_widths", "describe", "measure_swaps", "plan", "report"},
     "recipe/numbers": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "methods/reconstruct": {"quantize_with_model"},
-    "models/replay": {"quantize_with_model"},
+    "models/replay": {"quantize", "quantize_shard", "quantize_with_model"},
     "models/forward": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/forward_kernels": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
