@@ -138,4 +138,4 @@ def weight(
     """[out, in] in float32, (code - zero)·step·exp(change)·row·column, of codes in a byte each, or of places in
     float32, whose codes are the nearest whole numbers within `ends`, [out, n_groups, g]; a gradient passes the rounding
     of a place as if it were none. steps, changes (None: 0), zeros [out, n_groups, 1]; rows [out, 1]; columns [in]."""
-    return Weight.apply(places, steps, changes, zeros, rows, columns, n_in, *ends)
+    return Weight.apply(places, steps, changes, zeros, rows, columns, n_in, *map(float, ends))
