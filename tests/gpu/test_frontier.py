@@ -65,7 +65,8 @@ def test_the_divergence_is_that_of_a_cpu(vocabulary: int, dtype: torch.dtype) ->
     p[:, : vocabulary // 2] = -torch.inf
     found = []
     for where in ("cpu", "cuda"):
-        own, other = p.to(where, copy=True), q.to(where).requires_grad_()
+        own, other = (t.to(where, copy=True) for t in (p, q))
+        other.requires_grad_()
         total = divergence(own, other) / 7
         total.backward()
         assert other.grad is not None and divergence(p.to(where), q.to(where)).item() / 7 == pytest.approx(total.item())

@@ -64,7 +64,10 @@ class MovableLinear(nn.Module):
         rounded = aim.rounded
         self._grid, self._n_in, self._stored, self.as_stored = rounded.grid, rounded.n_in, aim.stored, False
         self._step, self._zero = nn.Buffer(rounded.step.clone()), nn.Buffer(rounded.zero.clone())
-        self._rows = None if aim.row_scale is None else nn.Buffer(aim.row_scale.clone()[:, None])
+        rows = aim.row_scale
+        if rows is None and rounded.step.is_cuda:  # so that one recording does for all blocks, whatever folds where
+            rows = rounded.step.new_ones(len(rounded.step))
+        self._rows = None if rows is None else nn.Buffer(rows.clone()[:, None])
         self._columns = None if aim.column_scale is None else nn.Buffer(aim.column_scale.clone())
         self.bias = bias
         self.settled: Tensor | None = None  # its weight, while it does not move
