@@ -251,7 +251,8 @@ def main() -> None:
             (folder / "warm").mkdir()
             warm = Study(options.converted, sequences[:WARM_UP], folder / "warm", where)
             warm.statistics()
-            warm.quantise(known["frontier_fast"])
+            tunes = any(known[method].get("tune") for method in options.methods)
+            warm.quantise(known["frontier" if tunes else "frontier_fast"])
         study = Study(options.converted, sequences, folder, where, options.environment)
         before = study.statistics()
         for method in options.methods:

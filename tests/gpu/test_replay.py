@@ -1,10 +1,17 @@
 """A recorded step does what the step itself does, to the bit."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from quant.models.replay import WARM, Replay, recordable, set_rate
+from quant.models import replay
+from quant.models.replay import WARM, Replay, recordable, recording, set_rate
+from quant.recipe import grids
+from quant.recipe.grids import Grid
+from quant.recipe.refine import refine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -34,3 +41,26 @@ def test_recorded_steps_are_the_steps() -> None:
     (plain, was_recorded), (recorded, is_recorded) = trained(False), trained(True)
     assert is_recorded and not was_recorded
     assert all(torch.equal(*both) for both in zip(plain, recorded, strict=True))
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_recorded_refinement_is_what_it_is(with_rows: bool) -> None:
+    """Of one linear after another of a shape."""
+    generator, grid, found = torch.Generator().manual_seed(0), Grid(4, 64, False), []
+    for records in (False, True):
+        generator.manual_seed(0)
+        with recording() if records else contextlib.nullcontext():
+            for _ in range(WARM + 3):
+                w, x = torch.randn(96, 320, generator=generator), torch.randn(500, 320, generator=generator)
+                rows = torch.rand(96, generator=generator).cuda() + 0.5 if with_rows else None
+                groups, moment = grids.to_groups(w.cuda(), 64), (x.T @ x / 500).cuda()
+                step, zero = grids.fit(groups, grid)
+                codes = grids.encode(groups, step, zero, grid)
+                stored = partial(grids.stored_step, dtype=torch.float16, rows=rows, steps=grid.steps, unit=1.0)
+                found.append(refine(groups, codes, step, zero, grid, moment, 3, stored))
+            assert not records or len(replay._recorders[-1]._known) == 1
+    plain, recorded = found[: WARM + 3], found[WARM + 3 :]
+    assert all(
+        torch.equal(a, b) for one, other in zip(plain, recorded, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert not torch.equal(recorded[-1][0], recorded[-2][0])

@@ -59,7 +59,7 @@ def block() -> Iterator[Block]:
 def test_a_settled_module_runs_once_and_gives_the_same_bits(block: Block) -> None:
     batches = [torch.randn(2, 3, 4) for _ in range(2)]
     expected = [block(x) for x in batches]
-    runs, outputs = counted(block), Outputs(block, Budget(torch.device("cpu")))
+    runs, outputs = counted(block), Outputs(block, Budget(block))
     for final in ([], ["inner.a"], ["inner.a", "inner.b"], ["inner.a", "inner.b"]):
         outputs.settle(final)
         for i, x in enumerate(batches):
@@ -72,7 +72,7 @@ def test_a_settled_module_runs_once_and_gives_the_same_bits(block: Block) -> Non
 
 @pytest.mark.parametrize("name", ["norm", "inner.a"])
 def test_a_new_weight_is_heard(block: Block, name: str) -> None:
-    x, outputs = torch.randn(1, 3, 4), Outputs(block, Budget(torch.device("cpu")))
+    x, outputs = torch.randn(1, 3, 4), Outputs(block, Budget(block))
     outputs.settle(["inner.a", "inner.b"])
     for _ in range(2):
         with outputs.of(0):
@@ -105,7 +105,7 @@ def test_a_module_whose_end_is_read_runs_no_more(block: Block) -> None:
     expected = [block(x) for x in batches]
     ends = ends_of(block, lambda: block(batches[0]))
     assert ends == {"inner": End("inner.b", (None,))}
-    budget = Budget(torch.device("cpu"))
+    budget = Budget(block)
     runs, outputs = counted(block), Outputs(block, budget, ends)
     outputs.settle(["inner.a"])
     for i, x in enumerate(batches):
@@ -130,7 +130,7 @@ def test_a_module_that_changes_its_linears_output_has_no_end() -> None:
 
 def test_where_memory_ends_it_runs_as_before(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "ON_CPU", 2 * 3 * 4 * 4)  # of one batch's output
-    budget, batches = Budget(torch.device("cpu")), [torch.randn(2, 3, 4) for _ in range(2)]
+    budget, batches = Budget(block), [torch.randn(2, 3, 4) for _ in range(2)]
     outputs = Outputs(block, budget)
     outputs.settle(["inner.a"])
     runs = counted(block)
@@ -147,7 +147,7 @@ def test_where_memory_ends_it_runs_as_before(block: Block, monkeypatch: pytest.M
 
 
 def test_what_passes_in_one_run(block: Block) -> None:
-    budget, x = Budget(torch.device("cpu")), torch.randn(2, 3, 4)
+    budget, x = Budget(block), torch.randn(2, 3, 4)
     inputs = Passing(block, ["inner.a", "inner.b"], ["c"], budget)
     out, held = inputs.run(0, lambda: block(x))
     assert held and torch.equal(out, block(x))

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
+from quant.methods import reconstruct
 from quant.methods.quantize import Output, Source
-from quant.methods.reconstruct import Aim, MovableLinear, Reconstruction, Reconstructor, together
+from quant.methods.reconstruct import (
+    Aim,
+    Descent,
+    MovableLinear,
+    Reconstruction,
+    Reconstructor,
+    tensors_of,
+    together,
+)
 from quant.methods.sequential import Sequential
 from quant.methods.with_model import quantize_with_model, reconstruction_of
 from quant.models.compute import Compute
@@ -60,9 +69,12 @@ def aims_of(pair: Pair) -> dict[str, Aim]:
     return aims
 
 
-def second_block(case: Case, left_out: frozenset[int] = frozenset(), batch_tokens: int = 64) -> Reconstructor:
+def second_block(
+    case: Case, left_out: frozenset[int] = frozenset(), batch_tokens: int = 64, portion_tokens: int | None = None
+) -> Reconstructor:
     """The second block's, after a first one whose down projection was changed."""
-    pairs: Iterator[Pair] = Streams(case.path, SEQUENCES, "cpu", torch.float32, batch_tokens).pairs()
+    streams = Streams(case.path, SEQUENCES, "cpu", torch.float32, batch_tokens)
+    pairs: Iterator[Pair] = streams.pairs(portion_tokens=portion_tokens)
     first = next(pairs)
     name = f"{first.groups[-1][0]}.weight"
     first.put({f"{first.name}.{name}": 0.8 * first.quantised.get_parameter(name)})
@@ -144,16 +156,19 @@ def test_gradients_equal_finite_differences(models: Callable[[str], Case]) -> No
 
 
 def test_a_step_in_smaller_batches_has_the_same_gradients(models: Callable[[str], Case]) -> None:
-    """As they are where a GPU's memory does not hold it; batches of one sequence are not padded."""
-    (whole, small) = (second_block(models("llama_bias"), frozenset({2}), n) for n in (64, 20))
-    assert (whole.steps, small.steps) == ([[0]], [[0, 1]])
-    for found in (whole, small):
+    """As they are where a GPU's memory does not hold it; batches of one sequence are not padded. So has one of portions
+    of a batch."""
+    ways = (64, None), (20, None), (64, 20)
+    whole, small, parted = (second_block(models("llama_bias"), frozenset({2}), *way) for way in ways)
+    assert (whole.steps, small.steps, parted.steps) == ([[0]], [[0, 1]], [[0, 1]])
+    for found in (whole, small, parted):
         found.gradients([found.part(i)[1] for i in found.steps[0]])
-    assert whole.error() == pytest.approx(small.error(), rel=1e-5)
-    for ours, theirs in zip(small.parameters, whole.parameters, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6 * theirs.grad.abs().max().item())
+    for found in (small, parted):
+        assert whole.error() == pytest.approx(found.error(), rel=1e-5)
+        for ours, theirs in zip(found.parameters, whole.parameters, strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6 * theirs.grad.abs().max().item())
     way = Sequential(models("llama_bias").path, CALIBRATION, "cpu", torch.float32, 20, Reconstruction.of(WAY))
-    assert next(way._pairs).n_batches == 3
+    assert len(next(way._pairs).batches) == 3
     assert together({0: 30, 2: 30, 3: 31, 4: 90, 5: 5}, 64) == [[0, 2], [3], [4], [5]]
 
 
@@ -196,6 +211,35 @@ def test_it_brings_the_model_nearer_and_twice_the_same(models: Callable[[str], C
     assert all(after < before for before, after in errors.values()), errors
     assert slow_divergence(case, tmp_path / "a") < 0.9 * slow_divergence(case, tmp_path / "plain")
     assert records["a"]["summary"]["storage"] == "packed"
+
+
+@pytest.mark.parametrize("name", ["llama_bias", "gemma2"])
+def test_a_block_in_an_earlier_ones_place_gives_the_same(
+    models: Callable[[str], Case], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what a GPU records is recorded once; Gemma 2's blocks see different tokens in turn."""
+    made: list[Descent] = []
+    begin = Descent.__init__
+    monkeypatch.setattr(Descent, "__init__", lambda self, *given: made.append(self) or begin(self, *given))
+    for target, most in {"apart": 0, "within": 2**30}.items():
+        monkeypatch.setitem(reconstruct.SUCCEEDED, "cpu", most)
+        run(models(name), tmp_path / target, reconstruct=WAY | {"iterations": 20})
+    assert len(made) == (3 if name == "llama_bias" else 4)
+    files = [(tmp_path / target / "model.safetensors").read_bytes() for target in ("apart", "within")]
+    assert files[0] == files[1]
+
+
+def test_a_block_that_computes_something_else_is_not_put_in_the_place(models: Callable[[str], Case]) -> None:
+    found, other = (second_block(models("llama_bias")) for _ in range(2))
+    kind, part = found.part(0)
+    own = {name: value.clone() for name, value in tensors_of(other.block).items()}
+    with torch.no_grad():
+        found.linears["mlp.up_proj"].place.add_(1)
+    assert found.descent.takes(other.block, other.linears, kind, part)
+    assert all(torch.equal(own[name], value) for name, value in tensors_of(found.block).items())
+    assert not found.descent.takes(other.block, other.linears, (*kind, 0), part)
+    other.block.get_submodule("mlp").act_fn = nn.GELU()
+    assert not found.descent.takes(other.block, other.linears, kind, part)
 
 
 @pytest.mark.parametrize("scope", ["shared", "linear"])

@@ -14,11 +14,14 @@ from quant.calibration.reader import Statistics
 from quant.data.tokens import batches
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.methods import insides
+from quant.methods.kl_loss import divergence
 from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
-from quant.methods.tune import Tuner, Tuning, divergence, load_original, rate_at
+from quant.methods.teacher import Teacher
+from quant.methods.tune import Known, Tuner, Tuning, load_original, rate_at
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
 from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
@@ -72,12 +75,33 @@ def test_gradients_equal_finite_differences(models: Callable[[str], Case], name:
             with torch.no_grad():
                 parameter += sign * 1e-3 * direction
             if sign != 1 or not losses:
-                losses.append(sum(tuner._sum(batch).item() for batch in one_by_one()) / sum(map(len, SEQUENCES)))
+                losses.append(sum(tuner._sum(*part).item() for part in one_by_one()) / sum(map(len, SEQUENCES)))
         assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(wanted, rel=0.01)
 
 
-def one_by_one() -> list[Any]:
-    return list(batches(SEQUENCES, 1))
+def test_gradients_are_the_same_whatever_blocks_keep(
+    models: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing, the last one's insides, or all; the first batch is the smallest."""
+    found = []
+    for most in (0, 150_000, 2**30):
+        monkeypatch.setattr(insides, "room", lambda device, most=most: most)
+        tuner = tuner_of(models("llama_bias"), tmp_path / str(most), torch.float32)
+        again: list[int] = []
+        own = insides.checkpoint
+        monkeypatch.setattr(
+            insides, "checkpoint", lambda *a, own=own, again=again, **k: again.append(1) or own(*a, **k)
+        )
+        tuner.gradients(one_by_one())
+        monkeypatch.setattr(insides, "checkpoint", own)
+        found.append((len(again), [each.grad for each in tuner.parameters]))
+    assert [n for n, _ in found] == [6, 3, 0]
+    for _, gradients in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(gradients, found[0][1], strict=True))
+
+
+def one_by_one() -> list[Known]:
+    return [Known(batch) for batch in batches(SEQUENCES, 1)]
 
 
 # groups of 14 do not divide the inputs
@@ -184,6 +208,44 @@ def test_divergence_is_the_textbooks(n: int) -> None:
     assert divergence(p, q).item() == pytest.approx(wanted, rel=1e-5)
     p[:, 2] = -math.inf
     assert math.isfinite(divergence(p, q).item())
+
+
+@pytest.mark.parametrize("at_once", [1, 22, 2**20])
+def test_gradients_of_the_divergence_are_autograds(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quant.methods.kl_loss.AT_ONCE", at_once)
+    p, q = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p[:, 2] = -math.inf
+    q.requires_grad_()
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    wanted = torch.where(p > -math.inf, log_p.exp() * (log_p - log_q), 0.0).sum() / 7
+    (gradient,) = torch.autograd.grad(wanted, q)
+    found = divergence(p, q) / 7
+    found.backward()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(q.grad, gradient)
+
+
+@pytest.mark.parametrize("name", ["llama_bias", "gemma2", "granite"])
+def test_kept_states_of_the_original_make_its_logits(models: Callable[[str], Case], name: str) -> None:
+    teacher = Teacher(load_original(models(name).path, "cpu", torch.float32), "cpu")
+    kept = teacher.keep(SEQUENCES, 40)
+    assert kept is not None
+    for ids, states in zip(SEQUENCES, kept, strict=True):
+        torch.testing.assert_close(teacher.logits(ids[None], states[None]), teacher.logits(ids[None]))
+
+
+def test_an_original_whose_head_reads_more_than_its_last_block_runs_whole(models: Callable[[str], Case]) -> None:
+    model = load_original(models("llama").path, "cpu", torch.float32)
+    teacher, first, own = Teacher(model, "cpu"), [], model.forward
+    decoder_blocks(model)[1][0].register_forward_hook(lambda module, args, out: first.append(out))
+
+    def forward(**given: Any) -> Any:
+        out = own(**given)
+        out.logits = out.logits + first[-1].mean()
+        return out
+
+    vars(model)["forward"] = forward
+    assert teacher.keep(SEQUENCES, 40) is None
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:

@@ -13,7 +13,7 @@ from quant.errors import InputError
 from quant.recipe import grids
 from quant.recipe.correction import corrected
 from quant.recipe.grids import Grid
-from quant.recipe.refine import FLOOR, NARROWEST, WIDEST, fit_steps, refine
+from quant.recipe.refine import FLOOR, NARROWEST, WIDEST, fit_steps, refine, step_system, whole_matrix
 from tests.unit import reference
 from tests.unit.reference import case
 
@@ -81,6 +81,14 @@ def test_systems_of_rows_are_solved_in_portions(n_out: int, grid: Grid, monkeypa
     assert not torch.equal(found, step)
     monkeypatch.setattr("quant.recipe.refine.AT_ONCE", 3 * 8 * step.shape[1] ** 2)
     torch.testing.assert_close(fit_steps(w @ moment, codes, step, zero, grid, moment, stored), found, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("n_in", [256, 250])
+def test_a_system_of_all_groups_at_once_is_that_of_one_after_another(n_in: int) -> None:
+    w, moment = map(torch.from_numpy, case(7, n_in))
+    _, codes, _, zero = start(w.numpy(), Grid(4, 64, False))
+    units = grids.to_groups(grids.from_groups(codes - zero, n_in), 64)
+    torch.testing.assert_close(whole_matrix(units, moment), step_system(units, w @ moment, moment)[0])
 
 
 def test_steps_of_no_use_stay() -> None:

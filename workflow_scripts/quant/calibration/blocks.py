@@ -6,7 +6,7 @@ right: under causal attention the padding reaches no real token.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,12 +175,15 @@ class Run:
         self._handed: set[int] = set()  # extras that blocks hand on
         self.batches = list(tokens.batches(sequences, batch_tokens, self._alike))
 
-    def enter(self, weights: Weights) -> tuple[HiddenStates, list[list[Arguments]]]:
-        """Each batch's embeddings, and each batch's other arguments for every block."""
+    def enter(
+        self, weights: Weights, batches: Sequence[tokens.Batch] | None = None
+    ) -> tuple[HiddenStates, list[list[Arguments]]]:
+        """Each batch's embeddings, and each batch's other arguments for every block; batches: in place of the run's."""
+        batches = self.batches if batches is None else batches
         body = self.model.base_model
         base = "" if body is self.model else self.model.base_model_prefix + "."
         width = self.model.config.get_text_config().hidden_size * self._dtype.itemsize
-        hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in self.batches))
+        hidden = hidden_states(self._device, width * sum(batch.ids.numel() for batch in batches))
         arguments: list[list[Arguments]] = []
         known: dict[tuple[Any, ...], list[Tensor]] = {}
         with noting(self.blocks) as notes:
@@ -194,7 +197,7 @@ class Run:
             for name, _ in list(body.named_parameters(recurse=False)):  # beside its modules
                 value = weights.get(base + name, self._device, self._dtype)
                 setattr(body, name, nn.Parameter(value, requires_grad=False))
-            for i, batch in enumerate(self.batches):
+            for i, batch in enumerate(batches):
                 if self._alike:
                     forget(body)
                 self._handed |= run_noted(body, notes, batch.ids.to(self._device))

@@ -19,16 +19,20 @@ from quant.models.linears import linear_names
 SHARE = 8  # of a GPU's free memory, one in so many parts for each stream at most
 ON_CPU = 2**30  # bytes for each stream: 32,768 tokens of SmolLM2-135M take 0.4 and 0.5 GB
 ON_GPU = 2**27  # the same: what more would save is little beside a block's rounding
+SMALL, OF_SMALL = 2**26, 2**30  # but of a block of so many bytes at most, whose passes are most of its time
 
 
 class Budget:
     """Bytes that may still be kept."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.left = ON_CPU
+    def __init__(self, block: nn.Module) -> None:
+        """block: whose passes are saved."""
+        parameters = list(block.parameters())
+        device, self.left = parameters[0].device, ON_CPU
         if device.type == "cuda":
             unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.left = min(ON_GPU, (torch.cuda.mem_get_info(device)[0] + unused) // SHARE)
+            most = OF_SMALL if sum(each.nbytes for each in parameters) <= SMALL else ON_GPU
+            self.left = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // SHARE)
 
     def takes(self, n_bytes: int) -> bool:
         if n_bytes > self.left:

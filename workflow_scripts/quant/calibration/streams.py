@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models import products
 from quant.models.linears import linear_names
+from quant.models.replay import fast_products
 
 WIDEST = 2**27  # bytes of one linear's numbers of a batch
 
@@ -109,11 +110,26 @@ def counted(count: Tensor, x: Tensor) -> Tensor:
     return x.float() * count.sqrt()[:, None]
 
 
+class Portion(NamedTuple):
+    """Sequences that run by themselves, of a batch: which batch, its rows, they as a batch, and what each block is
+    called with."""
+
+    of: int
+    rows: slice
+    batch: Batch
+    arguments: list[Arguments]
+
+    def cut(self, t: Tensor) -> Tensor:
+        """Theirs of what is the batch's, [n, width, …]."""
+        return t[self.rows, : self.batch.ids.shape[1]]
+
+
 class Pair:
     """One block of both models. groups: its linears by `reading_order`, named within the block.
 
-    The original runs once a batch, and of the quantised block only what has not run with its final weights: to ask for
-    a group's moments is to say that the groups before it are final.
+    Both run by `fast_products`: what that leaves out is far less than what rounding moves; moments are summed in
+    float32. The original runs once a batch, and of the quantised block only what has not run with its final weights: to
+    ask for a group's moments is to say that the groups before it are final.
     """
 
     def __init__(
@@ -123,7 +139,10 @@ class Pair:
         batches: list[Batch],
         arguments: list[Arguments],
         streams: tuple[HiddenStates, HiddenStates],
+        index: int,
+        portions: list[Portion],
     ) -> None:
+        self.portions, self._index = portions, index
         self.name, self._batches, self._arguments, self._streams = name, batches, arguments, streams
         shared = {id(each): each for each in original.parameters()}  # until `put` has others in their place
         self._blocks = original, copy.deepcopy(original, shared)
@@ -133,12 +152,11 @@ class Pair:
             self.groups = reading_order(original, streams[0].get(0), arguments[0])
 
         ends = ends_of(original, run)
-        device = next(original.parameters()).device
         self._by_outputs = {group for group in self.groups if takes_outputs(original, group)}
         readers = [group[0] for group in self.groups if group not in self._by_outputs]
         makers = [name for group in self.groups if group in self._by_outputs for name in group]
-        self._passing = Passing(original, readers, makers, Budget(device))
-        self._outputs = Outputs(self._blocks[1], Budget(device), ends)
+        self._passing = Passing(original, readers, makers, Budget(original))
+        self._outputs = Outputs(self._blocks[1], Budget(original), ends)
         self._ahead: set[int] = set()  # batches whose original is in the next block already
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
@@ -151,6 +169,7 @@ class Pair:
             old = getattr(owner, name)
             setattr(owner, name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
+    @fast_products()
     def _original_rows(self, group: tuple[str, ...], i: int) -> list[Tensor]:
         """What the group's linears read, or, without its bias, what each of them puts out."""
         states, arguments = self._streams[0], self._arguments[i]
@@ -171,6 +190,7 @@ class Pair:
             found.append(token_rows(out if bias is None else out - bias, self._batches[i]))
         return found
 
+    @fast_products()
     def _quantised_rows(self, linear: str, i: int) -> Tensor:
         with self._outputs.of(i):
             x = input_of(self._blocks[1], linear, self._streams[1].get(i), self._arguments[i])
@@ -230,24 +250,27 @@ class Pair:
         return next(self._blocks[0].parameters()).dtype
 
     @property
-    def n_batches(self) -> int:
-        return len(self._batches)
+    def batches(self) -> list[Batch]:
+        return self._batches
 
     def arguments(self, i: int) -> Arguments:
         return self._arguments[i]
+
+    def arguments_of(self, portion: Portion) -> Arguments:
+        return portion.arguments[self._index]
 
     def states(self, i: int) -> Tensor:
         """What the quantised model's block reads [n, width, hidden]."""
         return self._streams[1].get(i)
 
-    def counted(self, i: int, left_out: frozenset[int]) -> Tensor:
-        """1 for a batch's tokens [n, width], 0 for padding and for sequences left out."""
-        batch = self._batches[i]
+    def counted(self, batch: Batch, left_out: frozenset[int]) -> Tensor:
+        """1 for a batch's or portion's tokens [n, width], 0 for padding and for sequences left out."""
         kept = torch.tensor([batch.first + row not in left_out for row in range(len(batch.ids))])
         mask = torch.ones(batch.ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
         return (mask & kept[:, None]).float().to(self.device)
 
     @torch.inference_mode()
+    @fast_products()
     def goals(self, share: float) -> HiddenStates:
         """What the quantised block should put out, by batch: share·(the original's own output) + (1 - share)·(what the
         original's block makes of the quantised model's inputs). It ends the block for the original."""
@@ -263,6 +286,7 @@ class Pair:
             found.put(i, goal)
         return found
 
+    @fast_products()
     def _end(self, i: int) -> None:
         """The original's stream to the next block, where it is not there yet."""
         if i not in self._ahead:
@@ -270,6 +294,7 @@ class Pair:
             states.put(i, hidden_of(self._arguments[i].call(self._blocks[0], states.get(i))))
             self._ahead.add(i)
 
+    @fast_products()
     def advance(self, with_original: bool) -> None:
         """Both streams to the next block; the original's only where it is wanted."""
         self._outputs.settle([name for group in self.groups for name in group])
@@ -308,9 +333,26 @@ class Streams(Run):
         if max(widths) > at_once and torch.device(self._device).type != "cpu":
             self.batches = list(batches(self._sequences, at_once, self._alike))
 
+    def _portions(self, weights: Weights, arguments: list[list[Arguments]], most: int | None) -> list[Portion]:
+        """Of every batch, in their order, of at most so many tokens (None: whole batches)."""
+        found = []
+        for i, batch in enumerate(self.batches):
+            own = self._sequences[batch.first : batch.first + len(batch.ids)]
+            for each in [batch] if most is None else batches(own, most, self._alike):
+                first = 0 if each is batch else each.first
+                rows = slice(first, first + len(each.ids))
+                found.append(Portion(i, rows, each._replace(first=batch.first + first), arguments[i]))
+        if len(found) > len(self.batches):
+            _, given = self.enter(weights, [portion.batch for portion in found])
+            found = [portion._replace(arguments=each) for portion, each in zip(found, given, strict=True)]
+        return found
+
     @torch.inference_mode()
-    def pairs(self, changed: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Pair]:
-        """changed: weights before the blocks that the quantised model has in place of the original's."""
+    def pairs(
+        self, changed: Mapping[str, Tensor] = MappingProxyType({}), portion_tokens: int | None = None
+    ) -> Iterator[Pair]:
+        """changed: weights before the blocks that the quantised model has in place of the original's; portion_tokens:
+        of a portion, at most, where it is not a whole batch."""
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             hidden, arguments = self.enter(weights)
             if changed:
@@ -320,10 +362,12 @@ class Streams(Run):
                 other = hidden_states(self._device, n_bytes)
                 for i in range(len(self.batches)):
                     other.put(i, hidden.get(i))
+            portions = self._portions(weights, arguments, portion_tokens)
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
                 block, name = self.blocks[index], f"{self.prefix}.{index}"
                 fill(block, name, weights, self._device, self._dtype, self.tied)
                 if index + 1 < self.depth:
                     weights.prefetch((f"{self.prefix}.{index + 1}.{part}" for part in block.state_dict()), self._device)
-                yield Pair(name, block, self.batches, [each[index] for each in arguments], (hidden, other))
+                given = [each[index] for each in arguments]
+                yield Pair(name, block, self.batches, given, (hidden, other), index, portions)
                 empty(block)

@@ -26,6 +26,7 @@ from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded_for, write_rounded
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, fused, shared_groups
+from quant.models.replay import recording
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
@@ -190,7 +191,7 @@ def quantize_checkpoint(
     config = read_json(source.folder / "config.json")
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
-    with tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
+    with recording(), tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
         form = Form.of(model, config, source, recipe, provenance)
         begun = time.perf_counter()

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Pair, hidden_of
+from quant.methods.fused import weight_kernels
 from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
 from quant.recipe.numbers import Whole
@@ -24,6 +25,9 @@ from quant.recipe.quantized import QuantizedLinear
 
 NEAR = 0.45  # steps; at half a step the code is another one
 BETAS = (0.9, 0.95)
+# bytes of a block's numbers up to which the next one takes their place: of a large one, recording takes little of the
+# time, and memory is wanted for rounding the next; on a CPU nothing is recorded
+SUCCEEDED = {"cuda": 2**30, "cpu": 0}
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,12 @@ class MovableLinear(nn.Module):
         super().__init__()
         rounded = aim.rounded
         self._grid, self._n_in, self._stored, self.as_stored = rounded.grid, rounded.n_in, aim.stored, False
-        self._step, self._zero = rounded.step.clone(), rounded.zero.clone()
-        self._rows = None if aim.row_scale is None else aim.row_scale.clone()[:, None]
-        self._columns = None if aim.column_scale is None else aim.column_scale.clone()
+        self._step, self._zero = nn.Buffer(rounded.step.clone()), nn.Buffer(rounded.zero.clone())
+        rows = aim.row_scale
+        if rows is None and rounded.step.is_cuda:  # so that one recording does for all blocks, whatever folds where
+            rows = rounded.step.new_ones(len(rounded.step))
+        self._rows = None if rows is None else nn.Buffer(rows.clone()[:, None])
+        self._columns = None if aim.column_scale is None else nn.Buffer(aim.column_scale.clone())
         self.bias = bias
         self.settled: Tensor | None = None  # its weight, while it does not move
         scaled = aim.target if rounded.scale is None else aim.target * rounded.scale
@@ -69,9 +76,24 @@ class MovableLinear(nn.Module):
         codes, points = rounded.codes.clone(), self._grid.points
         below, above = (points.beside(codes, torch.full_like(codes, way)) - codes for way in (-1, 1))
         below, above = (torch.where(gap == 0, way * points.gap, gap) for gap, way in ((below, -1), (above, 1)))
-        self._begun = codes / points.gap
+        self._begun = nn.Buffer(codes / points.gap)
         self.place = nn.Parameter(wanted.clamp(codes + NEAR * below, codes + NEAR * above) / points.gap)
         self.change = nn.Parameter(torch.zeros_like(self._step))
+
+    def alike(self, other: "MovableLinear") -> bool:
+        """Whether steps of it compute what those of the other one do, but for the numbers in its tensors."""
+        grids_alike = (self._grid, self._n_in) == (other._grid, other._n_in)
+        return grids_alike and not self._grid.steps.together  # whose rounding knows a linear's rows
+
+    def stores(self, other: "MovableLinear") -> None:
+        """Its steps are stored as the other's."""
+        self._stored = other._stored
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether codes are whole numbers on a GPU, in steps that are not rounded now."""
+        rounds = self.as_stored or self._grid.steps.together
+        return self.place.is_cuda and isinstance(self._grid.points, Whole) and not rounds
 
     @property
     def codes(self) -> Tensor:
@@ -97,6 +119,15 @@ class MovableLinear(nn.Module):
         """As the checkpoint stores it [out, in], float32."""
         if self.settled is not None:
             return self.settled
+        if (
+            self.place.is_cuda
+            and (fused := weight_kernels()) is not None
+            and self._is_plain
+            and fused.takes(self.place)
+        ):
+            ends = self._grid.lowest, self._grid.highest
+            parts = self.place, self._step, self.change, self._zero
+            return fused.weight(*parts, self._n_in, ends, self._rows, self._columns)
         w = grids.from_groups(grids.decode(self.codes, self.step, self._zero), self._n_in)
         w = w if self._columns is None else w * self._columns
         return w if self._rows is None else w * self._rows
@@ -178,7 +209,8 @@ def together(sizes: Mapping[int, int], most: int) -> list[list[int]]:
 
 
 class Part(NamedTuple):
-    """A batch: what the block is called with, its inputs, its goal [n, width, hidden], and what tokens count."""
+    """Sequences of a step: what the block is called with, its inputs, its goal [n, width, hidden], and what tokens
+    count."""
 
     given: Arguments
     x: Tensor
@@ -186,29 +218,98 @@ class Part(NamedTuple):
     counts: Tensor
 
 
+def tensors_of(block: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers by name."""
+    return dict([*block.named_parameters(), *block.named_buffers()])
+
+
+class Descent:
+    """A block that can move, its optimiser, and its step, which a GPU records. The next block's numbers take the place
+    of its own where it computes the same, so that one recording does for both."""
+
+    def __init__(
+        self, block: nn.Module, linears: dict[str, MovableLinear], own: Own, kind: tuple[int, ...], given: Arguments
+    ) -> None:
+        """kind, given: of one part, by `own`."""
+        self.block, self.linears, self.own, self._kind, self._given = block, linears, own, kind, given
+        device = self.parameters[0].device
+        n = len(linears)
+        groups = recordable(device, [self.parameters[:n], self.parameters[n:]])
+        self.optimizer, self.replay = torch.optim.Adam(**groups, betas=BETAS), Replay(device)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [each.place for each in self.linears.values()] + [each.change for each in self.linears.values()]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether another block may succeed it."""
+        n_bytes = sum(each.nbytes for each in tensors_of(self.block).values())
+        return n_bytes <= SUCCEEDED[self.parameters[0].device.type]
+
+    @torch.no_grad()
+    def takes(self, block: nn.Module, linears: dict[str, MovableLinear], kind: tuple[int, ...], part: Part) -> bool:
+        """Whether another block's numbers are in place of its own now; kind, part: of the other, by `own`."""
+        old, new = tensors_of(self.block), tensors_of(block)
+        shapes, others = ({name: (t.shape, t.dtype) for name, t in each.items()} for each in (old, new))
+        if kind != self._kind or shapes != others or linears.keys() != self.linears.keys():
+            return False
+        if not all(each.alike(linears[name]) for name, each in self.linears.items()):
+            return False
+        for name, value in new.items():
+            old[name].copy_(value)
+        found, wanted = hidden_of(self._given.call(self.block, part.x)), hidden_of(part.given.call(block, part.x))
+        if not torch.equal(found, wanted):  # of other layers they may be other functions
+            return False
+        for name, linear in linears.items():
+            self.linears[name].stores(linear)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        return True
+
+
 class Reconstructor:
     """One block of a quantised model beside the original's."""
 
     def __init__(
-        self, pair: Pair, aims: Mapping[str, Aim], share: float, left_out: frozenset[int], step_tokens: int
+        self,
+        pair: Pair,
+        aims: Mapping[str, Aim],
+        share: float,
+        left_out: frozenset[int],
+        step_tokens: int,
+        before: Descent | None = None,
     ) -> None:
         """The block should put out, of the quantised model's inputs, share·(what the original puts out) + (1 - share)·
         (what the original's block makes of these inputs). aims: by their names within the block; left_out: calibration
-        sequences that are not looked at; step_tokens: of a step, whose gradients are added up where the pair's batches
-        are smaller."""
+        sequences that are not looked at; step_tokens: of a step, whose gradients are added up where the pair's portions
+        are smaller; before: of an earlier block, which is spoilt."""
         self._pair, self._goals, self._device = pair, pair.goals(share), pair.device
-        dtype = torch.float32 if pair.dtype == torch.float16 else pair.dtype  # whose range gradients leave
-        with torch.inference_mode(False):
-            self.block, self.linears = movable(pair.quantised, dtype, aims)
-        self._own, self._dtype = Own(dtype), dtype
-        counts = {i: pair.counted(i, left_out) for i in range(pair.n_batches)}
+        self._dtype = torch.float32 if pair.dtype == torch.float16 else pair.dtype  # whose range gradients leave
+        self._own = Own(self._dtype) if before is None else before.own
+        counts = {i: pair.counted(portion.batch, left_out) for i, portion in enumerate(pair.portions)}
         self._counts = {i: each for i, each in counts.items() if each.any()}
         self.steps = together({i: each.numel() for i, each in self._counts.items()}, step_tokens)
+        self._whole = [pair.counted(batch, left_out) for batch in pair.batches]
+        with torch.inference_mode(False):
+            block, linears = movable(pair.quantised, self._dtype, aims)
+            kind, part = self.part(min(self._counts))
+            if before is None or not before.takes(block, linears, kind, part):
+                self._own = Own(self._dtype)
+                before = Descent(block, linears, self._own, *self._own.of(self._arguments(min(self._counts))))
+        self.descent = before
+        self.block, self.linears, self.parameters = before.block, before.linears, before.parameters
+
+    def _arguments(self, i: int) -> Arguments:
+        return self._pair.arguments_of(self._pair.portions[i])
 
     def part(self, i: int) -> tuple[tuple[int, ...], Part]:
-        """A batch, and what tells its arguments from others'."""
-        kind, given = self._own.of(self._pair.arguments(i))
-        x, goal = (t.to(self._dtype, copy=True) for t in (self._pair.states(i), self._goals.get(i)))
+        """A portion, and what tells its arguments from others'."""
+        portion = self._pair.portions[i]
+        kind, given = self._own.of(self._arguments(i))
+        states, goals = self._pair.states(portion.of), self._goals.get(portion.of)
+        x, goal = (portion.cut(t).to(self._dtype, copy=True) for t in (states, goals))
         return kind, Part(given, x, goal, self._counts[i])
 
     @torch.no_grad()
@@ -218,14 +319,16 @@ class Reconstructor:
             each.as_stored = True
             each.settled = each.weight
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for i in self._counts:
-            total += self.loss(self.part(i)[1])
+        for i, counts in enumerate(self._whole):
+            if counts.any():
+                x, goal = (t.to(self._dtype) for t in (self._pair.states(i), self._goals.get(i)))
+                total += self.loss(Part(self._own.of(self._pair.arguments(i))[1], x, goal, counts))
         for each in self.linears.values():
             each.as_stored, each.settled = False, None
-        return float(total / sum(count.sum() for count in self._counts.values()))
+        return float(total / sum(count.sum() for count in self._whole))
 
     def loss(self, part: Part) -> Tensor:
-        """A batch's errors, summed."""
+        """Its errors, summed."""
         return relative_error(hidden_of(part.given.call(self.block, part.x)), part.goal, part.counts)
 
     def gradients(self, parts: Sequence[Part]) -> None:
@@ -251,16 +354,10 @@ class Reconstructor:
                 each.reset()
         return before, after
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [each.place for each in self.linears.values()] + [each.change for each in self.linears.values()]
-
     def _descend(self, wanted: Reconstruction, seed: int) -> None:
-        n = len(self.linears)
-        groups = recordable(self._device, [self.parameters[:n], self.parameters[n:]])
-        optimizer = torch.optim.Adam(**groups, betas=BETAS)
+        optimizer, replay = self.descent.optimizer, self.descent.replay
         rates = 2 * wanted.code_rate / wanted.iterations, wanted.step_rate
-        replay, generator = Replay(self._device), torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         order: list[list[int]] = []
         for k in range(wanted.iterations):
             order = order or [self.steps[j] for j in torch.randperm(len(self.steps), generator=generator)]

@@ -17,7 +17,7 @@ from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding
-from quant.methods.reconstruct import Aim, Reconstruction, Reconstructor
+from quant.methods.reconstruct import Aim, Descent, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
 from quant.recipe.correction import corrected
 from quant.recipe.recipe import Recipe
@@ -73,20 +73,21 @@ class Sequential:
         ends: Sequence[RoundedEmbedding] = (),
     ) -> None:
         """left_out: sequences that reconstruction does not look at; ends: embedding and head as quantised, filled
-        before the first block comes. Reconstruction's steps have the tokens that it asks for, in as many batches as
+        before the first block comes. Reconstruction's steps have the tokens that it asks for, in as many portions as
         `batch_tokens` makes of them."""
         self._reconstruction, self._left_out, self._step_tokens = reconstruction, left_out, 0
         self.errors: dict[str, tuple[float, float]] = {}  # of a block's output, before and after reconstruction
+        self._descent: Descent | None = None  # an earlier block's
         if reconstruction is not None:
             self._step_tokens = reconstruction.batch * max(map(len, calibration.sequences))
-            batch_tokens = min(batch_tokens, self._step_tokens)
         streams = Streams(checkpoint, calibration.sequences, device, dtype, batch_tokens, progress="streams")
         streams.fewer()
-        self._pairs: Iterator[Pair] = self._begun(streams, ends)
+        self._pairs: Iterator[Pair] = self._begun(streams, ends, self._step_tokens or None)
 
     @staticmethod
-    def _begun(streams: Streams, ends: Sequence[RoundedEmbedding]) -> Iterator[Pair]:
-        yield from streams.pairs({f"{each.name}.weight": each.codes.dequantize() for each in ends if each.is_input})
+    def _begun(streams: Streams, ends: Sequence[RoundedEmbedding], portion_tokens: int | None) -> Iterator[Pair]:
+        changed = {f"{each.name}.weight": each.codes.dequantize() for each in ends if each.is_input}
+        yield from streams.pairs(changed, portion_tokens)
 
     def __call__(
         self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator
@@ -142,9 +143,13 @@ class Sequential:
         inside = {name: name.removeprefix(f"{pair.name}.") for name in aims}
         with block.timed(list(aims)):
             own = {inside[name]: aim for name, aim in aims.items()}
-            reconstructor = Reconstructor(pair, own, recipe.correction, self._left_out, self._step_tokens)
+            earlier, self._descent = self._descent, None
+            given = recipe.correction, self._left_out, self._step_tokens
+            reconstructor = Reconstructor(pair, own, *given, earlier)
+            del earlier  # unless it goes on
             before, after = reconstructor.run(wanted, recipe.seed)
             self.errors[pair.name] = before, min(before, after)
             for name in aims:
                 block.move(name, *reconstructor.linears[inside[name]].moved())
+            self._descent = reconstructor.descent if reconstructor.descent.is_small else None
         pair.put({f"{name}.weight": block.weight(name) for name in aims})

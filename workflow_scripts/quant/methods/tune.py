@@ -13,18 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
+from quant.methods.fused import weight_kernels
+from quant.methods.insides import run_again
+from quant.methods.kl_loss import divergence
+from quant.methods.teacher import Teacher
 from quant.models.architectures import ARCHITECTURES
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("quant")
 
 BETAS, WARM_UP = (0.9, 0.95), 0.05
-LOGIT_BYTES = {"cpu": 2**30, "cuda": 2**29}  # of one model's logits at a time, in float32; eight times that is held
+LOGIT_BYTES = 2**30  # of one model's logits at a time, in float32; three times that is held
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,18 @@ class TunedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[out, in], float32."""
+        given, plain = self._given, self._given.grid.rows == 1 and not self._codes.dtype.is_floating_point
+        if self._codes.is_cuda and plain and (fused := weight_kernels()) is not None and fused.takes(self._codes):
+            steps = (self.step, None) if self.as_stored else (self._step, self.change)
+            return fused.weight(self._codes, *steps, self._zero, given.n_in)
         step = self.step
         units = self._codes.to(step.dtype) - self._zero.to(step.dtype)
         return grids.from_groups(units * step, self._given.n_in)
 
     def tuned(self) -> Codes:
-        """On the host, step in float32."""
-        step = self._stored(self.step).detach().cpu()
-        return self._given._replace(codes=self._codes.cpu().float(), step=step, zero=self._zero.cpu().float())
+        """In float32."""
+        step = self._stored(self.step).detach()
+        return self._given._replace(codes=self._codes.to(step.dtype), step=step, zero=self._zero.to(step.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
@@ -153,13 +160,6 @@ def student_of(
     return student
 
 
-def divergence(original: Tensor, quantised: Tensor) -> Tensor:
-    """Σ KL(original ‖ quantised) over rows of logits [n, vocab], nats."""
-    wide = torch.promote_types(quantised.dtype, torch.float32)
-    log_p, log_q = (torch.log_softmax(logits, dim=-1, dtype=wide) for logits in (original, quantised))
-    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum()
-
-
 def split(n: int, held_out: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
     """Of n sequences the part held out, in its order, and the rest as drawn."""
     held = max(1, round(held_out * n))
@@ -177,6 +177,13 @@ def rate_at(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+class Known(NamedTuple):
+    """A batch, and what the original's last block puts out for it [n, width, hidden], where that was kept."""
+
+    batch: Batch
+    states: Tensor | None = None
+
+
 class Tuner:
     """A quantised model beside its original."""
 
@@ -188,11 +195,10 @@ class Tuner:
         device: str,
         ends: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        self._original, self._device = original.requires_grad_(False), device
+        self._teacher, self._device = Teacher(original.requires_grad_(False), device), device
         self.student = student_of(original, file, codes, device, ends)
         prefix, blocks = decoder_blocks(self.student)
-        for block in blocks:
-            block.forward = _again(block.forward)
+        run_again(list(blocks))
         config = original.config.get_text_config()
         tuned = {name: each for name, each in self.student.named_modules() if isinstance(each, TunedLinear)}
         self.linears = {name: tuned[name] for name in codes}
@@ -209,7 +215,7 @@ class Tuner:
             self.norms[name] = module.get_parameter("parametrizations.weight.original")
         moving = [linear.change for linear in self.linears.values() if linear.moves]
         self.parameters = moving + list(self.norms.values())
-        self._rows = max(1, LOGIT_BYTES[torch.device(device).type] // (4 * config.vocab_size))
+        self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
 
     @contextlib.contextmanager
     def _stored(self) -> Iterator[None]:
@@ -223,65 +229,82 @@ class Tuner:
             for each in switched:
                 each.as_stored = False
 
-    def _sum(self, batch: Batch) -> Tensor:
+    def _sum(self, batch: Batch, states: Tensor | None = None) -> Tensor:
+        """Σ divergence over a batch's tokens; states [n, width, hidden]: the original's, where they were kept."""
         ids, mask = batch.ids.to(self._device), batch.mask
-        with torch.no_grad():
-            wanted = self._original(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        wanted = self._teacher.logits(ids, states).flatten(0, 1)
         found = self.student(input_ids=ids, use_cache=False).logits.flatten(0, 1)
         if mask is not None:
             rows = mask.flatten().to(self._device)
             wanted, found = wanted[rows], found[rows]
         return divergence(wanted, found)
 
-    def gradients(self, parts: Sequence[Batch]) -> Tensor:
+    def gradients(self, parts: Sequence[Known]) -> Tensor:
         """Adds the mean divergence's gradients to the parameters' and returns it."""
-        n, total = sum(batch.lengths.sum() for batch in parts), torch.zeros((), device=self._device)
-        for batch in parts:
-            loss = self._sum(batch) / n
+        n, total = sum(part.batch.lengths.sum() for part in parts), torch.zeros((), device=self._device)
+        for part in parts:
+            loss = self._sum(*part) / n
             loss.backward()
             total = total + loss.detach()
         return total
 
-    def _descend(self, sequences: list[Tensor], optimizer: torch.optim.Optimizer, replay: Replay) -> None:
-        """One step down the mean divergence."""
-        parts = list(batches(sequences, self._rows))
+    def parts(self, sequences: list[Tensor], states: list[Tensor] | None = None) -> Iterator[Known]:
+        """Sequences in batches, with the original's states of them, where they were kept."""
+        for batch in batches(sequences, self._rows):
+            own = None
+            if states is not None:
+                some = states[batch.first : batch.first + len(batch.ids)]
+                own = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(self._device)
+            yield Known(batch, own)
 
-        def step(*ids: Tensor) -> None:
+    def _descend(self, parts: list[Known], optimizer: torch.optim.Optimizer, replay: Replay) -> None:
+        """One step down the mean divergence."""
+
+        def step(*given: Tensor) -> None:
             optimizer.zero_grad(set_to_none=True)
-            self.gradients([batch._replace(ids=own) for batch, own in zip(parts, ids, strict=True)])
+            ids, states = given[: len(parts)], given[len(parts) :] or [None] * len(parts)
+            own = [Known(part.batch._replace(ids=i), s) for part, i, s in zip(parts, ids, states, strict=True)]
+            self.gradients(own)
             optimizer.step()
 
-        kind = tuple((batch.ids.shape, *batch.lengths.tolist()) for batch in parts)
-        replay(kind, step, *(batch.ids.to(self._device) for batch in parts))
+        kind = tuple((part.batch.ids.shape, *part.batch.lengths.tolist()) for part in parts)
+        kept = [part.states for part in parts if part.states is not None]
+        replay(kind, step, *(part.batch.ids.to(self._device) for part in parts), *kept)
 
     @torch.no_grad()
-    def measure(self, sequences: list[Tensor]) -> float:
+    def measure(self, sequences: list[Tensor], states: list[Tensor] | None = None) -> float:
         """Mean divergence of what the file would hold, nats a token."""
         with self._stored():
-            return sum(self._sum(batch).item() for batch in batches(sequences, self._rows)) / sum(map(len, sequences))
+            found = torch.stack([self._sum(*part) for part in self.parts(sequences, states)])
+            return float(found.sum(dtype=torch.float64)) / sum(map(len, sequences))
 
     def tune(self, sequences: list[Tensor], tuning: Tuning, seed: int) -> dict[str, Any]:
         """Leaves the parameters where the held-out part fares best; says what that part's divergence was at the start
         and is, and after which epoch (0: the start)."""
         generator = torch.Generator().manual_seed(seed)
-        parts = split(len(sequences), tuning.held_out, generator)
-        kept_out, text = ([sequences[i] for i in part] for part in parts)
+        kept = self._teacher.keep(sequences, self._rows)
+
+        def given(order: Sequence[int]) -> tuple[list[Tensor], list[Tensor] | None]:
+            return [sequences[i] for i in order], None if kept is None else [kept[i] for i in order]
+
+        held, text = split(len(sequences), tuning.held_out, generator)
         steps, done = tuning.epochs * -(-len(text) // tuning.batch), 0
         device = torch.device(self._device)
         optimizer = torch.optim.AdamW(**recordable(device, [self.parameters]), betas=BETAS, weight_decay=0.0)
         replay = Replay(device)
         with tqdm(total=steps, desc="tune", unit="step") as bar, sdpa_kernel(SDPBackend.MATH):  # the same every time
-            start = least = self.measure(kept_out)
+            start = least = self.measure(*given(held))
             best, best_epoch = [p.detach().clone() for p in self.parameters], 0
             for epoch in range(1, tuning.epochs + 1):
                 order = torch.randperm(len(text), generator=generator).tolist()
                 for first in range(0, len(text), tuning.batch):
                     set_rate(optimizer.param_groups[0], tuning.rate * rate_at(done, steps))
                     with fast_products():
-                        self._descend([text[i] for i in order[first : first + tuning.batch]], optimizer, replay)
+                        own = given([text[i] for i in order[first : first + tuning.batch]])
+                        self._descend(list(self.parts(*own)), optimizer, replay)
                     done += 1
                     bar.update()
-                found = self.measure(kept_out)
+                found = self.measure(*given(held))
                 logger.info("epoch %d: divergence %.4f of the part held out (start %.4f)", epoch, found, start)
                 if found < least:
                     least, best_epoch = found, epoch
@@ -292,17 +315,6 @@ class Tuner:
         if best_epoch == 0:
             logger.warning("tuning made the part held out no better; the start is kept")
         return {"kl_start": start, "kl_tuned": least, "epoch": best_epoch}
-
-
-def _again(forward: Any) -> Any:
-    """A forward pass whose inside is computed again for its gradients."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run
 
 
 def load_original(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":

@@ -31,7 +31,9 @@ def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:
     for name, linear in tuner.linears.items():
         codes = linear.tuned()
         changed |= (
-            {f"{name}.weight_scale": packed.scales(codes)} if is_packed else {f"{name}.weight": codes.dequantize()}
+            {f"{name}.weight_scale": packed.scales(codes).cpu()}
+            if is_packed
+            else {f"{name}.weight": codes.dequantize().cpu()}
         )
     return changed
 

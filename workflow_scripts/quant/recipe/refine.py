@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quant.models import products
+from quant.models.replay import replayed
 from quant.recipe import grids
 from quant.recipe.context import AT_ONCE, row_chunks
 from quant.recipe.fused import COLUMNS, column_kernels
@@ -18,6 +19,7 @@ from quant.recipe.grids import Grid
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
 NEXT = 16  # columns that hear of each one at once on a CPU; a block's others hear of so many together
+SMALL = 2**24  # bytes of a linear whose launches are recorded
 PANEL = 512  # columns within which they do on a GPU; those beyond hear of all of them at once
 RIDGE = 1e-9  # of a row's mean squared group: groups of zero codes say nothing of their step
 SMALLEST = 1e-37  # float32's smallest normal number is 1.2e-38
@@ -71,6 +73,16 @@ def descend(w: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, 
     return torch.empty_like(found).index_copy_(1, order, found)
 
 
+def whole_matrix(units: Tensor, moment: Tensor) -> Tensor:
+    """`step_system`'s A of all groups at once."""
+    n_out, n_groups, size = units.shape
+    missing = n_groups * size - len(moment)
+    moment = torch.nn.functional.pad(moment, (0, missing, 0, missing)) if missing else moment
+    product = units.transpose(0, 1) @ moment.view(n_groups, size, -1)  # [n_groups, out, in]
+    upper = (units * product.view(n_groups, n_out, n_groups, size)).sum(-1).transpose(0, 1).triu()
+    return upper + upper.triu(1).mT
+
+
 def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """A [out, n_groups, n_groups] and b [out, n_groups] of each row's error s A sᵀ - 2 s·b + …, s its steps.
 
@@ -80,6 +92,8 @@ def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Te
     n_in = pull.shape[1]
     group_size = size if n_groups > 1 else -1
     right = (units * grids.to_groups(pull, group_size)).sum(-1)
+    if units.is_cuda and 4 * n_groups * n_out * n_groups * size <= AT_ONCE:  # few launches in place of many
+        return whole_matrix(units, moment), right
     matrix = units.new_zeros(n_out, n_groups, n_groups)
     for g in range(n_groups):
         own = slice(g * size, min((g + 1) * size, n_in))
@@ -113,13 +127,22 @@ def fit_steps(
     gradient = right * old - matrix.sum(2)
     ridge = RIDGE * matrix.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(torch.float64).tiny
     factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(ridge[:, None].expand_as(old)))
-    change = torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] + 1
+    change = solved(factor, gradient) + 1
     inside = (change >= NARROWEST) & (change <= WIDEST) & (failed == 0)[:, None]
     new = torch.where(inside, change * old, old).to(step.dtype)[:, :, None]
     new = new if stored is None else stored(new)
     relative = new[:, :, 0].double() / old - 1
     gain = (relative[:, None, :] @ matrix @ relative[:, :, None])[:, 0, 0] - 2 * (relative * gradient).sum(1)
     return torch.where((gain < 0)[:, None, None], new, step)
+
+
+def solved(factor: Tensor, right: Tensor) -> Tensor:
+    """x [n, k] of LLᵀx = right, L [n, k, k]."""
+    if not factor.is_cuda:
+        return torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+    # MAGMA, by which many at once are solved there, cannot be recorded
+    half = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, :, 0]
 
 
 def of_columns(t: Tensor, groups: Tensor, n_in: int) -> Tensor:
@@ -155,13 +178,40 @@ def refine(
     moment = floored(moment)
     parts = row_chunks(groups, grid.rows)
     if len(parts) == 1:
-        return refined(groups, codes, step, zero, grid, moment, rounds, stored)
+        return one_part(groups, codes, step, zero, grid, moment, rounds, stored)
     found = []
     for rows in parts:
         own = stored if stored is None else partial(within, stored, rows, len(groups))
         found.append(refined(groups[rows], codes[rows], step[rows], zero[rows], grid, moment, rounds, own))
     new_codes, new_step = zip(*found, strict=True)
     return torch.cat(new_codes), torch.cat(new_step)
+
+
+def one_part(
+    groups: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    moment: Tensor,
+    rounds: int,
+    stored: grids.Stored | None,
+) -> tuple[Tensor, Tensor]:
+    """`refined`, of a small linear recorded where that can be, which many launches of little work make up."""
+    known = stored.keywords if isinstance(stored, partial) and stored.func is grids.stored_step else {}
+    if groups.nbytes > SMALL or (stored is not None and not known):
+        return refined(groups, codes, step, zero, grid, moment, rounds, stored)
+    rows = known.get("rows")
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        own, old, steps, zeros, h, *more = given
+        held = partial(grids.stored_step, **known | {"rows": more[0] if more else None}) if known else None
+        return refined(own, old, steps, zeros, grid, h, rounds, held)
+
+    given = groups, codes, step, zero, moment, *(() if rows is None else (rows,))
+    kind = grid, rounds, known.get("dtype"), known.get("unit"), *((t.shape, t.dtype) for t in given)
+    codes, step = replayed(kind, function, *given)
+    return codes, step
 
 
 def refined(

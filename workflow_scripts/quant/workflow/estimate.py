@@ -29,7 +29,8 @@ TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where tor
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
 OF_PASS = 0.8  # of the time that other work of as many products takes on a GPU
-PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one
+PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one,
+SMALL, KEPT_OF_SMALL = 2**26, 2**31  # and of a block of so many bytes
 WIDEST = 2**27  # calibration.streams
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
@@ -156,7 +157,7 @@ def running(ask: Ask) -> Estimate:
         model, float32 = 2.5 * model, 2.5 * float32
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
-        held += min(kept, KEPT)
+        held += min(kept, KEPT_OF_SMALL if shape.block * ask.width <= SMALL else KEPT)
         held -= shape.width * shape.block if shape.width == ask.width else 0  # which the stream's block has too
     if recipe["reconstruct"] is not None:
         seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
@@ -167,7 +168,7 @@ def running(ask: Ask) -> Estimate:
     if recipe["tune"] is not None:
         epochs = recipe["tune"]["epochs"]
         model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))
-        work = max(work, 3 * shape.weights * ask.width + 3 * CHUNK_BYTES + 4 * ask.passing(tokens))
+        work = max(work, 3 * shape.weights * ask.width + 1.5 * CHUNK_BYTES * ask.width + 4 * ask.passing(tokens))
     ram += max(0, hidden - 2 * RESIDENT) if ask.on_gpu else hidden + work + 2**30
     gpu = min(hidden, 2 * RESIDENT) + held + work if ask.on_gpu else 0
     return plain._replace(ram=ram, gpu=gpu, model=model, float32=float32, start=ask.starting(True))

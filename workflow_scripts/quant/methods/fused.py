@@ -1,0 +1,19 @@
+"""What training does on a GPU by kernels of its own where Triton is installed, and by torch everywhere else."""
+
+from types import ModuleType
+
+from quant.models.compute import where_installed
+
+
+@where_installed
+def kl_kernels() -> ModuleType:
+    from quant.methods import kl_kernels
+
+    return kl_kernels
+
+
+@where_installed
+def weight_kernels() -> ModuleType:
+    from quant.methods import weight_kernels
+
+    return weight_kernels
