@@ -1,6 +1,8 @@
 """Does PRAQ quantise better than AWQ? Convert, collect statistics, quantise, evaluate, compare, report."""
 
+import atexit
 import functools
+import gc
 import json
 import os
 import shlex
@@ -12,6 +14,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, update_config
 
 min_version("9.20")
+# looking for garbage is a third of what Snakemake takes to read a study, and at its end
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
+atexit.register(gc.freeze)
 
 # the project's folder, wherever Snakemake runs; another workflow may use this one as a module
 ROOT = Path(workflow.snakefile).parent

@@ -25,11 +25,12 @@ def growth(bench: Steps, model: Path, case: Case, recipe: dict[str, Any]) -> Non
         less, folder = case.having(num_hidden_layers=depth), bench.folder / f"depth{depth}"
         files = bench.statistics(shallower(model, folder, depth), less, "statistics by depth")
         bench.quantize(folder, less, "gw_awq", recipe, files, "search by depth")
+    half = case.having(num_hidden_layers=max(1, case.depth // 2))  # in one block alone most is the embedding's copy
+    half_model = shallower(model, bench.folder / "half", half.depth)
+    n, width = case.calibration
+    for times in (0.25, 0.5, 1, 2, 4):
+        bench.statistics(half_model, half._replace(calibration=(int(times * n), width)), "statistics by tokens")
     few = case.having(num_hidden_layers=max(1, case.depth // 10))
-    few_model = shallower(model, bench.folder / "few", few.depth)
-    for part in (4, 2, 1):
-        n, width = case.calibration
-        bench.statistics(few_model, few._replace(calibration=(n // part, width)), "statistics by tokens")
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     for part in (4, 2, 1):
         narrow = few.having(vocab_size=2048, **{key: max(1, case.config[key] // part) for key in sizes})
