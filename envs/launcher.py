@@ -97,11 +97,31 @@ def targets_first(arguments: list[str], parser: argparse.ArgumentParser) -> list
     return [*rest, "--", *moved, *behind] if end < len(arguments) else [*moved, *rest]
 
 
+def missing(arguments: list[str], parser: argparse.ArgumentParser) -> str | None:
+    """A configuration file that is named and is no file, which Snakemake would say in a traceback."""
+    table = parser._option_string_actions
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = {i: found for i in range(end) if (found := option_of(arguments[i], table))}
+    for at, (action, attached) in options.items():
+        if action.dest != "configfile":
+            continue
+        words = arguments[at + 1 : next((i for i in options if i > at), end)]
+        named = [arguments[at].partition("=")[2]] if attached else words[: own_values(action, words)]
+        if found := next((name for name in named if Path(name).is_dir() or not Path(name).exists()), None):
+            return found
+    return None
+
+
 def main() -> None:
     from snakemake import cli
 
     with contextlib.suppress(UnknownOptionError):  # Snakemake says so
-        sys.argv[1:] = targets_first(sys.argv[1:], cli.get_argument_parser())
+        parser = cli.get_argument_parser()
+        sys.argv[1:] = targets_first(sys.argv[1:], parser)
+        if name := missing(sys.argv[1:], parser):
+            sys.exit(
+                f"{name}: {'is a directory' if Path(name).is_dir() else 'no such file'}; name a configuration file"
+            )
     cli.main()
 
 

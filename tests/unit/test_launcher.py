@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -182,3 +183,27 @@ def test_every_option_with_several_values_is_known() -> None:
         value = "name" if action.choices is None else next(iter(action.choices), "name")
         value = "name=1" if "=" in str(action.metavar) else value
         assert moved(f"{option} {value} {REPORT}") == f"{REPORT} {option} {value}"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("-n --configfile none.yaml --cores 1", "none.yaml"),
+        ("--configfile here.yaml none.yaml results/report.html", "none.yaml"),
+        ("--configfile=none.yaml", "none.yaml"),
+        ("--configfiles folder", "folder"),
+        ("--configfile here.yaml results/report.html --until none.yaml", None),
+        ("results/none.yaml --cores 1", None),
+    ],
+)
+def test_a_configuration_file_that_is_none(
+    line: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.yaml").touch()
+    (tmp_path / "folder").mkdir()
+    assert LAUNCHER.missing(shlex.split(line), PARSER) == found
+    if found:
+        monkeypatch.setattr(sys, "argv", ["snakemake", *shlex.split(line)])
+        with pytest.raises(SystemExit, match=f"^{found}: .*name a configuration file$"):
+            LAUNCHER.main()
