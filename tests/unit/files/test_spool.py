@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from quant.files.spool import Spool
+from quant.files.artifacts import NO_ROOM
+from quant.files.spool import Spool, room
 
 
 def test_what_is_kept_is_the_same_and_mapped(tmp_path: Path) -> None:
@@ -19,3 +21,14 @@ def test_what_is_kept_is_the_same_and_mapped(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [] and drawn[0].ne(2).any()
     del spool
     assert torch.equal(kept[1], drawn[1]) and kept[0].eq(2).all()
+
+
+def test_room_that_the_disk_has_not_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Else a page that is written to ends the process by SIGBUS, which says nothing."""
+    with pytest.raises(OSError) as caught:
+        room(tmp_path, 2**60)
+    assert caught.value.errno in NO_ROOM
+    found = room(tmp_path, 80)
+    assert found.eq(0).all() and found.shape == (80,) and list(tmp_path.iterdir()) == []
+    found.view(torch.float32).copy_(torch.arange(20))
+    assert torch.equal(found.view(torch.float32), torch.arange(20.0))

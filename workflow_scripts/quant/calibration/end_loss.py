@@ -6,7 +6,6 @@ token t weighs ω_tk = mean_j (∂ℓ/∂z_tj)² over its outputs j. H_k = Σ_t 
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +25,7 @@ from quant.calibration.second_moments import add_outer, dots, mirror, to_triangl
 from quant.calibration.statistics import real_rows
 from quant.data.tokens import Batch
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import spool, tensorfile
 from quant.models.compute import Compute
 from quant.models.experts import routing
 from quant.models.linears import linear_names
@@ -98,11 +97,11 @@ class Given(Note):
 
 
 class Kept:
-    """Hidden states of every block and batch, in a file that the system may take out of memory."""
+    """Hidden states of every block and batch, in a file in a folder that the system may take out of memory."""
 
-    def __init__(self, path: Path, shapes: list[torch.Size], depth: int, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, shapes: list[torch.Size], depth: int, dtype: torch.dtype) -> None:
         sizes = [shape.numel() for shape in shapes] * depth
-        whole = torch.from_file(str(path), shared=True, size=sum(sizes), dtype=dtype)
+        whole = spool.room(folder, dtype.itemsize * sum(sizes)).view(dtype)
         views = [part.view(shape) for part, shape in zip(whole.split(sizes), shapes * depth, strict=True)]
         self._states = [views[start : start + len(shapes)] for start in range(0, len(views), len(shapes))]
 
@@ -197,14 +196,14 @@ class Backward(Run):
         return sums
 
     @torch.no_grad()
-    def linears(self, parts: int, seed: int, scratch: Path, take: Callable[[str, dict[str, Tensor]], None]) -> None:
+    def linears(self, parts: int, seed: int, folder: Path, take: Callable[[str, dict[str, Tensor]], None]) -> None:
         """Calls take(full name, `FisherSums.results`) for each linear, then for the head and the embedding what
         calibration/embedding_moments.py sums."""
         generator = torch.Generator().manual_seed(seed)
         with tensorfile.opened(self._checkpoint / "model.safetensors") as weights:
             first, arguments = self.enter(weights)
             n = len(self.batches)
-            kept = Kept(scratch, [first.get(i).shape for i in range(n)], self.depth + 1, self._dtype)
+            kept = Kept(folder, [first.get(i).shape for i in range(n)], self.depth + 1, self._dtype)
             for i in range(n):
                 kept.put(0, i, first.get(i))
             for index in tqdm(range(self.depth), desc=self._progress, unit="block"):
@@ -333,10 +332,7 @@ def write(way: type[Backward], material: Material, out: str, parts: int, seed: i
         compute = compute._replace(dtype=torch.float32)
     run = way(material.checkpoint, material.tokens.sequences, *compute, progress="end loss")
     made = material.provenance | {"parts": parts, "seed": seed}
-    with (
-        tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".end_loss.") as folder,
-        tensorfile.appending(out, run.n_linears + 2) as file,
-    ):
+    with tensorfile.appending(out, run.n_linears + 2) as file:
         file.metadata = {"reads": json.dumps({}), "provenance": json.dumps(made)}
 
         def take(linear: str, found: dict[str, Tensor]) -> None:
@@ -345,4 +341,4 @@ def write(way: type[Backward], material: Material, out: str, parts: int, seed: i
                     raise InputError(f"{linear}: its gradients overflow; use moment: plain and row_feedback: 0")
                 file.put(f"{linear}.{key}", value)
 
-        run.linears(parts, seed, Path(folder) / "states", take)
+        run.linears(parts, seed, Path(out).parent, take)

@@ -1,6 +1,7 @@
 """Tensors on the disk instead of in memory, for as long as a job needs them: mapped, so that their pages are given back
 where memory is short."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from torch import Tensor
 from quant.files.behind import raw
 
 ALIGNED = 64  # bytes
+
+
+def room(folder: Path, n_bytes: int) -> Tensor:
+    """So many zeros [bytes], mapped from a file without a name in a folder, which goes with them or with the process.
+    The disk gives the room at once: a page that it had not, once written to, would end the process without a word."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", 0, (n_bytes,)))
 
 
 class Spool:

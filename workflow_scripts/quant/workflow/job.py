@@ -69,7 +69,7 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
             what = f"cannot be read or written ({error.strerror}); mend that and run again"
         else:
             raise
-        print(f"ERROR {error.filename}: {what}", file=sys.stderr)
+        print(f"ERROR {error.filename or 'a temporary file'}: {what}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which a job may never import
