@@ -1,6 +1,7 @@
 """What a job takes is known before it runs: shapes against models, memory against measured peaks, and what is asked."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,14 @@ def test_known_models() -> None:
     assert shape_of(LLAMA3).weights == pytest.approx(8.03e9, rel=0.001)
     assert 4 * moment_numbers(shape_of(SMOLLM2)) == pytest.approx(201e6, rel=0.01)  # of 202 MB on disk
     assert Shape.of({"model_type": "mystery"}) is None
+
+
+def test_a_number_for_each_block_is_the_largest() -> None:
+    """As Gemma 3n's MLPs have it; what is no number is not said."""
+    several = {"intermediate_size": [512, 1536, 768], "num_key_value_heads": [3] * 30, "head_dim": None}
+    assert shape_of(SMOLLM2 | several) == shape_of(SMOLLM2)
+    assert shape_of(SMOLLM2 | {"head_dim": "64", "moe_intermediate_size": {}}) == shape_of(SMOLLM2)
+    assert Shape.of(SMOLLM2 | {"hidden_size": []}) is Shape.of(SMOLLM2 | {"hidden_size": math.nan}) is None
 
 
 # MB at their peak: resident sets of the default study on 2 cores, SmolLM2-135M

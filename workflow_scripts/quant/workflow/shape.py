@@ -2,6 +2,7 @@
 ask while the DAG is built."""
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -54,12 +55,12 @@ class Shape(NamedTuple):
     def of(cls, config: Mapping[str, Any]) -> "Shape | None":
         """None where a configuration does not say how large its model is."""
         config = config.get("text_config") or config
-        said = {name: next((config[key] for key in keys if config.get(key)), None) for name, keys in KEYS.items()}
-        h, depth, vocabulary, heads = (int(said[key] or 0) for key in ("hidden", "depth", "vocabulary", "heads"))
+        said = {name: next((n for key in keys if (n := count(config.get(key)))), 0) for name, keys in KEYS.items()}
+        h, depth, vocabulary, heads = (said[key] for key in ("hidden", "depth", "vocabulary", "heads"))
         if not (h and depth and vocabulary and heads):
             return None
-        head = config.get("head_dim") or h // heads
-        key_value = config.get("num_key_value_heads") or (1 if config.get("multi_query") else heads)
+        head = count(config.get("head_dim")) or h // heads
+        key_value = count(config.get("num_key_value_heads")) or (1 if config.get("multi_query") else heads)
         found = [
             Linears(1, heads * head, h),
             Linears(2, key_value * head, h, reads=False),
@@ -118,6 +119,13 @@ class Shape(NamedTuple):
     def middle(self) -> int:
         """Numbers that an MLP has of a token at its widest, of each expert that it meets."""
         return int(max(each.n_in * each.n * each.share for each in self.linears))
+
+
+def count(said: Any) -> int:
+    """A number that a configuration gives, of one for each block the largest; 0 where it is none."""
+    if isinstance(said, (list, tuple)):
+        return max(map(count, said), default=0)
+    return int(said) if isinstance(said, (int, float)) and math.isfinite(said) else 0
 
 
 def mlp(hidden: int, width: int, gated: bool, experts: int = 1, chosen: int = 1) -> list[Linears]:
