@@ -28,6 +28,7 @@ from quant.files import tensorfile
 from quant.models.compute import Compute
 from quant.models.names import layer_of, name_in_block
 from tests.conftest import Captured
+from tests.unit.recipe.cases import recast
 
 THRESHOLDS = {"dead": -3.0, "sigmas": 3.0, "high_weight": 0.75}
 PATTERNS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["mlp"]}
@@ -194,6 +195,17 @@ def test_a_layer_that_is_not_there_is_refused_in_one_line(collected: tuple[Path,
         assert len(files.linears(1)) == 7
         with pytest.raises(InputError, match=r"deep_dive\.layers: layer 28: the model has layers 0 to 1"):
             files.linears(28)
+
+
+def test_weights_that_blocks_share_are_looked_at_once(collected: tuple[Path, ...], tmp_path: Path) -> None:
+    """As in Zamba, whose file has them by their first name alone."""
+    shared = "model.layers.1.mlp.up_proj"
+    source = recast(collected[0], tmp_path / "shared", lambda tensors: tensors.pop(f"{shared}.weight"))
+    with opened(source, *collected[1:]) as files, opened(*collected) as before:
+        assert [*files.linears(), shared] == sorted(before.linears(), key=shared.__eq__)
+        assert len(files.linears(1)) == 6 and len(analyse(files, PATTERNS, THRESHOLDS)) == len(files.linears())
+        with pytest.raises(InputError, match="has layers 0 to 1"):
+            files.linears(2)
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,13 @@ class Files(NamedTuple):
         return self.preactivations.get(f"{linear}.sample", dtype=torch.float32).numpy()
 
     def linears(self, layer: int | None = None) -> list[str]:
-        """Names in the order of the calibration pass; of one layer, which the model must have."""
-        names = list(self.channels.info("reads"))
+        """Names in the order of the calibration pass, of a weight that several blocks share the one in the file; of one
+        layer, which the model must have."""
+        every = list(self.channels.info("reads"))
+        names = [name for name in every if f"{name}.weight" in self.weights.names]
         if layer is None:
             return names
-        depth = 1 + max(map(layer_of, names))
+        depth = 1 + max(map(layer_of, every))
         if layer >= depth:
             raise InputError(
                 f"deep_dive.layers: layer {layer}: the model has layers 0 to {depth - 1}; choose some of them"
