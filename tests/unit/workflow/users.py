@@ -427,4 +427,5 @@ USERS: dict[str, set[str]] = {
     "methods/fused": {"quantize_with_model"},
     "methods/insides": {"quantize_with_model"},
     "methods/weight_kernels": {"quantize_with_model"},
+    "methods/source": {"choose_widths", "quantize", "quantize_budget", "quantize_shard", "quantize_with_model"},
 }
