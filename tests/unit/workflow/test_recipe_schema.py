@@ -36,6 +36,16 @@ def test_a_key_says_itself() -> None:
     assert [sizes.is_valid(value) for value in (-1, 0, 1, 64, 1.5, "1")] == [True, False, True, True, False, False]
 
 
+def test_keys_within_a_key_stand_on_the_page() -> None:
+    """Of a list's objects what none may lack has no default."""
+    page = recipe_schema.page()
+    for name, key in keys.KEYS.items():
+        rows = (page + "\n\n").partition(f"\n## {name}\n\n| key |")[2].partition("\n\n")[0].splitlines()[2:]
+        assert [row.split("`")[1] for row in rows] == list(key.keys or key.items or {})
+        wanted = [own for own, each in (key.items or {}).items() if each.default is not None]
+        assert [row.split("`")[1] for row in rows if "must be given" in row] == wanted
+
+
 def test_an_object_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tune: {epochs: 5}` has the defaults of the keys that it leaves out; null is none of them."""
     tune = Key(None, "tuning", keys={"epochs": Key(10, "passes", minimum=1), "rate": Key(0.01, "its rate", above=0)})

@@ -64,7 +64,9 @@ class Key:
         if self.keys is not None:
             default = "; its keys: " + "; ".join(f"{name}, {key.said()}" for name, key in self.keys.items())
         if self.items is not None:
-            default = "; keys of each: " + "; ".join(f"{name}, {key.said()}" for name, key in self.items.items())
+            default = "; keys of each: " + "; ".join(
+                f"{name}, {replace(key, default=None).said()}" for name, key in self.items.items()
+            )
         return f"{self.words}{default}"
 
 
