@@ -6,7 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quant.recipe import keys
-from quant.recipe.key import Key
+from quant.recipe.key import Key, shown
 from quant.workflow import recipe_schema
 from tests.tiny import ROOT
 
@@ -31,6 +31,7 @@ def test_a_key_says_itself() -> None:
         "description": "share of it",
     }
     assert key.said() == "share of it; default 0.5"
+    assert shown({"tune": None, "bits": [4, 8.0], "clip": True}) == "{tune: null, bits: [4, 8], clip: true}"
     assert Key("a", "which", ("a", "b")).said() == "a (default) | b: which"
     sizes = Draft202012Validator(Key(8, "size", minimum=1, apart=-1).schema())
     assert [sizes.is_valid(value) for value in (-1, 0, 1, 64, 1.5, "1")] == [True, False, True, True, False, False]

@@ -74,4 +74,8 @@ def shown(value: Any) -> str:
     """As YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(shown, value)) + "]"
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
