@@ -356,7 +356,7 @@ USERS: dict[str, set[str]] = {
     "methods/libraries/llmcompressor": {"check_study", "quantize_library"},
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
-    "methods/results": {"check_study", "quantize_library"},
+    "methods/library_shapes": {"check_study", "quantize_library"},
     "recipe/libraries": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
