@@ -21,9 +21,10 @@ from quant.calibration.reader import Statistics
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.methods.allocation import allocate
-from quant.methods.choice import Candidate, Given
+from quant.methods.choice import Budget, Candidate, Given
 from quant.methods.mixed import mix_checkpoint
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.recipe.recipe import Recipe
 from study import methods
 
@@ -60,8 +61,9 @@ def main() -> None:
         size = (candidates[-2].checkpoint / "model.safetensors").stat().st_size / 1e6
         for limits in [*LIMITS, {"bits_per_weight": 0.0, "size_mb": size}]:
             begun, used = time.perf_counter(), time.process_time()
-            paths = results / "original/checkpoint", folder / "mix/checkpoint", folder / "mix/folds.safetensors"
-            made = mix_checkpoint(*paths, record["linears"], known, limits, record["left"])
+            source = Source(results / "original/checkpoint", record["linears"], record["left"])
+            target = Output(folder / "mix/checkpoint", folder / "mix/folds.safetensors")
+            made = mix_checkpoint(source, target, known, Budget(limits))
             bits = made["summary"]["bits_per_weight"]
             took, used = time.perf_counter() - begun, time.process_time() - used
             print(f"{limits}: {took:.2f} s, {used:.2f} s of a core; {bits:.4f} bits per weight", flush=True)

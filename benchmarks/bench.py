@@ -35,7 +35,8 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe

@@ -41,7 +41,8 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
 from quant.methods.library import quantize_library
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys

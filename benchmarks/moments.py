@@ -22,7 +22,8 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import load_model, measure
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe

@@ -34,7 +34,8 @@ from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints.export import export
 from quant.evaluation import perplexity
 from quant.files import tensorfile
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import device
 from quant.models.linears import embeddings_in, skeleton

@@ -27,7 +27,8 @@ from quant.comparison.paired import paired_difference
 from quant.data import tokens
 from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe

@@ -1,15 +1,18 @@
 # One job a method: weights and the statistics its recipe reads in, a checkpoint that plain transformers loads out.
 
+# files of the calibration set that a method's recipe reads
+calibration_inputs = lambda w: {
+    name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
+}
+# a method that needs no statistics is quantised and measured while they are not there yet
+reads_statistics = lambda w: bool(keys.statistics_files(METHODS[w.method]))
+
 
 # made only where compute.shards is more than 1
 rule quantize_shard:
     """Some of a model's blocks quantised by one recipe."""
     input:
-        unpack(
-            lambda w: {
-                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
-            }
-        ),
+        unpack(calibration_inputs),
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
@@ -23,8 +26,7 @@ rule quantize_shard:
         "results/benchmarks/quantize_shard/{model}/{method}/{shard}-of-{shards}.tsv"
     wildcard_constraints:
         method=RECIPES,
-    # a method that needs no statistics is quantised and measured while they are not there yet
-    priority: lambda w: 0 if keys.statistics_files(METHODS[w.method]) else 2
+    priority: lambda w: 0 if reads_statistics(w) else 2
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -33,7 +35,7 @@ rule quantize_shard:
         gpu=GPU,
     params:
         recipe=lambda w: METHODS[w.method],
-        linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
+        linears=lambda w: CONFIG["linears"] if reads_statistics(w) else None,
         device=COMPUTE["device"],
         code=lambda w: code("quantize_shard.py", modules=choices.modules(METHODS[w.method])),
     script:
@@ -56,11 +58,7 @@ rule quantize:
                 else {}
             )
         ),
-        unpack(
-            lambda w: {
-                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
-            }
-        ),
+        unpack(calibration_inputs),
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
@@ -75,8 +73,7 @@ rule quantize:
         "results/benchmarks/quantize/{model}/{method}.tsv"
     wildcard_constraints:
         method=RECIPES,
-    # a method that needs no statistics is quantised and measured while they are not there yet
-    priority: lambda w: 0 if keys.statistics_files(METHODS[w.method]) else 2
+    priority: lambda w: 0 if reads_statistics(w) else 2
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -85,7 +82,7 @@ rule quantize:
         gpu=lambda w: 0 if splits(w.method) else GPU(w),
     params:
         recipe=lambda w: METHODS[w.method],
-        linears=lambda w: CONFIG["linears"] if keys.statistics_files(METHODS[w.method]) else None,
+        linears=lambda w: CONFIG["linears"] if reads_statistics(w) else None,
         device=COMPUTE["device"],
         code=lambda w: code("quantize.py", modules=choices.modules(METHODS[w.method])),
     script:
@@ -95,11 +92,7 @@ rule quantize:
 rule quantize_with_model:
     """A model quantised by a recipe that runs it: sequential inputs, or tuning."""
     input:
-        unpack(
-            lambda w: {
-                name: f"results/{w.model}/{file}" for name, file in keys.calibration_files(METHODS[w.method]).items()
-            }
-        ),
+        unpack(calibration_inputs),
         unpack(lambda w: {"widths": f"results/{w.model}/{w.method}/widths.json"} if METHODS[w.method]["budget"] else {}),
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,

@@ -260,7 +260,8 @@ def quantized(
     from quant.checkpoints import stored
     from quant.evaluation.exact_error import measure
     from quant.files import pieces, tensorfile
-    from quant.methods.quantize import Output, Source, quantize_checkpoint
+    from quant.methods.quantize import quantize_checkpoint
+    from quant.methods.source import Output, Source
     from quant.recipe.recipe import Recipe
 
     original, target = folder / "results/original/checkpoint", folder / f"results/{method}/checkpoint"

@@ -95,7 +95,7 @@ def copy_entries(module: nn.Module, state: dict[str, Any], prefix: str, local_me
 
 
 def sequences(path: str) -> list[list[int]]:
-    """The calibration tokens as quant.tokens wrote them."""
+    """The calibration tokens as quant.data.tokens wrote them."""
     stored = load_file(path)
     return [part.tolist() for part in stored["ids"].split(stored["lengths"].tolist())]
 

@@ -44,8 +44,8 @@ class Job:
 
 
 def windows(path: str) -> list[Tensor]:
-    """The calibration tokens as quant.tokens wrote them, joined and cut at the longest sequence's length, [1, length]
-    each: the library passes over shorter sequences."""
+    """The calibration tokens as quant.data.tokens wrote them, joined and cut at the longest sequence's length,
+    [1, length] each: the library passes over shorter sequences."""
     stored = load_file(path)
     width = int(stored["lengths"].max())
     ids = stored["ids"].long()

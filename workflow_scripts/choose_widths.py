@@ -6,6 +6,4 @@ from quant.methods.choice import widths_of
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    work = BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards)
-    given = work.source, work.model["linears"], work.known, work.limits, work.embeddings, work.end_loss
-    write_json(snakemake.output[0], widths_of(*given))
+    write_json(snakemake.output[0], widths_of(*BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards)))

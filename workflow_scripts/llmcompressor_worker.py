@@ -42,7 +42,7 @@ class Job:
 
 
 def batches(path: str, parallel: int) -> list[dict[str, Tensor]]:
-    """The calibration tokens as quant.tokens wrote them, joined and cut at the longest sequence's length."""
+    """The calibration tokens as quant.data.tokens wrote them, joined and cut at the longest sequence's length."""
     stored = load_file(path)
     width = int(stored["lengths"].max())
     ids = stored["ids"].long()

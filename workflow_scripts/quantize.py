@@ -5,7 +5,8 @@ from pathlib import Path
 from quant.files.artifacts import write_json
 from quant.methods.block_shards import Part, join
 from quant.methods.job import Job
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import device
 from quant.workflow.job import job
 

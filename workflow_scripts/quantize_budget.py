@@ -5,19 +5,10 @@ from pathlib import Path
 from quant.files.artifacts import write_json
 from quant.methods.budget_job import BudgetJob
 from quant.methods.mixed import mix_checkpoint
+from quant.methods.source import Output
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     work, out = BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards), snakemake.output
-    made = mix_checkpoint(
-        work.source,
-        Path(out.config).parent,
-        Path(out.folds),
-        work.model["linears"],
-        work.known,
-        work.limits,
-        work.model["left"],
-        work.embeddings,
-        work.end_loss,
-    )
-    write_json(out.record, made)
+    target = Output(Path(out.config).parent, Path(out.folds))
+    write_json(out.record, mix_checkpoint(work.source, target, work.known, work.budget))

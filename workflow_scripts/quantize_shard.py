@@ -5,7 +5,7 @@ from pathlib import Path
 from quant.data.tokens import Shard
 from quant.methods.block_shards import Part, quantize_shard
 from quant.methods.job import Job
-from quant.methods.quantize import Source
+from quant.methods.source import Source
 from quant.models.compute import device
 from quant.workflow.job import job
 

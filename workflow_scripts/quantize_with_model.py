@@ -6,7 +6,7 @@ from quant.data import tokens
 from quant.files.artifacts import write_json
 from quant.methods.given_widths import GivenWidths
 from quant.methods.job import Job
-from quant.methods.quantize import Output, Source
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.workflow.job import job

@@ -8,8 +8,9 @@ import torch
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens, fingerprint
 from quant.methods.kl_loss import divergence
-from quant.methods.quantize import Output, Source, in_host_memory
+from quant.methods.quantize import in_host_memory
 from quant.methods.reconstruct import Aim, MovableLinear
+from quant.methods.source import Output, Source
 from quant.methods.tune import TunedLinear
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute

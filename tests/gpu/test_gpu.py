@@ -22,7 +22,8 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import Reference
 from quant.evaluation.head import Head
 from quant.files import tensorfile
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe import fused, grids

@@ -14,7 +14,8 @@ from quant.evaluation import by_block, record
 from quant.evaluation.by_block import ByBlock, too_large
 from quant.evaluation.head import Head, Parts
 from quant.evaluation.perplexity import load_model, measure
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models import compute
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from quant.methods.choice import Candidate, Given
+from quant.methods.choice import Budget, Candidate, Given
 from quant.methods.mixed import mix_checkpoint
+from quant.methods.source import Output, Source
 from tests.unit.recipe.cases import LINEARS, MADE
 
 # as statistics have it: q/k/v and gate/up read one tensor each
@@ -17,11 +18,8 @@ READS = {
 def mixed(source: Path, target: Path, candidates: list[Candidate], untouched: bool = True, **limits: float) -> Any:
     none = {"bits_per_weight": 0.0, "size_mb": 0.0}
     return mix_checkpoint(
-        source,
-        target / "checkpoint",
-        target / "folds.safetensors",
-        LINEARS,
+        Source(source, LINEARS, {"lm_head": "output head"}),
+        Output(target / "checkpoint", target / "folds.safetensors"),
         Given(candidates, untouched, READS, MADE),
-        none | limits,
-        {"lm_head": "output head"},
+        Budget(none | limits),
     )

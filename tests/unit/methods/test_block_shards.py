@@ -12,7 +12,8 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.weight_names import INDEX, WEIGHTS
 from quant.methods.block_shards import Part, join, quantize_shard
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.convert import convert
 from quant.recipe.recipe import Recipe
 from tests import matrix, tiny

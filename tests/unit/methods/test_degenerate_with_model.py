@@ -13,7 +13,7 @@ from torch import Tensor
 from quant.calibration.reader import Statistics
 from quant.evaluation.perplexity import load_model
 from quant.methods import block
-from quant.methods.quantize import Output, Source
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton

@@ -19,10 +19,11 @@ from quant.checkpoints.export import export
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.choice import Candidate, Given
+from quant.methods.choice import Budget, Candidate, Given
 from quant.methods.embeddings import rounded
 from quant.methods.mixed import mix_checkpoint
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
 from tests.unit.methods.mixtures import READS
@@ -233,15 +234,10 @@ def test_a_budget_takes_them_where_its_size_wants_them(made: Made, end_loss: str
         limits = {"bits_per_weight": 0.0, "size_mb": size}
         more = {"token_fingerprint": "tokens"}
         record = mix_checkpoint(
-            source,
-            tmp_path / name / "checkpoint",
-            tmp_path / name / "folds.safetensors",
-            LINEARS,
+            Source(source, LINEARS, {HEAD: "output head"}),
+            Output(tmp_path / name / "checkpoint", tmp_path / name / "folds.safetensors"),
             Given(made_of, True, READS, MADE | more),
-            limits,
-            {HEAD: "output head"},
-            ends,
-            end_loss,
+            Budget(limits, ends, end_loss),
         )
         path = tmp_path / name / "checkpoint"
         check_loaded(path)

@@ -16,7 +16,8 @@ from quant.calibration.reader import Statistics
 from quant.calibration.row_moments import collect_row_moments
 from quant.errors import InputError
 from quant.evaluation.divergence import compare
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton

@@ -14,7 +14,7 @@ from quant.comparison.learnt import learnt_table
 from quant.comparison.text_answers import learnt
 from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.divergence import compare
-from quant.methods.quantize import Output, Source
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton

@@ -15,8 +15,9 @@ from quant.checkpoints import stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
-from quant.methods.choice import Candidate, Given, Swaps, widths_of
+from quant.methods.choice import Budget, Candidate, Given, Swaps, widths_of
 from quant.methods.mixed import LEFT, UNUSED
+from quant.methods.source import Source
 from tests.unit.methods.mixtures import READS, mixed
 from tests.unit.recipe.cases import LINEARS, MADE, PLAIN, run
 
@@ -104,11 +105,10 @@ def test_swaps_move_the_choice_and_stand_in_its_rows(candidate: Any, tiny_checkp
         plain, cost = candidate(f"b{bits}", bits=bits), 4.0**-bits
         real = {part: (3 if part == "mlp" else 1) * cost * len(names) for part, names in parts.items()}
         made.append(replace(plain, swaps=Swaps(parts, real, sum(real.values()))))
-    limits = {"bits_per_weight": 8.0, "size_mb": 0.0}
-    found = widths_of(tiny_checkpoint, LINEARS, Given(made, False, READS, MADE), limits)
-    plain = widths_of(
-        tiny_checkpoint, LINEARS, Given([replace(each, swaps=None) for each in made], False, READS, MADE), limits
-    )
+    source, budget = Source(tiny_checkpoint, LINEARS), Budget({"bits_per_weight": 8.0, "size_mb": 0.0})
+    found = widths_of(source, Given(made, False, READS, MADE), budget)
+    unmeasured = [replace(each, swaps=None) for each in made]
+    plain = widths_of(source, Given(unmeasured, False, READS, MADE), budget)
     taken, without = ({row["linear"]: row["bits"] for row in each["linears"]} for each in (found, plain))
     share = [sum(bits[name] == 8 for name in parts["mlp"]) for bits in (taken, without)]
     assert share[0] > share[1] and found["bits_per_weight"] <= 8

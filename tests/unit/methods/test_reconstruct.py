@@ -14,7 +14,6 @@ from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
 from quant.methods import reconstruct
-from quant.methods.quantize import Output, Source
 from quant.methods.reconstruct import (
     Aim,
     Descent,
@@ -25,6 +24,7 @@ from quant.methods.reconstruct import (
     together,
 )
 from quant.methods.sequential import Sequential
+from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model, reconstruction_of
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, decoder_blocks, skeleton

@@ -14,8 +14,9 @@ from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
 from quant.files import tensorfile
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.methods.sequential import Sequential
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe

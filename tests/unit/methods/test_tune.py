@@ -16,7 +16,8 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.methods import insides
 from quant.methods.kl_loss import divergence
-from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
+from quant.methods.quantize import Kept, quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.methods.teacher import Teacher
 from quant.methods.tune import Known, Tuner, Tuning, load_original, rate_at
 from quant.methods.with_model import quantize_with_model

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from quant.calibration.reader import Statistics
 from quant.errors import InputError
 from quant.files import naming, tensorfile
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models import published
 from quant.models.convert import convert
 from quant.models.native import empty_model

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from quant.calibration.channels import Channels
 from quant.calibration.reader import LinearStatistics, Statistics
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from tests.unit import reference

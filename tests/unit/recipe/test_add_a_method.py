@@ -60,7 +60,8 @@ from pathlib import Path
 import torch
 from quant.calibration.reader import Statistics
 from quant.errors import InputError
-from quant.methods.quantize import Source, Output, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.recipe import choices, keys
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration, tracking

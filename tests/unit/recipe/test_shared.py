@@ -15,8 +15,9 @@ from quant.errors import InputError
 from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
 from quant.methods.block import Block
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
+from quant.methods.source import Output, Source
 from quant.models.architectures import ARCHITECTURES, Fold
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.grids import Grid

@@ -12,6 +12,7 @@ import pytest
 from quant.comparison import verdicts
 from quant.report.sections import models
 from quant.report.steps import with_plan
+from quant.report.tables import recipes_table
 from tests.unit.report.pages import BY_KL, DELTAS, HOSTILE, PAIRS, check, comparisons, page, profiles, summary
 
 
@@ -160,3 +161,13 @@ def test_the_page_says_which_methods_are_one():
     frame.loc[frame.method.isin(["rtn", "gw_praq"]), "tensors"] = "one"
     said = "rtn and gw_praq have the same tensors: salience (&#34;none&#34;, &#34;praq&#34;) changes no weight."
     assert said in page(frame, PAIRS)
+
+
+def test_recipes_are_written_as_yaml_has_them():
+    common = {"bits": 4, "clip": False, "tune": None}
+    recipes = {"a": common | {"n_calib": None}, "b": common | {"n_calib": 64, "budget": {"size_mb": 9.0}}}
+    table, shared = recipes_table(recipes, {})
+    assert shared == {"bits": "4", "clip": "false", "tune": "null"}
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows == [["a", "–", "–"], ["b", "64", "{size_mb: 9}"]]
+    assert [cell.css for cell in table.rows[0]] == ["", "num", ""]

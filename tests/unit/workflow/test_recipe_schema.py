@@ -6,7 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quant.recipe import keys
-from quant.recipe.key import Key
+from quant.recipe.key import Key, shown
 from quant.workflow import recipe_schema
 from tests.tiny import ROOT
 
@@ -31,9 +31,20 @@ def test_a_key_says_itself() -> None:
         "description": "share of it",
     }
     assert key.said() == "share of it; default 0.5"
+    assert shown({"tune": None, "bits": [4, 8.0], "clip": True}) == "{tune: null, bits: [4, 8], clip: true}"
     assert Key("a", "which", ("a", "b")).said() == "a (default) | b: which"
     sizes = Draft202012Validator(Key(8, "size", minimum=1, apart=-1).schema())
     assert [sizes.is_valid(value) for value in (-1, 0, 1, 64, 1.5, "1")] == [True, False, True, True, False, False]
+
+
+def test_keys_within_a_key_stand_on_the_page() -> None:
+    """Of a list's objects what none may lack has no default."""
+    page = recipe_schema.page()
+    for name, key in keys.KEYS.items():
+        rows = (page + "\n\n").partition(f"\n## {name}\n\n| key |")[2].partition("\n\n")[0].splitlines()[2:]
+        assert [row.split("`")[1] for row in rows] == list(key.keys or key.items or {})
+        wanted = [own for own, each in (key.items or {}).items() if each.default is not None]
+        assert [row.split("`")[1] for row in rows if "must be given" in row] == wanted
 
 
 def test_an_object_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from quant.calibration.reader import Statistics
-from quant.methods.quantize import Output, Source, quantize_checkpoint
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration

@@ -15,6 +15,7 @@ PASSES = {
 RECIPES = {"quantize", "quantize_shard", "quantize_with_model"}
 QUANTIZERS = RECIPES | {"quantize_library"}
 LIBRARIAN = {"quantize_library", "check_study"}  # they know the libraries
+ROUNDERS = QUANTIZERS | {"check_study"}
 EVALUATIONS = {"evaluate", "evaluate_shard", "evaluate_original", "evaluate_original_shard"}
 READERS = {  # of a method's checkpoint
     *("evaluate", "evaluate_shard", "measure_error", "measure_heldout", "measure_sensitivity", "export"),
@@ -32,6 +33,8 @@ CODES = (
 )  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
+MEASURED = {"measure_error", "measure_heldout", "measure_sensitivity", "measure_swaps"}
+TOKENIZERS = ANSWERS | {"convert", "export", "make_task", "plan"}
 LIBRARY = tracking.SCRIPTS / "quant"
 CHOSEN = {
     key: {name: f"quant.recipe.{package}.{name}" for name in table if name != "none"}
@@ -61,34 +64,30 @@ USERS: dict[str, set[str]] = {
     "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
     "models/architectures": RECIPES
-    | FROM_FILES
     | ANALYSES
+    | FROM_FILES
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES | {"export", "measure_swaps"},
     "checkpoints/card": {"describe"},
     "recipe/choices": TABLES | {"plan", "describe", "report"},
-    "recipe/context": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
+    "recipe/context": ROUNDERS,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
-    "calibration/channels": PASSES
-    | FROM_FILES
-    | ANALYSES
-    | RECIPES
-    | {"measure_error", "measure_heldout", "measure_sensitivity", "measure_swaps", "synthetic_benchmark"},
+    "calibration/channels": PASSES | RECIPES | ANALYSES | FROM_FILES | MEASURED | {"synthetic_benchmark"},
     "comparison/paired": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/summary": {"plot", "report", "summarize"},
-    "models/cards": PASSES | READERS | QUANTIZERS | ANSWERS | EVALUATIONS | {"check_study", "measure_swaps", "plan"},
-    "models/compute": PASSES | READERS | QUANTIZERS | ANSWERS | EVALUATIONS | {"check_study", "measure_swaps", "plan"},
+    "models/cards": PASSES | ROUNDERS | MEASURES | ANSWERS | MEASURED | {"export", "plan"},
+    "models/compute": PASSES | ROUNDERS | MEASURES | ANSWERS | MEASURED | {"export", "plan"},
     "workflow/configuration": set(),  # of the Snakefile, whose rules pass on what it makes of config.yaml
     "models/convert": {"convert"},
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
     "models/depth": {"plan", "check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
-    "files/csv_tables": COMPARISONS
+    "files/csv_tables": ANALYSES
     | FROM_FILES
-    | ANALYSES
+    | COMPARISONS
     | {
         "check_mse",
         "choose_widths",
@@ -105,7 +104,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/record": EVALUATIONS,
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
-    "recipe/fused": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
+    "recipe/fused": ROUNDERS,
     "checkpoints/gemm": {"check_study", "export", "quantize_library"},
     "checkpoints/gguf_file": {"export"},
     # a checkpoint is read by its grid
@@ -114,26 +113,16 @@ USERS: dict[str, set[str]] = {
     "calibration/hidden": PASSES | MEASURES | {"export", "measure_swaps"},
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
-    "recipe/grid_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
-    "recipe/key": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
+    "recipe/grid_kernels": ROUNDERS,
+    "recipe/key": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report"},
     "recipe/keys": TABLES | {"plan", "describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
-    | FROM_FILES
     | ANALYSES
-    | {
-        "answer_questions",
-        "check_mse",
-        "choose_widths",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "measure_swaps",
-        "plot",
-        "quantize_budget",
-        "report",
-    },
+    | FROM_FILES
+    | MEASURED
+    | {"answer_questions", "check_mse", "choose_widths", "plot", "quantize_budget", "report"},
     "models/linears": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "models/minicpm": {"convert"},
@@ -142,7 +131,7 @@ USERS: dict[str, set[str]] = {
     "models/quantised": {"convert"},
     "evaluation/loss_kernels": MEASURES | ANSWERS | {"measure_swaps"},
     "calibration/noisy": {"collect_noisy"},
-    "comparison/numbers": COMPARISONS | PLOTS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
+    "comparison/numbers": PLOTS | COMPARISONS | {"check_mse", "check_study", "deep_dive", "synthetic_benchmark"},
     # before any job or after all: how a run ended, whether jobs ask for GPUs, how a configuration is given
     "workflow/outcome": set(),
     "workflow/gpus": set(),
@@ -163,7 +152,7 @@ USERS: dict[str, set[str]] = {
     "calibration/parts": RECIPES | {"collect_end_loss", "measure_error", "measure_heldout"},
     "comparison/pick": {"check_study", "pick", "plot", "report"},
     "calibration/preactivation_sums": PASSES,
-    "analysis/preactivations": FROM_FILES | ANALYSES | {"measure_sensitivity", "measure_swaps"},
+    "analysis/preactivations": ANALYSES | FROM_FILES | {"measure_sensitivity", "measure_swaps"},
     "recipe/protection": RECIPES | {"check_mse", "synthetic_benchmark"},
     "methods/quantize": RECIPES,
     "report/figures/questions": {"plot"},
@@ -172,12 +161,12 @@ USERS: dict[str, set[str]] = {
     "recipe/ranges": RECIPES,
     "recipe/recipe": RECIPES | {"check_study", "quantize_budget"},
     "models/record": PASSES
+    | ROUNDERS
     | MEASURES
-    | TEXTS
-    | QUANTIZERS
-    | ANSWERS
     | ANALYSES
-    | {"check_study", "choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget"},
+    | TEXTS
+    | ANSWERS
+    | {"choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -213,19 +202,22 @@ USERS: dict[str, set[str]] = {
         "tokenize_dataset",
         "write_words",
     },
+    "checkpoints/sizes": EVALUATIONS | {"export"},
+    "models/gguf_pretokenizers": TEXTS | TOKENIZERS,
+    "files/spool": TEXTS | TOKENIZERS,
     "evaluation/trial": {"export"},
-    "models/gguf_tokenizer": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/sentencepiece_model": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/tokenizers": TEXTS | {"convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_tokenizer": TEXTS | TOKENIZERS,
+    "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task"},
+    "models/tokenizers": TEXTS | ANSWERS | {"convert", "export", "make_task"},
     "models/rotary": PASSES | MEASURES | ANSWERS | {"export", "measure_swaps"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
-    "models/gguf_hyperparameters": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
-    "models/sources": TEXTS | {"plan", "convert", "evaluate_task", "export", "make_task", "write_words"},
+    "models/gguf_hyperparameters": TEXTS | TOKENIZERS,
+    "models/sources": TEXTS | TOKENIZERS,
     "calibration/statistics": PASSES,
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": READERS | ANSWERS | EVALUATIONS | {"choose_widths", "measure_swaps", "quantize_budget"},
+    "checkpoints/stored": MEASURES | ANSWERS | MEASURED | {"choose_widths", "export", "quantize_budget"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -250,15 +242,15 @@ USERS: dict[str, set[str]] = {
     "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps"},
     "files/behind": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "files/checksums": TENSORS | {"choose_widths", "measure_swaps", "plan"},
-    "data/overlap": TEXTS | {"describe", "evaluate_task", "make_task", "plot", "report", "summarize", "write_words"},
+    "data/overlap": TEXTS | ANSWERS | {"describe", "make_task", "plot", "report", "summarize"},
     "data/split": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/texts": TEXTS | {"evaluate_task", "make_task", "write_words"},
     "data/tokens": PASSES
+    | ROUNDERS
     | MEASURES
     | TEXTS
-    | QUANTIZERS
     | ANSWERS
-    | {"check_study", "choose_widths", "export", "make_task", "measure_error", "measure_swaps", "quantize_budget"},
+    | {"choose_widths", "export", "make_task", "measure_error", "measure_swaps", "quantize_budget"},
     "data/wording": TEXTS | {"describe", "evaluate_task", "make_task", "write_words"},
     "workflow/shared_text": set(),
     "methods/tune": {"quantize_with_model"},
@@ -289,52 +281,15 @@ USERS: dict[str, set[str]] = {
     "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
-    "records/evaluation": {
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_sensitivity",
-        "measure_swaps",
-        "plot",
-        "report",
-        "summarize",
-        "write_words",
-    },
-    "records/method": {
-        "check_study",
-        "choose_widths",
-        "describe",
-        "evaluate",
-        "evaluate_original",
-        "evaluate_original_shard",
-        "evaluate_shard",
-        "evaluate_task",
-        "export",
-        "measure_error",
-        "measure_heldout",
-        "measure_sensitivity",
-        "measure_swaps",
-        "pick",
-        "plot",
-        "quantize",
-        "quantize_budget",
-        "quantize_library",
-        "quantize_shard",
-        "quantize_with_model",
-        "report",
-        "summarize",
-        "write_words",
-    },
+    "records/evaluation": MEASURES | ANSWERS | {"export", "measure_swaps", "plot", "report", "summarize"},
+    "records/method": CODES | MEASURED | {"choose_widths", "describe", "pick", "plot", "report", "summarize"},
     "records/model": PASSES
+    | ROUNDERS
     | MEASURES
-    | TEXTS
-    | QUANTIZERS
-    | ANSWERS
     | ANALYSES
-    | {"check_study", "choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget"},
+    | TEXTS
+    | ANSWERS
+    | {"choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -367,8 +322,8 @@ USERS: dict[str, set[str]] = {
     "methods/libraries/llmcompressor": {"check_study", "quantize_library"},
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
-    "methods/results": {"check_study", "quantize_library"},
-    "recipe/libraries": TABLES | {"plan", "build_library", "check_study", "describe", "quantize_library", "report"},
+    "methods/library_shapes": {"check_study", "quantize_library"},
+    "recipe/libraries": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
@@ -382,38 +337,38 @@ USERS: dict[str, set[str]] = {
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
     "models/products": PASSES
-    | READERS
-    | ANSWERS
     | RECIPES
-    | EVALUATIONS
-    | {"choose_widths", "measure_swaps", "quantize_budget"},
+    | MEASURES
+    | ANSWERS
+    | MEASURED
+    | {"choose_widths", "export", "quantize_budget"},
     "evaluation/by_block": MEASURES | {"export", "measure_swaps"},
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
-    "files/weight_names": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "files/weight_names": ROUNDERS | {"convert", "export", "quantize_budget"},
     "workflow/weights": set(),
     "checkpoints/byte_codes": CODES | {"choose_widths", "measure_swaps"},
-    "recipe/formats": CODES | TABLES | {"check_mse", "choose_widths", "describe", "measure_swaps", "plan", "report"},
+    "recipe/formats": TABLES | CODES | MEASURED | {"check_mse", "choose_widths", "describe", "plan", "report"},
     "recipe/numbers": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "methods/reconstruct": {"quantize_with_model"},
     "models/replay": {"quantize", "quantize_shard", "quantize_with_model"},
     "models/forward": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/forward_kernels": MEASURES | ANSWERS | {"export", "measure_swaps"},
-    "recipe/rounding_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
+    "recipe/rounding_kernels": ROUNDERS,
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
     "calibration/embedding_moments": RECIPES | {"choose_widths", "collect_end_loss", "quantize_budget"},
     "checkpoints/embeddings": RECIPES | {"check_study", "choose_widths", "quantize_budget"},
-    "checkpoints/embedding_codes": READERS
-    | RECIPES
+    "checkpoints/embedding_codes": RECIPES
+    | MEASURES
     | ANSWERS
-    | EVALUATIONS
-    | {"check_study", "choose_widths", "measure_swaps", "quantize_budget"},
+    | MEASURED
+    | {"check_study", "choose_widths", "export", "quantize_budget"},
     "methods/embeddings": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
     "comparison/task_answers": {"answer_questions"},
-    "evaluation/profile": {"evaluate", "evaluate_original", "evaluate_original_shard", "evaluate_shard"},
+    "evaluation/profile": EVALUATIONS,
     "report/figures/profiles": {"plot"},
     "report/sections/changes": {"report"},
     "checkpoints/library_code": CODES | {"choose_widths", "measure_swaps"},
@@ -427,7 +382,7 @@ USERS: dict[str, set[str]] = {
     "calibration/row_moments": {"collect_end_loss"},
     "recipe/row_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
     "recipe/inverse": {"quantize", "quantize_shard", "quantize_with_model"},
-    "recipe/column_kernels": {"check_study", "quantize", "quantize_library", "quantize_shard", "quantize_with_model"},
+    "recipe/column_kernels": ROUNDERS,
     "methods/budget_job": {"choose_widths", "quantize_budget"},
     "methods/given_widths": {"quantize_with_model"},
     "models/importing": PASSES | MEASURES | TEXTS | ANSWERS | {"convert", "export", "make_task", "measure_swaps"},
@@ -438,4 +393,5 @@ USERS: dict[str, set[str]] = {
     "methods/fused": {"quantize_with_model"},
     "methods/insides": {"quantize_with_model"},
     "methods/weight_kernels": {"quantize_with_model"},
+    "methods/source": RECIPES | {"choose_widths", "quantize_budget"},
 }

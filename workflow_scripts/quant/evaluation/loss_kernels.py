@@ -23,7 +23,7 @@ def _token_nll(logits, targets, out, vocabulary, stride, COLUMNS: tl.constexpr):
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """evaluation.token_nll of logits [n, vocab] whose rows may lie apart, in float32 [n]."""
+    """perplexity.token_nll of logits [n, vocab] whose rows may lie apart, in float32 [n]."""
     n, vocabulary = logits.shape
     out = torch.empty(n, device=logits.device)
     _token_nll[(n,)](logits, targets, out, vocabulary, logits.stride(0), COLUMNS=4096, num_warps=8)

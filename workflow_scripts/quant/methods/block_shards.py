@@ -17,7 +17,8 @@ from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
 from quant.methods.embeddings import rounded_for, write_rounded
-from quant.methods.quantize import Form, Output, Source, blocks_made, blocks_of
+from quant.methods.quantize import Form, blocks_made, blocks_of
+from quant.methods.source import Output, Source
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
 

@@ -3,25 +3,22 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.checkpoints.embeddings import Embedding, wanted
+from quant.checkpoints.embeddings import wanted
 from quant.data.tokens import fingerprint_in
 from quant.files.artifacts import versions
 from quant.files.tensorfile import opened
-from quant.methods.choice import Given, given
+from quant.methods.choice import Budget, Given, given
+from quant.methods.source import Source
 from quant.models.record import model_record
 from quant.records.method import Provenance
-from quant.records.model import ModelRecord
 
 
 class BudgetJob(NamedTuple):
-    """source: the original's folder; the rest as `choice_of` has it."""
+    """The original, what is known of candidates, and the limits."""
 
-    source: Path
-    model: ModelRecord
+    source: Source
     known: Given
-    limits: dict[str, float]
-    embeddings: list[Embedding]
-    end_loss: str | None
+    budget: Budget
 
     @classmethod
     def of(cls, files: Any, params: Any, names: Any) -> "BudgetJob":
@@ -40,4 +37,5 @@ class BudgetJob(NamedTuple):
         known = given(files.records, files.tables, swaps, params.candidates, moments, provenance)
         with opened(files.weights) as file:
             embeddings = wanted(recipe["embeddings"], model["embeddings"], file.layout())
-        return cls(Path(files.config).parent, model, known, recipe["budget"], embeddings, files.get("end_loss"))
+        source = Source.of(Path(files.config).parent, model)
+        return cls(source, known, Budget(recipe["budget"], embeddings, files.get("end_loss")))

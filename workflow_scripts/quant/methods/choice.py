@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from quant.calibration.embedding_moments import known_of, predicted
-from quant.checkpoints import embeddings, packed, stored
+from quant.checkpoints import packed, stored
+from quant.checkpoints.embeddings import Embedding, kept_in
 from quant.errors import InputError
 from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import read_table
 from quant.files.units import megabytes
 from quant.methods.allocation import Infeasible, allocate, tied_groups
+from quant.methods.source import Source
 from quant.methods.swaps import corrected
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord, Provenance
@@ -83,6 +85,15 @@ class Given(NamedTuple):
     provenance: Provenance
 
 
+class Budget(NamedTuple):
+    """What a choice must keep within; embeddings: the input's and the head, as every candidate has them quantised, and
+    end_loss: the file of what is known of them."""
+
+    limits: dict[str, float]
+    embeddings: Sequence[Embedding] = ()
+    end_loss: str | None = None
+
+
 def given(
     records: Sequence[str],
     tables: Sequence[str],
@@ -124,7 +135,7 @@ def sizes_of(
 
 
 def ends_among(
-    ends: Sequence[embeddings.Embedding],
+    ends: Sequence[Embedding],
     options: int,
     untouched: bool,
     dense: tensorfile.Layout,
@@ -140,7 +151,7 @@ def ends_among(
         if untouched:
             nats[i, -1] = 0.0
         for k, held in ((0, layout), (options - 1, dense)):
-            own = embeddings.kept_in(each, held)
+            own = kept_in(each, held)
             if k == 0 or untouched:
                 sizes[1, i, k] = packed.bits_of(own) + 8 * sum(tensorfile.entry_bytes(n, *own[n], end) for n in own)
     return nats, sizes
@@ -211,14 +222,10 @@ def choice_of(
     held: Sequence[stored.Stored],
     linears: Mapping[str, int],
     known: Given,
-    limits: dict[str, float],
-    metadata: dict[str, str],
-    ends: Sequence[embeddings.Embedding] = (),
-    end_loss: str | None = None,
+    budget: Budget,
 ) -> Choice:
-    """model, held: the original's weights and each candidate's; metadata: of the file that it is for. All else as
-    `mix_checkpoint` has it."""
-    names, dense = list(linears), model.layout()
+    """model, held: the original's weights and each candidate's."""
+    names, dense, ends = list(linears), model.layout(), budget.embeddings
     candidates, untouched = known.candidates, known.untouched
     options: list[Candidate | None] = [*candidates, *([None] if untouched else [])]
     layouts = [each.file.layout() for each in held] + [dense] * untouched
@@ -233,12 +240,12 @@ def choice_of(
     sizes = sizes_of(options, names, dense, layouts)
     right = costs if fitted is None else fitted.costs
     if ends:
-        assert end_loss is not None  # it is every budget's
+        assert budget.end_loss is not None  # it is every budget's
         made_from = {key: known.provenance[key] for key in ("model_fingerprint", "token_fingerprint")}
         damages = [
             predicted(
                 model.get(f"{end.name}.weight", dtype=torch.float32) - held[0].weight(end.name),
-                known_of(end_loss, end.owners, made_from, "cpu"),
+                known_of(budget.end_loss, end.owners, made_from, "cpu"),
             )
             for end in ends
         ]
@@ -246,11 +253,11 @@ def choice_of(
         costs, right = np.concatenate([costs, end_costs]), np.concatenate([right, end_costs])
         sizes = np.concatenate([sizes, own_sizes], axis=1)
     weights = sum(torch.Size(dense[f"{name}.weight"][1]).numel() for name in names)
-    rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, metadata)
+    rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, header_of(model, known.provenance))
     at = {name: i for i, name in enumerate(names)}
     groups = [[at[name] for name in group] for group in tied_groups(names, known.reads)]
     groups += [[len(names) + i] for i in range(len(ends))]
-    chosen = choose(right, sizes, limits, groups, weights, rest)
+    chosen = choose(right, sizes, budget.limits, groups, weights, rest)
     picked = np.arange(len(costs)), chosen
     better = None if fitted is None else fitted.of(chosen[: len(names)])
     return Choice(
@@ -264,21 +271,14 @@ def header_of(model: tensorfile.TensorFile, provenance: Provenance) -> dict[str,
     return metadata | {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
 
 
-def widths_of(
-    source: Path,
-    linears: Mapping[str, int],
-    known: Given,
-    limits: dict[str, float],
-    ends: Sequence[embeddings.Embedding] = (),
-    end_loss: str | None = None,
-) -> dict[str, Any]:
+def widths_of(source: Source, known: Given, budget: Budget) -> dict[str, Any]:
     """A row for each linear with its bits and group_size, for a recipe that quantises the whole model with them; the
     choice is within the limits if its file's header is no longer than one with all of this provenance."""
-    fingerprint = known.provenance["model_fingerprint"]
+    fingerprint, linears = known.provenance["model_fingerprint"], source.linears
     with contextlib.ExitStack() as files:
-        model = files.enter_context(tensorfile.opened(source / "model.safetensors"))
+        model = files.enter_context(tensorfile.opened(source.folder / "model.safetensors"))
         held = [files.enter_context(stored.opened(each.checkpoint, fingerprint)) for each in known.candidates]
-        choice = choice_of(model, held, linears, known, limits, header_of(model, known.provenance), ends, end_loss)
+        choice = choice_of(model, held, linears, known, budget)
     rows = []
     for i, name in enumerate(linears):
         each = choice.options[choice.chosen[i]]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.files.weight_names import is_weights
-from quant.methods.choice import Candidate, Choice, Given, choice_of, header_of, weight_tensors
+from quant.methods.choice import Budget, Candidate, Choice, Given, choice_of, header_of, weight_tensors
 from quant.methods.packing import without_kernels
+from quant.methods.source import Output, Source
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord, Summary
 
@@ -26,30 +26,19 @@ LEFT = "16 bit by its budget"
 UNUSED = "its budget leaves every linear in 16 bit"
 
 
-def mix_checkpoint(
-    source: Path,
-    target: Path,
-    folds_path: Path,
-    linears: dict[str, int],
-    known: Given,
-    limits: dict[str, float],
-    left: Mapping[str, str],
-    ends: Sequence[embeddings.Embedding] = (),
-    end_loss: str | None = None,
-) -> MethodRecord:
-    """Chooses within a budget's limits and writes target/model.safetensors beside copies of the source's other files,
-    and the folds. linears, left: as `quantize_checkpoint` has them; ends: embedding and head as every candidate has
-    them quantised, and end_loss what it knows of them. Returns a row per linear and the summary."""
-    begun, names = time.perf_counter(), list(linears)
+def mix_checkpoint(source: Source, target: Output, known: Given, budget: Budget) -> MethodRecord:
+    """Chooses within a budget's limits and writes the target's weights beside copies of the source's other files, and
+    the folds. Returns a row per linear and the summary."""
+    begun, linears, ends = time.perf_counter(), source.linears, budget.embeddings
+    names = list(linears)
     candidates, provenance = known.candidates, known.provenance
     with contextlib.ExitStack() as files:
-        model = files.enter_context(tensorfile.opened(source / "model.safetensors"))
+        model = files.enter_context(tensorfile.opened(source.folder / "model.safetensors"))
         fingerprint = provenance["model_fingerprint"]
         held = [files.enter_context(stored.opened(each.checkpoint, fingerprint)) for each in candidates]
         folds = [files.enter_context(tensorfile.opened(each.folder / "folds.safetensors")) for each in candidates]
         dense = model.layout()
-        metadata = header_of(model, provenance)
-        choice = choice_of(model, held, linears, known, limits, metadata, ends, end_loss)
+        choice = choice_of(model, held, linears, known, budget)
         options, chosen = choice.options, choice.chosen
         own_keys = {f"{name}.weight" for name in (*names, *(end.name for end in ends))}
         others = [key for key in dense if key not in own_keys]
@@ -60,14 +49,14 @@ def mix_checkpoint(
         check_folds([(candidates[i].method, held[i].file) for i in used], names)
         reason = next((why(candidates[i]) for i in used if why(candidates[i])), None if used else UNUSED)
         grids = {} if reason else {name: held[index[each.method]].packed[name] for name, each in of.items() if each}
-        layout, config = dense, read_json(source / "config.json")
+        layout, config = dense, read_json(source.folder / "config.json")
         if grids:
             grids |= embeddings.heads(taken)
             layout = embeddings.layout_with(packed.layout(dense, grids), dense, taken)
-            own_config = packed.quantization_config(grids, dense, left, model.naming)
+            own_config = packed.quantization_config(grids, dense, source.left, model.naming)
             config |= {"quantization_config": embeddings.configured(own_config, taken, model.naming)}
         moved: dict[str, Tensor] = {}
-        with shards.writing(target / model.path.name, layout, metadata) as out:
+        with shards.writing(target.folder / model.path.name, layout, header_of(model, provenance)) as out:
             for name, each in of.items():
                 i = index[each.method] if each else next(iter(used), 0)
                 own = folds_of(name, folds[i]) if used else {}
@@ -80,7 +69,7 @@ def mix_checkpoint(
                     written = {f"{name}.weight": w * own.get(f"{name}.output", torch.ones(1))[:, None]}
                 else:
                     written = {f"{name}.weight": held[i].weight(name)}
-                put_finite(out, written, target)
+                put_finite(out, written, target.folder)
             for end in ends:
                 if end not in taken:
                     written = {f"{end.name}.weight": model.get(f"{end.name}.weight")}
@@ -88,15 +77,15 @@ def mix_checkpoint(
                     written = {key: held[0].file.get(key) for key in embeddings.kept_in(end, layout)}
                 else:
                     written = {f"{end.name}.weight": held[0].weight(end.name)}
-                put_finite(out, written, target)
+                put_finite(out, written, target.folder)
             for key in others:
                 out.put(key, (held[used[0]].file if used else model).get(key))
-    tensorfile.save(folds_path, moved, {"provenance": json.dumps(provenance)})
-    for file in source.iterdir():
+    tensorfile.save(target.folds, moved, {"provenance": json.dumps(provenance)})
+    for file in source.folder.iterdir():
         if file.is_file() and not is_weights(file) and file.name != "config.json":
-            copy(file, target / file.name)
-    write_plain_json(target / "config.json", config)
-    (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
+            copy(file, target.folder / file.name)
+    write_plain_json(target.folder / "config.json", config)
+    (target.folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
     quantized = [name for name, each in of.items() if each is not None] + [end.name for end in taken]
     gone = {name for end in taken for name in end.owners}
     summary: Summary = {
@@ -106,7 +95,7 @@ def mix_checkpoint(
         "storage_reason": reason or "",
         "no_kernels": "" if reason else embeddings.unread_by_vllm(taken) or without_kernels(dense, grids) or "",
         **quantized_share(dense, quantized),
-        "left": {name: cause for name, cause in left.items() if name not in gone}
+        "left": {name: cause for name, cause in source.left.items() if name not in gone}
         | {name: LEFT for name, each in of.items() if each is None},
     }
     rows = list(rows_of(of, linears, choice))

@@ -3,11 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +25,12 @@ from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded_for, write_rounded
 from quant.methods.packing import why_not_packed, without_kernels
 from quant.methods.shared import Shared, fused, shared_groups
+from quant.methods.source import Output, Source
 from quant.models.replay import recording
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance, Summary
-from quant.records.model import Embeddings, Linears
 
 logger = logging.getLogger("quant")
 
@@ -39,27 +38,6 @@ logger = logging.getLogger("quant")
 SMALL_FLOATS = ("nvfp4", "mxfp4", "fp8", "nf4")  # whose codes are no whole numbers
 # a block, its groups, the statistics, the recipe, and what random numbers are drawn by
 QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
-
-
-class Source(NamedTuple):
-    """A model to quantise: its checkpoint's folder, and what convert recorded of it (records.model.Linears)."""
-
-    folder: Path
-    linears: dict[str, int]
-    left: Mapping[str, str] = MappingProxyType({})
-    unpacked: Mapping[str, str] = MappingProxyType({})
-    embeddings: Embeddings | None = None
-
-    @classmethod
-    def of(cls, folder: Path, record: Linears) -> "Source":
-        return cls(folder, record["linears"], record["left"], record["unpacked"], record["embeddings"])
-
-
-class Output(NamedTuple):
-    """Where a quantised checkpoint goes, a folder, and its folds, a file."""
-
-    folder: Path
-    folds: Path
 
 
 @dataclass

@@ -15,9 +15,10 @@ from quant.data.tokens import Tokens
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import put_finite
-from quant.methods.quantize import Kept, Output, Source, quantize_checkpoint
+from quant.methods.quantize import Kept, quantize_checkpoint
 from quant.methods.reconstruct import Reconstruction
 from quant.methods.sequential import Sequential
+from quant.methods.source import Output, Source
 from quant.methods.tune import Tuner, Tuning, load_original, split
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute

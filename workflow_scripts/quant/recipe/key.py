@@ -64,7 +64,9 @@ class Key:
         if self.keys is not None:
             default = "; its keys: " + "; ".join(f"{name}, {key.said()}" for name, key in self.keys.items())
         if self.items is not None:
-            default = "; keys of each: " + "; ".join(f"{name}, {key.said()}" for name, key in self.items.items())
+            default = "; keys of each: " + "; ".join(
+                f"{name}, {replace(key, default=None).said()}" for name, key in self.items.items()
+            )
         return f"{self.words}{default}"
 
 
@@ -72,4 +74,8 @@ def shown(value: Any) -> str:
     """As YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(shown, value)) + "]"
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

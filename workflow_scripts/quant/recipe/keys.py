@@ -43,9 +43,9 @@ def table() -> dict[str, Key]:
         "symmetric": Key(False, "true: codes about 0; false: a range with a zero point"),
         "tensor_types": Key(
             None,
-            "linears on another grid than the rest, each of the first that its name has a part of",
+            "linears on another grid than the rest: a linear takes the first entry whose pattern is found in its name",
             items={
-                "linears": Key("", "a regular expression, which part of a linear's name matches: mlp.down_proj"),
+                "linears": Key("", "a regular expression: mlp.down_proj"),
                 "format": Key(None, "the recipe's where it is left out", tuple(FORMATS)),
                 "bits": Key(None, "the format's, else the recipe's, where it is left out", (2, 3, 4, 8)),
                 "group_size": Key(None, "the same", minimum=1, apart=-1),

@@ -20,6 +20,7 @@ from quant.comparison.verdicts import (
     unlike,
 )
 from quant.models.names import linear_kind
+from quant.recipe.key import shown
 from quant.report.page import Cell, Span, Table, number_cell, sortable, spans
 
 BANDS = ", ".join(f"{name} under {100 * limit:g} %" for name, limit in QUALITY_BANDS[:-1]) + ", else poor"
@@ -220,17 +221,20 @@ def _common_channels(channels: pd.DataFrame | None, linear: str) -> float | None
     return float((rows.kept_awq * rows.kept_praq).sum() / kept) if kept else None
 
 
-def recipes_table(recipes: dict[str, dict[str, Any]], colours: dict[str, str]) -> tuple[Table, dict[str, Any]]:
-    """The keys in which the methods' recipes differ as a table, and the ones they share."""
+def recipes_table(recipes: dict[str, dict[str, Any]], colours: dict[str, str]) -> tuple[Table, dict[str, str]]:
+    """The keys in which the methods' recipes differ as a table, and the ones they share, as YAML has them."""
     recipes = {method: recipe for method, recipe in recipes.items() if method != ORIGINAL}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     values = {key: [recipe.get(key) for recipe in recipes.values()] for key in keys}
     varying = [key for key in keys if any(value != values[key][0] for value in values[key]) or len(recipes) == 1]
     rows = [
-        [Cell(method, method, colours.get(method, "")), *(_setting(recipe.get(key)) for key in varying)]
+        [
+            Cell(method, method, colours.get(method, "")),
+            *(_setting(recipe.get(key), _numeric(values[key])) for key in varying),
+        ]
         for method, recipe in recipes.items()
     ]
-    shared = {key: values[key][0] for key in keys if key not in varying}
+    shared = {key: shown(values[key][0]) for key in keys if key not in varying}
     return Table("recipes", [("method", ""), *((key, "") for key in varying)], rows), shared
 
 
@@ -273,7 +277,12 @@ def _headings(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, DEFINITIONS.get(name, "")) for name in names]
 
 
-def _setting(value: Any) -> Cell:
-    """A value of a recipe; missing and null are a dash."""
-    text = "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return Cell(text, value if isinstance(value, int | float) and not isinstance(value, bool) else text)
+def _setting(value: Any, numeric: bool) -> Cell:
+    """A value of a recipe, as YAML has it; missing and null are a dash; numeric: of a column of numbers."""
+    text = "–" if value is None else shown(value)
+    return Cell(text, sortable(value) if numeric else text, css="num" if numeric else "")
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    given = [value for value in values if value is not None]
+    return bool(given) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)

@@ -9,7 +9,7 @@ from typing import Any
 
 # a method's own jobs; evaluate is one a data set
 STEPS = ("quantize", "quantize_with_model", "quantize_library", "quantize_budget", "measure_error", "evaluate")
-FINISHED = re.compile(r"^\d\d:\d\d:\d\d done in ", re.MULTILINE)  # the last line that quant.job writes
+FINISHED = re.compile(r"^\d\d:\d\d:\d\d done in ", re.MULTILINE)  # the last line that workflow.job writes
 RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")  # the last line of a traceback
 # Snakemake's words on a failed job, indented where it is one of a group, whose jobs are all named
 ERROR = re.compile(

@@ -144,6 +144,12 @@ def page() -> str:
     """docs/keys.md."""
     lines = ["# A recipe's keys", "", "Made by `make schema` from `keys.py` and `choices.py` in quant/recipe.", ""]
     lines += keys_table(keys.KEYS)
+    for name, key in keys.KEYS.items():
+        if inner := key.keys or key.items:
+            lines += ["", f"## {name}", "", row("key", "may hold", "default", "what it is"), row(*["---"] * 4)]
+            for own, each in inner.items():
+                default = "" if each.default is None else "must be given" if key.items else f"`{shown(each.default)}`"
+                lines.append(row(f"`{own}`", bounds(each), default, each.words))
     for name, (package, choices) in CHOICES.items():
         lines += ["", f"## {name}", "", row("value", "what it does", "reads", "keys of its own"), row(*["---"] * 4)]
         for value, choice in choices.items():
@@ -161,7 +167,9 @@ def keys_table(known: Mapping[str, Key]) -> list[str]:
     lines = [row("key", "may hold", "default", "what it is", "has an effect where"), row(*["---"] * 5)]
     for name, key in known.items():
         default = "calibration's" if name in keys.OF_CALIBRATION else f"`{shown(key.default)}`"
-        lines.append(row(f"`{name}`", bounds(key), default, key.words, effect(name, known)))
+        nested = f"{'list of objects' if key.items else 'object'} of [these keys](#{name})"
+        holds = nested if key.keys or key.items else bounds(key)
+        lines.append(row(f"`{name}`", holds, default, key.words, effect(name, known)))
     return lines
 
 

@@ -7,7 +7,7 @@ from quant.checkpoints import gemm
 from quant.errors import InputError
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import TensorFile
-from quant.methods.results import Shapes, no_multiple
+from quant.methods.library_shapes import Shapes, no_multiple
 from quant.recipe.grids import Codes
 
 REASON = "AutoAWQ's own layout needs a GPU to run, so its codes are decoded here"

@@ -6,7 +6,7 @@ from typing import Any
 from quant.checkpoints import gemm, gptq_layout
 from quant.errors import InputError
 from quant.files.tensorfile import TensorFile
-from quant.methods.results import Shapes, no_multiple
+from quant.methods.library_shapes import Shapes, no_multiple
 from quant.recipe.grids import Codes, Grid
 
 REASON = "AutoRound's own layouts are for its own kernels, so its codes are decoded here"

@@ -5,7 +5,7 @@ from typing import Any
 
 from quant.checkpoints import packed
 from quant.files.tensorfile import TensorFile
-from quant.methods.results import Shapes
+from quant.methods.library_shapes import Shapes
 from quant.recipe.grids import Codes, Grid
 
 REASON = "its codes are decoded here, as every library's are"

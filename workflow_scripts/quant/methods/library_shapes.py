@@ -1,4 +1,4 @@
-"""What the modules of quant.methods.libraries share."""
+"""Shapes of linears, and what is said of one that does not suit a library: for quant.methods.libraries."""
 
 from quant.errors import InputError
 
