@@ -42,10 +42,11 @@ class Candidates:
         self.outer = torch.zeros(w.shape[1], w.shape[1], device=w.device)
 
     def add(self, x: Tensor, batch: Batch) -> None:
-        """x [n, width, in]: the inputs of a batch of sequences."""
+        """x [n, width, in]: the inputs of a batch of sequences, or the same rows in another shape, as some blocks have
+        them."""
         add_outer(self.outer, real_rows(x, batch))
         for name, difference in self.difference.items():
-            squared = (x.float() @ difference.T).square()
+            squared = (x.float() @ difference.T).square().reshape(*batch.ids.shape, -1)
             for row, length in enumerate(batch.lengths.tolist()):
                 part = squared[row, :length]
                 self.by_channel[name] += part.sum(0)
