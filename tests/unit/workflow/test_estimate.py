@@ -12,6 +12,7 @@ from quant.methods.refusals import moment_mistakes
 from quant.workflow import needs
 from quant.workflow.amounts import MB, Ask, is_packed, moments
 from quant.workflow.estimate import OF_MODEL
+from quant.workflow.rates import Rates, within
 from quant.workflow.shape import Shape, moment_numbers
 from tests.tiny import ROOT
 from tests.unit.workflow.configurations import LLAMA3, LLAMA3_70B
@@ -114,6 +115,34 @@ def test_a_gguf_file_is_in_float32_before_the_model_has_it(config: dict[str, Any
     for method, grown in (("rtn_g", 4 * shape_of(SMOLLM2).weights), ("gw_awq", 0)):
         found = [OF_MODEL["evaluate"](ask(each, SMOLLM2, method, True)).ram for each in (config, more)]
         assert found[1] - found[0] == grown
+
+
+# wall seconds in one process on an H200 (docs/results.md), by the disk's GB/s
+QWEN3 = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+    "vocab_size": 151936, "tie_word_embeddings": False, "dtype": "bfloat16",
+}  # fmt: skip
+SECONDS: list[tuple[dict[str, Any], int, float, str, str, float]] = [
+    (LLAMA3_70B, 2, 2.8, "collect_statistics", "", 3.4),
+    (LLAMA3_70B, 2, 2.8, "quantize", "gw_awq", 5.1),
+    (LLAMA3_70B, 2, 2.8, "quantize", "awq_clip_gptq", 7.5),
+    (LLAMA3_70B, 8, 1.1, "collect_statistics", "", 16.3),
+    (QWEN3, 2, 2.2, "collect_statistics", "", 7.6),
+    (QWEN3, 2, 2.2, "quantize", "gw_awq", 7.7),
+    (MINICPM, 40, 1.15, "quantize", "full_awq", 5.1),
+    (MINICPM, 40, 1.15, "quantize_with_model", "frontier_fast", 21.2),
+]
+
+
+def test_seconds_are_near_measured_ones(config: dict[str, Any]) -> None:
+    """Where they are more than a few, which is what a plan is for."""
+    large = config | {"calibration": config["calibration"] | {"n_calib": 128, "seq_len": 512}}
+    large["methods"] = {name: recipe | {"n_calib": 128} for name, recipe in config["methods"].items()}
+    for model, depth, disk, rule, method, measured in SECONDS:
+        found = OF_MODEL[rule](ask(large, model | {"num_hidden_layers": depth}, method, True))
+        planned = within(found, Rates(780e12, 51e12, 4.1e12, 54e9, disk * 1e9), "cuda")
+        assert 0.8 < planned / measured < 1.25, (model["model_type"], depth, rule, method, planned, measured)
 
 
 def test_moments_are_known_before_the_first_job(config: dict[str, Any]) -> None:
