@@ -13,7 +13,7 @@ from quant.recipe.context import Context
 from quant.recipe.functions import function_of
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import flip_, inverse_factor
-from quant.recipe.roundings.gptq import diagonal_blocks, gptq
+from quant.recipe.roundings.gptq import gptq
 from quant.recipe.roundings.greedy_flip import greedy_flip
 from tests.unit import reference
 from tests.unit.recipe.cases import case as linear_case
@@ -92,7 +92,7 @@ def test_uncorrelated_inputs_have_nothing_to_feed_back() -> None:
     assert np.array_equal(codes.numpy(), reference.by_column(w, 4, 32, False)[0])
 
 
-@pytest.mark.parametrize("n", [1, 7, 130, 256])
+@pytest.mark.parametrize("n", [1, 7, 130])
 def test_inverse_factor(n: int) -> None:
     _, moment = case(1, n)
     factor, damp = inverse_factor(torch.from_numpy(moment.copy()), 0.01)
@@ -101,9 +101,6 @@ def test_inverse_factor(n: int) -> None:
     np.testing.assert_allclose((factor.T @ factor).numpy() @ damped, np.eye(n), atol=1e-9)
     flipped, _ = inverse_factor(torch.from_numpy(moment).flip(0, 1), 0.01, flipped=True)
     torch.testing.assert_close(flipped, factor, rtol=1e-12, atol=1e-12)
-    for blocks in (diagonal_blocks(factor), diagonal_blocks(factor.T.contiguous().T)):  # by rows, and by columns
-        starts = range(0, n, 128)
-        assert all(torch.equal(b, factor[i : i + 128, i : i + 128]) for i, b in zip(starts, blocks, strict=True))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8])

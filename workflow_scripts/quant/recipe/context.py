@@ -38,15 +38,12 @@ class Context:
         h, inverse = asked(self.second_moment, "moment"), self.inverse
         if order is None and inverse is None:
             return h.clone()
-        found, size = torch.empty_like(h), max(1, AT_ONCE // (h.element_size() * len(h)))
+        size = max(1, AT_ONCE // (h.element_size() * len(h)))
+        found = torch.empty_like(h[:0] if size >= len(h) else h)
         for first in range(0, len(h), size):
             rows = slice(first, first + size) if order is None else order[first : first + size]
-            if isinstance(rows, Tensor) and h.is_cuda:  # in one reading
-                part = h[rows[:, None], order]
-                part = part if inverse is None else part.mul_(inverse[rows, None]).mul_(inverse[order])
-            else:
-                part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
-                part = part if order is None else part[:, order]
+            part = h[rows] if inverse is None else inverse[rows, None] * h[rows] * inverse
+            part = part if order is None else part[:, order]
             if size >= len(h):
                 return part
             found[first : first + size] = part

@@ -31,7 +31,7 @@ def inverse_factor(moment: Tensor, damp: float, flipped: bool = False) -> tuple[
         lower, failed = torch.linalg.cholesky_ex(moment)
         if not failed:
             inverse = inverse_flipped(lower)
-            if torch.isfinite(torch.stack(torch.aminmax(inverse))).all():
+            if torch.isfinite(torch.stack([inverse.amin(), inverse.amax()])).all():
                 return inverse.div_(root), damp
         damp *= 10
     raise InputError(

@@ -34,23 +34,14 @@ def feed(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor,
     group_of = order // groups.shape[2]
     steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
     codes = torch.empty_like(w)
-    wide, inner = PANEL if w.is_cuda else COLUMNS, diagonal_blocks(factor)
+    wide = PANEL if w.is_cuda else COLUMNS
     for first in range(0, n_in, wide):
         end = min(first + wide, n_in)
         errors = w.new_empty(len(w), end - first)
         for start in range(first, end, COLUMNS):
             now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
             left = errors[:, start - first : start - first + COLUMNS]
-            feed_back(w[:, now], inner[start // COLUMNS], steps[:, now], zeros[:, now], grid, codes[:, now], left)
+            feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now], left)
             w[:, later].addmm_(left, factor[now, later], alpha=-1)
         w[:, end:].addmm_(errors, factor[first:end, end:], alpha=-1)
     return grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size)
-
-
-def diagonal_blocks(factor: Tensor) -> list[Tensor]:
-    """[COLUMNS, COLUMNS] each along the diagonal of [in, in], by rows; the last may be smaller."""
-    n, whole = len(factor), len(factor) // COLUMNS
-    down, along = factor.stride()
-    shape, strides = (whole, COLUMNS, COLUMNS), (COLUMNS * (down + along), down, along)
-    found = list(factor.as_strided(shape, strides, factor.storage_offset()).contiguous())
-    return found + ([factor[whole * COLUMNS :, whole * COLUMNS :].contiguous()] if n > whole * COLUMNS else [])
