@@ -76,11 +76,12 @@ onstart:
 
 
 onsuccess:
-    if "results/best/choice.json" in workflow.dag_settings.targets:
+    made = lambda name: name in workflow.dag_settings.targets and Path(name).is_file()  # --until ends before
+    if made("results/best/choice.json"):
         print(outcome.chosen(Path("results")), file=sys.stderr)
     elif all(Path("results", name).is_file() for name in ("report.html", "summary.csv")):
         print(outcome.success(Path("results")), file=sys.stderr)
-    if "results/plan.txt" in workflow.dag_settings.targets and room.unfit(Path("results/plan.json")):
+    if made("results/plan.txt") and room.unfit(Path("results/plan.json")):
         raise WorkflowError("the study does not fit: results/plan.txt says by how much")
 
 

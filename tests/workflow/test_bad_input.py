@@ -116,6 +116,12 @@ def test_a_file_that_says_a_thing_twice(project: Path) -> None:
     assert "twice.yaml: study stands there more than once" in seen
 
 
+def test_a_run_that_ends_before_the_choice_says_nothing_of_it(project: Path) -> None:
+    shutil.rmtree(project / "results", ignore_errors=True)
+    done = tiny.snakemake(project, "results/best/choice.json", "--until", "convert")
+    assert done.returncode == 0 and "Error" not in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 def test_a_layer_that_the_model_lacks(failed: tuple[Path, str]) -> None:
     """Every step before the check works; the check names the layer and leaves nothing."""
     project, seen = failed

@@ -194,7 +194,8 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
     if expert is not None and wanted["end_loss"]:
         found.append(
             f"methods {', '.join(wanted['end_loss'])}: the end loss is not known for mixtures of experts ({expert}); "
-            "use moment: plain, no budget, row_feedback: 0, and embeddings with rounding: nearest and clip: false"
+            "use moment: plain, no budget (make without SIZE_MB and BITS), row_feedback: 0, and embeddings with "
+            "rounding: nearest and clip: false"
         )
     if expert is not None and wanted["sequential"]:
         found.append(
