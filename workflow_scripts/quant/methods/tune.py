@@ -278,27 +278,16 @@ class Tuner:
             found = torch.stack([self._sum(*part) for part in self.parts(sequences, states)])
             return float(found.sum(dtype=torch.float64)) / sum(map(len, sequences))
 
-    def _kept(self, sequences: list[Tensor], held: list[int], text: list[int]) -> dict[int, Tensor] | None:
-        """The original's states of the part held out, and of the text that steps are made on by `fast_products` as
-        these are: what both models lack by that is alike, and a step need not make up for it."""
-        with sdpa_kernel(SDPBackend.MATH):
-            of_held = self._teacher.keep([sequences[i] for i in held], self._rows)
-            with fast_products():
-                of_text = self._teacher.keep([sequences[i] for i in text], self._rows)
-        if of_held is None or of_text is None:
-            return None
-        return dict(zip([*held, *text], [*of_held, *of_text], strict=True))
-
     def tune(self, sequences: list[Tensor], tuning: Tuning, seed: int) -> dict[str, Any]:
         """Leaves the parameters where the held-out part fares best; says what that part's divergence was at the start
         and is, and after which epoch (0: the start)."""
         generator = torch.Generator().manual_seed(seed)
-        held, text = split(len(sequences), tuning.held_out, generator)
-        kept = self._kept(sequences, held, text)
+        kept = self._teacher.keep(sequences, self._rows)
 
         def given(order: Sequence[int]) -> tuple[list[Tensor], list[Tensor] | None]:
             return [sequences[i] for i in order], None if kept is None else [kept[i] for i in order]
 
+        held, text = split(len(sequences), tuning.held_out, generator)
         steps, done = tuning.epochs * -(-len(text) // tuning.batch), 0
         device = torch.device(self._device)
         optimizer = torch.optim.AdamW(**recordable(device, [self.parameters]), betas=BETAS, weight_decay=0.0)
