@@ -24,6 +24,7 @@ from quant.errors import InputError
 from quant.evaluation.exact_error import predicted
 from quant.files import tensorfile
 from quant.models.compute import Compute
+from quant.models.experts import unroll
 from quant.models.linears import all_linears
 from quant.recipe.linear import round_linear, targets_of
 from quant.recipe.recipe import Recipe
@@ -34,8 +35,10 @@ from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, LENGTHS,
 from tests.unit.recipe.cases import PATTERNS, PLAIN, case, statistics_of
 
 SEED = 5
-KNOWN = ARCHITECTURES | TUPLES
-NAMES = ["llama", "granite", "gemma2", "qwen2", "gpt_neox", "opt_350m", "falcon"]
+OF_EXPERTS = {"num_experts": 40, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+MIXTURES = {"qwen3_moe": ("Qwen3MoeConfig", COMMON | OF_EXPERTS)}
+KNOWN = ARCHITECTURES | TUPLES | MIXTURES
+NAMES = ["llama", "granite", "gemma2", "qwen2", "gpt_neox", "opt_350m", "falcon", "qwen3_moe"]
 
 
 class Whole(NamedTuple):
@@ -55,7 +58,7 @@ def whole(name: str, path: Path) -> Whole:
     from transformers import AutoModelForCausalLM
 
     saved(*KNOWN[name], path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    model = unroll(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval())
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(3, 256, (length,), generator=generator) for length in LENGTHS]
     at = {id(module): name for name, module in model.named_modules()}
@@ -80,10 +83,13 @@ def whole(name: str, path: Path) -> Whole:
         (-log_p.gather(1, chosen[:, None]).sum()).backward()
     for each in hooks:
         each.remove()
-    gradients = {each: torch.cat([t.grad.reshape(-1, t.shape[-1]) for t in z[each]]).numpy() for each in names}
-    return Whole(
-        path, sequences, model, {each: torch.cat(x[each]).numpy() for each in names}, gradients, head, embedding
-    )
+    gradients, inputs = {}, {}
+    for each in names:
+        n_out, n_in = model.get_parameter(f"{each}.weight").shape  # of an expert that no token reaches, no row
+        none = torch.empty(0, n_out if each != embedding else n_in, dtype=torch.float64)
+        gradients[each] = torch.cat([none, *(t.grad.reshape(-1, t.shape[-1]) for t in z[each])]).numpy()
+        inputs[each] = torch.cat(x[each] or [torch.empty(0, n_in, dtype=torch.float64)]).numpy()
+    return Whole(path, sequences, model, inputs, gradients, head, embedding)
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +148,21 @@ def test_collected_equals_autograd(
             omegas = [square[:, start:stop].mean(1) for start, stop in pairwise(bounds)]
             expected = {
                 "omega": np.array(omegas),
-                "fisher": np.array([omega.mean() for omega in omegas]),
-                "moment": np.stack([reference.weighted_moment(x, omega.tolist()) for omega in omegas]),
+                "fisher": np.array([omega.sum() / sum(LENGTHS) for omega in omegas]),
             }
-            for key, value in (("x_abs", np.abs(x)), ("x_sq", x**2), ("x_mean", x)):
-                expected[key] = np.average(value, axis=0, weights=square.mean(1))
+            if len(x):
+                expected["moment"] = np.stack([reference.weighted_moment(x, omega.tolist()) for omega in omegas])
+                for key, value in (("x_abs", np.abs(x)), ("x_sq", x**2), ("x_mean", x)):
+                    expected[key] = np.average(value, axis=0, weights=square.mean(1))
+            else:  # of an expert that no token reaches
+                expected |= {key: np.zeros(x.shape[1]) for key in ("x_abs", "x_sq", "x_mean")}
+                expected["moment"] = np.zeros((parts, x.shape[1], x.shape[1]))
             for key, value in expected.items():
                 found = file.get(f"{linear}.{key}")
                 found = torch.stack([from_triangle(each) for each in found]) if key == "moment" else found
-                limit = 2e-4 * np.abs(value).max()
+                limit = 2e-4 * np.abs(value).max(initial=0)
                 np.testing.assert_allclose(found.numpy(), value, rtol=2e-3, atol=limit, err_msg=f"{linear}.{key}")
+        assert (name in MIXTURES) == any(len(x) == 0 for x in linears.values())
         assert file.info("provenance")["parts"] == parts
 
 
@@ -277,14 +288,6 @@ def test_the_search_weighs_parts_by_their_information() -> None:
 def test_two_runs_are_bit_identical(cases: Callable[[str], Whole], tmp_path: Path) -> None:
     first, second = (collected(cases("granite"), tmp_path / name, 4).read_bytes() for name in "ab")
     assert first == second
-
-
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    saved("MixtralConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}, tmp_path)
-    tokens = Tokens([torch.arange(9)], "f", {})
-    with pytest.raises(InputError, match="the end loss is not known for mixtures of experts") as caught:
-        collect_end_loss(Material(tmp_path, tokens, {}), str(tmp_path / "out"), 1, 0, Compute("cpu", torch.float32, 18))
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_blocks_that_hand_on_more_than_a_state_a_token_are_refused(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ NOTHING: dict[str, Any] = {
     "jacobian": [],
     "shared": [],
     "sequential": [],
-    "end_loss": [],
     "library": {},
     "embeddings": {},
     "types": {},
@@ -184,7 +183,7 @@ def test_another_value_of_a_parameter_demands_nothing_new() -> None:
     assert wanted(methods={**methods, "gw_awq": {"salience": "l1", "n_grid": 7, "bits": 3}}) == wanted()
 
 
-def test_experts_are_refused_by_name_where_inputs_are_sequential_or_the_end_loss_counts(
+def test_experts_are_refused_by_name_where_inputs_are_sequential(
     tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path
 ) -> None:
     """They read some tokens and not others."""
@@ -198,25 +197,6 @@ def test_experts_are_refused_by_name_where_inputs_are_sequential_or_the_end_loss
     (line,) = found(checkpoint, names, sequential=["frontier", "frontier_fast"])
     assert line.startswith("methods frontier, frontier_fast: inputs: sequential: model.layers.0.mlp.experts.0.")
     assert "use inputs: parallel" in line and found(checkpoint, names) == []
-    (line,) = found(checkpoint, names, end_loss=["mine"])
-    assert line.startswith(
-        "methods mine: the end loss is not known for mixtures of experts (model.layers.0.mlp.experts"
-    )
-
-
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"rounding": "gptq", "moment": "end_loss"},
-        {"rounding": "gptq", "row_feedback": 0.7},
-        {"budget": {"bits_per_weight": 3.5}},
-        {"embeddings": {"bits": 8}, "clip": True},
-    ],
-    ids=lambda own: next(iter(own)),
-)
-def test_what_reads_the_end_loss_demands_it(own: dict[str, Any]) -> None:
-    study = DEFAULT["study"] | {"methods": ["mine"]}
-    assert wanted(methods={**DEFAULT["methods"], "mine": own}, study=study)["end_loss"] == ["mine"]
 
 
 def test_methods_that_need_facts_of_the_model() -> None:

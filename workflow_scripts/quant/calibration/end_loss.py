@@ -2,7 +2,8 @@
 
 GuidedQuant (Kim et al. 2025, arXiv 2505.07004) and sketch A of YAQA (arXiv 2505.22988). ℓ is the cross entropy, summed
 over a sequence, against labels drawn from the model's own distribution; a linear's rows fall into parts, and in part k
-token t weighs ω_tk = mean_j (∂ℓ/∂z_tj)² over its outputs j. H_k = Σ_t ω_tk x_t x_tᵀ / Σ_t ω_tk.
+token t weighs ω_tk = mean_j (∂ℓ/∂z_tj)² over its outputs j. H_k = Σ_t ω_tk x_t x_tᵀ / Σ_t ω_tk. Tokens that are not
+routed to an expert weigh nothing there.
 """
 
 import json
@@ -27,7 +28,6 @@ from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import spool, tensorfile
 from quant.models.compute import Compute
-from quant.models.experts import routing
 from quant.models.linears import linear_names
 from quant.models.notes import Note
 
@@ -47,8 +47,7 @@ class FisherSums:
         self._sums = torch.zeros(3, n_in, dtype=torch.float64, device=device)
         self._weights = torch.zeros(len(self._rows), dtype=torch.float64, device=device)
         self._whole = torch.zeros((), dtype=torch.float64, device=device)
-        self._omegas: list[Tensor] = []
-        self._count = 0
+        self._omegas = [torch.zeros(parts, 0, device=device)]
 
     def add(self, x: Tensor, gradient: Tensor) -> None:
         """x [n, in] and ∂ℓ/∂z [n, out] of the same tokens, float32."""
@@ -63,17 +62,16 @@ class FisherSums:
         self._sums[1] += dots(weighted, x, 0)
         self._sums[2] += weighted.sum(0)
         self._whole += whole.sum(dtype=torch.float64)
-        self._count += len(x)
 
-    def results(self) -> dict[str, Tensor]:
-        """moment [parts, ⌈in/2⌉, in + 1] by triangles; omega [parts, tokens], fisher [parts], their means; x_abs, x_sq,
-        x_mean [in]."""
+    def results(self, n_tokens: int) -> dict[str, Tensor]:
+        """moment [parts, ⌈in/2⌉, in + 1] by triangles; omega [parts, tokens that it sees]; fisher [parts], their means
+        over all n_tokens of the model; x_abs, x_sq, x_mean [in]."""
         weights, whole = (torch.where(each > 0, each, 1.0) for each in (self._weights, self._whole))
         moment = torch.stack(
             [to_triangle(mirror(h).div_(w.float())) for h, w in zip(self._outer, weights, strict=True)]
         )
         channels = (self._sums / whole).float().cpu()
-        fisher = (self._weights / max(1, self._count)).float().cpu()
+        fisher = (self._weights / n_tokens).float().cpu()
         omega = torch.cat(self._omegas, dim=1).cpu()
         return {"moment": moment, "omega": omega, "fisher": fisher, **dict(zip(OF_INPUT, channels, strict=True))}
 
@@ -83,7 +81,7 @@ class Sums(Protocol):
 
     def add(self, x: Tensor, gradient: Tensor) -> None: ...
 
-    def results(self) -> dict[str, Tensor]: ...
+    def results(self, n_tokens: int) -> dict[str, Tensor]: ...
 
 
 class Given(Note):
@@ -227,11 +225,6 @@ class Backward(Run):
 
     def _forward(self, index: int, weights: tensorfile.TensorFile, arguments: list[Arguments], kept: Kept) -> None:
         block, name = self.blocks[index], f"{self.prefix}.{index}"
-        if routing(block):
-            raise InputError(
-                f"{name}: the end loss is not known for mixtures of experts; use moment: plain, no budget, "
-                "row_feedback: 0, and embeddings with rounding: nearest and clip: false"
-            )
         fill(block, name, weights, self._device, self._dtype, self.tied)
         for i in range(len(self.batches)):
             out = arguments[i].call(block, kept.get(index, i, self._device))
@@ -261,19 +254,21 @@ class Backward(Run):
         """Of each linear within the block; leaves in `gradients` those of its input."""
         block, name = self.blocks[index], f"{self.prefix}.{index}"
         fill(block, name, weights, self._device, self._dtype, self.tied)
-        sums: dict[str, Sums] = {}
         now: list[Batch] = []
+        sums: dict[str, Sums] = {}
+        for linear in linear_names(block):
+            weight = block.get_parameter(f"{linear}.weight")
+            sums[linear] = self._summed(weight.shape[1], weight.shape[0], parts, weight.device)
 
-        def watch(linear: str) -> Callable[..., None]:
+        def watch(own: Sums) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
-                x, batch = args[0].detach(), now[0]
-                own = sums.setdefault(linear, self._summed(x.shape[-1], z.shape[-1], parts, x.device))
+                x, batch, routed = args[0].detach(), now[0], getattr(module, "rows", None)
                 if z.requires_grad:
-                    z.register_hook(lambda g: own.add(real_rows(x, batch), real_rows(g, batch)))
+                    z.register_hook(lambda g: own.add(real_rows(x, batch, routed), real_rows(g, batch, routed)))
 
             return hook
 
-        hooks = [block.get_submodule(each).register_forward_hook(watch(each)) for each in linear_names(block)]
+        hooks = [block.get_submodule(linear).register_forward_hook(watch(own)) for linear, own in sums.items()]
         for i, batch in enumerate(self.batches):
             now[:] = [batch]
             hidden = kept.get(index, i, self._device).detach().requires_grad_()
@@ -289,7 +284,8 @@ class Backward(Run):
         for hook in hooks:
             hook.remove()
         empty(block)
-        return {linear: own.results() for linear, own in sums.items()}
+        n_tokens = sum(int(batch.lengths.sum()) for batch in self.batches)
+        return {linear: own.results(n_tokens) for linear, own in sums.items()}
 
 
 def renamed(model: "PreTrainedModel", weights: tensorfile.TensorFile) -> dict[str, str]:

@@ -19,16 +19,14 @@ class RowSums:
 
     def __init__(self, n_out: int, device: torch.device) -> None:
         self._outer = torch.zeros(n_out, n_out, device=device)
-        self._count = 0
 
     def add(self, x: Tensor, gradient: Tensor) -> None:
         """gradient [n, out] of the same tokens as x."""
         add_outer(self._outer, gradient)
-        self._count += len(gradient)
 
-    def results(self) -> dict[str, Tensor]:
+    def results(self, n_tokens: int) -> dict[str, Tensor]:
         """rows: R by a triangle [⌈out/2⌉, out + 1]."""
-        return {"rows": to_triangle(mirror(self._outer).div_(max(1, self._count)))}
+        return {"rows": to_triangle(mirror(self._outer).div_(n_tokens))}
 
 
 class RowMoments(Backward):

@@ -191,12 +191,6 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
     if wanted["shared"] and (reason := why_not_shared(config, blocks)):
         found.append(f"methods {', '.join(wanted['shared'])}: {reason}")
     expert = next((name for name in linears if ".experts." in name), None)
-    if expert is not None and wanted["end_loss"]:
-        found.append(
-            f"methods {', '.join(wanted['end_loss'])}: the end loss is not known for mixtures of experts ({expert}); "
-            "use moment: plain, no budget (make without SIZE_MB and BITS), row_feedback: 0, and embeddings with "
-            "rounding: nearest and clip: false"
-        )
     if expert is not None and wanted["sequential"]:
         found.append(
             f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens, not others, "

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from quant.recipe import keys
-
 LIMITS = ("max_bits_per_weight", "max_size_mb")
 
 
@@ -27,9 +25,6 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         "jacobian": [name for name, recipe in own.items() if "jacobian" in (recipe["moment"], recipe["objective"])],
         "shared": [name for name, recipe in own.items() if recipe["scope"] == "shared"],
         "sequential": [name for name, recipe in own.items() if recipe["inputs"] == "sequential"],
-        "end_loss": [
-            name for name, recipe in own.items() if any("end_loss" in f for f in keys.statistics_files(recipe).values())
-        ],
         "library": {
             name: {key: recipe[key] for key in ("algorithm", "group_size", "clip") if key in recipe}
             for name, recipe in recipes.items()
