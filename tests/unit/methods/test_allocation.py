@@ -63,3 +63,4 @@ def test_what_readers_fuse_goes_together() -> None:
     experts = [f"l.0.mlp.experts.{i}.{part}_proj" for i in (0, 1) for part in ("gate", "down")]
     shared = ["l.0.mlp.shared_expert.gate_proj", "l.1.mlp.experts.0.gate_proj"]
     assert tied_groups(experts + shared, {}) == [tuple(experts), (shared[0],), (shared[1],)]
+    assert tied_groups(experts + shared, {}, experts_alike=True) == [(*experts, shared[1]), (shared[0],)]

@@ -49,7 +49,8 @@ def with_group(config: dict[str, Any], owners: list[str], grid: Grid, naming: Na
     """A quantization_config that names them too."""
     both = (naming or Names()).both(owners)
     group = {"targets": sorted(both), "format": FORMAT, "weights": packed.weights_of(grid)}
-    groups = {GROUP if grid.format == INT else f"{GROUP}_{grid.format}": group} | config["config_groups"]
+    # the last: transformers takes the first group of names for that of experts
+    groups = config["config_groups"] | {GROUP if grid.format == INT else f"{GROUP}_{grid.format}": group}
     return config | {"config_groups": groups, "ignore": sorted(set(config["ignore"]) - both)}
 
 

@@ -132,7 +132,8 @@ def quantization_config(
     named as left alone. Names are the model's and the file's. inputs: readers round inputs too."""
     both = (naming or Names()).both
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
-    kinds = sorted(set(grids.values()))
+    experts = {grid for name, grid in grids.items() if ".experts." in name}
+    kinds = sorted(set(grids.values()), key=lambda grid: (grid not in experts, grid))  # theirs first: see with_group
     targets = {grid: [ANY] if len(kinds) == 1 else [name for name in grids if grids[name] == grid] for grid in kinds}
     formats = sorted({format_of(grid) for grid in kinds})
     return {

@@ -24,13 +24,18 @@ class Infeasible(ValueError):
         self.limit, self.least = limit, least
 
 
-def tied_groups(linears: Iterable[str], reads: Mapping[str, str]) -> list[tuple[str, ...]]:
+def is_of_experts(linear: str) -> bool:
+    return EXPERTS.match(linear) is not None
+
+
+def tied_groups(linears: Iterable[str], reads: Mapping[str, str], experts_alike: bool = False) -> list[tuple[str, ...]]:
     """Linears that share one width: those of a module that read one tensor (q/k/v, gate/up), which readers fuse, and
-    all experts of a block, which they run by one kernel. reads: by linear, which input it has."""
+    all experts of a block, which they run by one kernel; experts_alike: of the model. reads: by linear, which input it
+    has."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in linears:
         experts = EXPERTS.match(name)
-        key = (experts[1], "") if experts else (name.rpartition(".")[0], reads.get(name, name))
+        key = ("" if experts_alike else experts[1], "") if experts else (name.rpartition(".")[0], reads.get(name, name))
         groups.setdefault(key, []).append(name)
     return [tuple(group) for group in groups.values()]
 

@@ -18,7 +18,7 @@ from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import read_table
 from quant.files.units import megabytes
-from quant.methods.allocation import Infeasible, allocate, tied_groups
+from quant.methods.allocation import Infeasible, allocate, is_of_experts, tied_groups
 from quant.methods.source import Source
 from quant.methods.swaps import corrected
 from quant.recipe.widths import UNTOUCHED
@@ -50,6 +50,10 @@ class Candidate:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
+
+    @property
+    def is_packed(self) -> bool:
+        return self.record["summary"]["storage"] == "packed"
 
 
 def finished(
@@ -220,13 +224,15 @@ class Choice(NamedTuple):
 def choice_of(
     model: tensorfile.TensorFile,
     held: Sequence[stored.Stored],
-    linears: Mapping[str, int],
+    source: Source,
     known: Given,
     budget: Budget,
 ) -> Choice:
     """model, held: the original's weights and each candidate's."""
-    names, dense, ends = list(linears), model.layout(), budget.embeddings
+    names, dense, ends = list(source.linears), model.layout(), budget.embeddings
     candidates, untouched = known.candidates, known.untouched
+    # where transformers holds experts in one parameter, it reads them on one grid, and none that are not packed
+    alike = "asymmetric" in source.unpacked and all(each.is_packed for each in candidates)
     options: list[Candidate | None] = [*candidates, *([None] if untouched else [])]
     layouts = [each.file.layout() for each in held] + [dense] * untouched
     costs = np.array([[0.0 if each is None else each.costs[name] for each in options] for name in names])
@@ -255,7 +261,10 @@ def choice_of(
     weights = sum(torch.Size(dense[f"{name}.weight"][1]).numel() for name in names)
     rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, header_of(model, known.provenance))
     at = {name: i for i, name in enumerate(names)}
-    groups = [[at[name] for name in group] for group in tied_groups(names, known.reads)]
+    if alike and untouched:
+        right = right.copy()
+        right[[at[name] for name in names if is_of_experts(name)], -1] = np.nan
+    groups = [[at[name] for name in group] for group in tied_groups(names, known.reads, alike)]
     groups += [[len(names) + i] for i in range(len(ends))]
     chosen = choose(right, sizes, budget.limits, groups, weights, rest)
     picked = np.arange(len(costs)), chosen
@@ -278,7 +287,7 @@ def widths_of(source: Source, known: Given, budget: Budget) -> dict[str, Any]:
     with contextlib.ExitStack() as files:
         model = files.enter_context(tensorfile.opened(source.folder / "model.safetensors"))
         held = [files.enter_context(stored.opened(each.checkpoint, fingerprint)) for each in known.candidates]
-        choice = choice_of(model, held, linears, known, budget)
+        choice = choice_of(model, held, source, known, budget)
     rows = []
     for i, name in enumerate(linears):
         each = choice.options[choice.chosen[i]]

@@ -38,7 +38,7 @@ def mix_checkpoint(source: Source, target: Output, known: Given, budget: Budget)
         held = [files.enter_context(stored.opened(each.checkpoint, fingerprint)) for each in candidates]
         folds = [files.enter_context(tensorfile.opened(each.folder / "folds.safetensors")) for each in candidates]
         dense = model.layout()
-        choice = choice_of(model, held, linears, known, budget)
+        choice = choice_of(model, held, source, known, budget)
         options, chosen = choice.options, choice.chosen
         own_keys = {f"{name}.weight" for name in (*names, *(end.name for end in ends))}
         others = [key for key in dense if key not in own_keys]
