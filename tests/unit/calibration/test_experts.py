@@ -15,8 +15,10 @@ from quant.calibration import expert_moments
 from quant.calibration.channels import input_of
 from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
+from quant.calibration.reader import Statistics
 from quant.calibration.second_moments import from_triangle, to_triangle, triangle_bytes
 from quant.calibration.statistics import collect
+from quant.checkpoints import stored
 from quant.checkpoints.card import card
 from quant.checkpoints.sizes import parts_mb
 from quant.data.tokens import Tokens, fingerprint
@@ -24,10 +26,13 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
 from quant.files.units import megabytes
+from quant.methods.quantize import quantize_checkpoint
+from quant.methods.source import Output, Source
 from quant.models.compute import Compute
 from quant.models.convert import convert
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks, skeleton
+from quant.recipe.recipe import Recipe
 from tests import tiny
 from tests.unit.calibration.in_shards import in_shards, same
 
@@ -281,6 +286,21 @@ def test_packed_experts_load_in_plain_transformers(
     assert tokens["model.layers.0.mlp.experts.6.gate_proj"] == 0 < tokens["model.layers.0.self_attn.q_proj"]
     config = json.loads((tmp_path / "results/method/checkpoint/config.json").read_text())
     assert "model.layers.0.mlp.gate" in config["quantization_config"]["ignore"]
+
+
+def test_packed_experts_load_beside_another_grid(converted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """An embedding of 8 bits: transformers takes the first group that config.json has for that of all experts."""
+    from tests import matrix
+
+    recipe = matrix.RECIPE | {"embeddings": {"bits": 8, "group_size": -1}}
+    made = {"recipe": recipe, "model_fingerprint": converted[1]["fingerprint"], "versions": {}}
+    statistics = Statistics({}, converted[1]["fingerprint"], matrix.PATTERNS)
+    given = Source.of(*converted), Output(tmp_path / "checkpoint", tmp_path / "folds"), statistics
+    quantize_checkpoint(*given, Recipe.of(recipe), "cpu", made)
+    model = unroll(AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype=torch.float32))
+    with stored.opened(tmp_path / "checkpoint") as file:
+        for linear in ("model.layers.1.mlp.experts.3.down_proj", "model.layers.0.mlp.experts.0.gate_proj"):
+            assert torch.equal(model.get_parameter(f"{linear}.weight"), file.weight(linear))
 
 
 def test_a_mixture_of_whose_experts_two_see_no_token_evaluates_and_has_a_true_card(
