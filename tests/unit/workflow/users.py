@@ -64,8 +64,8 @@ USERS: dict[str, set[str]] = {
     "comparison/untried": {"report"},
     "comparison/answers": {"answer_questions", "report"},
     "models/architectures": RECIPES
-    | ANALYSES
     | FROM_FILES
+    | ANALYSES
     | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
@@ -85,9 +85,9 @@ USERS: dict[str, set[str]] = {
     "checkpoints/coverage": QUANTIZERS | EVALUATIONS | {"check_study", "quantize_budget"},
     "models/depth": {"plan", "check_mse", "check_study", "deep_dive"},
     "comparison/correlation": {"answer_questions", "deep_dive", "report"},
-    "files/csv_tables": ANALYSES
+    "files/csv_tables": COMPARISONS
     | FROM_FILES
-    | COMPARISONS
+    | ANALYSES
     | {
         "check_mse",
         "choose_widths",
@@ -190,18 +190,7 @@ USERS: dict[str, set[str]] = {
     "analysis/sensitivity": {"summarize_sensitivity"},
     "checkpoints/sizes": EVALUATIONS | {"export"},
     "models/gguf_pretokenizers": TEXTS | TOKENIZERS,
-    "files/spool": {
-        "check_texts",
-        "collect_end_loss",
-        "convert",
-        "evaluate_task",
-        "export",
-        "make_task",
-        "plan",
-        "tokenize_calibration",
-        "tokenize_dataset",
-        "write_words",
-    },
+    "files/spool": TEXTS | ANSWERS | {"collect_end_loss", "convert", "export", "make_task", "plan"},
     "evaluation/trial": {"export"},
     "models/gguf_tokenizer": TEXTS | TOKENIZERS,
     "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task"},
@@ -334,16 +323,16 @@ USERS: dict[str, set[str]] = {
     "workflow/rates": {"plan"},
     "workflow/shape": {"check_study", "plan"},
     "models/products": PASSES
-    | RECIPES
-    | MEASURES
+    | READERS
     | ANSWERS
-    | MEASURED
-    | {"choose_widths", "export", "quantize_budget"},
+    | RECIPES
+    | EVALUATIONS
+    | {"choose_widths", "measure_swaps", "quantize_budget"},
     "evaluation/by_block": MEASURES | {"export", "measure_swaps"},
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
     "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
-    "files/weight_names": ROUNDERS | {"convert", "export", "quantize_budget"},
+    "files/weight_names": CODES | {"choose_widths", "convert", "measure_swaps"},
     "workflow/weights": set(),
     "checkpoints/byte_codes": CODES | {"choose_widths", "measure_swaps"},
     "recipe/formats": TABLES | CODES | MEASURED | {"check_mse", "choose_widths", "describe", "plan", "report"},

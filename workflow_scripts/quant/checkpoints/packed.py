@@ -21,6 +21,7 @@ from quant.errors import InputError
 from quant.files.artifacts import rebuild
 from quant.files.naming import Names
 from quant.files.tensorfile import Layout, TensorFile
+from quant.files.weight_names import experts_of
 from quant.recipe import grids
 from quant.recipe.formats import NAMES
 from quant.recipe.grids import Codes, Grid
@@ -132,7 +133,7 @@ def quantization_config(
     named as left alone. Names are the model's and the file's. inputs: readers round inputs too."""
     both = (naming or Names()).both
     matrices = {key.removesuffix(".weight") for key, (_, shape) in dense.items() if len(shape) == 2}
-    experts = {grid for name, grid in grids.items() if ".experts." in name}
+    experts = {grid for name, grid in grids.items() if experts_of(name)}
     kinds = sorted(set(grids.values()), key=lambda grid: (grid not in experts, grid))  # theirs first: see with_group
     targets = {grid: [ANY] if len(kinds) == 1 else [name for name in grids if grids[name] == grid] for grid in kinds}
     formats = sorted({format_of(grid) for grid in kinds})

@@ -5,13 +5,13 @@ is solved exactly, by branch and cut (HiGHS, through scipy).
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-EXPERTS = re.compile(r"(.*\.experts)\.")
+from quant.files.weight_names import experts_of
+
 SECONDS = 60.0  # that the solver may take; 100 blocks of 4 groups with 8 candidates take 1 to 5
 SCALE = 1e4  # of the least total cost: the solver's absolute gap of 1e-6 is then a tenth of a billionth of it
 
@@ -24,18 +24,14 @@ class Infeasible(ValueError):
         self.limit, self.least = limit, least
 
 
-def is_of_experts(linear: str) -> bool:
-    return EXPERTS.match(linear) is not None
-
-
 def tied_groups(linears: Iterable[str], reads: Mapping[str, str], experts_alike: bool = False) -> list[tuple[str, ...]]:
     """Linears that share one width: those of a module that read one tensor (q/k/v, gate/up), which readers fuse, and
     all experts of a block, which they run by one kernel; experts_alike: of the model. reads: by linear, which input it
     has."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in linears:
-        experts = EXPERTS.match(name)
-        key = ("" if experts_alike else experts[1], "") if experts else (name.rpartition(".")[0], reads.get(name, name))
+        experts = experts_of(name)
+        key = ("" if experts_alike else experts, "") if experts else (name.rpartition(".")[0], reads.get(name, name))
         groups.setdefault(key, []).append(name)
     return [tuple(group) for group in groups.values()]
 

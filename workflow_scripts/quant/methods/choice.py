@@ -18,7 +18,8 @@ from quant.files import naming, pieces, tensorfile
 from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import read_table
 from quant.files.units import megabytes
-from quant.methods.allocation import Infeasible, allocate, is_of_experts, tied_groups
+from quant.files.weight_names import experts_of
+from quant.methods.allocation import Infeasible, allocate, tied_groups
 from quant.methods.source import Source
 from quant.methods.swaps import corrected
 from quant.recipe.widths import UNTOUCHED
@@ -263,7 +264,7 @@ def choice_of(
     at = {name: i for i, name in enumerate(names)}
     if alike and untouched:
         right = right.copy()
-        right[[at[name] for name in names if is_of_experts(name)], -1] = np.nan
+        right[[at[name] for name in names if experts_of(name)], -1] = np.nan
     groups = [[at[name] for name in group] for group in tied_groups(names, known.reads, alike)]
     groups += [[len(names) + i] for i in range(len(ends))]
     chosen = choose(right, sizes, budget.limits, groups, weights, rest)

@@ -15,6 +15,7 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
+from quant.files.weight_names import experts_of
 from quant.methods.library import check_model
 from quant.methods.packing import why_not_packed
 from quant.methods.shared import shared_groups
@@ -190,7 +191,7 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
         found.append(f"methods {', '.join(wanted['jacobian'])}: jacobian: {reason}")
     if wanted["shared"] and (reason := why_not_shared(config, blocks)):
         found.append(f"methods {', '.join(wanted['shared'])}: {reason}")
-    expert = next((name for name in linears if ".experts." in name), None)
+    expert = next((name for name in linears if experts_of(name)), None)
     if expert is not None and wanted["sequential"]:
         found.append(
             f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens, not others, "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quant.errors import InputError
 from quant.files.spool import Spool
 from quant.files.units import megabytes
+from quant.files.weight_names import experts_of
 from quant.models import quantised
 from quant.models.sources import one_line, spooled, weight_files
 
@@ -68,7 +69,7 @@ def check_scales(files: list[Path], where: str) -> None:
         with safe_open(str(file), framework="pt") as handle:
             kinds |= {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
     for name, kind in sorted(kinds.items()):
-        if ".experts." in name and name.endswith("_zero_point"):
+        if experts_of(name) and name.endswith("_zero_point"):
             unread = "is a zero point of experts, which transformers does not read"
             raise InputError(f"{where}: {name} {unread}; give the unquantised model")
         stem = name.removesuffix("_packed").removesuffix("_blocks")
