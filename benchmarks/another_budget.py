@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 from quant.calibration.reader import Statistics
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.methods.allocation import allocate
-from quant.methods.choice import Budget, Candidate, Given
-from quant.methods.mixed import mix_checkpoint
+from quant.methods.budgets.allocation import allocate
+from quant.methods.budgets.choice import Budget, Candidate, Given
+from quant.methods.budgets.mixed import mix_checkpoint
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.recipe.recipe import Recipe

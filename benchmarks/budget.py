@@ -39,11 +39,11 @@ from quant.evaluation import perplexity
 from quant.evaluation.divergence import kl_divergence
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.methods.allocation import allocate, tied_groups
+from quant.methods.budgets.allocation import allocate, tied_groups
+from quant.methods.budgets.swaps import corrected, parts_of
 from quant.methods.embeddings import RoundedEmbedding, rounded
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.swaps import corrected, parts_of
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.models.linears import embeddings_in, skeleton

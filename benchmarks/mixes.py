@@ -23,8 +23,8 @@ from frontier import CALIBRATION, texts
 from torch import nn
 
 from quant.comparison.mixing import on_the_line
-from quant.methods.allocation import allocate
-from quant.methods.swaps import Corrected, corrected, parts_of
+from quant.methods.budgets.allocation import allocate
+from quant.methods.budgets.swaps import Corrected, corrected, parts_of
 from quant.models.compute import device
 from study import methods
 

@@ -6,7 +6,7 @@ from quant.analysis import parts
 from quant.data import tokens
 from quant.errors import InputError
 from quant.files.artifacts import mark, read_json, require, versions, write_json
-from quant.methods.swaps import parts_of
+from quant.methods.budgets.swaps import parts_of
 from quant.models.compute import Compute
 from quant.models.record import model_record
 from quant.workflow.job import job

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from quant.files.artifacts import write_json
-from quant.methods.budget_job import BudgetJob
-from quant.methods.mixed import mix_checkpoint
+from quant.methods.budgets.job import BudgetJob
+from quant.methods.budgets.mixed import mix_checkpoint
 from quant.methods.source import Output
 from quant.workflow.job import job
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quant.data import tokens
 from quant.files.artifacts import write_json
-from quant.methods.given_widths import GivenWidths
+from quant.methods.budgets.widths import GivenWidths
 from quant.methods.job import Job
 from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model

@@ -23,10 +23,10 @@ from quant.evaluation.perplexity import load_model
 from quant.evaluation.trial import try_in
 from quant.files import tensorfile
 from quant.files.artifacts import read_json, write_json
-from quant.methods.mixed import Candidate, weight_tensors
+from quant.methods.budgets.mixed import Candidate, weight_tensors
 from quant.recipe.grids import Grid
 from tests.unit.checkpoints.codes import codes_of
-from tests.unit.methods.mixtures import mixed
+from tests.unit.methods.budgets.mixtures import mixed
 from tests.unit.recipe.cases import LINEARS, recast, run
 
 IDS = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))

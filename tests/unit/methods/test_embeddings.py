@@ -19,14 +19,14 @@ from quant.checkpoints.export import export
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.methods.choice import Budget, Candidate, Given
+from quant.methods.budgets.choice import Budget, Candidate, Given
+from quant.methods.budgets.mixed import mix_checkpoint
 from quant.methods.embeddings import rounded
-from quant.methods.mixed import mix_checkpoint
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
-from tests.unit.methods.mixtures import READS
+from tests.unit.methods.budgets.mixtures import READS
 from tests.unit.recipe.cases import LINEARS, MADE, PATTERNS, PLAIN, recast
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

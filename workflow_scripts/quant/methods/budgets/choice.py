@@ -19,9 +19,9 @@ from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import read_table
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
-from quant.methods.allocation import Infeasible, allocate, tied_groups
+from quant.methods.budgets.allocation import Infeasible, allocate, tied_groups
+from quant.methods.budgets.swaps import corrected
 from quant.methods.source import Source
-from quant.methods.swaps import corrected
 from quant.recipe.widths import UNTOUCHED
 from quant.records.method import MethodRecord, Provenance
 

@@ -14,7 +14,7 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
 from quant.files.artifacts import write_json
-from quant.methods.given_widths import GivenWidths
+from quant.methods.budgets.widths import GivenWidths
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model import quantize_with_model

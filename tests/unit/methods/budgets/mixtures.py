@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from quant.methods.choice import Budget, Candidate, Given
-from quant.methods.mixed import mix_checkpoint
+from quant.methods.budgets.choice import Budget, Candidate, Given
+from quant.methods.budgets.mixed import mix_checkpoint
 from quant.methods.source import Output, Source
 from tests.unit.recipe.cases import LINEARS, MADE
 

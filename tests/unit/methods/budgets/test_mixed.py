@@ -15,10 +15,10 @@ from quant.checkpoints import stored
 from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
-from quant.methods.choice import Budget, Candidate, Given, Swaps, widths_of
-from quant.methods.mixed import LEFT, UNUSED
+from quant.methods.budgets.choice import Budget, Candidate, Given, Swaps, widths_of
+from quant.methods.budgets.mixed import LEFT, UNUSED
 from quant.methods.source import Source
-from tests.unit.methods.mixtures import READS, mixed
+from tests.unit.methods.budgets.mixtures import READS, mixed
 from tests.unit.recipe.cases import LINEARS, MADE, PLAIN, run
 
 FIRST = dict.fromkeys((name for name in LINEARS if ".0." in name), 1.0)  # costs

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quant.methods.swaps import LARGEST, corrected, parts_of
+from quant.methods.budgets.swaps import LARGEST, corrected, parts_of
 
 NAMES = [f"model.layers.{i}.{part}" for i in range(8) for part in ("self_attn.q_proj", "mlp.up_proj")]
 LAYERS = {name: i // 2 for i, name in enumerate(NAMES)}

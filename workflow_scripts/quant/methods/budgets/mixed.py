@@ -16,7 +16,7 @@ from quant.files import shards, tensorfile
 from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
 from quant.files.weight_names import is_weights
-from quant.methods.choice import Budget, Candidate, Choice, Given, choice_of, header_of, weight_tensors
+from quant.methods.budgets.choice import Budget, Candidate, Choice, Given, choice_of, header_of, weight_tensors
 from quant.methods.packing import without_kernels
 from quant.methods.source import Output, Source
 from quant.recipe.widths import UNTOUCHED

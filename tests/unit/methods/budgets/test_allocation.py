@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from quant.methods.allocation import Infeasible, allocate, tied_groups, undominated
+from quant.methods.budgets.allocation import Infeasible, allocate, tied_groups, undominated
 
 
 def slow(costs: np.ndarray, sizes: np.ndarray, limits: np.ndarray) -> float:

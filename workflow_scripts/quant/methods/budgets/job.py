@@ -7,7 +7,7 @@ from quant.checkpoints.embeddings import wanted
 from quant.data.tokens import fingerprint_in
 from quant.files.artifacts import versions
 from quant.files.tensorfile import opened
-from quant.methods.choice import Budget, Given, given
+from quant.methods.budgets.choice import Budget, Given, given
 from quant.methods.source import Source
 from quant.models.record import model_record
 from quant.records.method import Provenance
