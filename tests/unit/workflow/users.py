@@ -299,7 +299,9 @@ USERS: dict[str, set[str]] = {
     "models/published": {"convert"},
     "methods/budgets/allocation": {"choose_widths", "quantize_budget"},
     "methods/budgets/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report"},
+    "recipe/widths": TABLES
+    | RECIPES
+    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
     "checkpoints/gptq_layout": {"check_study", "quantize_library"},
@@ -380,4 +382,6 @@ USERS: dict[str, set[str]] = {
     "methods/insides": {"quantize_with_model"},
     "methods/weight_kernels": {"quantize_with_model"},
     "methods/source": RECIPES | {"choose_widths", "quantize_budget"},
+    "checkpoints/around": QUANTIZERS | {"check_study", "choose_widths", "export", "quantize_budget"},
+    "methods/form": RECIPES | {"quantize_budget"},
 }

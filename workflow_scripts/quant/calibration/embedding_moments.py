@@ -6,6 +6,7 @@ inputs h. A row of the embedding costs the same with M = E[g gᵀ], g = s·∂�
 x = s·(its row), and r_t how often the token comes. Of a tied weight both are added.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,10 +84,10 @@ def of_module(file: tensorfile.TensorFile, name: str) -> tuple[Tensor, Tensor]:
     return from_triangle(file.get(f"{name}.moment")), file.get(f"{name}.rows")
 
 
-def known_of(path: str, owners: list[str], expected: dict[str, Any], device: str) -> list[tuple[Tensor, Tensor]]:
-    """M and r of each module that uses a weight."""
+def known_of(path: str, owners: list[str], made: Mapping[str, Any], device: str) -> list[tuple[Tensor, Tensor]]:
+    """M and r of each module that uses a weight, of the model and tokens that `made` says."""
     with tensorfile.opened(path) as file:
-        require(path, file.info("provenance"), **expected)
+        require(path, file.info("provenance"), **{key: made[key] for key in ("model_fingerprint", "token_fingerprint")})
         for name in owners:
             if f"{name}.rows" not in file.names:
                 raise InputError(

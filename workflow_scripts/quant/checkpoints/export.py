@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from quant.checkpoints import stored
+from quant.checkpoints.around import copy_others
 from quant.checkpoints.formats.awq import awq
 from quant.checkpoints.formats.dense import dense, dense_type
 from quant.checkpoints.formats.gguf import gguf
-from quant.files.artifacts import copy, read_json
-from quant.files.weight_names import is_weights
+from quant.files.artifacts import read_json
 
 
 def type_of(checkpoint: Path, kind: str) -> torch.dtype | None:
@@ -35,9 +35,7 @@ def export(checkpoint: Path, target: Path, kind: str, model_fingerprint: str) ->
             made = gguf(held, config, target, checkpoint)
         else:
             made = {"dense": dense, "awq": awq}[kind](held, config, target)
-            for file in checkpoint.iterdir():
-                if file.is_file() and not is_weights(file) and file.name not in ("config.json", "README.md"):
-                    copy(file, target / file.name)
+            copy_others(checkpoint, target)
         provenance = json.loads(held.file.metadata["provenance"])
     size = sum(file.stat().st_size for file in target.glob("model*") if file.suffix != ".json") / 1e6
     return {"format": kind, "size_mb": size, **made, "provenance": provenance}

@@ -29,9 +29,19 @@ class Block:
     """One decoder block on its way through a recipe."""
 
     def __init__(
-        self, model: tensorfile.TensorFile, config: dict[str, Any], device: str, fused: Mapping[str, tuple[str, ...]]
+        self,
+        model: tensorfile.TensorFile,
+        config: dict[str, Any],
+        device: str,
+        fused: Mapping[str, tuple[str, ...]],
+        statistics: Statistics,
+        recipe: Recipe,
+        generator: torch.Generator,
     ) -> None:
+        """fused: by linear, those that readers run as one product with it; generator: what random numbers are drawn
+        by."""
         self._model, self._config, self._device, self._fused = model, config, device, fused
+        self.statistics, self.recipe, self._generator = statistics, recipe, generator
         self._layout = model.layout()
         self.weights: dict[str, Tensor] = {}  # as they are stored
         self.known: dict[str, LinearStatistics] = {}  # of those not yet rounded
@@ -43,9 +53,9 @@ class Block:
         self.row_scale: dict[str, Tensor] = {}  # by linear, [out]: what its rows are multiplied with
         self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
 
-    def quantize(self, group: Shared, statistics: Statistics, recipe: Recipe, generator: torch.Generator) -> None:
-        self.find(group, statistics, recipe)
-        self.round(group.linears, [self.original(name) for name in group.linears], recipe, generator)
+    def quantize(self, group: Shared) -> None:
+        self.find(group)
+        self.round(group.linears, [self.original(name) for name in group.linears])
 
     def original(self, name: str) -> Tensor:
         """A linear's weight [out, in], float32."""
@@ -54,14 +64,15 @@ class Block:
     def rounded(self, name: str) -> QuantizedLinear:
         return self._done[name].wide()
 
-    def find(self, group: Shared, statistics: Statistics, recipe: Recipe) -> None:
+    def find(self, group: Shared) -> None:
         """A group's weights, what is known of them, and their scale, folded where it can be."""
+        recipe = self.recipe
         with self.timed(group.linears):
             for name in group.linears:
                 w = self._model.get(f"{name}.weight", self._device)
                 w = self.weights[name] = w if w.dtype.itemsize <= 4 else w.float()
                 check_finite(f"{name}.weight", w, str(self._model.path))
-                self.known[name] = statistics.of(name, self._device)
+                self.known[name] = self.statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
             weights = [] if recipe.salience == "none" else [self.original(name) for name in group.linears]
             known = [self.known[name] for name in group.linears]
@@ -73,17 +84,15 @@ class Block:
             if fold is not None and found is not None and found.alpha:
                 self._fold(group, fold, found.scale, heads)
 
-    def round(
-        self, names: Sequence[str], targets: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
-    ) -> None:
+    def round(self, names: Sequence[str], targets: Sequence[Tensor]) -> None:
         """Linears whose scales are found, each on its grid by the recipe, for steps as its file will give them;
         targets: the weights to come near to."""
         with self.timed(names):
             for name, w in zip(names, targets, strict=True):
-                own = recipe.at(name)
+                own = self.recipe.at(name)
                 self.units[name] = self._unit(name, own.grid)
                 stored = self.stored(name, own.grid)
-                result = round_linear(w, self.found[name], self.known.pop(name), own, generator, stored)
+                result = round_linear(w, self.found[name], self.known.pop(name), own, self._generator, stored)
                 self._done[name] = self._held(name, result).narrow()
 
     def stored(self, name: str, grid: Grid) -> Callable[[Tensor], Tensor]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from quant.calibration.reader import Statistics
 from quant.checkpoints import embeddings
+from quant.checkpoints.around import metadata_of
 from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
-from quant.methods.embeddings import rounded_for, write_rounded
-from quant.methods.quantize import Form, blocks_made, blocks_of
+from quant.methods.embeddings import rounded, write_rounded
+from quant.methods.quantize import blocks_made, blocks_of, form_of
 from quant.methods.source import Output, Source
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
@@ -41,7 +42,6 @@ def quantize_shard(
     provenance: Provenance,
 ) -> None:
     """Quantises a shard's blocks."""
-    config = read_json(source.folder / "config.json")
     blocks = blocks_of(source.linears)
     start, stop = (len(blocks) * i // shard.shards for i in (shard.shard, shard.shard + 1))
     own = {name: layer for layer, names in blocks[start:stop] for name in names}
@@ -50,11 +50,11 @@ def quantize_shard(
     folds: dict[str, Tensor] = {}
     with tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, source._replace(embeddings=None), recipe, provenance)
+        form = form_of(model, source._replace(embeddings=None), recipe, provenance)
         layout = {name: value for name, value in form.layout.items() if name.startswith(prefixes)} if own else {}
         begun, missing = time.perf_counter(), set(layout)
         with tensorfile.writing(part.weights, layout, {"provenance": json.dumps(provenance)}) as out:
-            for made in blocks_made(model, config, form, own, statistics, recipe, device) if own else ():
+            for made in blocks_made(model, form, own, statistics, recipe, device) if own else ():
                 tensorfile.put_finite(out, made.written, Path(part.weights))
                 missing -= set(made.written)
                 folds |= made.folds
@@ -84,9 +84,9 @@ def join(
         require(part.record, record, provenance=made, shard=i, shards=len(parts))
     folds: dict[str, Tensor] = {}
     with tensorfile.opened(source.folder / "model.safetensors") as model:
-        form = Form.of(model, read_json(source.folder / "config.json"), source, recipe, made)
+        form = form_of(model, source, recipe, made)
         missing = set(form.layout)
-        with shards.writing(target.folder / model.path.name, form.layout, form.metadata) as out:
+        with shards.writing(target.folder / model.path.name, form.layout, metadata_of(model, made)) as out:
             for part in parts:
                 with tensorfile.opened(part.weights) as file:
                     require(part.weights, {"provenance": file.info("provenance")}, provenance=made)
@@ -95,11 +95,11 @@ def join(
                     missing -= file.names
                 with tensorfile.opened(part.folds) as file:
                     folds |= {name: file.get(name) for name in sorted(file.names)}
-            ends = rounded_for(model, form.embeddings, recipe, end_loss, device, made)
+            ends = rounded(model, form.embeddings, recipe, end_loss, device, made)
             embedding_rows = write_rounded(out, model, ends, form.reason is None)
             missing -= {name for end in form.embeddings for name in embeddings.kept_in(end, form.layout)}
             form.put_rest(out, model, missing)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(made)})
     rows = [row for record in records for row in record["linears"]]
     seconds = sum(record["seconds"] for record in records) + time.perf_counter() - begun
-    return form.finish(source, target.folder, rows, seconds, made, embedding_rows)
+    return form.finish(target.folder, rows, seconds, embedding_rows)

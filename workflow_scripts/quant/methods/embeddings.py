@@ -1,6 +1,6 @@
 """The token embedding and the output head of a model on a grid of their own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,6 @@ from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.linear import round_linear
 from quant.recipe.recipe import Recipe
-from quant.records.method import Provenance
 
 
 @dataclass(frozen=True)
@@ -49,33 +48,18 @@ def rounded(
     recipe: Recipe,
     statistics: str | None,
     device: str,
-    expected: dict[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Iterator[RoundedEmbedding]:
-    """Every weight whose rows are tokens. statistics: the end loss's moments, of the model and tokens that `expected`
-    says."""
+    """Every weight whose rows are tokens, for a checkpoint of this provenance. statistics: the end loss's moments."""
     layout, generator = model.layout(), torch.Generator().manual_seed(recipe.seed)
     for each in embeddings:
         dtype, (_, n_in) = layout[f"{each.name}.weight"]
         w = model.get(f"{each.name}.weight", device, torch.float32)
-        known = None if statistics is None else known_of(statistics, each.owners, expected, device)
+        known = None if statistics is None else known_of(statistics, each.owners, provenance, device)
         codes = round_rows(w, None if known is None else common_moment(known), recipe, each.grid, dtype, generator)
         nats = None if known is None else predicted(w - codes.dequantize(), known)
         codes = Codes(codes.codes.cpu(), codes.step.cpu(), codes.zero.cpu(), each.grid, n_in)
         yield RoundedEmbedding(each.owners, each.grid, each.is_input, codes, nats)
-
-
-def rounded_for(
-    model: tensorfile.TensorFile,
-    embeddings: Iterable[Embedding],
-    recipe: Recipe,
-    statistics: str | None,
-    device: str,
-    provenance: Provenance,
-) -> Iterator[RoundedEmbedding]:
-    """`rounded` for a checkpoint of this provenance."""
-    keys = ("model_fingerprint", *(["token_fingerprint"] if statistics is not None else []))
-    expected = {key: value for key, value in provenance.items() if key in keys}
-    return rounded(model, embeddings, recipe, statistics, device, expected)
 
 
 def write_rounded(

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.checkpoints.around import metadata_of, put_around
 from quant.checkpoints.coverage import quantized_share
 from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
-from quant.files import naming, pieces, shards, tensorfile
-from quant.files.artifacts import copy, versions
+from quant.files import pieces, shards, tensorfile
+from quant.files.artifacts import read_json, versions
 from quant.files.tensorfile import TensorFile, put_finite
-from quant.files.weight_names import is_weights
 from quant.methods.library_environment import interpreter_of, run_worker
 from quant.models.compute import halving
 from quant.recipe import grids
@@ -110,9 +110,7 @@ def write_checkpoint(
     bits = weights = 0
     with tensorfile.opened(source / "model.safetensors") as model:
         layout = model.layout()
-        metadata = {"format": "pt", "provenance": json.dumps(provenance)}
-        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
-        with shards.writing(target / model.path.name, layout, metadata) as out:
+        with shards.writing(target / model.path.name, layout, metadata_of(model, provenance)) as out:
             for name in linears:
                 w = model.get(f"{name}.weight", dtype=torch.float32)
                 linear = quantized(adapter.read(packed, name, recipe, result))
@@ -131,10 +129,7 @@ def write_checkpoint(
                 if not torch.equal(value.half().to(value.dtype), stored):
                     value = stored
                 put_finite(out, {name: value}, target)
-    for path in source.iterdir():
-        if path.is_file() and not is_weights(path):
-            copy(path, target / path.name)
-    (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
+    put_around(source, target, read_json(source / "config.json"))
     return rows, bits / weights
 
 

@@ -3,10 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,30 +13,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quant.calibration.reader import Statistics
-from quant.checkpoints import byte_codes, embeddings, packed
-from quant.checkpoints.coverage import quantized_share
+from quant.checkpoints import embeddings, packed
+from quant.checkpoints.around import metadata_of
 from quant.errors import InputError
-from quant.files import naming, pieces, shards, tensorfile
-from quant.files.artifacts import copy, read_json, write_plain_json
-from quant.files.tensorfile import Layout, put_finite
-from quant.files.weight_names import is_weights
+from quant.files import shards, tensorfile
+from quant.files.tensorfile import put_finite
 from quant.methods.block import Block
-from quant.methods.embeddings import RoundedEmbedding, rounded_for, write_rounded
-from quant.methods.packing import why_not_packed, without_kernels
+from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
+from quant.methods.form import Form
+from quant.methods.packing import why_not_packed
 from quant.methods.shared import Shared, fused, shared_groups
 from quant.methods.source import Output, Source
 from quant.models.replay import recording
-from quant.recipe.grids import Codes, Grid
+from quant.recipe.grids import Codes
 from quant.recipe.quantized import rounding_statistics
 from quant.recipe.recipe import Recipe
-from quant.records.method import MethodRecord, Provenance, Summary
+from quant.records.method import MethodRecord, Provenance
 
 logger = logging.getLogger("quant")
 
 
 SMALL_FLOATS = ("nvfp4", "mxfp4", "fp8", "nf4")  # whose codes are no whole numbers
-# a block, its groups, the statistics, the recipe, and what random numbers are drawn by
-QuantizeBlock = Callable[[Block, list[Shared], Statistics, Recipe, torch.Generator], None]
+QuantizeBlock = Callable[[Block, list[Shared]], None]
 
 
 @dataclass
@@ -50,93 +47,20 @@ class Kept:
     embeddings: list[RoundedEmbedding] = field(default_factory=list)
 
 
-class Form(NamedTuple):
-    """What a checkpoint will be: its config.json and header, the source's layout and its own; grids: of packed linears;
-    reason: why none is packed; inputs: whether readers round inputs too; embeddings: those that are quantised, the
-    head among them."""
-
-    config: dict[str, Any]
-    dense: Layout
-    layout: Layout
-    grids: dict[str, Grid]
-    reason: str | None
-    metadata: dict[str, str]
-    inputs: bool
-    embeddings: list[embeddings.Embedding]
-
-    @classmethod
-    def of(
-        cls,
-        model: tensorfile.TensorFile,
-        config: dict[str, Any],
-        source: Source,
-        recipe: Recipe,
-        provenance: Provenance,
-    ) -> "Form":
-        dense, linears, unpacked = (layout := model.layout()), source.linears, source.unpacked
-        ends = embeddings.wanted(recipe.parameters.get("embeddings"), source.embeddings, dense)
-        reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
-        reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
-        grids: dict[str, Grid] = {}
-        inputs = recipe.activations != "none"
-        if reason is not None and inputs:
-            raise InputError(
-                f"activations: {recipe.activations}: packed checkpoints have their readers round inputs, and this one "
-                f"would be dense: {reason}; leave activations out"
-            )
-        if reason is None:
-            grids = {name: recipe.at(name).grid for name in linears} | embeddings.heads(ends)
-            layout = embeddings.layout_with(packed.layout(dense, grids), dense, ends)
-            said = packed.quantization_config(grids, dense, source.left, model.naming, inputs)
-            said = embeddings.configured(said, ends, model.naming)
-            config = (
-                config | {"quantization_config": said} | byte_codes.config_of({grid.format for grid in grids.values()})
-            )
-        metadata = {"format": "pt", "provenance": json.dumps(provenance)}
-        metadata |= {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
-        return cls(config, dense, layout, grids, reason, metadata, inputs, ends)
-
-    def put_rest(self, out: tensorfile.Sink, model: tensorfile.TensorFile, names: Collection[str]) -> None:
-        """The source's tensors that stay as they are."""
-        for name in sorted(names):
-            out.put(name, model.get(name, dtype=self.layout[name][0]))
-
-    def finish(
-        self,
-        source: Source,
-        target: Path,
-        rows: list[dict[str, Any]],
-        seconds: float,
-        provenance: Provenance,
-        embedding_rows: list[dict[str, Any]],
-    ) -> MethodRecord:
-        """The checkpoint's other files, and the record of what was made."""
-        linears = source.linears
-        for file in source.folder.iterdir():
-            if file.is_file() and not is_weights(file) and file.name != "config.json":
-                copy(file, target / file.name)
-        write_plain_json(target / "config.json", self.config)
-        (target / "README.md").unlink(missing_ok=True)  # the card of what was here before
-        weights = sum(torch.Size(self.dense[f"{name}.weight"][1]).numel() for name in linears)
-        summary: Summary = {
-            "bits_per_weight": sum(row["storage_bits"] for row in rows) / weights,
-            "quantize_s": seconds,
-            "storage": "packed" if self.reason is None else "simulated",
-            "storage_reason": self.reason or "",
-            "no_kernels": ""
-            if self.reason
-            else embeddings.unread_by_vllm(self.embeddings)
-            or without_kernels(self.dense, self.grids, self.inputs)
-            or "",
-            **quantized_share(self.dense, [*linears, *(end.name for end in self.embeddings)]),
-            "left": {
-                name: why for name, why in source.left.items() if all(name not in end.owners for end in self.embeddings)
-            },
-        }
-        record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance}
-        if embedding_rows:
-            record["embeddings"] = embedding_rows
-        return record
+def form_of(model: tensorfile.TensorFile, source: Source, recipe: Recipe, provenance: Provenance) -> Form:
+    """What a recipe makes of a source: packed where the format holds it."""
+    dense, linears, unpacked = model.layout(), source.linears, source.unpacked
+    ends = embeddings.wanted(recipe.parameters.get("embeddings"), source.embeddings, dense)
+    reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
+    reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
+    inputs = recipe.activations != "none"
+    if reason is not None and inputs:
+        raise InputError(
+            f"activations: {recipe.activations}: packed checkpoints have their readers round inputs, and this one "
+            f"would be dense: {reason}; leave activations out"
+        )
+    grids = {name: recipe.at(name).grid for name in linears}
+    return Form.of(model, source, provenance, reason or grids, ends, inputs)
 
 
 class Made(NamedTuple):
@@ -166,16 +90,15 @@ def quantize_checkpoint(
     the source's dtype, and the summary's storage_reason says why. end_loss: statistics of embedding and head, for a
     recipe that quantises them; quantize_block: in place of each group for itself, on its own statistics.
     """
-    config = read_json(source.folder / "config.json")
     rows: list[dict[str, Any]] = []
     folds: dict[str, Tensor] = {}
     with recording(), tensorfile.opened(source.folder / "model.safetensors") as model, statistics:
         provenance = {**provenance, "token_fingerprint": statistics.token_fingerprint}
-        form = Form.of(model, config, source, recipe, provenance)
+        form = form_of(model, source, recipe, provenance)
         begun = time.perf_counter()
         untouched = set(model.names)
-        with shards.writing(target.folder / model.path.name, form.layout, form.metadata) as out:
-            ends = list(rounded_for(model, form.embeddings, recipe, end_loss, device, provenance))
+        with shards.writing(target.folder / model.path.name, form.layout, metadata_of(model, provenance)) as out:
+            ends = list(rounded(model, form.embeddings, recipe, end_loss, device, provenance))
             embedding_rows = write_rounded(out, model, ends, form.reason is None)
             if keep is not None:
                 keep.embeddings += ends
@@ -185,7 +108,7 @@ def quantize_checkpoint(
             untouched -= first
             codes = keep.linears if keep is not None and keep.with_linears else None
             given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
-            for made in blocks_made(model, config, *given):
+            for made in blocks_made(model, *given):
                 folds |= made.folds
                 put_finite(out, made.written, target.folder)
                 untouched -= set(made.written)
@@ -194,7 +117,7 @@ def quantize_checkpoint(
                     untouched.discard(f"{made.row['linear']}.weight")
             form.put_rest(out, model, untouched)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
-    return form.finish(source, target.folder, rows, time.perf_counter() - begun, provenance, embedding_rows)
+    return form.finish(target.folder, rows, time.perf_counter() - begun, embedding_rows)
 
 
 def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
@@ -204,7 +127,6 @@ def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
 
 def blocks_made(
     model: tensorfile.TensorFile,
-    config: dict[str, Any],
     form: Form,
     linears: dict[str, int],
     statistics: Statistics,
@@ -215,20 +137,20 @@ def blocks_made(
 ) -> Iterator[Made]:
     """Quantises one block after another. linears: in their blocks' order; quantize_block: as `quantize_checkpoint`
     has it; keep: takes every linear's codes."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator, config = torch.Generator().manual_seed(recipe.seed), form.config
     by_block = blocks_of(linears)
     for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
         for following in [names for _, names in by_block[at + (at > 0) : at + 2]]:
             model.prefetch((f"{name}.weight" for name in following), device)
             statistics.prefetch(following, device)
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
-        block = Block(model, config, device, fused(names, prefix, config))
+        block = Block(model, config, device, fused(names, prefix, config), statistics, recipe, generator)
         groups = shared_groups(names, prefix, recipe.scope, config)
         if quantize_block is not None:
-            quantize_block(block, groups, statistics, recipe, generator)
+            quantize_block(block, groups)
         else:
             for group in groups:
-                block.quantize(group, statistics, recipe, generator)
+                block.quantize(group)
         for name in names:
             result = block.rounded(name)
             if keep is not None:

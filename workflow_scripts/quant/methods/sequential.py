@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
@@ -20,7 +19,6 @@ from quant.methods.embeddings import RoundedEmbedding
 from quant.methods.reconstruct import Aim, Descent, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
 from quant.recipe.correction import corrected
-from quant.recipe.recipe import Recipe
 
 Moments = tuple[Tensor, Tensor | None]
 
@@ -37,12 +35,10 @@ def in_original_units(taken: Moments, scale: Tensor | None, others: Collection[M
     return moment.mul_(scale[:, None]).mul_(scale), [each.mul_(scale) for each in own]
 
 
-def moments_of(
-    pair: Pair, reading: str, names: list[str], corrects: bool, statistics: Statistics, block: Block
-) -> dict[str, Moments]:
+def moments_of(pair: Pair, reading: str, names: list[str], corrects: bool, block: Block) -> dict[str, Moments]:
     """H̃ and C, or W·C, of linears that read one input: one for all, or each its own where tokens count by the end loss;
     [in, in], W·C [out, in], or as many as there are parts."""
-    counts = [statistics.token_weights(name, block.weights[name].device.type) for name in names]
+    counts = [block.statistics.token_weights(name, block.weights[name].device.type) for name in names]
     weighted = [each for each in counts if each is not None]
     if not weighted:
         moment, crosses = pair.moments(reading, corrects)
@@ -89,26 +85,25 @@ class Sequential:
         changed = {f"{each.name}.weight": each.codes.dequantize() for each in ends if each.is_input}
         yield from streams.pairs(changed, portion_tokens)
 
-    def __call__(
-        self, block: Block, groups: list[Shared], statistics: Statistics, recipe: Recipe, generator: torch.Generator
-    ) -> None:
-        corrects, first = recipe.correction > 0, groups[0].linears[0]
+    def __call__(self, block: Block, groups: list[Shared]) -> None:
+        share, first = block.recipe.correction, groups[0].linears[0]
+        corrects = share > 0
         while not first.startswith(f"{(pair := next(self._pairs)).name}."):
             pair.advance(corrects)  # a block that is left as it is
         for group in groups:
-            block.find(group, statistics, recipe)
+            block.find(group)
             for name in group.linears:  # the stream's takes its place
                 block.known[name] = replace(block.known[name], moment=None)
                 if (same := pair.original(name)).dtype == block.weights[name].dtype:
                     block.weights[name] = same  # which is held in any case
-        statistics.release()
+        block.statistics.release()
         pair.put(block.others)
         aims: dict[str, Aim] = {}
         for reading in pair.groups:
             names = [name for name in (f"{pair.name}.{linear}" for linear in reading) if name in block.weights]
             if not names:
                 continue
-            moments = moments_of(pair, reading[0], names, corrects, statistics, block)
+            moments = moments_of(pair, reading[0], names, corrects, block)
             found = {name: block.found[name] if name in block.folded else None for name in names}
             scales = {name: None if each is None else each.scale for name, each in found.items()}
             for _, each in groupby(names, key=lambda name: (id(scales[name]), *map(id, moments[name]))):
@@ -118,17 +113,17 @@ class Sequential:
                 del taken, _
                 targets = [block.original(name) for name in alike]
                 if crosses:  # from then on nobody holds C
-                    targets = corrected(targets, crosses.pop(), own, recipe.correction)
+                    targets = corrected(targets, crosses.pop(), own, share)
                 for name in alike:
                     block.known[name] = replace(block.known[name], moment=own)
                 del own
-                block.round(alike, targets, recipe, generator)
+                block.round(alike, targets)
                 if self._reconstruction is not None:
                     aims |= {name: self._aim(block, name, target) for name, target in zip(alike, targets, strict=True)}
                 del targets  # before the next ones' moments are summed
             pair.put({f"{name}.weight": block.weight(name) for name in names})
         if self._reconstruction is not None and aims:
-            self._reconstruct(self._reconstruction, pair, block, aims, recipe)
+            self._reconstruct(self._reconstruction, pair, block, aims)
         pair.advance(corrects)
 
     @staticmethod
@@ -137,17 +132,15 @@ class Sequential:
         columns = None if rounded.scale is None or name in block.folded else 1 / rounded.scale
         return Aim(rounded, target, block.row_scale.get(name), columns, block.stored(name, rounded.grid))
 
-    def _reconstruct(
-        self, wanted: Reconstruction, pair: Pair, block: Block, aims: dict[str, Aim], recipe: Recipe
-    ) -> None:
+    def _reconstruct(self, wanted: Reconstruction, pair: Pair, block: Block, aims: dict[str, Aim]) -> None:
         inside = {name: name.removeprefix(f"{pair.name}.") for name in aims}
         with block.timed(list(aims)):
             own = {inside[name]: aim for name, aim in aims.items()}
             earlier, self._descent = self._descent, None
-            given = recipe.correction, self._left_out, self._step_tokens
+            given = block.recipe.correction, self._left_out, self._step_tokens
             reconstructor = Reconstructor(pair, own, *given, earlier)
             del earlier  # unless it goes on
-            before, after = reconstructor.run(wanted, recipe.seed)
+            before, after = reconstructor.run(wanted, block.recipe.seed)
             self.errors[pair.name] = before, min(before, after)
             for name in aims:
                 block.move(name, *reconstructor.linears[inside[name]].moved())

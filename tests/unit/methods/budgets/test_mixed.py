@@ -16,7 +16,8 @@ from quant.errors import InputError
 from quant.evaluation.perplexity import load_model
 from quant.files.tensorfile import opened
 from quant.methods.budgets.choice import Budget, Candidate, Given, Swaps, widths_of
-from quant.methods.budgets.mixed import LEFT, UNUSED
+from quant.methods.budgets.mixed import UNUSED
+from quant.methods.form import LEFT
 from quant.methods.source import Source
 from tests.unit.methods.budgets.mixtures import READS, mixed
 from tests.unit.recipe.cases import LINEARS, MADE, PLAIN, run

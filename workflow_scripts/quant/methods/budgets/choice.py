@@ -1,7 +1,6 @@
 """Which of its candidates each linear gets within a budget's limits."""
 
 import contextlib
-import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 
 from quant.calibration.embedding_moments import known_of, predicted
 from quant.checkpoints import packed, stored
+from quant.checkpoints.around import metadata_of
 from quant.checkpoints.embeddings import Embedding, kept_in
 from quant.errors import InputError
-from quant.files import naming, pieces, tensorfile
+from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import read_table
 from quant.files.units import megabytes
@@ -248,11 +248,10 @@ def choice_of(
     right = costs if fitted is None else fitted.costs
     if ends:
         assert budget.end_loss is not None  # it is every budget's
-        made_from = {key: known.provenance[key] for key in ("model_fingerprint", "token_fingerprint")}
         damages = [
             predicted(
                 model.get(f"{end.name}.weight", dtype=torch.float32) - held[0].weight(end.name),
-                known_of(budget.end_loss, end.owners, made_from, "cpu"),
+                known_of(budget.end_loss, end.owners, known.provenance, "cpu"),
             )
             for end in ends
         ]
@@ -260,7 +259,7 @@ def choice_of(
         costs, right = np.concatenate([costs, end_costs]), np.concatenate([right, end_costs])
         sizes = np.concatenate([sizes, own_sizes], axis=1)
     weights = sum(torch.Size(dense[f"{name}.weight"][1]).numel() for name in names)
-    rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, header_of(model, known.provenance))
+    rest = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, metadata_of(model, known.provenance))
     at = {name: i for i, name in enumerate(names)}
     if alike and untouched:
         right = right.copy()
@@ -273,12 +272,6 @@ def choice_of(
     return Choice(
         options, chosen, sizes[0][picked], weights, costs[picked], better, None if fitted is None else fitted.words()
     )
-
-
-def header_of(model: tensorfile.TensorFile, provenance: Provenance) -> dict[str, str]:
-    """The metadata of a checkpoint's weights."""
-    metadata = {"format": "pt", "provenance": json.dumps(provenance)}
-    return metadata | {key: model.metadata[key] for key in (pieces.KEY, naming.KEY) if key in model.metadata}
 
 
 def widths_of(source: Source, known: Given, budget: Budget) -> dict[str, Any]:

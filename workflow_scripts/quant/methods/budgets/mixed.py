@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.checkpoints import embeddings, packed, stored
-from quant.checkpoints.coverage import quantized_share
+from quant.checkpoints import stored
+from quant.checkpoints.around import metadata_of
+from quant.checkpoints.embeddings import kept_in
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.artifacts import copy, read_json, write_plain_json
 from quant.files.tensorfile import put_finite
-from quant.files.weight_names import is_weights
-from quant.methods.budgets.choice import Budget, Candidate, Choice, Given, choice_of, header_of, weight_tensors
-from quant.methods.packing import without_kernels
+from quant.methods.budgets.choice import Budget, Candidate, Choice, Given, choice_of, weight_tensors
+from quant.methods.form import Form
 from quant.methods.source import Output, Source
 from quant.recipe.widths import UNTOUCHED
-from quant.records.method import MethodRecord, Summary
+from quant.records.method import MethodRecord
 
-LEFT = "16 bit by its budget"
 UNUSED = "its budget leaves every linear in 16 bit"
 
 
@@ -37,32 +35,27 @@ def mix_checkpoint(source: Source, target: Output, known: Given, budget: Budget)
         fingerprint = provenance["model_fingerprint"]
         held = [files.enter_context(stored.opened(each.checkpoint, fingerprint)) for each in candidates]
         folds = [files.enter_context(tensorfile.opened(each.folder / "folds.safetensors")) for each in candidates]
-        dense = model.layout()
         choice = choice_of(model, held, source, known, budget)
         options, chosen = choice.options, choice.chosen
         own_keys = {f"{name}.weight" for name in (*names, *(end.name for end in ends))}
-        others = [key for key in dense if key not in own_keys]
+        others = [key for key in model.layout() if key not in own_keys]
         taken = [end for end, k in zip(ends, chosen[len(names) :], strict=True) if k == 0]
         of = {name: options[k] for name, k in zip(names, chosen[: len(names)], strict=True)}
         index = {each.method: i for i, each in enumerate(candidates)}
         used = sorted({index[each.method] for each in of.values() if each is not None})
         check_folds([(candidates[i].method, held[i].file) for i in used], names)
-        reason = next((why(candidates[i]) for i in used if why(candidates[i])), None if used else UNUSED)
-        grids = {} if reason else {name: held[index[each.method]].packed[name] for name, each in of.items() if each}
-        layout, config = dense, read_json(source.folder / "config.json")
-        if grids:
-            grids |= embeddings.heads(taken)
-            layout = embeddings.layout_with(packed.layout(dense, grids), dense, taken)
-            own_config = packed.quantization_config(grids, dense, source.left, model.naming)
-            config |= {"quantization_config": embeddings.configured(own_config, taken, model.naming)}
+        grids = next((why(candidates[i]) for i in used if why(candidates[i])), "" if used else UNUSED) or {
+            name: held[index[each.method]].packed[name] for name, each in of.items() if each
+        }
+        form = Form.of(model, source, provenance, grids, taken)
         moved: dict[str, Tensor] = {}
-        with shards.writing(target.folder / model.path.name, layout, header_of(model, provenance)) as out:
+        with shards.writing(target.folder / model.path.name, form.layout, metadata_of(model, provenance)) as out:
             for name, each in of.items():
                 i = index[each.method] if each else next(iter(used), 0)
                 own = folds_of(name, folds[i]) if used else {}
                 moved |= own
-                if name in grids:
-                    written = {key: held[i].file.get(key) for key in weight_tensors(name, layout)}
+                if name in form.grids:
+                    written = {key: held[i].file.get(key) for key in weight_tensors(name, form.layout)}
                 elif each is None:
                     w = model.get(f"{name}.weight", dtype=torch.float32)
                     w = w * own.get(f"{name}.input", torch.ones(1))
@@ -73,38 +66,21 @@ def mix_checkpoint(source: Source, target: Output, known: Given, budget: Budget)
             for end in ends:
                 if end not in taken:
                     written = {f"{end.name}.weight": model.get(f"{end.name}.weight")}
-                elif grids:
-                    written = {key: held[0].file.get(key) for key in embeddings.kept_in(end, layout)}
+                elif form.grids:
+                    written = {key: held[0].file.get(key) for key in kept_in(end, form.layout)}
                 else:
                     written = {f"{end.name}.weight": held[0].weight(end.name)}
                 put_finite(out, written, target.folder)
             for key in others:
                 out.put(key, (held[used[0]].file if used else model).get(key))
     tensorfile.save(target.folds, moved, {"provenance": json.dumps(provenance)})
-    for file in source.folder.iterdir():
-        if file.is_file() and not is_weights(file) and file.name != "config.json":
-            copy(file, target.folder / file.name)
-    write_plain_json(target.folder / "config.json", config)
-    (target.folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
-    quantized = [name for name, each in of.items() if each is not None] + [end.name for end in taken]
     gone = {name for end in taken for name in end.owners}
-    summary: Summary = {
-        "bits_per_weight": int(choice.bits.sum()) / choice.weights,
-        "quantize_s": time.perf_counter() - begun,
-        "storage": "simulated" if reason else "packed",
-        "storage_reason": reason or "",
-        "no_kernels": "" if reason else embeddings.unread_by_vllm(taken) or without_kernels(dense, grids) or "",
-        **quantized_share(dense, quantized),
-        "left": {name: cause for name, cause in source.left.items() if name not in gone}
-        | {name: LEFT for name, each in of.items() if each is None},
-    }
+    embedding_rows = [row for row in candidates[0].record.get("embeddings", []) if row["module"] in gone]
     rows = list(rows_of(of, linears, choice))
-    nats = float(choice.nats.sum())
-    record: MethodRecord = {"linears": rows, "summary": summary, "provenance": provenance, "predicted_nats": nats}
+    record = form.finish(target.folder, rows, time.perf_counter() - begun, embedding_rows)
+    record["predicted_nats"] = float(choice.nats.sum())
     if choice.words is not None:
         record["swaps"] = choice.words
-    if taken:
-        record["embeddings"] = [row for row in candidates[0].record["embeddings"] if row["module"] in gone]
     return record
 
 
