@@ -399,4 +399,5 @@ USERS: dict[str, set[str]] = {
     "methods/form": RECIPES | {"quantize_budget"},
     "data/held_out": {"check_texts"},
     "methods/dense": {"check_best", "check_study"},
+    "files/stage": {"quantize_with_model"},
 }
