@@ -55,7 +55,7 @@ rule pick:
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
-        checked=expand([rules.check_study.output, rules.check_best.output], model=FIRST_MODEL),
+        checked=expand([rules.check_study.output[0], rules.check_best.output[0]], model=FIRST_MODEL),
         cards=[f"results/{FIRST_MODEL}/{method}/checkpoint/README.md" for method in present(FIRST_MODEL)],
         weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
         files=[f"results/{FIRST_MODEL}/{m}/export/gguf/model.gguf" for m in present(FIRST_MODEL) if m in STUDY["gguf"]],

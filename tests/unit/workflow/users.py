@@ -303,10 +303,6 @@ USERS: dict[str, set[str]] = {
     "methods/budgets/mixed": {"quantize_budget"},
     "recipe/widths": TABLES
     | RECIPES
-    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report"},
-    "methods/allocation": {"choose_widths", "quantize_budget"},
-    "methods/mixed": {"quantize_budget"},
-    "recipe/widths": TABLES
     | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report", "check_best"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
@@ -379,9 +375,6 @@ USERS: dict[str, set[str]] = {
     "recipe/column_kernels": ROUNDERS,
     "methods/budgets/job": {"choose_widths", "quantize_budget"},
     "methods/budgets/widths": {"quantize_with_model"},
-    "models/importing": PASSES | MEASURES | TEXTS | ANSWERS | {"convert", "export", "make_task", "measure_swaps"},
-    "methods/budget_job": {"choose_widths", "quantize_budget"},
-    "methods/given_widths": {"quantize_with_model"},
     "models/importing": PASSES
     | MEASURES
     | TEXTS
@@ -398,6 +391,6 @@ USERS: dict[str, set[str]] = {
     "checkpoints/around": QUANTIZERS | {"check_study", "choose_widths", "export", "quantize_budget"},
     "methods/form": RECIPES | {"quantize_budget"},
     "data/held_out": {"check_texts"},
-    "methods/dense": {"check_best", "check_study"},
     "files/stage": {"quantize_with_model"},
+    "methods/dense": {"check_best", "check_study"},
 }
