@@ -193,6 +193,26 @@ def test_a_limit_that_is_none(value: str) -> None:
         study(SIZE_MB=value)
 
 
+EXPERTS: dict[str, dict[str, Any]] = {  # of which transformers reads no zero points
+    "mixture": {"num_local_experts": 8},
+    "qwen": {"text_config": {"num_experts": 128, "num_experts_per_tok": 8}},
+    "dense": {"num_experts": 1, "n_routed_experts": None, "experts_implementation": "eager"},
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> None:
+    (here / "My Model/config.json").write_text(json.dumps(EXPERTS[kind]))
+    by_size, by_bits = study(MODEL="My Model", SIZE_MB="9"), study(MODEL="My Model", BITS="4")
+    assert by_size["methods"]["within_size"].get("symmetric", False) == (kind != "dense")
+    config = loaded(by_size)
+    for name in config["candidates"]["within_size"]:
+        assert config["methods"][name]["symmetric"] == (kind != "dense")
+    assert ("gptq_symmetric" in loaded(by_bits)["study"]["methods"]) == (kind != "dense")
+    again = own.study_of({"SIZE_MB": "8"}, DEFAULT, study(MODEL="My Model"))
+    assert again["methods"]["within_size"].get("symmetric", False) == (kind != "dense"), "of an earlier run's model"
+
+
 def test_a_file_for_llama_cpp(here: Path) -> None:
     """Methods whose GGUF file is measured, and one of them is taken; what GGUF has no blocks for is none of them."""
     found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")

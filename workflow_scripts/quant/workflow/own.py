@@ -5,6 +5,7 @@ Its path is printed; the file stays, so that a study can be repeated, read, and 
 
 import copy
 import csv
+import json
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
+SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
 OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
 ENDS = {"bits": 8, "group_size": 32, "needed": False}
 GGUFS = {  # the methods of FILE=gguf, smallest first
@@ -120,6 +122,39 @@ def limit(key: str, value: str) -> float:
     return number
 
 
+def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
+    """A hub model's config.json, {} where it cannot be had at once."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    try:
+        cached = try_to_load_from_cache(identifier, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
+        url = hf_hub_url(identifier, "config.json", revision=revision)
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True)
+        return dict(answer.raise_for_status().json())
+    except Exception:  # the client lets its transport's exceptions through, whatever that is
+        return {}
+
+
+def is_mixture(source: Mapping[str, Any]) -> bool:
+    """Whether a model has experts, as far as that is known before it is converted. (Where it is not known, check_study
+    and check_best say what does not go with experts.)"""
+    from quant.models.peek import peek
+    from quant.workflow.shape import holds_experts
+
+    if "package" in source.get("gguf", {}):
+        return False  # a built-in one, which may not be here yet
+    try:
+        found = (
+            config_of_hub(source["hub"]["id"], source["hub"]["revision"]) if "hub" in source else peek(dict(source), [])
+        )
+        return holds_experts(found)
+    except (InputError, OSError, KeyError, ValueError):
+        return False
+
+
 def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
     """The limits that `choose` gets. A whole number of bits is that of the codes, to which their scales come; a size
     alone leaves the bits to the choice."""
@@ -152,6 +187,9 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["study"]["datasets"] = [name]
         study["calibration"] = {"text": {"files": [file]}}
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
+    models = built_in["models"] | before.get("models", {}) | study.get("models", {})
+    first = (study["study"].get("models") or before.get("study", {}).get("models") or built_in["study"]["models"])[0]
+    grid = {"symmetric": True} if first in models and is_mixture(models[first]["source"]) else {}
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
     if kind := given.get("FILE"):
@@ -163,11 +201,12 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
     elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
-        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends}}
+        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends} | grid}
         study["study"]["add"] = {"methods": [WITHIN]}
     elif model:
         study["methods"] = {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
-        study["study"]["add"] = {"methods": [EIGHT]}
+        study["methods"] |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
+        study["study"]["add"] = {"methods": list(study["methods"])}
     return {key: value for key, value in study.items() if value}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from quant.checkpoints import gguf_file, stored
 from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped, undivided
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
+from quant.files.tensorfile import Layout
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import IQ4_NL, MANY, times_one
@@ -95,7 +96,7 @@ KINDS: dict[tuple[str, int, bool], Kind] = {  # by number format, bits and wheth
 FILE_TYPES = {"Q3_K": "Q3_K_M"}  # what a file is called after tensors whose type has no name of its own there
 
 
-def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
+def kind_of(name: str, grid: Grid, n_in: int, where: Path | str) -> Kind:
     """The type of tensor that holds a linear's codes; refused where there is none."""
     kind = KINDS.get((grid.format, grid.bits, grid.symmetric))
     if kind is None:
@@ -109,6 +110,16 @@ def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
         if of % size:
             raise undivided(f"{where}: {name}", group, n_in, size, "GGUF")
     return kind
+
+
+def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
+    """Refuses what `gguf` would, before a method's checkpoint is there, but for steps that float16 does not hold.
+    checkpoint: the unquantised one, its config and its layout; grids: of linears and embeddings."""
+    kinds = [kind_of(name, grid, dense[f"{name}.weight"][1][1], checkpoint) for name, grid in sorted(grids.items())]
+    names = gguf_file.Names(config)
+    for key in sorted(dense):
+        names.of(key)
+    gguf_file.described(None, config, checkpoint, FILE_TYPES.get(kinds[0].name, kinds[0].name))
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
