@@ -387,7 +387,7 @@ USERS: dict[str, set[str]] = {
     "methods/fused": {"quantize_with_model"},
     "methods/insides": {"quantize_with_model"},
     "methods/weight_kernels": {"quantize_with_model"},
-    "methods/source": RECIPES | {"choose_widths", "quantize_budget"},
+    "methods/source": ROUNDERS | {"choose_widths", "quantize_budget"},
     "checkpoints/around": QUANTIZERS | {"check_study", "choose_widths", "export", "quantize_budget"},
     "methods/form": RECIPES | {"quantize_budget"},
     "data/held_out": {"check_texts"},
