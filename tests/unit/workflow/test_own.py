@@ -141,7 +141,8 @@ def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
     [
         (None, r"TEXT=bad\.txt: no such file"),
         ("directory", r"TEXT=bad\.txt: is a directory; give a UTF-8 text file"),
-        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text \(.* at byte 10\)"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text but a PDF file; save it as plain text"),
+        (b"RIFF\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text \(.* at byte 6\)"),
         ("Words. ".encode("utf-16"), r"bad\.txt: is not UTF-8 text but UTF-16; save it as UTF-8 \(iconv "),
         (b" \n", r"bad\.txt: holds no text"),
         (b"Too short. " * 20, r"TEXT=bad\.txt: 220 characters cannot be split"),

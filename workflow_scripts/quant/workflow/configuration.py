@@ -10,6 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from quant.data import lm_eval_names, task_yaml
+from quant.data.file_size import check_size
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import CHANNELS, MOMENT, ROUNDINGS
@@ -375,4 +376,5 @@ def check_files(config: dict[str, Any]) -> None:
         for path in text.get("files", []):
             if not Path(path).is_file():
                 raise InputError(f"{where}: {instead(path, 'file')}; name a UTF-8 text file")
+            check_size(path)
             check_braces(path, f"{where}: ")
