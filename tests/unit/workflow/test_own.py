@@ -260,6 +260,39 @@ class TestFile:
         config = yaml.safe_load(path.read_text())
         assert config == own.study_of({"MODEL": "My Model", "TEXT": "notes.txt", "BITS": "4"}, DEFAULT, {})
 
+    @pytest.mark.parametrize(
+        "last", [{"BITS": "3"}, {"SIZE_MB": "90"}, {"FILE": "gguf"}, {"FILE": "gguf", "SIZE_MB": "9"}]
+    )
+    def test_limits_are_one_wish(self, here: Path, last: dict[str, str]) -> None:
+        """Said anew they replace those before, methods for them and all; a model or a text said anew leaves them."""
+        first = {"MODEL": "My Model", "TEXT": "notes.txt"}
+        for given in (
+            {**first, "FILE": "gguf"},
+            {"SIZE_MB": "20"},
+            {"FILE": "gguf"},
+            last,
+            {"MODEL": "My Model"},
+            first,
+        ):
+            config = yaml.safe_load(own.write(given, here, apart=True).read_text())
+            found = loaded(config)["study"]
+            limits = last if given.keys() <= first.keys() else given
+            assert found["gguf"] == (list(own.GGUFS) if "FILE" in limits else [])
+            assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
+        assert config == own.study_of({**first, **last}, DEFAULT, {})
+
+    def test_what_was_written_by_hand_stays(self, here: Path) -> None:
+        path = own.write({"MODEL": "My Model", "TEXT": "notes.txt", "FILE": "gguf"}, here, apart=True)
+        config = yaml.safe_load(path.read_text())
+        config["methods"]["mine"] = {"bits": 3}
+        config["study"]["add"]["methods"].append("mine")
+        config["calibration"]["n_calib"] = 7
+        path.write_text(f"{own.WRITTEN}\n{yaml.safe_dump(config)}")
+        own.write({"SIZE_MB": "20"}, here, apart=True)
+        config = yaml.safe_load(path.read_text())
+        assert list(config["methods"]) == ["mine", "within_size"] == config["study"]["add"]["methods"]
+        assert config["calibration"]["n_calib"] == 7 and "gguf" not in config["study"]
+
     def test_anothers_file_is_left_alone(self, here: Path) -> None:
         (here / "config.yaml").write_text("study: {}\n")
         with pytest.raises(InputError, match=r"config\.yaml: is no file that make wrote"):

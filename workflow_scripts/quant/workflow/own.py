@@ -32,6 +32,8 @@ GGUFS = {  # the methods of FILE=gguf, smallest first
     "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
     "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
 }
+FOR_LIMITS = (WITHIN, EIGHT, *GGUFS)
+LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
@@ -203,7 +205,7 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
         study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends} | grid}
         study["study"]["add"] = {"methods": [WITHIN]}
-    elif model:
+    elif model or "models" in before.get("study", {}):
         study["methods"] = {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
         study["methods"] |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
         study["study"]["add"] = {"methods": list(study["methods"])}
@@ -223,6 +225,25 @@ def replaced(summary: Path, models: list[str]) -> str:
         f"{summary.parent}/report.html and the tables beside it were of {', '.join(there)} and become those of "
         f"{', '.join(models)}; checkpoints stay ({folders}). IN=FOLDER keeps a study apart"
     )
+
+
+def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) -> dict[str, Any]:
+    """An experiment with what is said anew. limited: limits are among it, and replace those before with their methods;
+    else those that there are stay."""
+    old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(study))
+    for each, goes in ((old, limited), (new, not limited and bool({*FOR_LIMITS} & {*old.get("methods", {})}))):
+        part = each.setdefault("study", {})
+        for holder, key in ((each, "methods"), (part.get("add", {}), "methods"), (part, "gguf")) if goes else ():
+            if key in holder:
+                names = [name for name in holder[key] if name not in FOR_LIMITS]
+                holder[key] = {name: holder[key][name] for name in names} if each is holder else names
+    both = {"methods": old.get("methods", {}) | new.get("methods", {}), "study": old["study"] | new["study"]}
+    parts = [each["study"].get("add", {}) for each in (old, new)]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        both["study"].setdefault("add", {})[name] = list(dict.fromkeys(parts[0].get(name, []) + parts[1].get(name, [])))
+    if not both["study"].get("gguf", True):
+        del both["study"]["gguf"]
+    return {key: value for key, value in (old | new | both).items() if value}
 
 
 def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
@@ -246,7 +267,7 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
         raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None
     study = study_of(given, built_in, before)
     if apart:
-        study = before | study | {"study": before.get("study", {}) | study.get("study", {})}
+        study = gone_on(before, study, any(given.get(key) for key in LIMITS))
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)
