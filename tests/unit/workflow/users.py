@@ -116,6 +116,8 @@ USERS: dict[str, set[str]] = {
     "recipe/grid_kernels": ROUNDERS,
     "recipe/key": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report", "check_best"},
     "recipe/keys": TABLES | {"plan", "describe", "report", "check_best", "check_study"},
+    "recipe/key": {"answer_questions", "build_library", "check_study", "describe", "plan", "plot", "quantize_library", "report", "summarize", "summarize_sensitivity"},
+    "recipe/keys": TABLES | {"plan", "describe", "report"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
