@@ -293,7 +293,14 @@ def of_gguf(checkpoint: Path, linears: dict[str, int], **methods: dict[str, Any]
 def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:
     """Of study.gguf: by the grid and the widths, the names, what llama.cpp has words for, and the tokenizer."""
     grid = {"group_size": 32, "symmetric": True}
-    wide = model_of(tmp_path / "wide", 64)
+    single = model_of(tmp_path / "single", 64)
+    (line,) = of_gguf(single, linears, a=grid)
+    assert "stored in float32, whose steps are no float16, which GGUF's Q4_0 stores; give the model in float16" in line
+
+    def halve(tensors: dict[str, Tensor]) -> None:
+        tensors |= {name: value.half() for name, value in tensors.items()}
+
+    wide = recast(single, tmp_path / "wide", halve)
     assert (
         of_gguf(wide, linears, a=grid, b={**grid, "budget": {"bits_per_weight": 5}, "candidates": [{"bits": 8}]}) == []
     )
@@ -313,6 +320,12 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
         "gguf": completed(wide, a={"group_size": 32})
     })  # fmt: skip
     assert "its weights would be stored dense, and GGUF stores codes: no zero points" in line
+    (line,) = of_gguf(wide, linears, a={"format": "q3_k"})
+    assert "q3_k has 256 inputs together" in line
+    of_k = model_of(tmp_path / "k", 256)
+    save_byte_tokenizer(of_k)
+    # whose steps are of few bits in every type
+    assert of_gguf(of_k, linears, a={"format": "q3_k"}) == []
 
 
 @pytest.mark.parametrize(

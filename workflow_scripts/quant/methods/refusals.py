@@ -208,7 +208,7 @@ def gguf_mistakes(
                 grids = {name: recipe.at(name).grid for name in shapes} | {end.name: end.grid for end in ends}
                 gguf.check(config, checkpoint, layout, grids)
         except InputError as error:
-            yield f"study.gguf: {method}: {str(error).partition('; export')[0]}; leave it out of study.gguf"
+            yield f"study.gguf: {method}: {re.split('[;:] export', str(error))[0]}; leave it out of study.gguf"
 
 
 def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[str]:
