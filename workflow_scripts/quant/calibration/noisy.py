@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Run
 from quant.calibration.material import Material
 from quant.calibration.statistics import activation_of, token_rows
-from quant.calibration.sums import kernels
+from quant.calibration.sums import sum_kernels
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -49,7 +49,7 @@ class NoisySums:
 
     def add_input(self, x: Tensor) -> None:
         self.count += self.draws * len(x)
-        if x.is_cuda and (fused := kernels()) is not None:
+        if x.is_cuda and (fused := sum_kernels()) is not None:
             self.sums += fused.noisy_sums(x, self.sigma, self.draws, self._noise.seed(), False)
             return
         for _ in range(self.draws):
@@ -61,7 +61,7 @@ class NoisySums:
         from transformers.activations import SiLUActivation
 
         self.count += self.draws * len(z)
-        if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
+        if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := sum_kernels()) is not None:
             self.sums += fused.noisy_sums(z, self.sigma, self.draws, self._noise.seed(), True)
             return
         for _ in range(self.draws):
