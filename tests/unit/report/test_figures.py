@@ -301,13 +301,15 @@ def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels:
         ([{"epochs": 4, "rate": 0.1}, {"epochs": 2, "rate": 0.1}], ["epochs 4", "epochs 2"]),
         ([None, {"bits": 8, "needed": True}], ["none", "{bits: 8, needed: true}"]),
         ([None, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}], ["none", "a 1, b x", "a 2, b y"]),
+        (["nearest", "gptq", "gptq2"], ["nearest", "gptq", "gptq2"]),
     ],
 )
 def test_a_sweep_over_objects(values: list[Any], labels: list[str]) -> None:
     """What they do not share tells them apart, on the axis and in the legend."""
     names = [f"m{i}" for i in range(len(values))]
     rows = pd.DataFrame({"method": names, "delta_nll": 0.1, "delta_nll_low": 0.0, "delta_nll_high": 0.2})
-    rows["recipe"] = [json.dumps({"tune": value}) for value in values]
+    idle = [None, *[64] * (len(values) - 1)]  # as n_calib is where nothing reads it
+    rows["recipe"] = [json.dumps({"n_calib": n, "tune": value}) for n, value in zip(idle, values, strict=True)]
     ax = study.sweep(rows, names).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == labels and ax.get_xlabel() == "tune"
     rows["recipe"] = [json.dumps({"bits": 4 - (i > 0), "tune": value}) for i, value in enumerate(values)]
