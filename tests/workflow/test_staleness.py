@@ -80,7 +80,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "calibration seq_len": ({"calibration": {"seq_len": 24}}, CALIBRATION | {"check_study"}),
     "calibration shuffle": ({"calibration": {"shuffle": True}}, CALIBRATION),
     "n_calib": ({"calibration": {"n_calib": 8}}, CALIBRATION),
-    "moments' budget": ({"moments": {"budget_gb": 1}}, {"check_study", "collect_statistics"}),
+    "moments' budget": ({"moments": {"budget_gb": 1}}, {"check_study"}),  # of no experts
     "moments' type": ({"moments": {"store": "bfloat16"}}, {"check_study", "collect_statistics"}),
     # each result names the seed that made it
     "seed": ({"calibration": {"seed": 7}}, {*CALIBRATION, *each("quantize", PARTED)}),
