@@ -408,4 +408,5 @@ USERS: dict[str, set[str]] = {
         "quantize_with_model",
     },
     "workflow/moments": set(),
+    "workflow/stamps": set(),
 }
