@@ -96,6 +96,9 @@ DEMANDED_MODULES = tuple(
 )
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
+CALIBRATION_FILES = [
+    file for text in shared_text.calibration_texts(CONFIG["calibration"]) for file in text.get("files", [])
+]
 # what the token ids of a calibration set are made by
 CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k != "allow_overlap"}
 # second moments are kept, or go once the study's jobs that read them have run

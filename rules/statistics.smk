@@ -26,7 +26,7 @@ rule collect_shard:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        keeping=KEEPING,
+        keeping=lambda w: moments.settled(KEEPING, w.model),
         code=code("collect_shard.py"),
     script:
         "../workflow_scripts/collect_shard.py"
@@ -60,7 +60,7 @@ rule collect_statistics:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        keeping=KEEPING,
+        keeping=lambda w: moments.settled(KEEPING, w.model),
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"
