@@ -81,6 +81,8 @@ GPU_IF_WHOLE = lambda wildcards: 0 if SHARDS > 1 else GPU(wildcards)
 # memory, time and disk of each job, by its rule and the size of its model: asked once more when its inputs are there, and
 # on a retry twice, then three times as much
 NEEDS = needs.resources(CONFIG, lambda: bool(GPU(None)))
+# priority of jobs that nothing waits for but the report: less than 1
+LONGEST_FIRST = needs.longest_first(CONFIG, lambda: bool(GPU(None)))
 
 CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
 DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})
