@@ -15,7 +15,7 @@ from quant.errors import InputError
 from quant.files.tensorfile import opened
 from quant.methods.dense import best_mistakes
 from quant.methods.packing import why_dense
-from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes
+from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, moment_of_embedding_mistakes
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.records.model import Embeddings, Linears
@@ -36,6 +36,7 @@ NOTHING: dict[str, Any] = {
     "gguf": {},
     "library": {},
     "embeddings": {},
+    "embedding_moments": [],
     "types": {},
     "budgets": {},
     "limits": {},
@@ -237,8 +238,14 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
     fixed = {"a": {"bits": 4, "group_size": 32, "format": "iq4_nl"}}
     (line,) = found(tiny_checkpoint, linears, embeddings=fixed)
     assert line.endswith("take format: int")
+    assert found(tiny_checkpoint, linears, embedding_moments=["c"]) == []
     with opened(tiny_checkpoint / "model.safetensors") as file:
         layout = file.layout()
+        config = json.loads((tiny_checkpoint / "config.json").read_text()) | {"hidden_size": 64}
+        (line,) = moment_of_embedding_mistakes(["c", "d"], config, layout, EMBEDDINGS)
+        assert line.startswith(
+            "methods c, d: embeddings: the rows of model.embed_tokens have 48 channels and the first"
+        )
         unread: Embeddings = {**EMBEDDINGS, "unread": "its head is a Conv1D, not a Linear"}
         words = list(embedding_mistakes(entries, layout, unread))
         assert len(words) == 2 and "its head is a Conv1D" in words[0]
