@@ -10,8 +10,6 @@ import torch
 
 from quant.checkpoints import packed
 from quant.checkpoints.embeddings import spared_bits, why_not
-from quant.checkpoints.embeddings import wanted as wanted_ends
-from quant.checkpoints.formats import gguf
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -19,6 +17,7 @@ from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
 from quant.methods.dense import candidates_of, shapes_of
+from quant.methods.exporting import why_no_export
 from quant.methods.library import check_model
 from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
@@ -211,26 +210,12 @@ def type_mistakes(types: dict[str, list[str]], linears: Iterable[str]) -> Iterat
 
 
 def gguf_mistakes(
-    entries: dict[str, dict[str, Any]],
-    checkpoint: Path,
-    config: dict[str, Any],
-    record: Linears,
-    layout: tensorfile.Layout,
+    entries: dict[str, dict[str, Any]], checkpoint: Path, record: Linears, layout: tensorfile.Layout
 ) -> Iterator[str]:
     """Methods of study.gguf of which there is no such file; layout: of the unquantised checkpoint."""
-    shapes = shapes_of(record["linears"], layout)
     for method, entry in entries.items():
-        recipes = [Recipe.of(entry)] if entry["budget"] is None else [one for one in candidates_of(entry) if one]
-        try:
-            for recipe in recipes:
-                if reason := why_dense(recipe, shapes, record["unpacked"]):
-                    raise InputError(f"its weights would be stored dense, and GGUF stores codes: {reason}")
-                own = entry["embeddings"] and entry["embeddings"] | {"needed": False}  # others have said why not
-                ends = wanted_ends(own, record["embeddings"], layout)
-                grids = {name: recipe.at(name).grid for name in shapes} | {end.name: end.grid for end in ends}
-                gguf.check(config, checkpoint, layout, grids)
-        except InputError as error:
-            yield f"study.gguf: {method}: {re.split('[;:] export', str(error))[0]}; leave it out of study.gguf"
+        if reason := why_no_export("gguf", entry, checkpoint, record, layout):
+            yield f"study.gguf: {method}: {reason}; leave it out of study.gguf"
 
 
 def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[str]:
@@ -272,5 +257,5 @@ def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[
         found += type_mistakes(wanted["types"], linears)
         found += embedding_mistakes(wanted["embeddings"], known[1], record["embeddings"])
         found += moment_of_embedding_mistakes(wanted["embedding_moments"], config, known[1], record["embeddings"])
-        found += gguf_mistakes(wanted["gguf"], checkpoint, config, *known)
+        found += gguf_mistakes(wanted["gguf"], checkpoint, *known)
     return found
