@@ -51,13 +51,6 @@ def test_mistakes_found_before_any_job(project: Path, sections: dict[str, Any], 
     assert expected in seen and "Error in rule" not in seen
 
 
-def test_a_budget_whose_candidates_nobody_measures(project: Path) -> None:
-    """Before they are quantised and measured."""
-    config = overlay(project, "budget.yaml", methods={"mine": {"budget": {"bits_per_weight": 5}, "clip": True}})
-    seen = terminal(tiny.snakemake(project, "results/tiny/mine/quantize.json", config=config))
-    assert "name mine in study.methods" in seen and "Error in rule" not in seen
-
-
 # --- several mistakes in one run
 
 
