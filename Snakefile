@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.data import task_yaml
 from quant.recipe import choices, keys, libraries
-from quant.workflow import configuration, defaults, demands, gpus, moments, needs, outcome, paths, room, shared_text
-from quant.workflow import stamps, tracking, values, weights
+from quant.workflow import budgets, configuration, defaults, demands, gpus, moments, needs, outcome, paths, room
+from quant.workflow import shared_text, stamps, tracking, values, weights
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]
@@ -67,6 +67,9 @@ rule all:
 
 
 onstart:
+    for job in workflow.dag.needrun_jobs():
+        if END_LOSS is None and job.rule.name in ("choose_widths", "quantize_budget"):
+            raise WorkflowError(budgets.unmeasured(job.wildcards.method))
     if lacking := room.lacking(
         room.waiting(workflow.dag.needrun_jobs()), CONFIG, room.here(Path("results"), on_cluster()), bool(GPU(None))
     ):

@@ -157,6 +157,7 @@ rule check_texts:
     params:
         allow_overlap=CONFIG["calibration"]["allow_overlap"],
         tuned=TUNED,
+        words={key: WORDS[key] for key in ("task", "prompts")},
         code=code("check_texts.py"),
     script:
         "../workflow_scripts/check_texts.py"

@@ -79,10 +79,38 @@ rule pick:
         "../workflow_scripts/pick.py"
 
 
+# first of all that wait for the model, where an export is asked for
+rule check_export:
+    """A refusal of an export that cannot hold what a method makes of this model."""
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+    output:
+        "results/{model}/{method}/export/{format}.checked.json",
+    log:
+        "results/logs/check_export/{model}/{method}/{format}.log",
+    benchmark:
+        "results/benchmarks/check_export/{model}/{method}/{format}.tsv"
+    wildcard_constraints:
+        format="awq|gguf",
+    priority: 10
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        **NEEDS,
+    params:
+        recipe=lambda w: METHODS[w.method],
+        code=code("check_export.py"),
+    script:
+        "../workflow_scripts/check_export.py"
+
+
 # results/{model}/{method}/export/dense/export.json, and awq in its place
 rule export:
     """A method's checkpoint as dense weights or in AutoAWQ's layout."""
     input:
+        checked=lambda w: f"results/{w.model}/{w.method}/export/awq.checked.json" if w.format == "awq" else [],
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,
@@ -111,6 +139,8 @@ rule export:
 rule export_gguf:
     """A method's checkpoint as a GGUF file."""
     input:
+        # those of study.gguf are in what check_study looks at
+        checked=lambda w: [] if w.method in STUDY["gguf"] else f"results/{w.model}/{w.method}/export/gguf.checked.json",
         weights=rules.quantize.output.weights,
         config=rules.quantize.output.config,
         record=rules.quantize.output.record,

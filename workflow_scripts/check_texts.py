@@ -33,8 +33,10 @@ with job(snakemake.log[0]):
     for name, share in shares.items():
         print(f"{name}: {share:.2%} of it has been seen in calibration")
     check_overlap(shares, snakemake.params.allow_overlap)
-    for task in asked:  # an item that the model cannot hold
-        task_items.requests_of(task, Path(snakemake.input.config).parent)
+    for task in asked:  # an item that the model cannot hold, or not write on
+        requests = task_items.requests_of(task, Path(snakemake.input.config).parent)
+        if task.name == snakemake.params.words["task"]:
+            task_items.prompts_of(task, requests, snakemake.params.words["prompts"])
     facts = {kind: {name: counted(found.sequences) for name, found in sets.items()} for kind, sets in read.items()}
     facts["tasks"] = {task.name: {"items": len(task.items)} for task in asked}
     for name, share in shares.items():

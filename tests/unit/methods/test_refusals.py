@@ -14,8 +14,9 @@ from quant.checkpoints.embeddings import wanted as wanted_ends
 from quant.errors import InputError
 from quant.files.tensorfile import opened
 from quant.methods.dense import best_mistakes
+from quant.methods.exporting import why_no_export
 from quant.methods.packing import why_dense
-from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes
+from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, moment_of_embedding_mistakes
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.records.model import Embeddings, Linears
@@ -36,6 +37,7 @@ NOTHING: dict[str, Any] = {
     "gguf": {},
     "library": {},
     "embeddings": {},
+    "embedding_moments": [],
     "types": {},
     "budgets": {},
     "limits": {},
@@ -237,8 +239,14 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
     fixed = {"a": {"bits": 4, "group_size": 32, "format": "iq4_nl"}}
     (line,) = found(tiny_checkpoint, linears, embeddings=fixed)
     assert line.endswith("take format: int")
+    assert found(tiny_checkpoint, linears, embedding_moments=["c"]) == []
     with opened(tiny_checkpoint / "model.safetensors") as file:
         layout = file.layout()
+        config = json.loads((tiny_checkpoint / "config.json").read_text()) | {"hidden_size": 64}
+        (line,) = moment_of_embedding_mistakes(["c", "d"], config, layout, EMBEDDINGS)
+        assert line.startswith(
+            "methods c, d: embeddings: the rows of model.embed_tokens have 48 channels and the first"
+        )
         unread: Embeddings = {**EMBEDDINGS, "unread": "its head is a Conv1D, not a Linear"}
         words = list(embedding_mistakes(entries, layout, unread))
         assert len(words) == 2 and "its head is a Conv1D" in words[0]
@@ -286,6 +294,10 @@ def model_of(folder: Path, width: int) -> Path:
     return folder
 
 
+def halve(tensors: dict[str, Tensor]) -> None:
+    tensors |= {name: value.half() for name, value in tensors.items()}
+
+
 def of_gguf(checkpoint: Path, linears: dict[str, int], **methods: dict[str, Any]) -> list[str]:
     return found(checkpoint, linears, gguf=completed(checkpoint, **methods))
 
@@ -296,10 +308,6 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     single = model_of(tmp_path / "single", 64)
     (line,) = of_gguf(single, linears, a=grid)
     assert "stored in float32, whose steps are no float16, which GGUF's Q4_0 stores; give the model in float16" in line
-
-    def halve(tensors: dict[str, Tensor]) -> None:
-        tensors |= {name: value.half() for name, value in tensors.items()}
-
     wide = recast(single, tmp_path / "wide", halve)
     assert (
         of_gguf(wide, linears, a=grid, b={**grid, "budget": {"bits_per_weight": 5}, "candidates": [{"bits": 8}]}) == []
@@ -326,6 +334,38 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     save_byte_tokenizer(of_k)
     # whose steps are of few bits in every type
     assert of_gguf(of_k, linears, a={"format": "q3_k"}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "expected"),
+    [
+        ("awq", {}, None),
+        ("awq", {"bits": 8}, "down_proj has 8 bits, and AutoAWQ's layout holds 4"),
+        ("awq", {"group_size": 16}, "has groups of 16 inputs, which AutoAWQ's 32 does not divide"),
+        ("awq", {"format": "int8"}, "is in int8, and AutoAWQ's layout holds words of codes"),
+        ("awq", {"salience": "l1"}, "stored dense, and AutoAWQ's layout stores codes: scope: linear"),
+        (
+            "awq",
+            {"embeddings": {"bits": 8}},
+            "model.embed_tokens is quantised, which AutoAWQ's layout leaves in 16 bit",
+        ),
+        ("gguf", {}, None),
+        ("gguf", {"format": "int8"}, "GGUF has no blocks for"),
+        ("dense", {"salience": "l1"}, None),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(
+    tmp_path: Path, linears: dict[str, int], kind: str, method: dict[str, Any], expected: str | None
+) -> None:
+    """Before the method is quantised for it."""
+    wide = recast(model_of(tmp_path / "single", 64), tmp_path / "wide", halve)
+    size = {} if "format" in method else {"group_size": 32}
+    (entry,) = completed(wide, a=size | method).values()
+    with opened(wide / "model.safetensors") as file:
+        found = why_no_export(kind, entry, wide, record_of(linears), file.layout())
+        library = why_no_export(kind, {"algorithm": "autoawq"}, wide, record_of(linears), file.layout())
+    assert found is None if expected is None else expected in str(found)
+    assert "; export" not in str(found) and (library is None) == (kind == "dense")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_types(argument: str, path: str, expected: Any) -> None:
     ("argument", "message"),
     [
         ("calibration={n_calib: many}", "calibration.n_calib: 'many' is not of type integer"),
-        ("calibration={n_calib: 0}", "calibration.n_calib"),
+        ("calibration={n_calib: 0}", "calibration.n_calib: 0 "),
+        ("methods={m: {tune: {epochs: 4000}}}", r"methods\.m\.tune\.epochs: 4000 "),
+        ("choose={max_size_mb: -1}", "choose.max_size_mb: -1 "),
         ("calibration={n_kalib: 8}", "did you mean n_calib"),
         ("choose={max_size_mb: '[1, 2]'}", "choose.max_size_mb"),
         ("calibration=8", "calibration: 8 is not of type object"),

@@ -29,7 +29,7 @@ TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 ANSWERS = {"evaluate_task", "write_words"}
 CODES = (
-    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_best", "check_study", "quantize_budget"}
+    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_best", "check_export", "check_study", "quantize_budget"}
 )  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
@@ -66,7 +66,7 @@ USERS: dict[str, set[str]] = {
     "models/architectures": RECIPES
     | FROM_FILES
     | ANALYSES
-    | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps"},
+    | {"check_study", "collect_jacobian", "export", "measure_sensitivity", "measure_swaps", "check_export"},
     "files/artifacts": OURS,
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES | {"export", "measure_swaps"},
@@ -105,8 +105,8 @@ USERS: dict[str, set[str]] = {
     "report/figures/study": {"plot"},
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": ROUNDERS,
-    "checkpoints/gemm": {"check_study", "export", "quantize_library"},
-    "checkpoints/gguf_file": {"export", "check_study"},
+    "checkpoints/gemm": {"check_study", "export", "quantize_library", "check_export"},
+    "checkpoints/gguf_file": {"export", "check_study", "check_export"},
     # a checkpoint is read by its grid
     "recipe/grids": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "calibration/end_loss": {"collect_end_loss"},
@@ -114,7 +114,9 @@ USERS: dict[str, set[str]] = {
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": ROUNDERS,
-    "recipe/key": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report", "check_best", "plot"},
+    "recipe/key": LIBRARIAN
+    | TABLES
+    | {"build_library", "describe", "plan", "report", "check_best", "plot", "check_export"},
     "recipe/keys": TABLES | {"plan", "describe", "report", "check_best", "check_study"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
@@ -124,7 +126,7 @@ USERS: dict[str, set[str]] = {
     | MEASURED
     | {"answer_questions", "check_mse", "choose_widths", "plot", "quantize_budget", "report"},
     "models/linears": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
-    "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
+    "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study", "check_export"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
@@ -159,14 +161,14 @@ USERS: dict[str, set[str]] = {
     "comparison/questions": {"answer_questions"},
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
-    "recipe/recipe": RECIPES | {"check_study", "quantize_budget", "check_best"},
+    "recipe/recipe": RECIPES | {"check_study", "quantize_budget", "check_best", "check_export"},
     "models/record": PASSES
     | ROUNDERS
     | MEASURES
     | ANALYSES
     | TEXTS
     | ANSWERS
-    | {"choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget", "check_best"},
+    | {"choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget", "check_best", "check_export"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -188,22 +190,27 @@ USERS: dict[str, set[str]] = {
     | {"choose_widths", "measure_error", "measure_heldout", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
-    "checkpoints/sizes": EVALUATIONS | {"export", "check_study"},
-    "models/gguf_pretokenizers": TEXTS | TOKENIZERS | {"check_study"},
-    "files/spool": TEXTS | ANSWERS | {"collect_end_loss", "convert", "export", "make_task", "plan", "check_study"},
+    "checkpoints/sizes": EVALUATIONS | {"export", "check_study", "check_export"},
+    "models/gguf_pretokenizers": TEXTS | TOKENIZERS | {"check_study", "check_export"},
+    "files/spool": TEXTS
+    | ANSWERS
+    | {"collect_end_loss", "convert", "export", "make_task", "plan", "check_study", "check_export"},
     "evaluation/trial": {"export"},
-    "models/gguf_tokenizer": TEXTS | TOKENIZERS | {"check_study"},
-    "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study"},
-    "models/tokenizers": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study"},
+    "models/gguf_tokenizer": TEXTS | TOKENIZERS | {"check_study", "check_export"},
+    "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study", "check_export"},
+    "models/tokenizers": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study", "check_export"},
     "models/rotary": PASSES | MEASURES | ANSWERS | {"export", "measure_swaps"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
-    "models/gguf_hyperparameters": TEXTS | TOKENIZERS | {"check_study"},
-    "models/sources": TEXTS | TOKENIZERS | {"check_study"},
+    "models/gguf_hyperparameters": TEXTS | TOKENIZERS | {"check_study", "check_export"},
+    "models/sources": TEXTS | TOKENIZERS | {"check_study", "check_export"},
     "calibration/statistics": PASSES,
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": MEASURES | ANSWERS | MEASURED | {"choose_widths", "export", "quantize_budget", "check_study"},
+    "checkpoints/stored": MEASURES
+    | ANSWERS
+    | MEASURED
+    | {"choose_widths", "export", "quantize_budget", "check_study", "check_export"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -261,18 +268,18 @@ USERS: dict[str, set[str]] = {
     "methods/shared": RECIPES | {"check_study"},
     "methods/block_shards": {"quantize", "quantize_shard"},
     "methods/job": {"quantize", "quantize_shard", "quantize_with_model"},
-    "methods/packing": RECIPES | {"check_study", "quantize_budget", "check_best"},
-    "checkpoints/gguf_sentencepiece": {"export", "check_study"},
-    "checkpoints/gguf_metadata": {"export", "check_study"},
+    "methods/packing": RECIPES | {"check_study", "quantize_budget", "check_best", "check_export"},
+    "checkpoints/gguf_sentencepiece": {"export", "check_study", "check_export"},
+    "checkpoints/gguf_metadata": {"export", "check_study", "check_export"},
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
     "files/pieces": TENSORS | {"choose_widths", "measure_swaps"},
-    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study", "check_export"},
     "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
     "records/evaluation": MEASURES
     | ANSWERS
-    | {"export", "measure_swaps", "plot", "report", "summarize", "check_study"},
+    | {"export", "measure_swaps", "plot", "report", "summarize", "check_study", "check_export"},
     "records/method": CODES | MEASURED | {"choose_widths", "describe", "pick", "plot", "report", "summarize"},
     "records/model": PASSES
     | ROUNDERS
@@ -280,7 +287,16 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | TEXTS
     | ANSWERS
-    | {"choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget", "check_best"},
+    | {
+        "choose_widths",
+        "convert",
+        "export",
+        "measure_error",
+        "measure_swaps",
+        "quantize_budget",
+        "check_best",
+        "check_export",
+    },
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -306,7 +322,7 @@ USERS: dict[str, set[str]] = {
     "methods/budgets/mixed": {"quantize_budget"},
     "recipe/widths": TABLES
     | RECIPES
-    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report", "check_best"},
+    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report", "check_best", "check_export"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
     "checkpoints/gptq_layout": {"check_study", "quantize_library"},
@@ -316,15 +332,17 @@ USERS: dict[str, set[str]] = {
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
     "methods/library_shapes": {"check_study", "quantize_library"},
-    "recipe/libraries": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report", "check_best"},
+    "recipe/libraries": LIBRARIAN
+    | TABLES
+    | {"build_library", "describe", "plan", "report", "check_best", "check_export"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
     "checkpoints/export": {"export"},
-    "checkpoints/fitting": {"export", "check_study"},
-    "checkpoints/formats/awq": {"export"},
+    "checkpoints/fitting": {"export", "check_study", "check_export"},
+    "checkpoints/formats/awq": {"export", "check_export", "check_study"},
     "checkpoints/formats/dense": {"export"},
-    "checkpoints/formats/gguf": {"export", "check_study"},
+    "checkpoints/formats/gguf": {"export", "check_study", "check_export"},
     "workflow/estimate": {"plan"},
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
@@ -338,7 +356,7 @@ USERS: dict[str, set[str]] = {
     "evaluation/by_block": MEASURES | {"export", "measure_swaps"},
     "models/peek": {"plan"},
     "workflow/plan": {"plan"},
-    "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget"},
+    "files/shards": QUANTIZERS | {"check_study", "convert", "export", "quantize_budget", "check_export"},
     "files/weight_names": CODES | {"choose_widths", "convert", "measure_swaps"},
     "workflow/weights": set(),
     "checkpoints/byte_codes": CODES | {"choose_widths", "measure_swaps"},
@@ -351,12 +369,12 @@ USERS: dict[str, set[str]] = {
     "recipe/rounding_kernels": ROUNDERS,
     "recipe/triangles": {"quantize", "quantize_shard", "quantize_with_model"},
     "calibration/embedding_moments": RECIPES | {"choose_widths", "collect_end_loss", "quantize_budget"},
-    "checkpoints/embeddings": RECIPES | {"check_study", "choose_widths", "quantize_budget"},
+    "checkpoints/embeddings": RECIPES | {"check_study", "choose_widths", "quantize_budget", "check_export"},
     "checkpoints/embedding_codes": RECIPES
     | MEASURES
     | ANSWERS
     | MEASURED
-    | {"check_study", "choose_widths", "export", "quantize_budget"},
+    | {"check_study", "choose_widths", "export", "quantize_budget", "check_export"},
     "methods/embeddings": {"quantize", "quantize_shard", "quantize_with_model"},
     "comparison/place_answers": {"answer_questions"},
     "comparison/profiles": {"answer_questions", "summarize"},
@@ -382,7 +400,7 @@ USERS: dict[str, set[str]] = {
     | MEASURES
     | TEXTS
     | ANSWERS
-    | {"convert", "export", "make_task", "measure_swaps", "check_study"},
+    | {"convert", "export", "make_task", "measure_swaps", "check_study", "check_export"},
     "workflow/codes": set(),
     "methods/kl_kernels": {"quantize_with_model"},
     "methods/kl_loss": {"quantize_with_model"},
@@ -395,7 +413,7 @@ USERS: dict[str, set[str]] = {
     "methods/form": RECIPES | {"quantize_budget"},
     "data/held_out": {"check_texts"},
     "files/stage": {"quantize_with_model"},
-    "methods/dense": {"check_best", "check_study"},
+    "methods/dense": {"check_best", "check_study", "check_export"},
     "data/file_size": TEXTS | ANSWERS | {"make_task"},
     "recipe/checks": RECIPES,
     "calibration/moment_sizes": {
@@ -409,4 +427,5 @@ USERS: dict[str, set[str]] = {
     },
     "workflow/moments": set(),
     "workflow/stamps": set(),
+    "methods/exporting": {"check_export", "check_study"},
 }

@@ -1,5 +1,7 @@
 """What formats ask of a checkpoint: its widths, the size of its groups, steps that float16 holds."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from quant.checkpoints import stored
 from quant.errors import InputError
 from quant.recipe import grids
-from quant.recipe.grids import Codes
+from quant.recipe.grids import Codes, Grid
 
 
 def regrouped(linear: Codes, size: int) -> Codes:
@@ -26,16 +28,20 @@ def needs(held: stored.Stored, bits: tuple[int, ...], what: str) -> None:
         raise InputError(
             f"{held.file.path}: {reason}, and {what} stores codes; export a method whose storage is packed"
         )
-    for name, grid in sorted(held.packed.items()):
+    check_widths(held.packed, bits, what, held.file.path)
+
+
+def check_widths(grids: Mapping[str, Grid], bits: tuple[int, ...], what: str, where: Path) -> None:
+    """Refuses linears that are not on grids of these widths."""
+    for name, grid in sorted(grids.items()):
         if not grid.in_words:
             raise InputError(
-                f"{held.file.path}: {name} is in {grid.format}, and {what} holds words of codes; export dense, or "
-                "another method"
+                f"{where}: {name} is in {grid.format}, and {what} holds words of codes; export dense, or another method"
             )
         if grid.bits not in bits:
             raise InputError(
-                f"{held.file.path}: {name} has {grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; "
-                "export another method"
+                f"{where}: {name} has {grid.bits} bits, and {what} holds {' or '.join(map(str, bits))}; export another "
+                "method"
             )
 
 
@@ -43,13 +49,19 @@ def fitting_size(held: stored.Stored, sizes: tuple[int, ...], what: str) -> int:
     """The largest of the sizes that divides every group, by which a linear's groups can be cut."""
     widths = {name: held.shape(name)[1] for name in held.packed}
     widths |= {name: held.file.layout()[f"{name}.weight"][1][1] for name in held.embedding}
-    grids_of = held.packed | held.embedding
-    found = {name: n_in if (own := grids_of[name].group_size) == -1 else own for name, n_in in widths.items()}
+    return dividing(held.packed | held.embedding, widths, sizes, what, held.file.path)
+
+
+def dividing(
+    grids: Mapping[str, Grid], widths: Mapping[str, int], sizes: tuple[int, ...], what: str, where: Path
+) -> int:
+    """The largest of the sizes that divides every group of linears with so many inputs."""
+    found = {name: n_in if (own := grids[name].group_size) == -1 else own for name, n_in in widths.items()}
     for size in sizes:
         if all(group % size == 0 for group in found.values()):
             return size
     name = next(name for name, group in found.items() if group % sizes[-1])
-    raise undivided(f"{held.file.path}: {name}", found[name], widths[name], sizes[-1], what)
+    raise undivided(f"{where}: {name}", found[name], widths[name], sizes[-1], what)
 
 
 def undivided(linear: str, group: int, n_in: int, size: int, what: str) -> InputError:

@@ -15,6 +15,7 @@ from quant.models import tokenizers
 
 # which answer a model gives: the likeliest choice, the likeliest for its length in characters, or the greedy word
 SCORES = ("acc", "acc_norm", "greedy")
+LEAST = 8  # tokens of a context that is written on
 
 
 class Item(NamedTuple):
@@ -113,6 +114,19 @@ def requests_of(task: Task, checkpoint: Path) -> list[list[Request]]:
     text = config.get("text_config", config)
     tokenizer = tokenizers.load(checkpoint)
     return encoded(task, tokenizer, config.get("model_type", ""), text.get("max_position_embeddings"))
+
+
+def prompts_of(task: Task, requests: list[list[Request]], n: int) -> list[list[int]]:
+    """The contexts of a task's first n items, each cut on the left to the tokens of the shortest; refused where that is
+    too short to write on. requests: the items as token ids."""
+    contexts = [of_item[0].context for of_item in requests[:n]]
+    width = min(map(len, contexts))
+    if width < LEAST:
+        raise InputError(
+            f"words.task: {task.name}: a context has {width} tokens, too few to write on (at least {LEAST}); name "
+            "another task"
+        )
+    return [list(context[-width:]) for context in contexts]
 
 
 def moved(context: str, continuation: str) -> tuple[str, str]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from quant.data.task_items import load as load_task
-from quant.data.task_items import requests_of
-from quant.errors import InputError
+from quant.data.task_items import prompts_of, requests_of
 from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import mark, write_json
@@ -17,8 +16,6 @@ from quant.models import tokenizers
 from quant.models.compute import batch_tokens, device, dtype
 
 logger = logging.getLogger("quant")
-
-LEAST = 8  # tokens of a context that is written on
 
 
 @torch.inference_mode()
@@ -54,14 +51,7 @@ def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
     checkpoint, compute, task = asked.checkpoint, asked.compute, load_task(task_path)
     made = asked.made()
     first = task._replace(items=task.items[: words["prompts"]])
-    contexts = [requests[0].context for requests in requests_of(first, checkpoint)]
-    width = min(map(len, contexts))
-    if width < LEAST:
-        raise InputError(
-            f"words.task: {task.name}: a context has {width} tokens, too few to write on (at least {LEAST}); name "
-            "another task"
-        )
-    prompts = torch.tensor([context[-width:] for context in contexts])
+    prompts = torch.tensor(prompts_of(task, requests_of(first, checkpoint), words["prompts"]))
     where = device(compute["device"])
     with torch.inference_mode():
         model = load_model(asked.run, where, dtype(compute["dtype"], where, checkpoint))
@@ -83,7 +73,7 @@ def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
             **{key: asked.names[key] for key in ("model", "method")},
             "task": task.name,
             "tokens": words["tokens"],
-            "prompt_tokens": width,
+            "prompt_tokens": prompts.shape[1],
             "seconds": seconds,
             "checkpoint": mark(made),
             "texts": rows,

@@ -10,8 +10,6 @@ import torch
 
 from quant.checkpoints import packed
 from quant.checkpoints.embeddings import spared_bits, why_not
-from quant.checkpoints.embeddings import wanted as wanted_ends
-from quant.checkpoints.formats import gguf
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -19,6 +17,7 @@ from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
 from quant.methods.dense import candidates_of, shapes_of
+from quant.methods.exporting import why_no_export
 from quant.methods.library import check_model
 from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
@@ -119,18 +118,26 @@ def limit_mistakes(
 
 
 def least_bits(
-    recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tuple[int, ...], unpacked: Mapping[str, str]
-) -> int:
-    """What a linear takes at least, by the smallest of a budget's candidates."""
+    recipe: dict[str, Any],
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    unpacked: Mapping[str, str],
+    end: int,
+) -> tuple[int, int]:
+    """What a linear takes at least, by the smallest of a budget's candidates, and with the file's header, of a file of
+    that many bytes before it was packed."""
     found = []
     for one in candidates_of(recipe):
-        if one is None:
-            found.append(8 * dtype.itemsize * torch.Size(shape).numel())
-        elif why_dense(one, {name: shape}, unpacked) is None:
-            found.append(packed.bits_of(packed.layout_of(name, shape, dtype, one.grid)))
+        own: tensorfile.Layout = {f"{name}.weight": (dtype, shape)}
+        if one is not None and why_dense(one, {name: shape}, unpacked) is None:
+            own = packed.layout_of(name, shape, dtype, one.grid)
+            bits = packed.bits_of(own)
         else:
-            found.append(grids.storage_bits(shape[0], shape[1], one.grid))
-    return min(found)
+            bits = packed.bits_of(own) if one is None else grids.storage_bits(shape[0], shape[1], one.grid)
+        found.append((bits, bits + 8 * sum(tensorfile.entry_bytes(key, *own[key], end) for key in own)))
+    least, in_file = map(min, zip(*found, strict=True))
+    return least, in_file
 
 
 def budget_mistakes(budgets: dict[str, dict[str, Any]], record: Linears, layout: tensorfile.Layout) -> Iterator[str]:
@@ -138,13 +145,12 @@ def budget_mistakes(budgets: dict[str, dict[str, Any]], record: Linears, layout:
     linears, embeddings, unpacked = record["linears"], record["embeddings"], record["unpacked"]
     shapes = {name: layout[f"{name}.weight"] for name in linears}
     weights = sum(torch.Size(shape).numel() for _, shape in shapes.values())
-    rest = packed.bits_of({key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes})
+    others = {key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes}
+    rest, end = packed.bits_of(others) + 8 * tensorfile.header_bytes(others, {}), packed.bits_of(layout) // 8
     for method, recipe in budgets.items():
-        least, limits = (
-            sum(least_bits(recipe, name, *known, unpacked) for name, known in shapes.items()),
-            recipe["budget"],
-        )
-        size = (least + rest - spared_bits(recipe, embeddings, layout)) / 8e6
+        bits = [least_bits(recipe, name, *known, unpacked, end) for name, known in shapes.items()]
+        (least, in_file), limits = map(sum, zip(*bits, strict=True)), recipe["budget"]
+        size = (in_file + rest - spared_bits(recipe, embeddings, layout)) / 8e6
         said = {
             "bits_per_weight": (least / weights, f"{least / weights:.3f} bits per weight"),
             "size_mb": (size, f"{megabytes(size)} MB"),
@@ -176,6 +182,21 @@ def activation_mistakes(
             yield f"methods.{method}: {activations_refused(entry['activations'], reason)}"
 
 
+def moment_of_embedding_mistakes(
+    methods: list[str], config: dict[str, Any], layout: tensorfile.Layout, embeddings: Embeddings
+) -> Iterator[str]:
+    """Methods that round an embedding by what its errors cost, which is known where the first block reads its rows."""
+    shape, name = Shape.of(config), embeddings["embedding"]
+    if not methods or embeddings["unread"] or shape is None:
+        return
+    width = layout[f"{name}.weight"][1][1]
+    if width != shape.hidden:
+        yield (
+            f"methods {', '.join(methods)}: embeddings: the rows of {name} have {width} channels and the first block "
+            f"reads {shape.hidden}, so that what their errors cost is not known; leave embeddings out for this model"
+        )
+
+
 def type_mistakes(types: dict[str, list[str]], linears: Iterable[str]) -> Iterator[str]:
     """Patterns of `tensor_types` by method that are in no linear's name."""
     linears = list(linears)
@@ -189,26 +210,12 @@ def type_mistakes(types: dict[str, list[str]], linears: Iterable[str]) -> Iterat
 
 
 def gguf_mistakes(
-    entries: dict[str, dict[str, Any]],
-    checkpoint: Path,
-    config: dict[str, Any],
-    record: Linears,
-    layout: tensorfile.Layout,
+    entries: dict[str, dict[str, Any]], checkpoint: Path, record: Linears, layout: tensorfile.Layout
 ) -> Iterator[str]:
     """Methods of study.gguf of which there is no such file; layout: of the unquantised checkpoint."""
-    shapes = shapes_of(record["linears"], layout)
     for method, entry in entries.items():
-        recipes = [Recipe.of(entry)] if entry["budget"] is None else [one for one in candidates_of(entry) if one]
-        try:
-            for recipe in recipes:
-                if reason := why_dense(recipe, shapes, record["unpacked"]):
-                    raise InputError(f"its weights would be stored dense, and GGUF stores codes: {reason}")
-                own = entry["embeddings"] and entry["embeddings"] | {"needed": False}  # others have said why not
-                ends = wanted_ends(own, record["embeddings"], layout)
-                grids = {name: recipe.at(name).grid for name in shapes} | {end.name: end.grid for end in ends}
-                gguf.check(config, checkpoint, layout, grids)
-        except InputError as error:
-            yield f"study.gguf: {method}: {re.split('[;:] export', str(error))[0]}; leave it out of study.gguf"
+        if reason := why_no_export("gguf", entry, checkpoint, record, layout):
+            yield f"study.gguf: {method}: {reason}; leave it out of study.gguf"
 
 
 def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[str]:
@@ -249,5 +256,6 @@ def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[
         found += activation_mistakes(wanted["activations"], *known)
         found += type_mistakes(wanted["types"], linears)
         found += embedding_mistakes(wanted["embeddings"], known[1], record["embeddings"])
-        found += gguf_mistakes(wanted["gguf"], checkpoint, config, *known)
+        found += moment_of_embedding_mistakes(wanted["embedding_moments"], config, known[1], record["embeddings"])
+        found += gguf_mistakes(wanted["gguf"], checkpoint, *known)
     return found

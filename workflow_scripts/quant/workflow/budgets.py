@@ -69,6 +69,15 @@ def candidate(recipe: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
     return at_one_width(recipe | alone, each)
 
 
+def unmeasured(name: str) -> str:
+    """Why a budget's method cannot be made of a study none of whose methods reads the end loss: its candidates would be
+    quantised and measured first."""
+    return (
+        f"methods.{name}: a budget chooses by what the end loss predicts, which is measured where a method of the "
+        f"study reads it; name {name} in study.methods"
+    )
+
+
 def check_budget(name: str, entry: dict[str, Any], recipe: dict[str, Any], common: dict[str, Any]) -> None:
     """entry: a method's own values; recipe: the same completed; common: calibration's n_calib and seed."""
     where, listed = f"methods.{name}", recipe["candidates"]

@@ -37,6 +37,11 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
             if "algorithm" in recipe
         },
         "embeddings": {name: recipe["embeddings"] for name, recipe in own.items() if recipe["embeddings"]},
+        "embedding_moments": [
+            name
+            for name, recipe in own.items()
+            if recipe["embeddings"] and {"embedding_moments", "end_loss"} & keys.statistics_files(recipe).keys()
+        ],
         "types": {
             name: [each["linears"] for each in recipe["tensor_types"]]
             for name, recipe in own.items()

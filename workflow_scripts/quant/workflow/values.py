@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from quant.errors import InputError
 
+RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")  # YAML 1.1 wants 1.0e+2
 
 
@@ -41,7 +42,7 @@ def as_yaml(value: Any) -> Any:
 
 def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which what the command line gave is read as YAML wherever the schema takes no string, and then takes
-    it; the rest stays, for the schema to refuse."""
+    it, but for how large it is; the rest stays, for the schema to refuse."""
     copied = copy.deepcopy(dict(config))
     validator = Draft202012Validator(schema)
     for error in validator.iter_errors(copied) if given else ():
@@ -51,7 +52,8 @@ def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str,
             continue
         holder = at(copied, path[:-1])
         before, holder[path[-1]] = holder[path[-1]], read
-        if any(list(other.absolute_path)[: len(path)] == path for other in validator.iter_errors(copied)):
+        others = [each for each in validator.iter_errors(copied) if list(each.absolute_path)[: len(path)] == path]
+        if any(other.validator not in RANGES for other in others):
             holder[path[-1]] = before
     return copied
 

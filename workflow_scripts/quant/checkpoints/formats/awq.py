@@ -1,5 +1,6 @@
 """AutoAWQ's GEMM layout."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 
 from quant.checkpoints import gemm, stored
 from quant.checkpoints.fitting import (
+    check_widths,
     deviation,
+    dividing,
     fitting_size,
     half_steps,
     in_float16,
@@ -19,17 +22,36 @@ from quant.errors import InputError
 from quant.files import shards, tensorfile
 from quant.files.artifacts import write_plain_json
 from quant.recipe import grids
-from quant.recipe.grids import Codes
+from quant.recipe.grids import Codes, Grid
 
 SIZES = (128, 64, 32)  # groups that AutoAWQ's readers have products for, largest first
 
 
+def check(config: dict[str, Any], checkpoint: Path, dense: tensorfile.Layout, grids: Mapping[str, Grid]) -> None:
+    """Refuses what `awq` would, before a method's checkpoint is there, but for numbers that float16 does not hold.
+    checkpoint: the unquantised one, its config and its layout; grids: of linears."""
+    check_widths(grids, (4,), "AutoAWQ's layout", checkpoint)
+    dividing(grids, {name: dense[f"{name}.weight"][1][1] for name in grids}, SIZES, "AutoAWQ", checkpoint)
+    for name in grids:
+        dtype, (n_out, _) = dense[f"{name}.weight"]
+        check_outputs(name, n_out)
+        if dtype == torch.float32:
+            raise InputError(
+                f"{name} is stored in float32, whose steps are no float16, which AutoAWQ's layout stores; give the "
+                "model in float16 or bfloat16"
+            )
+
+
+def check_outputs(name: str, n_out: int) -> None:
+    if n_out % 8:
+        raise InputError(
+            f"{name}: its {n_out} outputs are no multiple of 8, which AutoAWQ's layout needs; export dense"
+        )
+
+
 def awq_linear(name: str, linear: Codes) -> gemm.Packed:
     """One linear in the GEMM layout; a symmetric grid is one with zero 8."""
-    if len(linear.codes) % 8:
-        raise InputError(
-            f"{name}: its {len(linear.codes)} outputs are no multiple of 8, which AutoAWQ's layout needs; export dense"
-        )
+    check_outputs(name, len(linear.codes))
     offset = 8 if linear.grid.symmetric else 0
     codes = grids.from_groups(linear.codes, linear.n_in) + offset
     return gemm.Packed(
@@ -47,14 +69,15 @@ def awq_layout(name: str, shape: list[int], size: int) -> tensorfile.Layout:
     return {f"{name}.{part}": each for part, each in zip(gemm.Packed._fields, packed, strict=True)}
 
 
+def embedding_left(name: str) -> str:
+    return f"{name} is quantised, which AutoAWQ's layout leaves in 16 bit"
+
+
 def awq(held: stored.Stored, config: dict[str, Any], target: Path) -> dict[str, Any]:
     """AutoAWQ's GEMM layout, everything else in float16, as its readers take it."""
     needs(held, (4,), "AutoAWQ's layout")
     if held.embedding:
-        raise InputError(
-            f"{held.file.path}: {next(iter(held.embedding))} is quantised, which AutoAWQ's layout leaves in 16 bit; "
-            "export dense or gguf"
-        )
+        raise InputError(f"{held.file.path}: {embedding_left(next(iter(held.embedding)))}; export dense or gguf")
     size = fitting_size(held, SIZES, "AutoAWQ")
     others = {
         key: (torch.float16 if dtype.is_floating_point else dtype, shape)
