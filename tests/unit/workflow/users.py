@@ -409,4 +409,5 @@ USERS: dict[str, set[str]] = {
     },
     "workflow/moments": set(),
     "workflow/stamps": set(),
+    "models/positions": ANSWERS | {"check_study", "check_texts", "make_task"},
 }

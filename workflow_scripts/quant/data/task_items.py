@@ -12,6 +12,7 @@ from quant.data.texts import Frame
 from quant.errors import InputError
 from quant.files.artifacts import digest, read_json, rebuild, versions, write_json
 from quant.models import tokenizers
+from quant.models.positions import positions_of
 
 # which answer a model gives: the likeliest choice, the likeliest for its length in characters, or the greedy word
 SCORES = ("acc", "acc_norm", "greedy")
@@ -110,9 +111,7 @@ def encoded(task: Task, tokenizer: Any, model_type: str, positions: int | None) 
 def requests_of(task: Task, checkpoint: Path) -> list[list[Request]]:
     """A task's items as token ids of a checkpoint's tokenizer; refused where the model cannot hold them."""
     config = read_json(checkpoint / "config.json")
-    text = config.get("text_config", config)
-    tokenizer = tokenizers.load(checkpoint)
-    return encoded(task, tokenizer, config.get("model_type", ""), text.get("max_position_embeddings"))
+    return encoded(task, tokenizers.load(checkpoint), config.get("model_type", ""), positions_of(config))
 
 
 def moved(context: str, continuation: str) -> tuple[str, str]:

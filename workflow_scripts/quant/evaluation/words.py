@@ -12,9 +12,10 @@ from quant.data.task_items import requests_of
 from quant.errors import InputError
 from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
-from quant.files.artifacts import mark, write_json
+from quant.files.artifacts import mark, read_json, write_json
 from quant.models import tokenizers
 from quant.models.compute import batch_tokens, device, dtype
+from quant.models.positions import positions_of
 
 logger = logging.getLogger("quant")
 
@@ -46,8 +47,8 @@ def cut(ids: list[int], ends: list[int]) -> list[int]:
 
 
 def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
-    """A checkpoint's continuations of the first contexts of a task, each cut on the left to the tokens of the shortest.
-    words: prompts (how many), tokens (of a continuation, at most).
+    """A checkpoint's continuations of the first contexts of a task, each cut on the left to the tokens of the shortest,
+    or to what leaves the model positions to write in. words: prompts (how many), tokens (of a continuation, at most).
 
     A row has its prompt and text, the ids, and `ends`: the characters of the text that its first tokens make.
     """
@@ -55,7 +56,14 @@ def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
     made = asked.made()
     first = task._replace(items=task.items[: words["prompts"]])
     contexts = [requests[0].context for requests in requests_of(first, checkpoint)]
-    width = min(map(len, contexts))
+    width, positions = min(map(len, contexts)), positions_of(read_json(checkpoint / "config.json"))
+    if positions is not None:  # the last token is written, and never read
+        if (room := positions + 1 - words["tokens"]) < LEAST:
+            raise InputError(
+                f"words.tokens: {words['tokens']}: the model was made for {positions} tokens, the context's among "
+                f"them; write {max(positions + 1 - LEAST, 1)} at most"
+            )
+        width = min(width, room)
     if width < LEAST:
         raise InputError(
             f"words.task: {task.name}: a context has {width} tokens, too few to write on (at least {LEAST}); name "
