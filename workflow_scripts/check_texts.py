@@ -1,10 +1,11 @@
 """How many sequences the texts gave, and how much of each data set and task has been seen in calibration."""
 
+from functools import reduce
 from pathlib import Path
 
 from quant.data import task_items, tokens
 from quant.data.held_out import check_held_out
-from quant.data.overlap import check_overlap, counted, fingerprints, seen_share
+from quant.data.overlap import Seen, check_overlap, counted, fingerprints, seen_share
 from quant.files.artifacts import versions, write_json
 from quant.models import tokenizers
 from quant.models.record import model_record
@@ -22,7 +23,7 @@ with job(snakemake.log[0]):
         kind: {name: tokenizer.batch_decode(found.sequences, skip_special_tokens=True) for name, found in sets.items()}
         for kind, sets in read.items()
     }
-    seen = set().union(*map(fingerprints, texts["calibrations"].values()))
+    seen = reduce(Seen.beside, map(fingerprints, texts["calibrations"].values()), fingerprints([]))
     asked = [task_items.load(path) for path in snakemake.input.tasks]
     texts["tasks"] = {task.name: [item.text for item in task.items] for task in asked}
     shares = {

@@ -24,6 +24,7 @@ def test_equal_marks_of_one_model_are_twins() -> None:
     [
         ({"bits": 4, "seed": 1}, {"bits": 4, "seed": 2}, "seed (1, 2) changes no weight"),
         ({"clip": True, "seed": 1}, {"seed": 2}, "clip (true, null) and seed (1, 2) change no weight"),
+        ({"tune": None, "n_calib": None}, {"tune": {}, "n_calib": 9}, "tune (null, {}) changes no weight"),
         ({"bits": 4}, {"bits": 4}, "their recipes are one"),
     ],
 )

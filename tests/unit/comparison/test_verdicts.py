@@ -12,6 +12,7 @@ from quant.comparison.summary import recipes_of
 from quant.comparison.verdicts import Difference
 from quant.report.study import Study
 from tests.unit.report.pages import BY_KL, DELTAS, PAIRS, RECIPE, RECIPES, check, layers, summary
+from tests.unit.workflow.configurations import loaded
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,17 @@ def test_a_pair_reads_the_same_both_ways_round():
 )
 def test_recipes_differ_only_in_keys_with_an_effect(change: dict, keys: set[str]):
     assert pairs.differing_keys(RECIPES["gw_awq"], {**RECIPES["gw_praq"], **change}) == keys
+
+
+def test_one_that_is_calibrated_on_nothing_differs_in_what_it_does() -> None:
+    """Not in n_calib and seed, which have no effect there; of two that are, in those too."""
+    methods = loaded({"plain": {}, "gptq": {"rounding": "gptq"}, "more": {"rounding": "gptq", "n_calib": 7}})["methods"]
+    assert methods["plain"]["n_calib"] is None
+    assert pairs.pairs_alike_but(methods, {"rounding": "gptq"}, {"rounding": "nearest"}) == [
+        ("gptq", "plain"),
+        ("more", "plain"),
+    ]
+    assert pairs.differing_keys(methods["gptq"], methods["more"]) == {"n_calib"}
 
 
 def test_pairs_are_alike_but_for_salience():

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from quant.data import overlap
 from quant.data.overlap import (
     LENGTH,
     check_overlap,
@@ -51,6 +52,18 @@ def test_a_short_line_is_a_passage_of_its_own() -> None:
     shuffled = random.Random(6).sample(lines, len(lines))
     assert seen_share(shuffled, fingerprints(lines)) == 1
     assert seen_share(["Yes.", "No."], fingerprints(["No.", "Yes."])) == 0, "too short to say anything"
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2**20])
+def test_runs_alike_have_one_hash_and_others_others(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However many are hashed at once, beyond the first 65,536 characters and with halves of some among them."""
+    monkeypatch.setattr(overlap, "AT_ONCE", at_once)
+    text = "".join(random.Random(11).choices("ab\U0001f600\ud83d", k=300)) * 2
+    runs = [text[i : i + LENGTH] for i in range(len(text) - LENGTH + 1)]
+    found = overlap.hashes(text).tolist()
+    assert len(found) == len(runs) and len(set(found)) == len(set(runs)) < len(runs)
+    assert all((a == b) == (found[0] == h) for a, b, h in zip(runs[:1] * len(runs), runs, found, strict=True))
+    assert overlap.hashes(text[: LENGTH - 1]).tolist() == [] == overlap.hashes("").tolist()
 
 
 def test_scripts_without_spaces() -> None:

@@ -57,3 +57,27 @@ def test_the_file_says_where_each_token_ends(tmp_path: Path) -> None:
     save(tmp_path / "t.json", task)
     with pytest.raises(InputError, match=r"^words\.task: t: a context has 2 tokens, too few"):
         run(asked, str(tmp_path / "t.json"), {"prompts": 7, "tokens": 6}, out)
+
+
+def test_texts_end_where_positions_do(tmp_path: Path) -> None:
+    """Of a model with a vector for each: contexts are cut to leave room, and what leaves none is refused."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    checkpoint, out = tmp_path / "checkpoint", str(tmp_path / "words.json")
+    GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=16, n_embd=8, n_layer=1, n_head=2)).save_pretrained(
+        checkpoint
+    )
+    tiny.save_tokenizer(checkpoint)
+    write_json(tmp_path / "convert.json", {"fingerprint": checkpoint_fingerprint(checkpoint)})
+    items = [Item([(" ".join(tiny.WORDS[i : i + 12]), " w1")], 0, [2]) for i in range(2)]
+    save(tmp_path / "t.json", Task("t", "acc", RULES["continuation"].words, items, {"spec": {}}))
+    names = {"model": "m", "method": "original"}
+    asked = Asked(str(checkpoint / "config.json"), str(tmp_path / "convert.json"), CPU, names)
+    for tokens, width in ((5, 12), (6, 11), (9, 8)):
+        run(asked, str(tmp_path / "t.json"), {"prompts": 2, "tokens": tokens}, out)
+        assert tiny.read(Path(out))["prompt_tokens"] == width
+    with pytest.raises(InputError, match=r"^words\.tokens: 10: the model was made for 16 tokens, .*; write 9 at most"):
+        run(asked, str(tmp_path / "t.json"), {"prompts": 2, "tokens": 10}, out)
+    save(tmp_path / "t.json", Task("t", "acc", "", [Item([(" ".join(tiny.WORDS[:17]), " w1")], 0, [2])], {"spec": {}}))
+    with pytest.raises(InputError, match="item 0: has 18 tokens, the model was made for 16"):
+        run(asked, str(tmp_path / "t.json"), {"prompts": 1, "tokens": 5}, out)

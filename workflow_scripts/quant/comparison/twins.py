@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from quant.recipe.keys import OF_CALIBRATION
+
 
 class Twins(NamedTuple):
     """Methods of one model with equal tensors, in the study's order."""
@@ -26,7 +28,8 @@ def said(found: Twins, recipes: Mapping[str, Mapping[str, Any]]) -> str:
     own = [recipes.get(method, {}) for method in found.methods]
     keys = dict.fromkeys(key for recipe in own for key in recipe)
     values = {key: list(dict.fromkeys(json.dumps(recipe.get(key)) for recipe in own)) for key in keys}
-    differing = [f"{key} ({', '.join(some)})" for key, some in values.items() if len(some) > 1]
+    idle = {key for key in OF_CALIBRATION if "null" in values.get(key, ())}  # of one that is calibrated on nothing
+    differing = [f"{key} ({', '.join(some)})" for key, some in values.items() if len(some) > 1 and key not in idle]
     changes = "changes" if len(differing) == 1 else "change"
     why = f"{' and '.join(differing)} {changes} no weight" if differing else "their recipes are one"
     *names, last = found.methods

@@ -5,13 +5,17 @@ matter; a sequence that is shorter is one passage. A boilerplate line is shorter
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from quant.errors import InputError
 
 LENGTH = 80
 LEAST = 20  # characters of a short sequence that counts as a passage
 SHARE = 0.01  # of the evaluated characters that may stand in passages of the calibration text
+FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+AT_ONCE = 2**20  # passages that are hashed at once
 SHORT = 8  # sequences; a text that gives fewer is said to be short
 
 
@@ -20,34 +24,62 @@ def letters(text: str) -> str:
     return "".join(text.split())
 
 
-def fingerprints(sequences: Iterable[str]) -> set[int]:
-    """Of every passage of the sequences, which follow one another in a text; and of every short sequence."""
-    parts = [letters(sequence) for sequence in sequences]
-    whole = "".join(parts)
-    runs = {hash(whole[i : i + LENGTH]) for i in range(len(whole) - LENGTH + 1)}
-    return runs | {hash(part) for part in parts if LEAST <= len(part) < LENGTH}
+class Seen(NamedTuple):
+    """passages: their hashes, ascending; short: sequences that are shorter than one."""
+
+    passages: np.ndarray
+    short: frozenset[str]
+
+    def beside(self, other: "Seen") -> "Seen":
+        """What either has seen."""
+        return Seen(np.sort(np.concatenate([self.passages, other.passages])), self.short | other.short)
 
 
-def seen_in(sequences: Iterable[str], seen: set[int]) -> list[bytearray]:
-    """Of each sequence, a byte for each of its letters: 1 in a passage whose fingerprint is among `seen`."""
-    parts = [letters(sequence) for sequence in sequences]
-    whole = "".join(parts)
-    marked = bytearray(len(whole))
-    for i in range(len(whole) - LENGTH + 1):
-        if hash(whole[i : i + LENGTH]) in seen:
-            marked[i : i + LENGTH] = b"\1" * LENGTH
-    found, start = [], 0
-    for part in parts:
-        short = LEAST <= len(part) < LENGTH and hash(part) in seen
-        found.append(bytearray(b"\1" * len(part)) if short else marked[start : start + len(part)])
-        start += len(part)
+def hashes(text: str) -> np.ndarray:
+    """Of each run of LENGTH characters, uint64: Σ c_k·FACTOR^k mod 2⁶⁴ (Karp and Rabin 1987), k within the run."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    found = np.empty(max(len(codes) - LENGTH + 1, 0), np.uint64)
+    powers, inverse = (
+        np.cumprod(np.full(AT_ONCE + LENGTH, number, np.uint64), dtype=np.uint64)
+        for number in (FACTOR, pow(FACTOR, -1, 2**64))
+    )
+    for first in range(0, len(found), AT_ONCE):
+        n = min(AT_ONCE, len(found) - first)
+        sums = np.zeros(n + LENGTH, np.uint64)
+        np.cumsum((codes[first : first + n + LENGTH - 1] + np.uint64(1)) * powers[: n + LENGTH - 1], out=sums[1:])
+        found[first : first + n] = (sums[LENGTH:] - sums[:n]) * inverse[:n]
     return found
 
 
-def seen_share(sequences: Iterable[str], seen: set[int]) -> float:
+def fingerprints(sequences: Iterable[str]) -> Seen:
+    """Of every passage of the sequences, which follow one another in a text; and of every short sequence."""
+    parts = [letters(sequence) for sequence in sequences]
+    return Seen(np.sort(hashes("".join(parts))), frozenset(part for part in parts if LEAST <= len(part) < LENGTH))
+
+
+def seen_in(sequences: Iterable[str], seen: Seen) -> list[np.ndarray]:
+    """Of each sequence, for each of its letters whether it stands in a passage that has been seen."""
+    parts = [letters(sequence) for sequence in sequences]
+    own, ends = hashes("".join(parts)), np.cumsum([len(part) for part in parts])
+    found = np.zeros(len(own), bool)
+    if len(seen.passages):
+        order = np.argsort(own)  # looked for in order, which spares a cache
+        at = np.searchsorted(seen.passages, own[order]).clip(max=len(seen.passages) - 1)
+        found[order] = seen.passages[at] == own[order]
+    begun = np.zeros(int(ends[-1]) + 1 if len(ends) else 1, np.int64)  # passages that begin before each letter
+    np.cumsum(found, out=begun[1 : len(found) + 1])
+    begun[len(found) + 1 :] = begun[len(found)]
+    within = begun[1:] > begun[np.maximum(np.arange(1, len(begun)) - LENGTH, 0)]
+    return [
+        np.ones(len(part), bool) if LEAST <= len(part) < LENGTH and part in seen.short else marks
+        for part, marks in zip(parts, np.split(within, ends[:-1]) if parts else [], strict=True)
+    ]
+
+
+def seen_share(sequences: Iterable[str], seen: Seen) -> float:
     """Share of the sequences' letters that stand in a passage whose fingerprint is among `seen`."""
     found = seen_in(sequences, seen)
-    return sum(map(sum, found)) / max(sum(map(len, found)), 1)
+    return sum(int(marks.sum()) for marks in found) / max(sum(map(len, found)), 1)
 
 
 def counted(sequences: Sequence[Any]) -> dict[str, int]:

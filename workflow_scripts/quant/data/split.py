@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from quant.data.overlap import LENGTH, fingerprints, seen_in
+from quant.data.overlap import LENGTH, Seen, fingerprints, seen_in
 from quant.errors import InputError
 
 PARTS = ("calibration", "heldout")
@@ -82,14 +82,14 @@ def passages(texts: list[str]) -> list[list[tuple[int, str]]]:
     return found
 
 
-def unseen(pieces: list[str], seen: set[int]) -> list[bool]:
+def unseen(pieces: list[str], seen: Seen) -> list[bool]:
     """Of each paragraph of a text, whether it stays where all go that make a passage among `seen`: each that has half
     of one, or lies within one."""
     stays = [True] * len(pieces)
     while True:  # what becomes neighbours may make such a passage
         left = [i for i, stay in enumerate(stays) if stay]
         marked = zip(left, seen_in([pieces[i] for i in left], seen), strict=True)
-        again = [i for i, found in marked if any(found) and sum(found) >= min(LENGTH // 2, len(found))]
+        again = [i for i, found in marked if found.any() and found.sum() >= min(LENGTH // 2, len(found))]
         if not again:
             return stays
         for i in again:

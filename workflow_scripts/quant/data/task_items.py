@@ -12,6 +12,7 @@ from quant.data.texts import Frame
 from quant.errors import InputError
 from quant.files.artifacts import digest, read_json, rebuild, versions, write_json
 from quant.models import tokenizers
+from quant.models.positions import positions_of
 
 # which answer a model gives: the likeliest choice, the likeliest for its length in characters, or the greedy word
 SCORES = ("acc", "acc_norm", "greedy")
@@ -111,14 +112,12 @@ def encoded(task: Task, tokenizer: Any, model_type: str, positions: int | None) 
 def requests_of(task: Task, checkpoint: Path) -> list[list[Request]]:
     """A task's items as token ids of a checkpoint's tokenizer; refused where the model cannot hold them."""
     config = read_json(checkpoint / "config.json")
-    text = config.get("text_config", config)
-    tokenizer = tokenizers.load(checkpoint)
-    return encoded(task, tokenizer, config.get("model_type", ""), text.get("max_position_embeddings"))
+    return encoded(task, tokenizers.load(checkpoint), config.get("model_type", ""), positions_of(config))
 
 
-def prompts_of(task: Task, requests: list[list[Request]], n: int) -> list[list[int]]:
+def prompts_of(task: Task, requests: list[list[Request]], n: int, room: int | None = None) -> list[list[int]]:
     """The contexts of a task's first n items, each cut on the left to the tokens of the shortest; refused where that is
-    too short to write on. requests: the items as token ids."""
+    too short to write on. requests: the items as token ids; room: tokens of a context at most."""
     contexts = [of_item[0].context for of_item in requests[:n]]
     width = min(map(len, contexts))
     if width < LEAST:
@@ -126,6 +125,7 @@ def prompts_of(task: Task, requests: list[list[Request]], n: int) -> list[list[i
             f"words.task: {task.name}: a context has {width} tokens, too few to write on (at least {LEAST}); name "
             "another task"
         )
+    width = width if room is None else min(width, room)
     return [list(context[-width:]) for context in contexts]
 
 

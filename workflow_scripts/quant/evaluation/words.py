@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.data.task_items import LEAST, prompts_of, requests_of
 from quant.data.task_items import load as load_task
-from quant.data.task_items import prompts_of, requests_of
+from quant.errors import InputError
 from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
-from quant.files.artifacts import mark, write_json
+from quant.files.artifacts import mark, read_json, write_json
 from quant.models import tokenizers
 from quant.models.compute import batch_tokens, device, dtype
+from quant.models.positions import positions_of
 
 logger = logging.getLogger("quant")
 
@@ -43,15 +45,22 @@ def cut(ids: list[int], ends: list[int]) -> list[int]:
 
 
 def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
-    """A checkpoint's continuations of the first contexts of a task, each cut on the left to the tokens of the shortest.
-    words: prompts (how many), tokens (of a continuation, at most).
+    """A checkpoint's continuations of the first contexts of a task, each cut on the left to the tokens of the shortest,
+    or to what leaves the model positions to write in. words: prompts (how many), tokens (of a continuation, at most).
 
     A row has its prompt and text, the ids, and `ends`: the characters of the text that its first tokens make.
     """
     checkpoint, compute, task = asked.checkpoint, asked.compute, load_task(task_path)
     made = asked.made()
     first = task._replace(items=task.items[: words["prompts"]])
-    prompts = torch.tensor(prompts_of(task, requests_of(first, checkpoint), words["prompts"]))
+    positions, room = positions_of(read_json(checkpoint / "config.json")), None
+    if positions is not None:  # the last token is written, and never read
+        if (room := positions + 1 - words["tokens"]) < LEAST:
+            raise InputError(
+                f"words.tokens: {words['tokens']}: the model was made for {positions} tokens, the context's among "
+                f"them; write {max(positions + 1 - LEAST, 1)} at most"
+            )
+    prompts = torch.tensor(prompts_of(task, requests_of(first, checkpoint), words["prompts"], room))
     where = device(compute["device"])
     with torch.inference_mode():
         model = load_model(asked.run, where, dtype(compute["dtype"], where, checkpoint))

@@ -6,9 +6,13 @@ from quant.checkpoints import byte_codes
 from quant.checkpoints.packed import FAST
 from quant.files.tensorfile import Layout
 from quant.files.weight_names import experts_of
-from quant.recipe.formats import FORMATS, NAMES
+from quant.recipe.formats import FORMATS, IN_WORDS, NAMES
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
+
+# formats of which transformers reads experts that it holds in one tensor: of nvfp4 it leaves the tensor's unit out, and
+# bytes of whole numbers it does not find (DecompressExperts, 5.17.0)
+OF_EXPERTS = (*IN_WORDS, "fp8", "mxfp4")
 
 
 def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -43,6 +47,10 @@ def why_dense(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], unpacked: M
             return reason
         if len(of_experts) > 1:
             return "transformers reads all experts on one grid, and tensor_types gives them several"
+        if unread := sorted({grid.format for grid in of_experts} - set(OF_EXPERTS)):
+            return f"transformers reads no experts in {unread[0]}"
+        if of_experts and recipe.activations != "none":
+            return "transformers rounds no inputs of experts"
     return why_not_packed(recipe, shapes)
 
 

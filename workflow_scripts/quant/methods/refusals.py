@@ -23,6 +23,7 @@ from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
 from quant.models.architectures import ARCHITECTURES
 from quant.models.depth import layer_at
+from quant.models.positions import positions_of
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.records.model import Embeddings, Linears
@@ -42,7 +43,7 @@ def layer_mistakes(wanted: dict[str, list[int | str]], layers: int) -> Iterator[
 
 def length_mistakes(wanted: dict[str, int], config: dict[str, Any]) -> Iterator[str]:
     """wanted: seq_len by key; config: of the model."""
-    positions = config.get("text_config", config).get("max_position_embeddings")
+    positions = positions_of(config)
     for key, length in wanted.items():
         if positions is not None and length > positions:
             yield f"{key}: {length}: the model was made for {positions} tokens at most; write a smaller one"
