@@ -17,7 +17,7 @@ from quant.checkpoints import embeddings, packed
 from quant.checkpoints.around import metadata_of
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.tensorfile import put_finite
+from quant.files.finite import put_finite
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
 from quant.methods.form import Form
@@ -99,6 +99,8 @@ def quantize_checkpoint(
             if keep is not None:
                 keep.embeddings += ends
             untouched -= {f"{end.name}.weight" for end in form.embeddings}
+            for _, names in blocks_of(source.linears)[:1]:
+                read_ahead(model, statistics, names, device)
             first = {name for name in untouched if not any(part.isdigit() for part in name.split("."))}
             form.put_rest(out, model, first)  # of no block: written while the first one is read and quantised
             untouched -= first
@@ -121,6 +123,12 @@ def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
     return [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
 
 
+def read_ahead(model: tensorfile.TensorFile, statistics: Statistics, linears: list[str], device: str) -> None:
+    """What a block's linears will ask for."""
+    model.prefetch((f"{name}.weight" for name in linears), device)
+    statistics.prefetch(linears, device)
+
+
 def blocks_made(
     model: tensorfile.TensorFile,
     form: Form,
@@ -137,8 +145,7 @@ def blocks_made(
     by_block = blocks_of(linears)
     for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
         for following in [names for _, names in by_block[at + (at > 0) : at + 2]]:
-            model.prefetch((f"{name}.weight" for name in following), device)
-            statistics.prefetch(following, device)
+            read_ahead(model, statistics, following, device)
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
         block = Block(model, config, device, fused(names, prefix, config), statistics, recipe, generator)
         groups = shared_groups(names, prefix, recipe.scope, config)
@@ -160,7 +167,7 @@ def blocks_made(
                 own_bits = result.storage_bits(name in block.folded)
             row = {"linear": name, "layer": layer, "storage_bits": own_bits}
             row |= {"alpha": result.alpha, "objective": result.objective}
-            row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
+            row |= {"damp": result.damp, "milliseconds": block.milliseconds(name)}
             if result.damp is not None and result.damp > recipe.parameters["damp"]:
                 logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
             row |= rounding_statistics(block.original(name), result)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,28 +73,36 @@ def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, floa
     flips, weights that did not go to their nearest point. Rows kept in 16 bit are left out. w [out, in]."""
     codes, step, zero = quantized.codes, quantized.step, quantized.zero
     if quantized.kept is not None:
-        w, codes, step, zero = (t[~quantized.kept] for t in (w, codes, step, zero))
+        rows = (~quantized.kept).nonzero()[:, 0]  # the one wait for the device
+        w, codes, step, zero = (t[rows] for t in (w, codes, step, zero))
     if not w.numel():
         return {}
     bins, counts = moves(w, quantized.scale, codes, step, zero, quantized.grid)
-    shares = (counts / w.numel()).float().tolist()
+    distances, counted = spread(bins, counts)
+    shares = (counted / w.numel()).astype(np.float32).tolist()
     names = *COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))
-    return dict(zip(names, (*shares, *(each / 1000 for each in spread(bins))), strict=True))
+    return dict(zip(names, (*shares, *(each / 1000 for each in distances)), strict=True))
 
 
-def spread(bins: Tensor) -> list[int]:
+def spread(bins: Tensor, counts: Tensor) -> tuple[list[int], np.ndarray]:
     """Quartiles and maximum of whole numbers from 0, by counting them: sorting a million takes longer than quantising
-    them."""
+    them. And counts [n], float64, on the host: a GPU is waited for once."""
+    flat = bins.flatten()
+    if bins.is_cuda:  # bincount would wait for least and largest
+        near = torch.histc(flat, LAST + 1, 0, LAST)  # what is beyond is not counted
+        read = torch.cat([near.double(), flat.max()[None].double(), counts]).cpu().numpy()
+        counted, most, counts_there = read[: LAST + 1], read[LAST + 1], read[LAST + 2 :]
+    else:
+        counted, most, counts_there = torch.bincount(flat).numpy(), flat.max(), counts.numpy()
+    found = quartiles(counted, flat.numel())
+    if found[-1] == len(counted):
+        found = quartiles(torch.bincount(flat).cpu().numpy(), flat.numel())
+    return [*found, int(most)], counts_there
 
-    def quartiles(of: Tensor) -> list[int]:
-        upto = torch.bincount(of.flatten()).cumsum(0)
-        wanted = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).to(of.device) * upto[-1]
-        return torch.searchsorted(upto.double(), wanted).tolist()
 
-    found = quartiles(bins.clamp(max=LAST) if bins.is_cuda else bins)
-    if bins.is_cuda and found[-1] == LAST:
-        found = quartiles(bins)
-    return [*found, int(bins.max())]
+def quartiles(counted: np.ndarray, n: int) -> list[int]:
+    """Of n numbers, from how many are 0, 1, and so on; as many as were counted where one is beyond."""
+    return np.searchsorted(counted.cumsum(), np.array([0.25, 0.5, 0.75]) * n).tolist()
 
 
 def moves(
