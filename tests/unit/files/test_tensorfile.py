@@ -1,6 +1,7 @@
 """Our writer against the safetensors library itself, and what broken files say."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import behind, tensorfile
 from quant.files.pieces import Piece, Wholes
 
 SHAPES: dict[str, tuple[int, ...]] = {"matrix": (3, 5), "one": (1,), "odd": (7,), "cube": (2, 3, 1), "empty": (0, 4)}
@@ -167,27 +168,27 @@ def test_appending_that_fails_leaves_nothing(tmp_path: Path, fault: str) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_disk_is_not_silent(tmp_path: Path) -> None:
+def test_a_failing_disk_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the writing thread raises reaches the caller, at the latest when the file is closed."""
+
+    def full(*args: object) -> int:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(behind.os, "pwrite", full)
     with (
         pytest.raises(OSError, match="full"),
         tensorfile.writing(tmp_path / "f", {"a": (torch.float32, (2,))}, {}) as w,
     ):
-        w._file.close()
-        w._behind._file = Full()
         w.put("a", torch.ones(2))
     assert not list(tmp_path.iterdir())
 
 
-class Full:
-    """A file on a full disk."""
-
-    def seek(self, offset: int) -> None: ...
-
-    def write(self, data: object) -> None:
-        raise OSError("the disk is full")
-
-    def close(self) -> None: ...
+def test_a_disk_that_takes_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, write = {"a": torch.arange(1000.0), "b": torch.ones(3)}, os.pwrite
+    monkeypatch.setattr(behind.os, "pwrite", lambda file, data, offset: write(file, data[:300], offset))
+    tensorfile.save(tmp_path / "f", whole, {})
+    assert same(load_file(tmp_path / "f"), whole)
+    tensorfile.verify(tmp_path / "f")
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, 1), torch.ones(2, dtype=torch.float64)])

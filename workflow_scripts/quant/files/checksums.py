@@ -14,8 +14,12 @@ POLYNOMIAL = 0xEDB88320  # of CRC-32, its lowest bit the highest power
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in memory, not copied where it is contiguous."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """The bytes of a tensor in memory, not copied where it is contiguous. By few operations of torch: after each,
+    a thread waits for its turn."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
+    tensor = tensor if tensor.ndim else tensor.reshape(1)
+    return tensor.view(torch.uint8).numpy().reshape(-1).data
 
 
 def cpus() -> int:
