@@ -109,7 +109,12 @@ def test_unaligned_mix_is_aligned(tmp_path: Path) -> None:
 
 def test_views_are_written_as_they_read(tmp_path: Path) -> None:
     base = torch.arange(24.0).view(4, 6)
-    tensors = {"transposed": base.T, "strided": base[:, ::2], "gradient": torch.nn.Parameter(base + 1)}
+    tensors = {
+        "transposed": base.T,
+        "column": base[:, :1].T.contiguous().T,
+        "strided": base[:, ::2],
+        "gradient": torch.nn.Parameter(base + 1),
+    }
     tensorfile.save(tmp_path / "file.safetensors", tensors, {})
     assert same(read(tmp_path / "file.safetensors"), {name: value.detach() for name, value in tensors.items()})
 

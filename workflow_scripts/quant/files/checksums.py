@@ -18,8 +18,7 @@ def raw(tensor: Tensor) -> memoryview:
     a thread waits for its turn."""
     tensor = tensor.detach() if tensor.requires_grad else tensor
     tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
-    tensor = tensor if tensor.ndim else tensor.reshape(1)
-    return tensor.view(torch.uint8).numpy().reshape(-1).data
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def cpus() -> int:

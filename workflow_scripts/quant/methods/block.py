@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.files import tensorfile
-from quant.files.finite import check_finite
+from quant.files.finite import ends, judged
 from quant.methods.shared import Shared
 from quant.models.architectures import Fold, rows_of, value_heads
 from quant.recipe import grids
@@ -92,10 +92,11 @@ class Block:
         each linear, where it was asked for."""
         recipe = self.recipe
         with self.timed(group.linears):
+            seen = []
             for name in group.linears:
                 w = self._model.get(f"{name}.weight", self._device)
                 w = self.weights[name] = w if w.dtype.itemsize <= 4 else w.float()
-                self._most[name] = check_finite(f"{name}.weight", w, str(self._model.path))
+                seen.append(ends(w))
                 self.known[name] = self.statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
             weights = [] if recipe.salience == "none" else [self.original(name) for name in group.linears]
@@ -104,6 +105,9 @@ class Block:
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
             own = recipe if recipe.widths else recipe.at(group.linears[0])  # a budget's widths share a scale
             found = bounded_scale(weights, known, own, heads, bound)
+            for name, of_weight in zip(group.linears, seen, strict=True):  # for which the search has waited
+                low, high = of_weight.tolist()
+                self._most[name] = judged(f"{name}.weight", low, high, self._model.path)
             self.found |= dict.fromkeys(group.linears, found)
             if fold is not None and found is not None and found.alpha:
                 self._fold(group, fold, found.scale, heads)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from quant.checkpoints import embeddings, packed
 from quant.checkpoints.around import metadata_of
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.finite import put_finite
+from quant.files.finite import Ends
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
 from quant.methods.form import Form
@@ -26,7 +27,7 @@ from quant.methods.shared import Shared, fused, shared_groups
 from quant.methods.source import Output, Source
 from quant.models.replay import recording
 from quant.recipe.grids import Codes
-from quant.recipe.quantized import rounding_statistics
+from quant.recipe.quantized import Counted, moves_of, statistics_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
 
@@ -60,11 +61,12 @@ def form_of(model: tensorfile.TensorFile, source: Source, recipe: Recipe, proven
 
 
 class Made(NamedTuple):
-    """A linear, or at a block's end what took over scales: tensors as the checkpoint has them but for their types."""
+    """A linear, or at a block's end what took over scales: tensors as the checkpoint has them but for their types; then
+    also the rows of the block's linears."""
 
     written: dict[str, Tensor]
     folds: dict[str, Tensor]
-    row: dict[str, Any] | None
+    rows: list[dict[str, Any]]
 
 
 def quantize_checkpoint(
@@ -94,10 +96,10 @@ def quantize_checkpoint(
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target.folder / model.path.name, form.layout, metadata_of(model, provenance)) as out:
-            ends = list(rounded(model, form.embeddings, recipe, end_loss, device, provenance))
-            embedding_rows = write_rounded(out, model, ends, form.reason is None)
+            outer = list(rounded(model, form.embeddings, recipe, end_loss, device, provenance))
+            embedding_rows = write_rounded(out, model, outer, form.reason is None)
             if keep is not None:
-                keep.embeddings += ends
+                keep.embeddings += outer
             untouched -= {f"{end.name}.weight" for end in form.embeddings}
             for _, names in blocks_of(source.linears)[:1]:
                 read_ahead(model, statistics, names, device)
@@ -105,14 +107,16 @@ def quantize_checkpoint(
             form.put_rest(out, model, first)  # of no block: written while the first one is read and quantised
             untouched -= first
             codes = keep.linears if keep is not None and keep.with_linears else None
+            ends = Ends(target.folder)
             given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
             for made in blocks_made(model, *given):
                 folds |= made.folds
-                put_finite(out, made.written, target.folder)
+                ends.put(out, made.written)
                 untouched -= set(made.written)
-                if made.row is not None:
-                    rows.append(made.row)
-                    untouched.discard(f"{made.row['linear']}.weight")
+                if made.rows:
+                    ends.settle()
+                    rows += made.rows
+                    untouched -= {f"{row['linear']}.weight" for row in made.rows}
             form.put_rest(out, model, untouched)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
     return form.finish(target.folder, rows, time.perf_counter() - begun, embedding_rows)
@@ -154,6 +158,7 @@ def blocks_made(
         else:
             for group in groups:
                 block.quantize(group)
+        rows, counted = [], []
         for name in names:
             result = block.rounded(name)
             if keep is not None:
@@ -167,13 +172,22 @@ def blocks_made(
                 own_bits = result.storage_bits(name in block.folded)
             row = {"linear": name, "layer": layer, "storage_bits": own_bits}
             row |= {"alpha": result.alpha, "objective": result.objective}
-            row |= {"damp": result.damp, "milliseconds": block.milliseconds(name)}
+            row |= {"damp": result.damp, "milliseconds": 0.0}
             if result.damp is not None and result.damp > recipe.parameters["damp"]:
                 logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
-            row |= rounding_statistics(block.original(name), result)
-            yield Made(written, folds, row)
+            rows.append(row)
+            moved = Counted.of(*moves_of(block.original(name), result))
+            counted.append((moved, partial(distances, block, name)))
+            yield Made(written, folds, [])
             del result, written  # before the next block takes their place in memory
-        yield Made(block.others, {}, None)
+        for row, own in zip(rows, statistics_of(counted), strict=True):  # all are waited for here
+            row |= own | {"milliseconds": block.milliseconds(row["linear"])}
+        yield Made(block.others, {}, rows)
+
+
+def distances(block: Block, name: str) -> Tensor:
+    """How far each weight of a rounded linear moved, in thousandths of a step."""
+    return moves_of(block.original(name), block.rounded(name))[0]
 
 
 def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:
