@@ -1,6 +1,7 @@
 """Numbers that a file may hold: none that is NaN or infinite, none beyond its type's end."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.tensorfile import Layout
+from quant.files.waits import judge
 
 
 def ends(tensor: Tensor) -> Tensor:
@@ -31,43 +33,23 @@ class Sink(Protocol):
     def put(self, name: str, tensor: Tensor) -> None: ...
 
 
-class Ends:
-    """Puts tensors into a file in the dtypes of its layout; a number just beyond a dtype's end, as rounding may leave
-    it, becomes its last one, and what is far beyond, or none, is refused, of a GPU's tensors by `settle`: it is waited
-    for once for many of them."""
-
-    def __init__(self, where: Path) -> None:
-        self._where = where
-        self._seen: list[tuple[str, torch.dtype, Tensor]] = []
-
-    def put(self, out: Sink, tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            dtype = out.layout[name][0]
-            if dtype.is_floating_point and value.numel():
-                self._seen.append((name, dtype, ends(value)))
-                limit = torch.finfo(dtype).max
-                if value.is_cuda or self.settle() > limit:
-                    value = value.clamp(-limit, limit)
-            out.put(name, value.to(dtype))
-
-    def settle(self) -> float:
-        """Looks at what was put. Returns its largest number."""
-        seen, self._seen = self._seen, []
-        found = torch.stack([own.double() for *_, own in seen]).tolist() if seen else []
-        most = 0.0
-        for (name, dtype, _), (low, high) in zip(seen, found, strict=True):
-            own, limit = judged(f"{name} after quantisation", low, high, self._where), torch.finfo(dtype).max
-            if own > 2 * limit:
-                raise InputError(
-                    f"{self._where}: {name} after quantisation holds {own:g}, and "
-                    f"{str(dtype).removeprefix('torch.')} ends at {limit:g}; give the model in bfloat16 or float32"
-                )
-            most = max(most, own)
-        return most
-
-
 def put_finite(out: Sink, tensors: dict[str, Tensor], where: Path) -> None:
-    """`Ends` of these alone."""
-    written = Ends(where)
-    written.put(out, tensors)
-    written.settle()
+    """Writes tensors in the dtypes of the file's layout; a number just beyond a dtype's end, as rounding may leave it,
+    becomes its last one, and what is far beyond is refused."""
+    for name, value in tensors.items():
+        dtype = out.layout[name][0]
+        if dtype.is_floating_point and value.numel():
+            found, limit = ends(value), torch.finfo(dtype).max
+            judge(found, partial(_within, name=name, dtype=dtype, where=where))
+            if value.is_cuda or found.abs().max() > limit:
+                value = value.clamp(-limit, limit)
+        out.put(name, value.to(dtype))
+
+
+def _within(found: list[float], name: str, dtype: torch.dtype, where: Path) -> None:
+    most, limit = judged(f"{name} after quantisation", found[0], found[1], where), torch.finfo(dtype).max
+    if most > 2 * limit:
+        raise InputError(
+            f"{where}: {name} after quantisation holds {most:g}, and "
+            f"{str(dtype).removeprefix('torch.')} ends at {limit:g}; give the model in bfloat16 or float32"
+        )

@@ -18,7 +18,8 @@ from quant.checkpoints import embeddings, packed
 from quant.checkpoints.around import metadata_of
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.finite import Ends
+from quant.files.finite import put_finite
+from quant.files.waits import together
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
 from quant.methods.form import Form
@@ -107,16 +108,12 @@ def quantize_checkpoint(
             form.put_rest(out, model, first)  # of no block: written while the first one is read and quantised
             untouched -= first
             codes = keep.linears if keep is not None and keep.with_linears else None
-            ends = Ends(target.folder)
             given = (form, source.linears, statistics, recipe, device, quantize_block, codes)
             for made in blocks_made(model, *given):
                 folds |= made.folds
-                ends.put(out, made.written)
-                untouched -= set(made.written)
-                if made.rows:
-                    ends.settle()
-                    rows += made.rows
-                    untouched -= {f"{row['linear']}.weight" for row in made.rows}
+                put_finite(out, made.written, target.folder)
+                rows += made.rows
+                untouched -= {*made.written, *(f"{row['linear']}.weight" for row in made.rows)}
             form.put_rest(out, model, untouched)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
     return form.finish(target.folder, rows, time.perf_counter() - begun, embedding_rows)
@@ -153,36 +150,43 @@ def blocks_made(
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
         block = Block(model, config, device, fused(names, prefix, config), statistics, recipe, generator)
         groups = shared_groups(names, prefix, recipe.scope, config)
-        if quantize_block is not None:
-            quantize_block(block, groups)
-        else:
-            for group in groups:
-                block.quantize(group)
-        rows, counted = [], []
-        for name in names:
-            result = block.rounded(name)
-            if keep is not None:
-                keep[name] = in_host_memory(block.codes(name, result), form.dense[f"{name}.weight"][0])
-            folds = {key: value.cpu() for key, value in block.folds(name)}
-            if form.reason is None:
-                written = packed.pack(name, block.codes(name, result))
-                own_bits = packed.bits_of({key: form.layout[key] for key in written})
+        with together():
+            if quantize_block is not None:
+                quantize_block(block, groups)
             else:
-                written = {f"{name}.weight": block.weight(name, result)}
-                own_bits = result.storage_bits(name in block.folded)
-            row = {"linear": name, "layer": layer, "storage_bits": own_bits}
-            row |= {"alpha": result.alpha, "objective": result.objective}
-            row |= {"damp": result.damp, "milliseconds": 0.0}
-            if result.damp is not None and result.damp > recipe.parameters["damp"]:
-                logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
-            rows.append(row)
-            moved = Counted.of(*moves_of(block.original(name), result))
-            counted.append((moved, partial(distances, block, name)))
-            yield Made(written, folds, [])
-            del result, written  # before the next block takes their place in memory
-        for row, own in zip(rows, statistics_of(counted), strict=True):  # all are waited for here
-            row |= own | {"milliseconds": block.milliseconds(row["linear"])}
-        yield Made(block.others, {}, rows)
+                for group in groups:
+                    block.quantize(group)
+            yield from linears_made(block, dict.fromkeys(names, layer), form, keep)
+
+
+def linears_made(block: Block, linears: dict[str, int], form: Form, keep: dict[str, Codes] | None) -> Iterator[Made]:
+    """What a block whose linears are rounded becomes."""
+    rows: list[dict[str, Any]] = []
+    counted: list[tuple[Counted, Callable[[], Tensor]]] = []
+    for name, layer in linears.items():
+        result = block.rounded(name)
+        if keep is not None:
+            keep[name] = in_host_memory(block.codes(name, result), form.dense[f"{name}.weight"][0])
+        folds = {key: value.cpu() for key, value in block.folds(name)}
+        if form.reason is None:
+            written = packed.pack(name, block.codes(name, result))
+            own_bits = packed.bits_of({key: form.layout[key] for key in written})
+        else:
+            written = {f"{name}.weight": block.weight(name, result)}
+            own_bits = result.storage_bits(name in block.folded)
+        row: dict[str, Any] = {"linear": name, "layer": layer, "storage_bits": own_bits}
+        row |= {"alpha": result.alpha, "objective": result.objective}
+        row |= {"damp": result.damp, "milliseconds": 0.0}
+        if result.damp is not None and result.damp > block.recipe.parameters["damp"]:
+            logger.warning("%s: needed damp %g instead of %g", name, result.damp, block.recipe.parameters["damp"])
+        rows.append(row)
+        moved = Counted.of(*moves_of(block.original(name), result))
+        counted.append((moved, partial(distances, block, name)))
+        yield Made(written, folds, [])
+        del result, written  # before the next block takes their place in memory
+    for row, own in zip(rows, statistics_of(counted), strict=True):  # all are waited for here
+        row |= own | {"milliseconds": block.milliseconds(row["linear"])}
+    yield Made(block.others, {}, rows)
 
 
 def distances(block: Block, name: str) -> Tensor:
