@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files import behind, tensorfile
+from quant.files import behind, checksums, tensorfile
 from quant.files.pieces import Piece, Wholes
 
 SHAPES: dict[str, tuple[int, ...]] = {"matrix": (3, 5), "one": (1,), "odd": (7,), "cube": (2, 3, 1), "empty": (0, 4)}
@@ -171,6 +171,23 @@ def test_appending_that_fails_leaves_nothing(tmp_path: Path, fault: str) -> None
         else:
             file.put("a" if fault == "twice" else "b", torch.ones(1, dtype=getattr(torch, DTYPE_OF[fault])))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_read_ahead_is_held_against_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `get` does for a GPU, in memory that need not be page-locked here, in one part and in several."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **more: empty(*shape, **more))
+    tensors, path = tensors_of(torch.bfloat16, SHAPES | {"scalar": ()}), tmp_path / "f"
+    for part in (2**24, 8):
+        monkeypatch.setattr(checksums, "PART", part)
+        tensorfile.save(path, tensors, {})
+        with tensorfile.opened(path) as file:
+            assert same({name: file._pinned(name) for name in tensors}, tensors)
+        with path.open("r+b") as damaged:
+            damaged.seek(-1, os.SEEK_END)
+            damaged.write(b"\x7f")
+        with tensorfile.opened(path) as file, pytest.raises(InputError, match="scalar does not match its checksum"):
+            [file._pinned(name) for name in tensors]
 
 
 def test_a_failing_disk_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

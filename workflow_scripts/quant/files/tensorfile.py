@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -78,9 +77,13 @@ class TensorFile:
 
     def _checked(self, name: str) -> Tensor:
         tensor = self._unchecked(name)
-        if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
-            raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
+        if name in self._checksums:
+            self._hold(name, checksum(raw(tensor)))
         return tensor
+
+    def _hold(self, name: str, found: str) -> None:
+        if self._checksums.get(name, found) != found:
+            raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
 
     def prefetch(self, names: Iterable[str], device: str | torch.device) -> None:
         """Reads what `get` will be asked for next into page-locked memory while the GPU works; on a CPU the mapping
@@ -94,10 +97,11 @@ class TensorFile:
                 self._ahead[name] = self._reader.submit(self._pinned, name)
 
     def _pinned(self, name: str) -> Tensor:
-        value = self._read(name)
+        if name in self._pieces:
+            return self._read(name).pin_memory()
+        value = self._unchecked(name)
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        # by this thread alone: torch would wake as many as there are cores, for each reader
-        np.copyto(np.asarray(raw(host)), np.asarray(raw(value)))
+        self._hold(name, checksum(raw(value), raw(host)))
         return host
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:

@@ -126,8 +126,8 @@ def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
 
 def read_ahead(model: tensorfile.TensorFile, statistics: Statistics, linears: list[str], device: str) -> None:
     """What a block's linears will ask for."""
+    statistics.prefetch(linears, device)  # the largest first
     model.prefetch((f"{name}.weight" for name in linears), device)
-    statistics.prefetch(linears, device)
 
 
 def blocks_made(
