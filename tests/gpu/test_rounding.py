@@ -32,7 +32,12 @@ def test_moves_are_those_of_a_cpu(bits: int, group_size: int, symmetric: bool) -
 def test_distances_are_counted_as_on_a_cpu(scale: int) -> None:
     """Near ones and far ones."""
     bins = (torch.rand(1000, 77, generator=torch.Generator().manual_seed(scale)) * scale).int()
-    assert quantized.spread(bins.cuda()) == quantized.spread(bins)
+    counts = torch.tensor([1.0, 2.0**40 + 1, 3.0, 4.0], dtype=torch.float64)
+    expected, found = (
+        list(quantized.statistics_of([(quantized.Counted.of(bins.to(at), counts.to(at)), lambda: bins)] * 2))
+        for at in ("cpu", "cuda")
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize(("bits", "group_size", "symmetric"), GRIDS)

@@ -1,6 +1,7 @@
 """Our writer against the safetensors library itself, and what broken files say."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.files import tensorfile
+from quant.files import behind, checksums, tensorfile
 from quant.files.pieces import Piece, Wholes
 
 SHAPES: dict[str, tuple[int, ...]] = {"matrix": (3, 5), "one": (1,), "odd": (7,), "cube": (2, 3, 1), "empty": (0, 4)}
@@ -108,7 +109,12 @@ def test_unaligned_mix_is_aligned(tmp_path: Path) -> None:
 
 def test_views_are_written_as_they_read(tmp_path: Path) -> None:
     base = torch.arange(24.0).view(4, 6)
-    tensors = {"transposed": base.T, "strided": base[:, ::2], "gradient": torch.nn.Parameter(base + 1)}
+    tensors = {
+        "transposed": base.T,
+        "column": base[:, :1].T.contiguous().T,
+        "strided": base[:, ::2],
+        "gradient": torch.nn.Parameter(base + 1),
+    }
     tensorfile.save(tmp_path / "file.safetensors", tensors, {})
     assert same(read(tmp_path / "file.safetensors"), {name: value.detach() for name, value in tensors.items()})
 
@@ -167,27 +173,44 @@ def test_appending_that_fails_leaves_nothing(tmp_path: Path, fault: str) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_disk_is_not_silent(tmp_path: Path) -> None:
+def test_what_is_read_ahead_is_held_against_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `get` does for a GPU, in memory that need not be page-locked here, in one part and in several."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **more: empty(*shape, **more))
+    tensors, path = tensors_of(torch.bfloat16, SHAPES | {"scalar": ()}), tmp_path / "f"
+    for part in (2**24, 8):
+        monkeypatch.setattr(checksums, "PART", part)
+        tensorfile.save(path, tensors, {})
+        with tensorfile.opened(path) as file:
+            assert same({name: file._pinned(name) for name in tensors}, tensors)
+        with path.open("r+b") as damaged:
+            damaged.seek(-1, os.SEEK_END)
+            damaged.write(b"\x7f")
+        with tensorfile.opened(path) as file, pytest.raises(InputError, match="scalar does not match its checksum"):
+            [file._pinned(name) for name in tensors]
+
+
+def test_a_failing_disk_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the writing thread raises reaches the caller, at the latest when the file is closed."""
+
+    def full(*args: object) -> int:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(behind.os, "pwrite", full)
     with (
         pytest.raises(OSError, match="full"),
         tensorfile.writing(tmp_path / "f", {"a": (torch.float32, (2,))}, {}) as w,
     ):
-        w._file.close()
-        w._behind._file = Full()
         w.put("a", torch.ones(2))
     assert not list(tmp_path.iterdir())
 
 
-class Full:
-    """A file on a full disk."""
-
-    def seek(self, offset: int) -> None: ...
-
-    def write(self, data: object) -> None:
-        raise OSError("the disk is full")
-
-    def close(self) -> None: ...
+def test_a_disk_that_takes_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, write = {"a": torch.arange(1000.0), "b": torch.ones(3)}, os.pwrite
+    monkeypatch.setattr(behind.os, "pwrite", lambda file, data, offset: write(file, data[:300], offset))
+    tensorfile.save(tmp_path / "f", whole, {})
+    assert same(load_file(tmp_path / "f"), whole)
+    tensorfile.verify(tmp_path / "f")
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, 1), torch.ones(2, dtype=torch.float64)])

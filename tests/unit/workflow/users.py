@@ -236,6 +236,8 @@ USERS: dict[str, set[str]] = {
         "report",
     },
     "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps"},
+    "files/waits": ROUNDERS | {"quantize_budget"},
+    "files/finite": ROUNDERS | {"quantize_budget"},
     "files/behind": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "files/checksums": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "data/overlap": TEXTS | ANSWERS | {"describe", "make_task", "plot", "report", "summarize"},

@@ -1,8 +1,9 @@
 """One linear's per-channel calibration means, as recipes read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from quant.errors import InputError
@@ -46,6 +47,16 @@ def lent_in(moments: TensorFile) -> dict[str, str]:
 
 def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, device: str = "cpu") -> Channels:
     """One linear's per-channel statistics."""
-    x_abs, x_sq, x_mean = (file.get(f"{input_of(name, reads)}.{key}", device) for key in OF_INPUT)
-    z_mean, z_std, z_abs, act_abs = (file.get(f"{name}.{key}", device) for key in OF_OUTPUT)
+    source = input_of(name, reads)
+    names = [f"{source}.{key}" for key in OF_INPUT] + [f"{name}.{key}" for key in OF_OUTPUT]
+    x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs = together([file.get(each) for each in names], device)
     return Channels(x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs, kind == "mlp")
+
+
+def together(vectors: list[Tensor], device: str) -> Sequence[Tensor]:
+    """Vectors of one type on a device, by one copy that nothing waits for."""
+    if torch.device(device).type == "cpu":
+        return vectors
+    sizes = [len(each) for each in vectors]
+    host = torch.empty(sum(sizes), dtype=vectors[0].dtype, pin_memory=True)
+    return torch.cat(vectors, out=host).to(device, non_blocking=True).split(sizes)

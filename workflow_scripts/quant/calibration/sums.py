@@ -120,7 +120,5 @@ class OutputSums:
         z_abs, square, shift, act_abs = self.sums / self.count
         assert self.center is not None
         std = (square - shift**2).clamp_(min=0).sqrt()
-        return {
-            name: value.float().cpu()
-            for name, value in zip(OF_OUTPUT, (self.center + shift, std, z_abs, act_abs), strict=True)
-        }
+        found = torch.stack([self.center + shift, std, z_abs, act_abs]).float().cpu()
+        return dict(zip(OF_OUTPUT, found, strict=True))

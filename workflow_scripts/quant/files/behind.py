@@ -66,12 +66,12 @@ class Behind:
                 copied.synchronize()
             data = raw(tensor)
             checked = self._checked[name] = self._checker.submit(checksum, data)
-            self._file.seek(offset)
-            self._file.write(data)
+            written = 0
+            while written < len(data):  # the most that a call writes is 2 GiB
+                written += os.pwrite(self._file.fileno(), data[written:], offset + written)
             self._unflushed += tensor.nbytes
             if self._unflushed > FLUSH and self._flushed.done():
                 self._flushed.result()
-                self._file.flush()
                 self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
                 self._unflushed = 0
         finally:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,9 +77,13 @@ class TensorFile:
 
     def _checked(self, name: str) -> Tensor:
         tensor = self._unchecked(name)
-        if name in self._checksums and checksum(raw(tensor)) != self._checksums[name]:
-            raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
+        if name in self._checksums:
+            self._hold(name, checksum(raw(tensor)))
         return tensor
+
+    def _hold(self, name: str, found: str) -> None:
+        if self._checksums.get(name, found) != found:
+            raise InputError(f"{self.path}: {name} does not match its checksum; {rebuild(self.path)}")
 
     def prefetch(self, names: Iterable[str], device: str | torch.device) -> None:
         """Reads what `get` will be asked for next into page-locked memory while the GPU works; on a CPU the mapping
@@ -93,7 +97,12 @@ class TensorFile:
                 self._ahead[name] = self._reader.submit(self._pinned, name)
 
     def _pinned(self, name: str) -> Tensor:
-        return self._read(name).pin_memory()
+        if name in self._pieces:
+            return self._read(name).pin_memory()
+        value = self._unchecked(name)
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        self._hold(name, checksum(raw(value), raw(host)))
+        return host
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         if name not in self.names:
@@ -101,7 +110,8 @@ class TensorFile:
         ahead = self._ahead.pop(name, None)
         value = self._read(name) if ahead is None else ahead.result()
         # the type changes where the tensor goes, since fewer bytes travel then
-        return value.to(device, non_blocking=ahead is not None).to(dtype or value.dtype)
+        # and nothing waits for what the device was given: what is not page-locked is copied before the call returns
+        return value.to(device, non_blocking=True).to(dtype or value.dtype)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -353,35 +363,3 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str])
     with writing(path, layout, metadata) as writer:
         for name, tensor in tensors.items():
             writer.put(name, tensor)
-
-
-def check_finite(name: str, tensor: Tensor, where: str) -> None:
-    """Refuses NaN and infinities by the tensor's name."""
-    if bad := int((~torch.isfinite(tensor)).sum()):
-        raise InputError(f"{where}: {name} holds {bad} NaN or infinite values; use a model whose weights are finite")
-
-
-class Sink(Protocol):
-    """What takes tensors: a Writer, or one of several files."""
-
-    layout: Layout
-
-    def put(self, name: str, tensor: Tensor) -> None: ...
-
-
-def put_finite(out: Sink, tensors: dict[str, Tensor], where: Path) -> None:
-    """Writes tensors in the dtypes of the file's layout; a number just beyond a dtype's end, as rounding may leave it,
-    becomes its last one, and what is far beyond is refused."""
-    for name, value in tensors.items():
-        dtype = out.layout[name][0]
-        if dtype.is_floating_point:
-            limit, largest = torch.finfo(dtype).max, value.abs().max()
-            if 2 * limit < largest < torch.inf:
-                raise InputError(
-                    f"{where}: {name} after quantisation holds {largest.item():g}, and "
-                    f"{str(dtype).removeprefix('torch.')} ends at {limit:g}; give the model in bfloat16 or float32"
-                )
-            value = value.clamp(-limit, limit) if limit < largest < torch.inf else value
-        stored = value.to(dtype)
-        check_finite(f"{name} after quantisation", stored if dtype.itemsize > 1 else stored.float(), str(where))
-        out.put(name, stored)

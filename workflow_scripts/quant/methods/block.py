@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quant.calibration.reader import LinearStatistics, Statistics
 from quant.files import tensorfile
-from quant.files.tensorfile import check_finite
+from quant.files.finite import ends, judged
 from quant.methods.shared import Shared
 from quant.models.architectures import Fold, rows_of, value_heads
 from quant.recipe import grids
@@ -23,6 +23,29 @@ from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.ranges import foldable, held
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search
+
+
+class Spent:
+    """Time from its making to its end, of several linears: on a GPU by its own clock, which nothing waits for."""
+
+    def __init__(self, device: str, linears: int) -> None:
+        self._linears, self._at = linears, 0.0
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "cuda" else []
+        if self._events:
+            self._events[0].record()
+        self._begun = time.perf_counter()
+
+    def end(self) -> None:
+        self._at = time.perf_counter()
+        if self._events:
+            self._events[1].record()
+
+    def share(self) -> float:
+        """Milliseconds of each linear."""
+        if not self._events:
+            return 1e3 * (self._at - self._begun) / self._linears
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / self._linears
 
 
 class Block:
@@ -44,18 +67,18 @@ class Block:
         self.statistics, self.recipe, self._generator = statistics, recipe, generator
         self._layout = model.layout()
         self.weights: dict[str, Tensor] = {}  # as they are stored
+        self._most: dict[str, float] = {}  # max |w|
         self.known: dict[str, LinearStatistics] = {}  # of those not yet rounded
         self.found: dict[str, Search | None] = {}
         self._done: dict[str, QuantizedLinear] = {}  # narrow
-        self.milliseconds: dict[str, float] = {}
+        self._spent: dict[str, list[Spent]] = {}
         self.folded: set[str] = set()
         self.units: dict[str, float] = {}  # by linear: what its steps are stored times
         self.row_scale: dict[str, Tensor] = {}  # by linear, [out]: what its rows are multiplied with
         self.others: dict[str, Tensor] = {}  # norms and biases that took over a scale
 
     def quantize(self, group: Shared) -> None:
-        self.find(group)
-        self.round(group.linears, [self.original(name) for name in group.linears])
+        self.round(group.linears, self.find(group) or [self.original(name) for name in group.linears])
 
     def original(self, name: str) -> Tensor:
         """A linear's weight [out, in], float32."""
@@ -64,14 +87,16 @@ class Block:
     def rounded(self, name: str) -> QuantizedLinear:
         return self._done[name].wide()
 
-    def find(self, group: Shared) -> None:
-        """A group's weights, what is known of them, and their scale, folded where it can be."""
+    def find(self, group: Shared) -> list[Tensor]:
+        """A group's weights, what is known of them, and their scale, folded where it can be. Returns `original` of
+        each linear, where it was asked for."""
         recipe = self.recipe
         with self.timed(group.linears):
+            seen = []
             for name in group.linears:
                 w = self._model.get(f"{name}.weight", self._device)
                 w = self.weights[name] = w if w.dtype.itemsize <= 4 else w.float()
-                check_finite(f"{name}.weight", w, str(self._model.path))
+                seen.append(ends(w))
                 self.known[name] = self.statistics.of(name, self._device)
             heads = value_heads(self._config) if self._repeats_values(group) else None
             weights = [] if recipe.salience == "none" else [self.original(name) for name in group.linears]
@@ -80,9 +105,13 @@ class Block:
             bound = None if fold is None else partial(self._foldable, group=group, fold=fold, heads=heads)
             own = recipe if recipe.widths else recipe.at(group.linears[0])  # a budget's widths share a scale
             found = bounded_scale(weights, known, own, heads, bound)
+            for name, of_weight in zip(group.linears, seen, strict=True):  # for which the search has waited
+                low, high = of_weight.tolist()
+                self._most[name] = judged(f"{name}.weight", low, high, self._model.path)
             self.found |= dict.fromkeys(group.linears, found)
             if fold is not None and found is not None and found.alpha:
                 self._fold(group, fold, found.scale, heads)
+        return weights
 
     def round(self, names: Sequence[str], targets: Sequence[Tensor]) -> None:
         """Linears whose scales are found, each on its grid by the recipe, for steps as its file will give them;
@@ -122,22 +151,27 @@ class Block:
     @contextlib.contextmanager
     def timed(self, names: Sequence[str]) -> Iterator[None]:
         """Adds to the milliseconds of each of these linears its share of what is done meanwhile."""
-        started = time.perf_counter()
+        spent = Spent(self._device, len(names))
         yield
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        share = 1e3 * (time.perf_counter() - started) / len(names)
+        spent.end()
         for name in names:
-            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + share
+            self._spent.setdefault(name, []).append(spent)
+
+    def milliseconds(self, name: str) -> float:
+        """That a linear took so far."""
+        return sum(spent.share() for spent in self._spent.get(name, []))
 
     def _held(self, name: str, result: QuantizedLinear) -> QuantizedLinear:
         """A linear whose readers, multiplying codes by steps, do not leave the checkpoint's type where its original's
         weights are near the end of it. One with an input scale of its own is stored dense, cut where the type ends."""
         limit = torch.finfo(self._layout[f"{name}.weight"][0]).max
-        rows = self.row_scale.get(name, torch.ones(1, device=self._device))
+        rows = self.row_scale.get(name)
         alone = result.scale is not None and name not in self.folded
-        if alone or result.noise is not None or self.weights[name].abs().max() * rows.max() <= limit / 4:
+        if alone or result.noise is not None:
             return result
+        if self._most[name] * (1.0 if rows is None else rows.max().item()) <= limit / 4:
+            return result
+        rows = torch.ones(1, device=self._device) if rows is None else rows
         codes = held(result.codes, result.step, result.zero, result.grid, rows[:, None, None], limit)
         return replace(result, codes=codes)
 

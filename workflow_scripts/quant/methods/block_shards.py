@@ -17,6 +17,7 @@ from quant.checkpoints.around import metadata_of
 from quant.data.tokens import Shard
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json, require, write_json
+from quant.files.finite import put_finite
 from quant.methods.embeddings import rounded, write_rounded
 from quant.methods.quantize import blocks_made, blocks_of, form_of
 from quant.methods.source import Output, Source
@@ -55,10 +56,10 @@ def quantize_shard(
         begun, missing = time.perf_counter(), set(layout)
         with tensorfile.writing(part.weights, layout, {"provenance": json.dumps(provenance)}) as out:
             for made in blocks_made(model, form, own, statistics, recipe, device) if own else ():
-                tensorfile.put_finite(out, made.written, Path(part.weights))
+                put_finite(out, made.written, Path(part.weights))
                 missing -= set(made.written)
                 folds |= made.folds
-                rows += [] if made.row is None else [made.row]
+                rows += made.rows
             form.put_rest(out, model, missing)
     tensorfile.save(part.folds, folds, {"provenance": json.dumps(provenance)})
     seconds = time.perf_counter() - begun

@@ -13,6 +13,7 @@ from quant.calibration.reader import LinearStatistics
 from quant.checkpoints import embedding_codes, packed
 from quant.checkpoints.embeddings import Embedding
 from quant.files import tensorfile
+from quant.files.finite import put_finite
 from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.linear import round_linear
@@ -69,7 +70,7 @@ def write_rounded(
     rows = []
     for each in embeddings:
         written = tensors_of(each, is_packed)
-        tensorfile.put_finite(out, written, model.path.parent)
+        put_finite(out, written, model.path.parent)
         rows.append(row_of(each, packed.bits_of({key: out.layout[key] for key in written}), is_packed))
     return rows
 

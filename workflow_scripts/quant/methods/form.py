@@ -11,7 +11,8 @@ from quant.checkpoints.around import put_around
 from quant.checkpoints.coverage import quantized_share
 from quant.checkpoints.embeddings import Embedding
 from quant.files.artifacts import read_json
-from quant.files.tensorfile import Layout, Sink, TensorFile
+from quant.files.finite import Sink
+from quant.files.tensorfile import Layout, TensorFile
 from quant.methods.packing import without_kernels
 from quant.methods.source import Source
 from quant.recipe.grids import Grid

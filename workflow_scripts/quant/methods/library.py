@@ -24,7 +24,8 @@ from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
 from quant.files import pieces, shards, tensorfile
 from quant.files.artifacts import read_json
-from quant.files.tensorfile import TensorFile, put_finite
+from quant.files.finite import put_finite
+from quant.files.tensorfile import TensorFile
 from quant.methods.library_environment import interpreter_of, run_worker
 from quant.methods.source import Output, Source
 from quant.models.compute import halving

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from quant.checkpoints import embeddings, packed
 from quant.checkpoints.around import metadata_of
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.tensorfile import put_finite
+from quant.files.finite import put_finite
+from quant.files.waits import together
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
 from quant.methods.form import Form
@@ -26,7 +28,7 @@ from quant.methods.shared import Shared, fused, shared_groups
 from quant.methods.source import Output, Source
 from quant.models.replay import recording
 from quant.recipe.grids import Codes
-from quant.recipe.quantized import rounding_statistics
+from quant.recipe.quantized import Counted, moves_of, statistics_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
 
@@ -60,11 +62,12 @@ def form_of(model: tensorfile.TensorFile, source: Source, recipe: Recipe, proven
 
 
 class Made(NamedTuple):
-    """A linear, or at a block's end what took over scales: tensors as the checkpoint has them but for their types."""
+    """A linear, or at a block's end what took over scales: tensors as the checkpoint has them but for their types; then
+    also the rows of the block's linears."""
 
     written: dict[str, Tensor]
     folds: dict[str, Tensor]
-    row: dict[str, Any] | None
+    rows: list[dict[str, Any]]
 
 
 def quantize_checkpoint(
@@ -94,11 +97,13 @@ def quantize_checkpoint(
         begun = time.perf_counter()
         untouched = set(model.names)
         with shards.writing(target.folder / model.path.name, form.layout, metadata_of(model, provenance)) as out:
-            ends = list(rounded(model, form.embeddings, recipe, end_loss, device, provenance))
-            embedding_rows = write_rounded(out, model, ends, form.reason is None)
+            outer = list(rounded(model, form.embeddings, recipe, end_loss, device, provenance))
+            embedding_rows = write_rounded(out, model, outer, form.reason is None)
             if keep is not None:
-                keep.embeddings += ends
+                keep.embeddings += outer
             untouched -= {f"{end.name}.weight" for end in form.embeddings}
+            for _, names in blocks_of(source.linears)[:1]:
+                read_ahead(model, statistics, names, device)
             first = {name for name in untouched if not any(part.isdigit() for part in name.split("."))}
             form.put_rest(out, model, first)  # of no block: written while the first one is read and quantised
             untouched -= first
@@ -107,10 +112,8 @@ def quantize_checkpoint(
             for made in blocks_made(model, *given):
                 folds |= made.folds
                 put_finite(out, made.written, target.folder)
-                untouched -= set(made.written)
-                if made.row is not None:
-                    rows.append(made.row)
-                    untouched.discard(f"{made.row['linear']}.weight")
+                rows += made.rows
+                untouched -= {*made.written, *(f"{row['linear']}.weight" for row in made.rows)}
             form.put_rest(out, model, untouched)
     tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
     return form.finish(target.folder, rows, time.perf_counter() - begun, embedding_rows)
@@ -119,6 +122,12 @@ def quantize_checkpoint(
 def blocks_of(linears: dict[str, int]) -> list[tuple[int, list[str]]]:
     """Each block's number and linears."""
     return [(i, list(names)) for i, names in groupby(linears, key=linears.__getitem__)]
+
+
+def read_ahead(model: tensorfile.TensorFile, statistics: Statistics, linears: list[str], device: str) -> None:
+    """What a block's linears will ask for."""
+    statistics.prefetch(linears, device)  # the largest first
+    model.prefetch((f"{name}.weight" for name in linears), device)
 
 
 def blocks_made(
@@ -137,36 +146,52 @@ def blocks_made(
     by_block = blocks_of(linears)
     for at, (layer, names) in enumerate(tqdm(by_block, desc="quantize", unit="block")):
         for following in [names for _, names in by_block[at + (at > 0) : at + 2]]:
-            model.prefetch((f"{name}.weight" for name in following), device)
-            statistics.prefetch(following, device)
+            read_ahead(model, statistics, following, device)
         prefix = names[0].partition(f".{layer}.")[0] + f".{layer}"
         block = Block(model, config, device, fused(names, prefix, config), statistics, recipe, generator)
         groups = shared_groups(names, prefix, recipe.scope, config)
-        if quantize_block is not None:
-            quantize_block(block, groups)
-        else:
-            for group in groups:
-                block.quantize(group)
-        for name in names:
-            result = block.rounded(name)
-            if keep is not None:
-                keep[name] = in_host_memory(block.codes(name, result), form.dense[f"{name}.weight"][0])
-            folds = {key: value.cpu() for key, value in block.folds(name)}
-            if form.reason is None:
-                written = packed.pack(name, block.codes(name, result))
-                own_bits = packed.bits_of({key: form.layout[key] for key in written})
+        with together():
+            if quantize_block is not None:
+                quantize_block(block, groups)
             else:
-                written = {f"{name}.weight": block.weight(name, result)}
-                own_bits = result.storage_bits(name in block.folded)
-            row = {"linear": name, "layer": layer, "storage_bits": own_bits}
-            row |= {"alpha": result.alpha, "objective": result.objective}
-            row |= {"damp": result.damp, "milliseconds": block.milliseconds[name]}
-            if result.damp is not None and result.damp > recipe.parameters["damp"]:
-                logger.warning("%s: needed damp %g instead of %g", name, result.damp, recipe.parameters["damp"])
-            row |= rounding_statistics(block.original(name), result)
-            yield Made(written, folds, row)
-            del result, written  # before the next block takes their place in memory
-        yield Made(block.others, {}, None)
+                for group in groups:
+                    block.quantize(group)
+            yield from linears_made(block, dict.fromkeys(names, layer), form, keep)
+
+
+def linears_made(block: Block, linears: dict[str, int], form: Form, keep: dict[str, Codes] | None) -> Iterator[Made]:
+    """What a block whose linears are rounded becomes."""
+    rows: list[dict[str, Any]] = []
+    counted: list[tuple[Counted, Callable[[], Tensor]]] = []
+    for name, layer in linears.items():
+        result = block.rounded(name)
+        if keep is not None:
+            keep[name] = in_host_memory(block.codes(name, result), form.dense[f"{name}.weight"][0])
+        folds = {key: value.cpu() for key, value in block.folds(name)}
+        if form.reason is None:
+            written = packed.pack(name, block.codes(name, result))
+            own_bits = packed.bits_of({key: form.layout[key] for key in written})
+        else:
+            written = {f"{name}.weight": block.weight(name, result)}
+            own_bits = result.storage_bits(name in block.folded)
+        row: dict[str, Any] = {"linear": name, "layer": layer, "storage_bits": own_bits}
+        row |= {"alpha": result.alpha, "objective": result.objective}
+        row |= {"damp": result.damp, "milliseconds": 0.0}
+        if result.damp is not None and result.damp > block.recipe.parameters["damp"]:
+            logger.warning("%s: needed damp %g instead of %g", name, result.damp, block.recipe.parameters["damp"])
+        rows.append(row)
+        moved = Counted.of(*moves_of(block.original(name), result))
+        counted.append((moved, partial(distances, block, name)))
+        yield Made(written, folds, [])
+        del result, written  # before the next block takes their place in memory
+    for row, own in zip(rows, statistics_of(counted), strict=True):  # all are waited for here
+        row |= own | {"milliseconds": block.milliseconds(row["linear"])}
+    yield Made(block.others, {}, rows)
+
+
+def distances(block: Block, name: str) -> Tensor:
+    """How far each weight of a rounded linear moved, in thousandths of a step."""
+    return moves_of(block.original(name), block.rounded(name))[0]
 
 
 def in_host_memory(codes: Codes, dtype: torch.dtype) -> Codes:

@@ -16,7 +16,7 @@ from quant.checkpoints import packed
 from quant.data.tokens import Tokens
 from quant.files import shards, stage, tensorfile
 from quant.files.artifacts import read_json
-from quant.files.tensorfile import put_finite
+from quant.files.finite import put_finite
 from quant.methods.quantize import Kept, quantize_checkpoint
 from quant.methods.reconstruct import Reconstruction
 from quant.methods.sequential import Sequential

@@ -4,6 +4,8 @@ Divisions round as IEEE says, and multiply-adds are fused only where that change
 CPU to the bit.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -141,6 +143,7 @@ def _shape(size: int) -> tuple[int, int, int]:
     return TILE // block, block, WARPS
 
 
+@functools.cache
 def _factors(clip: bool, device: torch.device) -> tuple[Tensor, int]:
     """What ranges are shrunk by, then the inverse of each; in float64 they become the float32 that torch multiplies a
     float32 tensor with."""
@@ -244,7 +247,7 @@ def candidate_errors(
             d, pairs, errors, n_out, width, ROWS=ROWS, COLUMNS=COLUMNS, INPUTS=INPUTS, num_warps=8, num_stages=4
         )
         found.append(own + errors.sum((1, 2), dtype=torch.float64) * share)
-    return torch.cat(found) / n_out
+    return (found[0] if len(found) == 1 else torch.cat(found)) / n_out
 
 
 @triton.jit

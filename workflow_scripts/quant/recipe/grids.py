@@ -142,7 +142,9 @@ def stored_step(
 
     rows [out]: what the stored rows are multiplied with; unit: a tensor's, of steps in E4M3 (numbers.unit_of).
     """
-    factor = torch.ones_like(step[:, :1]) if rows is None else rows[:, None, None]
+    if rows is None:
+        return steps.held(step, dtype, unit)
+    factor = rows[:, None, None]
     return steps.held(step * factor, dtype, unit) / factor
 
 

@@ -27,7 +27,7 @@ def row_weight(statistics: LinearStatistics, objective: str) -> Tensor | None:
     """[out]: E|act(z_k)| over its mean on MLP linears (praq), the squared Jacobian (jacobian), or None for uniform."""
     if objective == "praq" and (channels := asked(statistics.channels, "channels")).is_mlp:
         mean = channels.act_abs.mean()
-        return channels.act_abs / mean if mean > 0 else torch.ones_like(channels.act_abs)
+        return torch.where(mean > 0, channels.act_abs / mean, 1.0)
     return statistics.row_weight if objective == "jacobian" else None
 
 
@@ -53,7 +53,7 @@ def find_scale(
     each = [
         check_importance(salience(w, s.channels), w.shape[1], what, 0) for w, s in zip(weights, statistics, strict=True)
     ]
-    total = torch.stack(each).mean(0)
+    total = each[0] if len(each) == 1 else torch.stack(each).mean(0)
     total = total if heads is None else tie_heads(total, heads)
     targets = [target for w, s in zip(weights, statistics, strict=True) for target in targets_of(w, s, recipe)]
     return search_scale(targets, total, recipe.search_grid, recipe.n_grid, recipe.clip)

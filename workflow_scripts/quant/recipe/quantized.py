@@ -1,7 +1,10 @@
 """A linear as a recipe leaves it, and what its rounding did."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,33 +70,62 @@ class QuantizedLinear:
         return bits + (0 if self.scale is None or scale_folded else 16 * self.n_in)
 
 
+class Counted(NamedTuple):
+    """What becomes `rounding_statistics` of n weights, on their device, float64: how many went 0, 1, … thousandths of a
+    step (on a GPU up to LAST, or its kernels would wait), the farthest, and how many there are of each kind."""
+
+    n: int
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, bins: Tensor, counts: Tensor) -> "Counted":
+        """Of what `moves` gives."""
+        flat = bins.flatten()
+        if not len(flat):
+            return cls(0, counts)
+        near = torch.histc(flat, LAST + 1, 0, LAST) if flat.is_cuda else torch.bincount(flat)
+        return cls(len(flat), torch.cat([near.double(), flat.max()[None].double(), counts]))
+
+
 def rounding_statistics(w: Tensor, quantized: QuantizedLinear) -> dict[str, float]:
     """Shares of weights rounded up, down and not at all; quantiles of the distance moved, in steps, to 1/1000; share of
     flips, weights that did not go to their nearest point. Rows kept in 16 bit are left out. w [out, in]."""
+    bins, counts = moves_of(w, quantized)
+    return next(statistics_of([(Counted.of(bins, counts), lambda: bins)]))
+
+
+def statistics_of(found: Sequence[tuple[Counted, Callable[[], Tensor]]]) -> Iterator[dict[str, float]]:
+    """`rounding_statistics` of each linear, for one wait for the device; with it all its distances, for where they are
+    farther than was counted."""
+    sizes = [len(each.numbers) for each, _ in found]
+    numbers = torch.cat([each.numbers for each, _ in found]).cpu().split(sizes)
+    for ((n, _), distances), part in zip(found, numbers, strict=True):
+        if not n:
+            yield {}
+            continue
+        near, most, counts = np.split(part.numpy(), [-len(COUNTED) - 1, -len(COUNTED)])
+        where = quartiles(near, n)
+        if where[-1] == len(near):
+            where = quartiles(torch.bincount(distances().flatten()).cpu().numpy(), n)
+        shares = (counts / n).astype(np.float32).tolist()
+        names = *COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))
+        yield dict(zip(names, (*shares, *(each / 1000 for each in (*where, int(most[0])))), strict=True))
+
+
+def quartiles(counted: np.ndarray, n: int) -> list[int]:
+    """Of n numbers, from how many are 0, 1, and so on; as many as were counted where one is beyond."""
+    return np.searchsorted(counted.cumsum(), np.array([0.25, 0.5, 0.75]) * n).tolist()
+
+
+def moves_of(w: Tensor, quantized: QuantizedLinear) -> tuple[Tensor, Tensor]:
+    """`moves` of a linear's rows, but for those that are kept."""
     codes, step, zero = quantized.codes, quantized.step, quantized.zero
     if quantized.kept is not None:
-        w, codes, step, zero = (t[~quantized.kept] for t in (w, codes, step, zero))
+        rows = (~quantized.kept).nonzero()[:, 0]  # the one wait for the device
+        w, codes, step, zero = (t[rows] for t in (w, codes, step, zero))
     if not w.numel():
-        return {}
-    bins, counts = moves(w, quantized.scale, codes, step, zero, quantized.grid)
-    shares = (counts / w.numel()).float().tolist()
-    names = *COUNTED, *(f"distance_{name}" for name in ("q25", "median", "q75", "max"))
-    return dict(zip(names, (*shares, *(each / 1000 for each in spread(bins))), strict=True))
-
-
-def spread(bins: Tensor) -> list[int]:
-    """Quartiles and maximum of whole numbers from 0, by counting them: sorting a million takes longer than quantising
-    them."""
-
-    def quartiles(of: Tensor) -> list[int]:
-        upto = torch.bincount(of.flatten()).cumsum(0)
-        wanted = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).to(of.device) * upto[-1]
-        return torch.searchsorted(upto.double(), wanted).tolist()
-
-    found = quartiles(bins.clamp(max=LAST) if bins.is_cuda else bins)
-    if bins.is_cuda and found[-1] == LAST:
-        found = quartiles(bins)
-    return [*found, int(bins.max())]
+        return w.new_zeros(w.shape, dtype=torch.int32), w.new_zeros(len(COUNTED), dtype=torch.float64)
+    return moves(w, quantized.scale, codes, step, zero, quantized.grid)
 
 
 def moves(

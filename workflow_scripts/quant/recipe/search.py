@@ -4,6 +4,7 @@ For inputs X [N, in] and H = XᵀX/N, E‖(W-Ŵ)x‖² = tr((W-Ŵ) H (W-Ŵ)ᵀ).
 (Lin et al. 2023, arXiv 2306.00978, eq. 4-5): s = salience^α, Ŵ = Q(W·diag(s))·diag(1/s).
 """
 
+import functools
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -75,6 +76,24 @@ def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> 
     return torch.stack([target_error(target, rounded_at(w, s, grid, importance), lower) for s in scales])
 
 
+@functools.cache
+def exponents(n_grid: int, device: torch.device) -> Tensor:
+    """[n_grid + 1, 1], float32."""
+    return torch.tensor([[step / n_grid] for step in range(n_grid + 1)], device=device)
+
+
+def scales_for(salience: Tensor, n_grid: int) -> Tensor:
+    """`scale_for` of each α in {0, 1/n_grid, …, 1} [n_grid + 1, in]."""
+    alphas = [step / n_grid for step in range(n_grid + 1)]
+    if not salience.is_cuda:
+        return torch.stack([scale_for(salience, alpha) for alpha in alphas])
+    found = salience.pow(exponents(n_grid, salience.device))  # a launch for all
+    for alpha, powers in zip(alphas, found, strict=True):
+        if alpha in (0, 0.5, 1):  # which have roundings of their own
+            torch.pow(salience, alpha, out=powers)
+    return found.clamp_(min=SMALLEST_SCALE)
+
+
 class Race:
     """Candidates' errors, part of the rows by part: one of which a part is more than another's whole has lost and
     is given up, since no row's error is negative."""
@@ -116,7 +135,7 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
 
     salience [in] ≥ 0. A target's error is Σ_k weight_k (d_k H d_kᵀ + σ²‖ŵ_k‖²) / out.
     """
-    scales = torch.stack([scale_for(salience, step / n_grid) for step in range(n_grid + 1)])
+    scales = scales_for(salience, n_grid)
     if salience.is_cuda:
         totals = reduce(torch.add, (candidate_errors(target, scales, grid, clip) for target in targets))
     else:

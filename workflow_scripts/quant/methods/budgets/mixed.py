@@ -14,7 +14,7 @@ from quant.checkpoints.around import metadata_of
 from quant.checkpoints.embeddings import kept_in
 from quant.errors import InputError
 from quant.files import shards, tensorfile
-from quant.files.tensorfile import put_finite
+from quant.files.finite import put_finite
 from quant.methods.budgets.choice import Budget, Candidate, Choice, Given, choice_of, weight_tensors
 from quant.methods.form import Form
 from quant.methods.source import Output, Source

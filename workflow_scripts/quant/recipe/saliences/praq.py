@@ -12,7 +12,6 @@ def praq(w: Tensor, channels: Channels) -> Tensor:
     """Σ_k E|SiLU(z_k)|·|W_kj| on MLP linears, E|x_j| on attention, mapped affinely to [0.1, 10]."""
     raw = channels.act_abs @ w.abs() if channels.is_mlp else channels.x_abs
     low, high = torch.aminmax(raw)
-    if high == low:  # a constant salience scales nothing
-        return torch.ones_like(raw)
     smallest, largest = PRAQ_RANGE
-    return smallest + (raw - low) / (high - low) * (largest - smallest)
+    mapped = smallest + (raw - low) / (high - low) * (largest - smallest)
+    return torch.where(high == low, 1.0, mapped)  # a constant salience scales nothing
