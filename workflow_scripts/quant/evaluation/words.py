@@ -53,13 +53,13 @@ def run(asked: Asked, task_path: str, words: dict[str, Any], out: str) -> None:
     checkpoint, compute, task = asked.checkpoint, asked.compute, load_task(task_path)
     made = asked.made()
     first = task._replace(items=task.items[: words["prompts"]])
-    positions, room = positions_of(read_json(checkpoint / "config.json")), None
-    if positions is not None:  # the last token is written, and never read
-        if (room := positions + 1 - words["tokens"]) < LEAST:
-            raise InputError(
-                f"words.tokens: {words['tokens']}: the model was made for {positions} tokens, the context's among "
-                f"them; write {max(positions + 1 - LEAST, 1)} at most"
-            )
+    positions = positions_of(read_json(checkpoint / "config.json"))
+    room = None if positions is None else positions + 1 - words["tokens"]  # the last token is written, and never read
+    if positions is not None and room is not None and room < LEAST:
+        raise InputError(
+            f"words.tokens: {words['tokens']}: the model was made for {positions} tokens, the context's among "
+            f"them; write {max(positions + 1 - LEAST, 1)} at most"
+        )
     prompts = torch.tensor(prompts_of(task, requests_of(first, checkpoint), words["prompts"], room))
     where = device(compute["device"])
     with torch.inference_mode():
