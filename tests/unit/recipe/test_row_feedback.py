@@ -1,7 +1,5 @@
 """Rows rounded together: targets and codes by a slow reference, and what it does to the loss that it is for."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
 
 GRID, DAMPING = Grid(3, 5, False), 0.01
-ROUNDING = partial(gptq, damp=DAMPING)
 
 
 def drawn(n_out: int, n_in: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,11 +41,13 @@ def slow_target(w: np.ndarray, missing: np.ndarray, moment: np.ndarray, rows: li
     return w[rows] + np.linalg.solve(damped, moment[np.ix_(rows, of)] @ missing[of])
 
 
-def slow_columns(work: np.ndarray, steps: np.ndarray, zeros: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Codes of GPTQ's column loop on steps that are given."""
+def slow_columns(
+    work: np.ndarray, steps: np.ndarray, zeros: np.ndarray, moment: np.ndarray, mean: np.ndarray
+) -> np.ndarray:
+    """Codes of GPTQ's column loop on steps that are given; mean: of all rows' squared steps, by column."""
     n_in, codes = work.shape[1], np.zeros(work.shape)
     inverse = np.linalg.inv(moment + DAMPING * moment.diagonal().mean() * np.eye(n_in))
-    order = sorted(range(n_in), key=lambda j: -moment[j, j] * (steps[:, j] ** 2).mean())
+    order = sorted(range(n_in), key=lambda j: -moment[j, j] * mean[j])
     for at, j in enumerate(order):
         codes[:, j] = np.clip(np.round(work[:, j] / steps[:, j]) + zeros[:, j], 0, GRID.highest)
         error = (work[:, j] - (codes[:, j] - zeros[:, j]) * steps[:, j]) / inverse[j, j]
@@ -64,7 +63,7 @@ def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
     w, h, r = drawn(n_out, n_in, 0)
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), ROUNDING, 0)
+    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), DAMPING, 0)
     steps, zeros = whole(step, n_in), whole(zero, n_in)
     damped = r + DAMP * r.diagonal().mean() * np.eye(n_out)
     sets = [list(range(k, n_out, SETS)) for k in range(min(SETS, n_out))]
@@ -73,7 +72,7 @@ def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
         rest = [row for each in sets[k:] for row in each]
         target = w[rest] + np.linalg.solve(damped[np.ix_(rest, rest)], damped[np.ix_(rest, before)] @ missing[before])
         target = target[: len(rows)]
-        found = slow_columns(target.copy(), steps[rows], zeros[rows], h)
+        found = slow_columns(target.copy(), steps[rows], zeros[rows], h, (steps**2).mean(0))
         np.testing.assert_array_equal(whole(codes[rows], n_in), found)
         missing[rows] = w[rows] - (found - zeros[rows]) * steps[rows]
         before += rows
@@ -84,7 +83,7 @@ def test_refinement_hears_of_all_other_rows() -> None:
     w, h, r = drawn(10, 12, 1)
     groups, step, zero = start(w)
     context, moment = Context(torch.from_numpy(h)), torch.from_numpy(r)
-    given = groups, step, zero, GRID, context, moment, ROUNDING
+    given = groups, step, zero, GRID, context, moment, DAMPING
     found, steps, _ = round_rows(*given, 1, lambda t: t.float().double())
     codes, step, _ = round_rows(*given, 0)
 
@@ -119,10 +118,10 @@ def test_it_lowers_what_errors_cost_together(seed: int) -> None:
         return float(np.trace(r @ d @ h @ d.T))
 
     alone = gptq(groups, step, zero, GRID, context, damp=DAMPING).codes
-    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 0)
+    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 0)
     assert cost(together, step) < 0.8 * cost(alone, step)
     refined = refine(groups, alone, step, zero, GRID, context.copied(), 3)
-    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 3)
+    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 3)
     assert cost(both, steps) < 0.8 * cost(*refined)
 
 
@@ -138,5 +137,5 @@ def test_outputs_that_cost_nothing() -> None:
     r[:3] = r[:, :3] = 0
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), ROUNDING, 2)
+    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), DAMPING, 2)
     assert torch.isfinite(codes).all() and torch.isfinite(steps).all()

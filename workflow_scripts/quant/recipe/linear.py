@@ -110,14 +110,12 @@ def on_grid(
         importance = context.importance(asked(channels, "channels").x_sq if h is None else h.diagonal())
     step, zero = fit_range(groups, recipe.grid, importance, stored)
     step = step if stored is None else stored(step)
+    if between is not None:
+        moment, damp = mixed(between, recipe.row_feedback), recipe.parameters["damp"]
+        codes, step, damp = round_rows(groups, step, zero, recipe.grid, context, moment, damp, recipe.refine, stored)
+        return Placed(codes, step, zero, damp)
     rounding = function_of("roundings", recipe.rounding, recipe.parameters)
     assert rounding is not None  # there is no rounding `none`
-    if between is not None:
-        moment = mixed(between, recipe.row_feedback)
-        codes, step, damp = round_rows(
-            groups, step, zero, recipe.grid, context, moment, rounding, recipe.refine, stored
-        )
-        return Placed(codes, step, zero, damp)
     rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:

@@ -18,13 +18,24 @@ def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Contex
     On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
     leaves in each; H_jj alone (activation order) forgets that scaling moved the steps too.
     """
+    factor, order, damp = factored(step, groups.shape[2], context, damp)
+    return Rounded(fed(groups, step, zero, grid, factor, order), damp)
+
+
+def factored(step: Tensor, group_size: int, context: Context, damp: float) -> tuple[Tensor, Tensor, float]:
+    """The inverse factor of H, the order of columns that it is in, and the damp that it took."""
     n_in = len(context.diagonal)
-    squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
+    squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, group_size), n_in)[0]
     order = (context.diagonal * squares).argsort(descending=True, stable=True)
     flipped = order.is_cuda  # there it takes longer afterwards
     factor, damp = inverse_factor(context.copied(order.flip(0) if flipped else order), damp, flipped)
+    return factor, order, damp
+
+
+def fed(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> Tensor:
+    """`feed` of all rows."""
     parts = [feed(groups[rows], step[rows], zero[rows], grid, factor, order) for rows in row_chunks(groups)]
-    return Rounded(parts[0] if len(parts) == 1 else torch.cat(parts), damp)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def feed(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> Tensor:
