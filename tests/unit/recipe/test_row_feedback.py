@@ -5,12 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.grids import Grid
+from quant.recipe.linear import round_linear
+from quant.recipe.recipe import Recipe
 from quant.recipe.refine import descend, fit_steps, refine
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
+from tests.unit.recipe.cases import PLAIN
 
 GRID, DAMPING = Grid(3, 5, False), 0.01
 
@@ -139,3 +143,27 @@ def test_outputs_that_cost_nothing() -> None:
     context = Context(torch.from_numpy(h))
     codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), DAMPING, 2)
     assert torch.isfinite(codes).all() and torch.isfinite(steps).all()
+
+
+def test_rows_of_some_linears_alone() -> None:
+    entry = PLAIN | {"rounding": "gptq", "row_feedback": 0.7, "row_linears": "q_proj|k_proj"}
+    recipe = Recipe.of(entry | {"tensor_types": [{"linears": "v_proj", **Grid(3, 5, False)._asdict()}]})
+    found = {name: recipe.at(f"model.layers.0.self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    assert {name: each.row_feedback for name, each in found.items()} == {
+        "q_proj": 0.7,
+        "k_proj": 0.7,
+        "v_proj": 0.0,
+        "o_proj": 0.0,
+    }
+    assert found["v_proj"].bits == 3 and Recipe.of(entry | {"row_linears": ""}).at("o_proj").row_feedback == 0.7
+
+
+def test_a_linear_without_a_moment_of_rows_is_rounded_as_ever() -> None:
+    """As all but q and k with `row_moment: attention`."""
+    w, h, r = (torch.from_numpy(each).float() for each in drawn(8, 10, 3))
+    own, without = (Recipe.of(PLAIN | {"rounding": "gptq", "refine": 1, "row_feedback": share}) for share in (0.7, 0.0))
+
+    def codes(recipe: Recipe, rows: Tensor | None) -> Tensor:
+        return round_linear(w, None, LinearStatistics(moment=h, rows=rows), recipe, torch.Generator()).codes
+
+    assert torch.equal(codes(own, None), codes(without, r)) and not torch.equal(codes(own, r), codes(own, None))

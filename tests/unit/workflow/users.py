@@ -9,6 +9,7 @@ PASSES = {
     "collect_noisy",
     "collect_jacobian",
     "collect_end_loss",
+    "collect_attention",
     "quantize_with_model",
     "check_mse",
 }  # the model, block by block
@@ -384,4 +385,6 @@ USERS: dict[str, set[str]] = {
     "methods/source": RECIPES | {"choose_widths", "quantize_budget"},
     "checkpoints/around": QUANTIZERS | {"check_study", "choose_widths", "export", "quantize_budget"},
     "methods/form": RECIPES | {"quantize_budget"},
+    "calibration/attention_moments": {"collect_attention"},
+    "recipe/error_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
 }
