@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ from quant.calibration.reader import Statistics
 from quant.data import tokens
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
-from quant.methods.source import Output, Source
+from quant.methods.source import Output, Source, provenance_of
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
@@ -324,10 +325,11 @@ def autoawq(bench: Bench, model: Path, case: Case) -> None:
     recipe = recipes(["autoawq"], case)["autoawq"]
     (bench.folder / "awq/checkpoint").mkdir(parents=True)
     begun = time.perf_counter()
+    converted, names = read_json(model / "convert.json"), SimpleNamespace(model="random", method="autoawq")
     record = quantize_library(
-        model / "checkpoint", bench.folder / "awq/checkpoint", bench.folder / "awq/folds", bench.folder / "tokens",
-        AUTOAWQ, read_json(model / "convert.json"), recipe, bench.where, batch_tokens("auto", bench.where),
-        {"model": "random", "method": "autoawq"},
+        Source.of(model / "checkpoint", converted), Output(bench.folder / "awq/checkpoint", bench.folder / "awq/folds"),
+        bench.folder / "tokens", AUTOAWQ, provenance_of(converted, recipe, names), bench.where,
+        batch_tokens("auto", bench.where),
     )  # fmt: skip
     spent = time.perf_counter() - begun
     bench.note("search", record["summary"]["quantize_s"], None, case, recipe="autoawq", call_s=spent)

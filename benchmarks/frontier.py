@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from quant.evaluation.divergence import kl_divergence
 from quant.files.artifacts import read_json
 from quant.methods.library import quantize_library
 from quant.methods.quantize import quantize_checkpoint
-from quant.methods.source import Output, Source
+from quant.methods.source import Output, Source, provenance_of
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
@@ -216,10 +217,11 @@ class Study:
     def _library(self, recipe: dict[str, Any]) -> dict[str, Any]:
         assert self._environment is not None, "--environment says where the library is"
         self.quantised.mkdir(exist_ok=True)
-        way = (self._folder / "calibration", self._environment, self._model, recipe, self._where)
-        names = {"model": "benchmark", "method": recipe["algorithm"]}
-        batch = batch_tokens("auto", self._where)
-        return quantize_library(self._checkpoint, self.quantised, self._folder / "folds", *way, batch, names)
+        names = SimpleNamespace(model="benchmark", method=recipe["algorithm"])
+        made = provenance_of(self._model, recipe, names)
+        source, out = Source.of(self._checkpoint, self._model), Output(self.quantised, self._folder / "folds")
+        given = self._folder / "calibration", self._environment, made, self._where, batch_tokens("auto", self._where)
+        return dict(quantize_library(source, out, *given))
 
     @property
     def quantised(self) -> Path:

@@ -84,6 +84,12 @@ NEEDS = needs.resources(CONFIG, lambda: bool(GPU(None)))
 
 CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
 DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})
+# what results/best is taken from
+OF_BEST = {
+    "storage": CONFIG["choose"]["storage"],
+    "gguf": STUDY["gguf"],
+    "recipes": {name: METHODS[name] for name in STUDY["methods"] if keys.way_of(METHODS[name]) != "library"},
+}
 # what knows the libraries of the study
 DEMANDED_MODULES = tuple(
     sorted({module for recipe in DEMANDS["library"].values() for module in choices.modules(recipe)})
@@ -107,6 +113,13 @@ CALIBRATIONS = sorted(
         ),
     }
 )
+
+# methods of the study that tune, by calibration set
+TUNED = {
+    name: tuned
+    for name in CALIBRATIONS
+    if (tuned := [m for m in STUDY["methods"] if METHODS[m].get("tune") and calibration_name(**METHODS[m]) == name])
+}
 
 # the end loss's moments where a method of the study reads those of the common calibration set, None elsewhere
 END_LOSS = next(

@@ -152,6 +152,7 @@ rule check_texts:
         **NEEDS,
     params:
         allow_overlap=CONFIG["calibration"]["allow_overlap"],
+        tuned=TUNED,
         code=code("check_texts.py"),
     script:
         "../workflow_scripts/check_texts.py"

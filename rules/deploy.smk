@@ -26,12 +26,36 @@ rule describe:
         "../workflow_scripts/describe.py"
 
 
+# first of all that wait for the model, where the best one is asked for
+rule check_best:
+    """A refusal of a choice that the study leaves nothing to: no method of it is stored packed on this model."""
+    input:
+        weights=rules.convert.output.weights,
+        model=rules.convert.output.record,
+    output:
+        "results/{model}/original/packs.json",
+    log:
+        "results/logs/check_best/{model}.log",
+    benchmark:
+        "results/benchmarks/check_best/{model}.tsv"
+    priority: 10
+    conda:
+        "../envs/quant.yaml"
+    resources:
+        **NEEDS,
+    params:
+        wanted=OF_BEST,
+        code=code("check_best.py"),
+    script:
+        "../workflow_scripts/check_best.py"
+
+
 rule pick:
     """The best packed checkpoint within the limits of choose, or its GGUF file, copied to results/best."""
     input:
         summary=rules.summarize.output.summary,
         comparisons=rules.summarize.output.comparisons,
-        checked=expand(rules.check_study.output, model=FIRST_MODEL),
+        checked=expand([rules.check_study.output[0], rules.check_best.output[0]], model=FIRST_MODEL),
         cards=[f"results/{FIRST_MODEL}/{method}/checkpoint/README.md" for method in present(FIRST_MODEL)],
         weights=expand(rules.quantize.output.weights, model=FIRST_MODEL, method=present(FIRST_MODEL)),
         files=[f"results/{FIRST_MODEL}/{m}/export/gguf/model.gguf" for m in present(FIRST_MODEL) if m in STUDY["gguf"]],

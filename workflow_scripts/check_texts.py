@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quant.data import task_items, tokens
+from quant.data.held_out import check_held_out
 from quant.data.overlap import check_overlap, counted, fingerprints, seen_share
 from quant.files.artifacts import versions, write_json
 from quant.models import tokenizers
@@ -16,6 +17,7 @@ with job(snakemake.log[0]):
         kind: {Path(path).parent.name: tokens.load(path, **made_from) for path in snakemake.input[kind]}
         for kind in ("calibrations", "datasets")
     }
+    check_held_out(snakemake.params.tuned, read["calibrations"])
     texts = {
         kind: {name: tokenizer.batch_decode(found.sequences, skip_special_tokens=True) for name, found in sets.items()}
         for kind, sets in read.items()

@@ -4,22 +4,22 @@ from pathlib import Path
 
 from quant.files.artifacts import write_json
 from quant.methods.library import quantize_library
+from quant.methods.source import Output, Source, provenance_of
 from quant.models.compute import batch_tokens, device
 from quant.models.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    where = device(snakemake.params.compute["device"])
+    given, out, params = snakemake.input, snakemake.output, snakemake.params
+    where = device(params.compute["device"])
+    model = model_record(given.model)
     result = quantize_library(
-        Path(snakemake.input.config).parent,
-        Path(snakemake.output.config).parent,
-        Path(snakemake.output.folds),
-        Path(snakemake.input.tokens),
-        Path(snakemake.input.environment).parent,
-        model_record(snakemake.input.model),
-        snakemake.params.recipe,
+        Source.of(Path(given.config).parent, model),
+        Output(Path(out.config).parent, Path(out.folds)),
+        Path(given.tokens),
+        Path(given.environment).parent,
+        provenance_of(model, params.recipe, snakemake.wildcards),
         where,
-        batch_tokens(snakemake.params.compute["batch_tokens"], where),
-        dict(snakemake.wildcards),
+        batch_tokens(params.compute["batch_tokens"], where),
     )
-    write_json(snakemake.output.record, result)
+    write_json(out.record, result)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GemmaConfig, GraniteConfig, LlamaConfig, PretrainedConfig
 
-from quant.models.forward import Forward, kernels
+from quant.models.forward import Forward, forward_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -25,7 +25,7 @@ def drawn(*shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("n_in", [1, 96, 2304, 5000])
 def test_norm_is_that_of_float64(dtype: torch.dtype, n_in: int) -> None:
-    fused, x, weight = kernels(), drawn(3, 5, n_in).to(dtype), drawn(n_in).to(dtype)
+    fused, x, weight = forward_kernels(), drawn(3, 5, n_in).to(dtype), drawn(n_in).to(dtype)
     assert fused is not None
     found = fused.rms_norm(x, weight, 1e-5)
     wide = x.double()
@@ -40,7 +40,7 @@ def test_norm_is_that_of_float64(dtype: torch.dtype, n_in: int) -> None:
 def test_rotation_is_the_models_to_the_bit(dtype: torch.dtype, batch: int) -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    fused, angle = kernels(), drawn(batch, 33, 8)
+    fused, angle = forward_kernels(), drawn(batch, 33, 8)
     assert fused is not None
     cos, sin = (torch.cat([each, each], -1).to(dtype) for each in (angle.cos(), angle.sin()))
     q, k = drawn(2, 33, 6, 16).to(dtype).transpose(1, 2), drawn(2, 2, 33, 16).to(dtype)

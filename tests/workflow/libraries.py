@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from quant.data import tokens
 from quant.methods import library
+from quant.methods.source import Output, Source
 from tests import jobs, tiny
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "initializer_range": 0.15}
@@ -38,11 +39,11 @@ class Made:
         """The record, and the checkpoint's tensors."""
         target = self.folder / name / "target"
         target.mkdir(parents=True)
+        recipe = self.recipe | changes
         record = library.quantize_library(
-            self.source, target, self.folder / name / "folds.safetensors", self.folder / "tokens.safetensors",
-            self.environment if fresh else self.loaded,
-            {"fingerprint": "its own", "linears": self.linears, "left": {}}, self.recipe | changes,
-            "cpu", 96, {"model": "tiny", "method": name},
+            Source(self.source, self.linears), Output(target, self.folder / name / "folds.safetensors"),
+            self.folder / "tokens.safetensors", self.environment if fresh else self.loaded,
+            {"recipe": recipe, "seed": recipe["seed"], "versions": {}, "model_fingerprint": "its own"}, "cpu", 96,
         )  # fmt: skip
         assert not load_file(self.folder / name / "folds.safetensors")
         made = record, load_file(target / "model.safetensors")

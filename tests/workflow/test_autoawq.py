@@ -17,6 +17,7 @@ from quant.checkpoints.export import export
 from quant.data import tokens
 from quant.evaluation.perplexity import load_model
 from quant.methods import library
+from quant.methods.source import Output, Source
 from quant.models import convert
 from quant.recipe import grids
 from tests import tiny
@@ -140,17 +141,15 @@ def test_a_llama_with_grouped_queries(environment: Path, tmp_path: Path) -> None
     linears = {name.removesuffix(".weight"): int(name.split(".")[2]) for name in names if "_proj" in name}
     sequences = list(torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0)))
     tokens.save(tmp_path / "tokens.safetensors", sequences, {"model_fingerprint": "its own"})
+    recipe = {"algorithm": "autoawq", "bits": 4, "clip": False, "group_size": 64, "n_calib": 8, "seed": 0}
     record = library.quantize_library(
-        source,
-        target,
-        tmp_path / "folds.safetensors",
+        Source(source, linears),
+        Output(target, tmp_path / "folds.safetensors"),
         tmp_path / "tokens.safetensors",
         environment,
-        {"fingerprint": "its own", "linears": linears, "left": {}},
-        {"algorithm": "autoawq", "bits": 4, "clip": False, "group_size": 64, "n_calib": 8, "seed": 0},
+        {"recipe": recipe, "seed": 0, "versions": {}, "model_fingerprint": "its own"},
         "cpu",
         48,
-        {"model": "tiny", "method": "autoawq"},
     )
     assert record["summary"]["bits_per_weight"] == 4 + (4 + 16) / 64
     assert not list(tmp_path.glob(".autoawq.*"))

@@ -309,10 +309,10 @@ def test_the_file_itself_is_evaluated(checkpoint: Any, tmp_path: Path, monkeypat
     tokens.save(tmp_path / "tokens", list(IDS), {})
     given: Any = {"kl_tokens": None, "protocol": "windows", "seq_len": 30}
     common = {"dataset": given, "compute": {"device": "cpu", "dtype": "auto", "batch_tokens": 60}}
-    task = record.Task("m", "original", "d", str(source / "config.json"), str(tmp_path / "tokens"), **common)
-    record.run(task, record.Original(str(tmp_path / "kept")), str(tmp_path / "original.json"))
-    side = record.Quantised(str(tmp_path / "kept"), task.config, str(tmp_path / "quantize.json"))
-    of = dataclasses.replace(task, method="small", config=str(folder / "config.json"))
+    subject = record.Subject("m", "original", "d", str(source / "config.json"), str(tmp_path / "tokens"), **common)
+    record.run(subject, record.Original(str(tmp_path / "kept")), str(tmp_path / "original.json"))
+    side = record.Quantised(str(tmp_path / "kept"), subject.config, str(tmp_path / "quantize.json"))
+    of = dataclasses.replace(subject, method="small", config=str(folder / "config.json"))
     of_file = dataclasses.replace(of, gguf=str(path))
     found = {}
     for name, one in (("packed", of), ("gguf", of_file)):

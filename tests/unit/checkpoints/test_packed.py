@@ -141,7 +141,7 @@ def test_packed_and_simulated_agree(
     kept = statistics if "salience" in changes else {}
     result = run(half, tmp_path / "packed", kept, **changes)
     assert result["summary"]["storage"] == "packed"
-    monkeypatch.setattr("quant.methods.quantize.why_not_packed", lambda *_: "asked for")
+    monkeypatch.setattr("quant.methods.packing.why_not_packed", lambda *_: "asked for")
     simulated = run(half, tmp_path / "dense", kept, **changes)
     assert simulated["summary"]["storage_reason"] == "asked for"
     with stored.opened(tmp_path / "packed") as codes, stored.opened(tmp_path / "dense") as dense:

@@ -38,6 +38,16 @@ def test_a_list_makes_a_family(key: str, values: list[Any], rest: dict[str, Any]
         assert recipe == plain, "a sweep's method is what it would be alone"
 
 
+def test_objects_in_a_list_are_told_apart_by_what_they_hold() -> None:
+    tuned = {"tune": [None, {}, {"epochs": 2, "rate": 0.001}]}
+    assert list(loaded({"m": tuned})["methods"]) == ["m-tuneNone", "m-tune", "m-epochs2-rate0.001"]
+    ends = {"embeddings": [{"format": "iq4_nl"}, {"bits": 8, "needed": False}]}
+    assert list(loaded({"m": ends})["methods"]) == ["m-formatiq4_nl", "m-bits8-neededFalse"]
+    budget = {"budget": [{"size_mb": 12345678}, {"size_mb": 90.0}, {"size_mb": 90.00001}]}
+    names = [name for name in loaded({"m": budget})["methods"] if "size" in name]
+    assert names == ["m-size_mb12345678", "m-size_mb90", "m-size_mb90.00001"]
+
+
 def test_several_lists_make_every_combination() -> None:
     config = loaded({"a": {"bits": [3, 4], "group_size": [32, 64, 128], "clip": True}})
     expected = [f"a-bits{bits}-group_size{size}" for bits in (3, 4) for size in (32, 64, 128)]

@@ -1,5 +1,6 @@
 """Texts and data sets that cannot be read, or are too short or not for this model: one line each."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,23 @@ def test_bad_text_files(tmp_path: Path) -> None:
         assert "not UTF-8 text" in refused_text(tmp_path, "words".encode(name))
     assert "UTF-16" in refused_text(tmp_path, "words".encode("utf-16"))
     assert "UTF-32" in refused_text(tmp_path, "words".encode("utf-32"))
+    assert "a Parquet file; save it as JSON lines" in refused_text(tmp_path, b"PAR1\x15\0\xff")
+    assert "a gzip file; unpack it" in refused_text(tmp_path, gzip.compress(b"words"))
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             texts.read_texts({"files": [str(path)]})
     with pytest.raises(InputError, match="is a directory"):
         texts.read_texts({"files": [str(tmp_path)]})
+
+
+def test_a_text_that_no_memory_would_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by its size, unread."""
+    path = tmp_path / "large.txt"
+    with path.open("wb") as file:
+        file.truncate(100_000_001)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("was read"))
+    with pytest.raises(InputError, match=r"large.txt: has 100 MB, and a text is read whole.*head -n 20000"):
+        texts.read_texts({"files": [str(path)]})
 
 
 def lines_of(rows: list[Any]) -> str:

@@ -9,12 +9,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.data import tokens
+from quant.data.held_out import check_held_out
 from quant.errors import InputError
 
 
 def ragged(*lengths: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(sum(lengths))
     return [torch.randint(1, 1000, (length,), generator=generator) for length in lengths]
+
+
+def test_one_sequence_is_refused_where_methods_tune() -> None:
+    sets = {"n8-s1": tokens.Tokens(ragged(5), "", {}), "n8-s2": tokens.Tokens(ragged(5, 4), "", {})}
+    check_held_out({"n8-s2": ["a"]}, sets)
+    with pytest.raises(InputError, match=r"^methods a, b: tune: the calibration text gives one sequence"):
+        check_held_out({"n8-s1": ["a", "b"], "n8-s2": ["c"]}, sets)
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:

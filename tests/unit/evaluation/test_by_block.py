@@ -88,7 +88,7 @@ def test_run_writes_what_a_whole_model_writes(
     save(tmp_path / "tokens", ragged.sequences, {})
     dataset = {"kl_tokens": None, "protocol": "samples", "seq_len": 12}
     config = str(tiny_checkpoint / "config.json")
-    task = record.Task("m", "original", "d", config, str(tmp_path / "tokens"), dataset,
+    subject = record.Subject("m", "original", "d", config, str(tmp_path / "tokens"), dataset,
                        {"device": "cpu", "dtype": "auto", "batch_tokens": 25})  # fmt: skip
     summary = {"bits_per_weight": 4.0, "quantize_s": 1.0, "storage": "simulated", "storage_reason": "", "parameters": 9}
     (tmp_path / "record").write_text(json.dumps({"summary": summary, "provenance": {"versions": {}}}))
@@ -97,8 +97,8 @@ def test_run_writes_what_a_whole_model_writes(
         if large:
             monkeypatch.setattr(by_block, "memory_left", lambda device: 0)
         kept = str(tmp_path / "kept")
-        record.run(task, record.Original(kept), str(tmp_path / "a"))
-        record.run(task, record.Quantised(kept, config, str(tmp_path / "record")), str(tmp_path / "b"))
+        record.run(subject, record.Original(kept), str(tmp_path / "a"))
+        record.run(subject, record.Quantised(kept, config, str(tmp_path / "record")), str(tmp_path / "b"))
         found[large] = [json.loads((tmp_path / name).read_text()) for name in "ab"] + [Path(kept).read_bytes()]
         for each in found[large][:2]:
             del each["tokens_per_s"], each["checksum"]

@@ -29,11 +29,11 @@ def test_run_writes_original_and_method(
     dataset: dict[str, Any] = {"kl_tokens": 10, "protocol": "samples", "seq_len": 12}
     compute = {"device": "cpu", "dtype": "auto", "batch_tokens": 25}
     config = str(tiny_checkpoint / "config.json")
-    task = record.Task("m", "original", "d", config, tokens_path, dataset, compute)
-    record.run(task, record.Original(kept), str(tmp_path / "a.json"))
+    subject = record.Subject("m", "original", "d", config, tokens_path, dataset, compute)
+    record.run(subject, record.Original(kept), str(tmp_path / "a.json"))
     (tmp_path / "record.json").write_text(json.dumps({"summary": SUMMARY, "provenance": {"versions": {}}}))
     same_model = record.Quantised(kept, config, str(tmp_path / "record.json"))
-    record.run(dataclasses.replace(task, method="same"), same_model, str(tmp_path / "b.json"))
+    record.run(dataclasses.replace(subject, method="same"), same_model, str(tmp_path / "b.json"))
     original, same = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     for mine, theirs in zip(original["sequences"], same["sequences"], strict=True):
         assert theirs["kl"] == pytest.approx(mine["kl"], abs=1e-5) and theirs == mine | {"kl": theirs["kl"]}
@@ -65,20 +65,20 @@ def test_shards_give_the_same_evaluations(tiny_checkpoint: Path, ragged: Tokens,
     dataset: dict[str, Any] = {"kl_tokens": 10, "protocol": "samples", "seq_len": 12}
     compute = {"device": "cpu", "dtype": "auto", "batch_tokens": 25}
     config = str(tiny_checkpoint / "config.json")
-    task = record.Task("m", "original", "d", config, tokens_path, dataset, compute)
+    subject = record.Subject("m", "original", "d", config, tokens_path, dataset, compute)
 
     def evaluations(folder: Path, shards: int) -> list[dict[str, Any]]:
         out, kept = [str(folder / f"{name}.json") for name in "ab"], str(folder / "reference")
-        of_method = dataclasses.replace(task, method="same")
+        of_method = dataclasses.replace(subject, method="same")
         side = record.Quantised(kept, config, str(tmp_path / "record.json"))
         if shards == 1:
-            record.run(task, record.Original(kept), out[0])
+            record.run(subject, record.Original(kept), out[0])
             record.run(of_method, side, out[1])
         else:
             parts = [[str(folder / f"{name}.{i}") for i in range(shards)] for name in "rab"]
             for i in range(shards):
-                record.run(task, record.Original(parts[0][i]), parts[1][i], Shard(i, shards))
-            record.sum_shards(task, record.Original(kept), parts[1], parts[0], out[0])
+                record.run(subject, record.Original(parts[0][i]), parts[1][i], Shard(i, shards))
+            record.sum_shards(subject, record.Original(kept), parts[1], parts[0], out[0])
             for i in range(shards):
                 record.run(of_method, side, parts[2][i], Shard(i, shards))
             record.sum_shards(of_method, side, parts[2], (), out[1])

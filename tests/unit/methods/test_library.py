@@ -15,6 +15,7 @@ from quant.errors import InputError
 from quant.files import pieces, tensorfile
 from quant.methods import library, library_environment
 from quant.methods.libraries import autoround
+from quant.methods.source import Source
 from quant.recipe import keys
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.libraries import LIBRARIES, module_of
@@ -128,7 +129,7 @@ def test_other_linears_packed_than_the_workflow_quantises(tmp_path: Path) -> Non
     tensorfile.save(tmp_path / "packed", {"a.qweight": torch.zeros(8, 1, dtype=torch.int32)}, {})
     with tensorfile.opened(tmp_path / "packed") as file, pytest.raises(InputError, match="AutoRound and this workflow "
                                                                        "differ about a: only one"):  # fmt: skip
-        library.write_checkpoint(tmp_path, file, tmp_path, {"b": 0}, {}, {"recipe": AUTOROUND}, {})
+        library.write_checkpoint(Source(tmp_path, {"b": 0}), file, tmp_path, {}, {"recipe": AUTOROUND}, {})
 
 
 # ---- its environment

@@ -13,12 +13,16 @@ from quant.checkpoints.embeddings import spared_bits
 from quant.checkpoints.embeddings import wanted as wanted_ends
 from quant.errors import InputError
 from quant.files.tensorfile import opened
-from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes, refuse
+from quant.methods.dense import best_mistakes
+from quant.methods.packing import why_dense
+from quant.methods.refusals import embedding_mistakes, limit_mistakes, mistakes
 from quant.models.linears import all_linears, skeleton
-from quant.records.model import Embeddings
+from quant.recipe.recipe import Recipe
+from quant.records.model import Embeddings, Linears
 from quant.workflow import configuration
-from quant.workflow.demands import demands
-from tests.unit.recipe.cases import recast
+from quant.workflow.demands import demands, refuse
+from tests.tiny import save_byte_tokenizer, save_model, save_tokenizer
+from tests.unit.recipe.cases import PLAIN, recast
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 NOTHING: dict[str, Any] = {
@@ -27,6 +31,9 @@ NOTHING: dict[str, Any] = {
     "jacobian": [],
     "shared": [],
     "sequential": [],
+    "noisy": [],
+    "activations": {},
+    "gguf": {},
     "library": {},
     "embeddings": {},
     "types": {},
@@ -45,8 +52,13 @@ def linears(tiny_checkpoint: Path) -> dict[str, int]:
     return all_linears(skeleton(tiny_checkpoint))
 
 
+def record_of(linears: dict[str, int], **unpacked: str) -> Linears:
+    """convert's; unpacked: as it has it."""
+    return {"linears": linears, "left": {}, "unpacked": unpacked, "embeddings": EMBEDDINGS}
+
+
 def found(checkpoint: Path, linears: dict[str, int], **wanted: Any) -> list[str]:
-    return mistakes(checkpoint, linears, NOTHING | wanted, EMBEDDINGS)
+    return mistakes(checkpoint, record_of(linears), NOTHING | wanted)
 
 
 def of_kind(checkpoint: Path, tmp_path: Path, kind: str) -> Path:
@@ -115,7 +127,7 @@ def recipes(**methods: Any) -> dict[str, Any]:
 
 def limited(checkpoint: Path, linears: dict[str, int], limits: dict[str, float], **methods: Any) -> list[str]:
     with opened(checkpoint / "model.safetensors") as file:
-        return list(limit_mistakes(limits, recipes(**methods), list(linears), file.layout(), EMBEDDINGS))
+        return list(limit_mistakes(limits, recipes(**methods), record_of(linears), file.layout()))
 
 
 def test_a_limit_that_no_packed_method_can_meet(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
@@ -183,7 +195,7 @@ def test_another_value_of_a_parameter_demands_nothing_new() -> None:
     assert wanted(methods={**methods, "gw_awq": {"salience": "l1", "n_grid": 7, "bits": 3}}) == wanted()
 
 
-def test_experts_are_refused_by_name_where_inputs_are_sequential(
+def test_experts_are_refused_by_name_where_inputs_are_sequential_or_noisy(
     tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path
 ) -> None:
     """They read some tokens and not others."""
@@ -197,6 +209,8 @@ def test_experts_are_refused_by_name_where_inputs_are_sequential(
     (line,) = found(checkpoint, names, sequential=["frontier", "frontier_fast"])
     assert line.startswith("methods frontier, frontier_fast: inputs: sequential: model.layers.0.mlp.experts.0.")
     assert "use inputs: parallel" in line and found(checkpoint, names) == []
+    (line,) = found(checkpoint, names, noisy=["a", "b"])
+    assert line.startswith("methods a, b: noise_std is not known for mixtures of experts")
 
 
 def test_methods_that_need_facts_of_the_model() -> None:
@@ -235,3 +249,126 @@ def test_embeddings_that_cannot_be_are_said(tiny_checkpoint: Path, linears: dict
         assert spared == [2 * 256 * (48 * 24 - 32) - 2 * 64, 0]
         tied: Embeddings = {**EMBEDDINGS, "tied": True}
         assert spared_bits({"embeddings": entries["b"]}, tied, layout) == 256 * (48 * 24 - 2 * 32)
+
+
+# ---- what a job would refuse, before the first
+
+
+def completed(checkpoint: Path, **methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    config = {**DEFAULT, "defaults": {"group_size": 16}, "methods": methods, "study": {**DEFAULT["study"]}}
+    config["study"] |= {"methods": list(methods), "task_methods": "all"}
+    config["sensitivity"] = DEFAULT["sensitivity"] | {"methods": []}
+    found: dict[str, dict[str, Any]] = configuration.load(config, SCHEMA)["methods"]
+    return found
+
+
+def test_inputs_that_nobody_would_round_are_refused(tiny_checkpoint: Path, linears: dict[str, int]) -> None:
+    """What quantize would say of a result that is dense."""
+    methods = completed(
+        tiny_checkpoint,
+        well={"format": "int8", "activations": "dynamic"},
+        blocks={"format": "fp8", "group_size": 128, "activations": "dynamic"},
+    )
+    (line,) = found(tiny_checkpoint, linears, activations=methods)
+    assert line.startswith("methods.blocks: activations: dynamic: packed checkpoints have their readers round inputs")
+    assert "blocks of 128 by 128 do not divide" in line
+    record = record_of(linears, any="transformers cannot load packed linears in X")
+    lines = mistakes(tiny_checkpoint, record, NOTHING | {"activations": methods})
+    assert len(lines) == 2 and all("cannot load packed linears in X" in line for line in lines)
+    one = {"activations": methods, "noisy": ["a"]}
+    assert len(mistakes(tiny_checkpoint, record_of(linears), NOTHING | one)) == 1, "noise is known but of experts"
+
+
+def model_of(folder: Path, width: int) -> Path:
+    """That a GGUF file could hold."""
+    save_model(folder, hidden_size=width, intermediate_size=2 * width)
+    save_byte_tokenizer(folder)
+    return folder
+
+
+def of_gguf(checkpoint: Path, linears: dict[str, int], **methods: dict[str, Any]) -> list[str]:
+    return found(checkpoint, linears, gguf=completed(checkpoint, **methods))
+
+
+def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:
+    """Of study.gguf: by the grid and the widths, the names, what llama.cpp has words for, and the tokenizer."""
+    grid = {"group_size": 32, "symmetric": True}
+    single = model_of(tmp_path / "single", 64)
+    (line,) = of_gguf(single, linears, a=grid)
+    assert "stored in float32, whose steps are no float16, which GGUF's Q4_0 stores; give the model in float16" in line
+
+    def halve(tensors: dict[str, Tensor]) -> None:
+        tensors |= {name: value.half() for name, value in tensors.items()}
+
+    wide = recast(single, tmp_path / "wide", halve)
+    assert (
+        of_gguf(wide, linears, a=grid, b={**grid, "budget": {"bits_per_weight": 5}, "candidates": [{"bits": 8}]}) == []
+    )
+    (line,) = of_gguf(tiny_checkpoint, linears, a=grid)
+    assert line.startswith("study.gguf: a: ") and "inputs of model.layers.0" in line and "group_size 32" in line
+    (line,) = of_gguf(of_kind(wide, tmp_path, "gemma"), linears, a=grid)
+    assert line == "study.gguf: a: GGUF exports are not known for model_type 'gemma'; leave it out of study.gguf"
+    config = json.loads((wide / "config.json").read_text())
+    (wide / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    (line,) = of_gguf(wide, linears, a=grid)
+    assert "hidden_act 'gelu', and llama.cpp has SiLU; leave" in line
+    (wide / "config.json").write_text(json.dumps(config))
+    save_tokenizer(wide)
+    (line,) = of_gguf(wide, linears, a=grid)
+    assert "tokenizer with" in line and line.startswith("study.gguf: a: ")
+    (line,) = mistakes(wide, record_of(linears, asymmetric="no zero points"), NOTHING | {
+        "gguf": completed(wide, a={"group_size": 32})
+    })  # fmt: skip
+    assert "its weights would be stored dense, and GGUF stores codes: no zero points" in line
+    (line,) = of_gguf(wide, linears, a={"format": "q3_k"})
+    assert "q3_k has 256 inputs together" in line
+    of_k = model_of(tmp_path / "k", 256)
+    save_byte_tokenizer(of_k)
+    # whose steps are of few bits in every type
+    assert of_gguf(of_k, linears, a={"format": "q3_k"}) == []
+
+
+@pytest.mark.parametrize(
+    ("unpacked", "methods", "expected"),
+    [
+        ({}, {"a": {}, "b": {"salience": "l1"}}, []),
+        ({}, {"b": {"salience": "l1"}}, ["choose: no method of the study is stored packed .*b: scope: linear"]),
+        ({"any": "a Conv1D"}, {"a": {}}, [r"choose: no method .* \(a: a Conv1D\), so that there is none to take"]),
+        (
+            {"asymmetric": "no zeros; symmetric: true packs them"},
+            {"a": {"symmetric": True}, "m": {"budget": {"size_mb": 9}}},
+            ["methods.m.budget: size_mb: counts a packed file's bytes, .*: no zeros; symmetric: true packs them"],
+        ),
+        ({"asymmetric": "no"}, {"a": {"symmetric": True}, "m": {"budget": {"size_mb": 9}, "symmetric": True}}, []),
+        ({"asymmetric": "no"}, {"a": {"symmetric": True}, "m": {"budget": {"bits_per_weight": 9}}}, []),
+    ],
+)  # fmt: skip
+def test_a_choice_of_nothing_is_refused(
+    tiny_checkpoint: Path, linears: dict[str, int], unpacked: dict[str, str], methods: Any, expected: list[str]
+) -> None:
+    with opened(tiny_checkpoint / "model.safetensors") as file:
+        wanted = {"storage": None, "gguf": [], "recipes": completed(tiny_checkpoint, **methods)}
+        record, layout = record_of(linears, **unpacked), file.layout()
+        lines = list(best_mistakes(wanted, record, layout))
+        assert len(lines) == len(expected) and all(map(re.match, expected, lines))
+        with_files = list(best_mistakes(wanted | {"gguf": ["a"]}, record, layout))
+        assert [line for line in with_files if line.startswith("choose")] == []
+        (line,) = best_mistakes(wanted | {"storage": "gguf"}, record, layout)
+        assert line.startswith("choose.storage: gguf: study.gguf names no method")
+        assert list(best_mistakes(wanted | {"storage": "gguf", "gguf": ["a"]}, record, layout)) == []
+
+
+def test_experts_on_several_grids_are_dense(linears: dict[str, int]) -> None:
+    """transformers reads all of them on one; another grid beside them is no matter."""
+    shapes = {f"model.layers.0.mlp.experts.{i}.{part}_proj": (32, 32) for i in (0, 1) for part in ("up", "down")}
+    shapes["model.layers.0.self_attn.q_proj"] = (32, 32)
+    unpacked = {"asymmetric": "no zero points"}
+
+    def why(linears: str, **changes: Any) -> str | None:
+        grid = {"linears": linears, "bits": 8, "group_size": 32, "symmetric": True, "format": "int"}
+        return why_dense(Recipe.of(PLAIN | {"symmetric": True, "tensor_types": [grid]} | changes), shapes, unpacked)
+
+    assert why("q_proj") is None
+    assert why("down_proj") == "transformers reads all experts on one grid, and tensor_types gives them several"
+    assert why("q_proj", symmetric=False) == "no zero points"
+    assert why_dense(Recipe.of(PLAIN), shapes, {}) is None

@@ -1,6 +1,7 @@
 """Tuning: gradients against finite differences in float64, what is kept, and the file that comes of it."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from quant.calibration.reader import Statistics
 from quant.data.tokens import batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods import insides
+from quant.files.stage import hidden
+from quant.methods import insides, with_model
 from quant.methods.kl_loss import divergence
 from quant.methods.quantize import Kept, quantize_checkpoint
 from quant.methods.source import Output, Source
@@ -253,6 +255,40 @@ def test_the_rate_warms_up_and_falls_to_nothing() -> None:
     rates = [rate_at(step, 100) for step in range(101)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[100] == pytest.approx(0, abs=1e-12)
     assert rates[5:] == sorted(rates[5:], reverse=True) and rate_at(0, 1) == 1
+
+
+def test_nothing_untuned_ever_has_a_final_name(
+    models: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job that is killed leaves while it tunes, and again while it writes what it tuned."""
+    target, tune, write = tmp_path / "method/checkpoint", Tuner.tune, with_model.rewrite
+    left = tmp_path / "method/.tuned.killed"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"of a job before")
+    seen: list[set[str]] = []
+
+    def look() -> None:
+        files = [path.relative_to(tmp_path / "method") for path in (tmp_path / "method").rglob("*") if path.is_file()]
+        seen.append({str(path) for path in files if not path.parts[0].startswith(".")})
+        assert not left.exists() and len(files) > 3
+
+    monkeypatch.setattr(Tuner, "tune", lambda *given: (look(), tune(*given))[1])
+    monkeypatch.setattr(with_model, "rewrite", lambda *given: (write(*given), look())[0])
+    run(models("llama"), target)
+    assert seen == [set(), set()]
+    monkeypatch.undo()
+    run(models("llama"), tmp_path / "plain/checkpoint")
+    made, alike = (sorted(path for path in (tmp_path / name).rglob("*")) for name in ("method", "plain"))
+    assert [path.name for path in made] == [path.name for path in alike] and "config.json" in {p.name for p in made}
+    assert all(a.is_dir() or a.read_bytes() == b.read_bytes() for a, b in zip(made, alike, strict=True))
+
+
+def test_a_refusal_in_a_folder_of_its_own_names_the_final_file(tmp_path: Path) -> None:
+    odd = f"^{re.escape(str(tmp_path))}/checkpoint: is odd$"
+    with pytest.raises(InputError, match=odd), hidden(tmp_path, "made") as folder:
+        (folder / "checkpoint").mkdir()
+        raise InputError(f"{folder}/checkpoint: is odd")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_sequence_is_refused(models: Callable[[str], Case], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -292,6 +293,26 @@ def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels:
         for at, delta in zip(*line.get_data(), strict=True):
             found = values[round(delta / 0.1) - 1][next(iter(swept))]
             assert labels[int(at)] == f"{found}"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([{"epochs": 4, "rate": 0.1}, {"epochs": 2, "rate": 0.1}], ["epochs 4", "epochs 2"]),
+        ([None, {"bits": 8, "needed": True}], ["none", "{bits: 8, needed: true}"]),
+        ([None, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}], ["none", "a 1, b x", "a 2, b y"]),
+    ],
+)
+def test_a_sweep_over_objects(values: list[Any], labels: list[str]) -> None:
+    """What they do not share tells them apart, on the axis and in the legend."""
+    names = [f"m{i}" for i in range(len(values))]
+    rows = pd.DataFrame({"method": names, "delta_nll": 0.1, "delta_nll_low": 0.0, "delta_nll_high": 0.2})
+    rows["recipe"] = [json.dumps({"tune": value}) for value in values]
+    ax = study.sweep(rows, names).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == labels and ax.get_xlabel() == "tune"
+    rows["recipe"] = [json.dumps({"bits": 4 - (i > 0), "tune": value}) for i, value in enumerate(values)]
+    key, table = study.sweep_table(rows, names)
+    assert key == "bits" and list(table.line) == [f"tune {label}" for label in labels]
 
 
 def test_each_question_that_is_drawn_has_a_file() -> None:

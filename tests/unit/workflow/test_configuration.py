@@ -140,7 +140,7 @@ GGUF["mixed"]["symmetric"] = True
 def of_gguf(*names: str) -> dict[str, Any]:
     config = copy.deepcopy(DEFAULT)
     config["methods"] |= copy.deepcopy(GGUF)
-    config["study"] |= {"methods": list(GGUF), "gguf": list(names)}
+    config["study"] |= {"methods": [*GGUF, "autoawq"], "gguf": list(names)}
     return config
 
 
@@ -158,6 +158,7 @@ def test_methods_whose_gguf_file_is_measured() -> None:
         ("part", "study.gguf: part: GGUF has no blocks for 4 bits, format: nf4"),
         ("by_size", "study.gguf: by_size: its budget counts the bytes of the checkpoint"),
         ("scaled", "methods.scaled: study.gguf needs weights that are codes and steps alone, not scope: linear"),
+        ("autoawq", "study.gguf: autoawq: a checkpoint of AutoAWQ is stored dense here"),
         ("smal", "study.gguf: the study runs no 'smal'; did you mean small"),
     ],
 )

@@ -141,7 +141,8 @@ def test_a_text_is_calibrated_and_evaluated_on(here: Path) -> None:
     [
         (None, r"TEXT=bad\.txt: no such file"),
         ("directory", r"TEXT=bad\.txt: is a directory; give a UTF-8 text file"),
-        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text \(.* at byte 10\)"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text but a PDF file; save it as plain text"),
+        (b"RIFF\n%\xe2\xe3\xcf\xd3\n", r"bad\.txt: is not UTF-8 text \(.* at byte 6\)"),
         ("Words. ".encode("utf-16"), r"bad\.txt: is not UTF-8 text but UTF-16; save it as UTF-8 \(iconv "),
         (b" \n", r"bad\.txt: holds no text"),
         (b"Too short. " * 20, r"TEXT=bad\.txt: 220 characters cannot be split"),
@@ -193,6 +194,26 @@ def test_a_limit_that_is_none(value: str) -> None:
         study(SIZE_MB=value)
 
 
+EXPERTS: dict[str, dict[str, Any]] = {  # of which transformers reads no zero points
+    "mixture": {"num_local_experts": 8},
+    "qwen": {"text_config": {"num_experts": 128, "num_experts_per_tok": 8}},
+    "dense": {"num_experts": 1, "n_routed_experts": None, "experts_implementation": "eager"},
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> None:
+    (here / "My Model/config.json").write_text(json.dumps(EXPERTS[kind]))
+    by_size, by_bits = study(MODEL="My Model", SIZE_MB="9"), study(MODEL="My Model", BITS="4")
+    assert by_size["methods"]["within_size"].get("symmetric", False) == (kind != "dense")
+    config = loaded(by_size)
+    for name in config["candidates"]["within_size"]:
+        assert config["methods"][name]["symmetric"] == (kind != "dense")
+    assert ("gptq_symmetric" in loaded(by_bits)["study"]["methods"]) == (kind != "dense")
+    again = own.study_of({"SIZE_MB": "8"}, DEFAULT, study(MODEL="My Model"))
+    assert again["methods"]["within_size"].get("symmetric", False) == (kind != "dense"), "of an earlier run's model"
+
+
 def test_a_file_for_llama_cpp(here: Path) -> None:
     """Methods whose GGUF file is measured, and one of them is taken; what GGUF has no blocks for is none of them."""
     found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")
@@ -238,6 +259,39 @@ class TestFile:
             path = own.write(given, here, apart=True)
         config = yaml.safe_load(path.read_text())
         assert config == own.study_of({"MODEL": "My Model", "TEXT": "notes.txt", "BITS": "4"}, DEFAULT, {})
+
+    @pytest.mark.parametrize(
+        "last", [{"BITS": "3"}, {"SIZE_MB": "90"}, {"FILE": "gguf"}, {"FILE": "gguf", "SIZE_MB": "9"}]
+    )
+    def test_limits_are_one_wish(self, here: Path, last: dict[str, str]) -> None:
+        """Said anew they replace those before, methods for them and all; a model or a text said anew leaves them."""
+        first = {"MODEL": "My Model", "TEXT": "notes.txt"}
+        for given in (
+            {**first, "FILE": "gguf"},
+            {"SIZE_MB": "20"},
+            {"FILE": "gguf"},
+            last,
+            {"MODEL": "My Model"},
+            first,
+        ):
+            config = yaml.safe_load(own.write(given, here, apart=True).read_text())
+            found = loaded(config)["study"]
+            limits = last if given.keys() <= first.keys() else given
+            assert found["gguf"] == (list(own.GGUFS) if "FILE" in limits else [])
+            assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
+        assert config == own.study_of({**first, **last}, DEFAULT, {})
+
+    def test_what_was_written_by_hand_stays(self, here: Path) -> None:
+        path = own.write({"MODEL": "My Model", "TEXT": "notes.txt", "FILE": "gguf"}, here, apart=True)
+        config = yaml.safe_load(path.read_text())
+        config["methods"]["mine"] = {"bits": 3}
+        config["study"]["add"]["methods"].append("mine")
+        config["calibration"]["n_calib"] = 7
+        path.write_text(f"{own.WRITTEN}\n{yaml.safe_dump(config)}")
+        own.write({"SIZE_MB": "20"}, here, apart=True)
+        config = yaml.safe_load(path.read_text())
+        assert list(config["methods"]) == ["mine", "within_size"] == config["study"]["add"]["methods"]
+        assert config["calibration"]["n_calib"] == 7 and "gguf" not in config["study"]
 
     def test_anothers_file_is_left_alone(self, here: Path) -> None:
         (here / "config.yaml").write_text("study: {}\n")

@@ -155,6 +155,12 @@ def test_a_path_with_braces_works_or_is_refused_in_one_line(place: Path, named: 
         ({"directory": "a"}, "a", "models.m: a: is a file; give the path of a model directory"),
         ({"gguf": {"path": "d"}}, "a", "models.m: d: is a directory; give the path of a GGUF file"),
         ({"gguf": {"path": "none"}}, "a", "models.m: none: no such file; give the path of a GGUF file"),
+        (
+            {"directory": "d"},
+            "large",
+            "large: has 200 MB, and a text is read whole, so that 100 are taken at most; a study reads about 1 MB of "
+            "it: give a part (head -n 20000 FILE > PART)",
+        ),
     ],
 )
 def test_what_stands_where_something_else_is_due_is_said(
@@ -162,6 +168,8 @@ def test_what_stands_where_something_else_is_due_is_said(
 ) -> None:
     Path("d").mkdir()
     Path("a").write_text("words")
+    with Path("large").open("wb") as file:
+        file.truncate(200_000_000)
     config = {"study": {"models": ["m"], "datasets": ["x"]}, "models": {"m": {"source": source}}, "environments": {}}
     there = {"calibration": {"text": {}}, "datasets": {"x": {"text": {"files": [text]}}}}
     with pytest.raises(InputError) as caught:

@@ -30,7 +30,7 @@ TEXTS = {*TOKENS, "check_texts"}
 TABLES = {"summarize", "summarize_sensitivity", "answer_questions"}
 ANSWERS = {"evaluate_task", "write_words"}
 CODES = (
-    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_study", "quantize_budget"}
+    READERS | QUANTIZERS | EVALUATIONS | ANSWERS | {"check_best", "check_study", "quantize_budget"}
 )  # of checkpoints that are packed
 TENSORS = CODES | PASSES | TEXTS | ANALYSES | FROM_FILES | {"convert", "make_task", "synthetic_benchmark"}
 COMPARISONS = TABLES | {"summarize_tasks", "summarize_words", "pick", "plot", "plot_tasks", "report"}
@@ -72,7 +72,7 @@ USERS: dict[str, set[str]] = {
     "methods/block": RECIPES,
     "calibration/blocks": PASSES | MEASURES | {"export", "measure_swaps"},
     "checkpoints/card": {"describe"},
-    "recipe/choices": TABLES | {"plan", "describe", "report"},
+    "recipe/choices": TABLES | {"plan", "describe", "report", "check_best", "check_study"},
     "recipe/context": ROUNDERS,
     "recipe/functions": RECIPES,
     "recipe/quantized": QUANTIZERS | {"check_study"},
@@ -107,7 +107,7 @@ USERS: dict[str, set[str]] = {
     "recipe/correction": {"quantize_with_model"},
     "recipe/fused": ROUNDERS,
     "checkpoints/gemm": {"check_study", "export", "quantize_library"},
-    "checkpoints/gguf_file": {"export"},
+    "checkpoints/gguf_file": {"export", "check_study"},
     # a checkpoint is read by its grid
     "recipe/grids": CODES | {"check_mse", "choose_widths", "measure_swaps"},
     "calibration/end_loss": {"collect_end_loss"},
@@ -115,8 +115,8 @@ USERS: dict[str, set[str]] = {
     "calibration/jacobian": {"collect_jacobian"},
     "workflow/job": OURS,
     "recipe/grid_kernels": ROUNDERS,
-    "recipe/key": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report"},
-    "recipe/keys": TABLES | {"plan", "describe", "report"},
+    "recipe/key": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report", "check_best", "plot"},
+    "recipe/keys": TABLES | {"plan", "describe", "report", "check_best", "check_study"},
     "analysis/layer_mse": {"check_mse"},
     "recipe/linear": RECIPES,
     "models/names": RECIPES
@@ -125,7 +125,7 @@ USERS: dict[str, set[str]] = {
     | MEASURED
     | {"answer_questions", "check_mse", "choose_widths", "plot", "quantize_budget", "report"},
     "models/linears": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
-    "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
+    "models/experts": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
     "models/minicpm": {"convert"},
     "models/native": {"convert"},
     "models/notes": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
@@ -160,14 +160,14 @@ USERS: dict[str, set[str]] = {
     "comparison/questions": {"answer_questions"},
     "calibration/reader": RECIPES,
     "recipe/ranges": RECIPES,
-    "recipe/recipe": RECIPES | {"check_study", "quantize_budget"},
+    "recipe/recipe": RECIPES | {"check_study", "quantize_budget", "check_best"},
     "models/record": PASSES
     | ROUNDERS
     | MEASURES
     | ANALYSES
     | TEXTS
     | ANSWERS
-    | {"choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget"},
+    | {"choose_widths", "convert", "measure_error", "measure_swaps", "quantize_budget", "check_best"},
     "evaluation/exact_error": {"measure_error", "measure_heldout"},
     "report/build": {"report"},
     "recipe/refine": RECIPES,
@@ -189,22 +189,22 @@ USERS: dict[str, set[str]] = {
     | {"choose_widths", "measure_error", "measure_heldout", "quantize_budget"},
     "report/sections/questions": {"report"},
     "analysis/sensitivity": {"summarize_sensitivity"},
-    "checkpoints/sizes": EVALUATIONS | {"export"},
-    "models/gguf_pretokenizers": TEXTS | TOKENIZERS,
-    "files/spool": TEXTS | ANSWERS | {"collect_end_loss", "convert", "export", "make_task", "plan"},
+    "checkpoints/sizes": EVALUATIONS | {"export", "check_study"},
+    "models/gguf_pretokenizers": TEXTS | TOKENIZERS | {"check_study"},
+    "files/spool": TEXTS | ANSWERS | {"collect_end_loss", "convert", "export", "make_task", "plan", "check_study"},
     "evaluation/trial": {"export"},
-    "models/gguf_tokenizer": TEXTS | TOKENIZERS,
-    "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task"},
-    "models/tokenizers": TEXTS | ANSWERS | {"convert", "export", "make_task"},
+    "models/gguf_tokenizer": TEXTS | TOKENIZERS | {"check_study"},
+    "models/sentencepiece_model": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study"},
+    "models/tokenizers": TEXTS | ANSWERS | {"convert", "export", "make_task", "check_study"},
     "models/rotary": PASSES | MEASURES | ANSWERS | {"export", "measure_swaps"},
     "data/text_files": TEXTS | {"evaluate_task", "make_task", "write_words"},
-    "models/gguf_hyperparameters": TEXTS | TOKENIZERS,
-    "models/sources": TEXTS | TOKENIZERS,
+    "models/gguf_hyperparameters": TEXTS | TOKENIZERS | {"check_study"},
+    "models/sources": TEXTS | TOKENIZERS | {"check_study"},
     "calibration/statistics": PASSES,
     "calibration/sums": PASSES,
     "calibration/shards": {"collect_shard", "collect_statistics"},
     "report/steps": {"report"},
-    "checkpoints/stored": MEASURES | ANSWERS | MEASURED | {"choose_widths", "export", "quantize_budget"},
+    "checkpoints/stored": MEASURES | ANSWERS | MEASURED | {"choose_widths", "export", "quantize_budget", "check_study"},
     "methods/sequential": {"quantize_with_model"},
     "calibration/streams": {"quantize_with_model"},
     "calibration/sum_kernels": PASSES,
@@ -213,7 +213,10 @@ USERS: dict[str, set[str]] = {
     "report/texts": {"report"},
     "files/units": PASSES
     | MEASURES
+    | TEXTS
+    | ANSWERS
     | {
+        "make_task",
         "check_study",
         "choose_widths",
         "convert",
@@ -254,21 +257,23 @@ USERS: dict[str, set[str]] = {
         "summarize_tasks",
         "summarize_words",
     },
-    "workflow/demands": set(),
+    "workflow/demands": {"check_best", "check_study"},
     "methods/refusals": {"check_study"},
     "methods/shared": RECIPES | {"check_study"},
     "methods/block_shards": {"quantize", "quantize_shard"},
     "methods/job": {"quantize", "quantize_shard", "quantize_with_model"},
-    "methods/packing": RECIPES | {"check_study", "quantize_budget"},
-    "checkpoints/gguf_sentencepiece": {"export"},
-    "checkpoints/gguf_metadata": {"export"},
+    "methods/packing": RECIPES | {"check_study", "quantize_budget", "check_best"},
+    "checkpoints/gguf_sentencepiece": {"export", "check_study"},
+    "checkpoints/gguf_metadata": {"export", "check_study"},
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
     "files/pieces": TENSORS | {"choose_widths", "measure_swaps"},
-    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
     "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
-    "records/evaluation": MEASURES | ANSWERS | {"export", "measure_swaps", "plot", "report", "summarize"},
+    "records/evaluation": MEASURES
+    | ANSWERS
+    | {"export", "measure_swaps", "plot", "report", "summarize", "check_study"},
     "records/method": CODES | MEASURED | {"choose_widths", "describe", "pick", "plot", "report", "summarize"},
     "records/model": PASSES
     | ROUNDERS
@@ -276,7 +281,7 @@ USERS: dict[str, set[str]] = {
     | ANALYSES
     | TEXTS
     | ANSWERS
-    | {"choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget"},
+    | {"choose_widths", "convert", "export", "measure_error", "measure_swaps", "quantize_budget", "check_best"},
     "comparison/learnt": {"answer_questions", "report", "summarize"},
     "comparison/measures": COMPARISONS | {"check_mse", "check_study", "synthetic_benchmark"},
     "comparison/prediction": {"answer_questions"},
@@ -302,7 +307,7 @@ USERS: dict[str, set[str]] = {
     "methods/budgets/mixed": {"quantize_budget"},
     "recipe/widths": TABLES
     | RECIPES
-    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report"},
+    | {"check_study", "choose_widths", "describe", "plan", "quantize_budget", "report", "check_best"},
     "workflow/budgets": set(),
     "calibration/kept": {"quantize_with_model"},
     "checkpoints/gptq_layout": {"check_study", "quantize_library"},
@@ -312,15 +317,15 @@ USERS: dict[str, set[str]] = {
     "methods/library": {"check_study", "quantize_library"},
     "methods/library_environment": {"check_study", "quantize_library"},
     "methods/library_shapes": {"check_study", "quantize_library"},
-    "recipe/libraries": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report"},
+    "recipe/libraries": LIBRARIAN | TABLES | {"build_library", "describe", "plan", "report", "check_best"},
     "evaluation/asked": {"evaluate_task", "write_words"},
     "evaluation/provenance": EVALUATIONS | {"evaluate_task", "write_words"},
     "comparison/mixing": {"answer_questions"},
     "checkpoints/export": {"export"},
-    "checkpoints/fitting": {"export"},
+    "checkpoints/fitting": {"export", "check_study"},
     "checkpoints/formats/awq": {"export"},
     "checkpoints/formats/dense": {"export"},
-    "checkpoints/formats/gguf": {"export"},
+    "checkpoints/formats/gguf": {"export", "check_study"},
     "workflow/estimate": {"plan"},
     "workflow/needs": {"plan"},
     "workflow/rates": {"plan"},
@@ -374,7 +379,11 @@ USERS: dict[str, set[str]] = {
     "recipe/column_kernels": ROUNDERS,
     "methods/budgets/job": {"choose_widths", "quantize_budget"},
     "methods/budgets/widths": {"quantize_with_model"},
-    "models/importing": PASSES | MEASURES | TEXTS | ANSWERS | {"convert", "export", "make_task", "measure_swaps"},
+    "models/importing": PASSES
+    | MEASURES
+    | TEXTS
+    | ANSWERS
+    | {"convert", "export", "make_task", "measure_swaps", "check_study"},
     "workflow/codes": set(),
     "methods/kl_kernels": {"quantize_with_model"},
     "methods/kl_loss": {"quantize_with_model"},
@@ -382,9 +391,14 @@ USERS: dict[str, set[str]] = {
     "methods/fused": {"quantize_with_model"},
     "methods/insides": {"quantize_with_model"},
     "methods/weight_kernels": {"quantize_with_model"},
-    "methods/source": RECIPES | {"choose_widths", "quantize_budget"},
+    "methods/source": ROUNDERS | {"choose_widths", "quantize_budget"},
     "checkpoints/around": QUANTIZERS | {"check_study", "choose_widths", "export", "quantize_budget"},
     "methods/form": RECIPES | {"quantize_budget"},
     "calibration/attention_moments": {"collect_attention"},
     "recipe/error_feedback": {"quantize", "quantize_shard", "quantize_with_model"},
+    "data/held_out": {"check_texts"},
+    "files/stage": {"quantize_with_model"},
+    "methods/dense": {"check_best", "check_study"},
+    "data/file_size": TEXTS | ANSWERS | {"make_task"},
+    "recipe/checks": RECIPES,
 }

@@ -3,6 +3,7 @@
 Importance comes from the calibration text, the error from a data set run through the original model.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.blocks import Run
-from quant.calibration.channels import channels_of
+from quant.calibration.channels import Channels, channels_of
 from quant.calibration.second_moments import add_outer, mirror, to_triangle
 from quant.calibration.statistics import real_rows
 from quant.comparison.paired import holm, paired_difference
@@ -53,29 +54,31 @@ class Candidates:
                 self.by_sequence[name][batch.first + row] += part.sum(dtype=torch.float64).cpu()
 
 
-def choices(
-    w: Tensor,
-    file: tensorfile.TensorFile,
-    name: str,
-    reads: dict[str, str],
-    kind: str,
-    options: dict[str, float],
-    device: str,
-) -> dict[str, tuple[Tensor, Tensor]]:
+def choices(w: Tensor, channels: Channels, options: dict[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
     """Score and mask [out] under AWQ and under Fast-R-PRAQ v3 (on attention too: the direct comparison)."""
-    channels = channels_of(file, name, reads, kind, device)
     parameters = {key: options[key] for key in ("beta", "tau", "noise_factor")}
     scores = {"awq": awq_score(w, channels), "praq": sum_blocks(praq_score(w, channels, **parameters))}
     return {key: (score, top(score, options["keep_ratio"])) for key, score in scores.items()}
 
 
-def watch(block: nn.Module, candidates: dict[str, Candidates], batch_of: list[Batch]) -> list[Any]:
-    """Hooks that feed each linear's candidates with its inputs."""
+class Watch:
+    """Hooks on a block that feed each linear's candidates with its inputs."""
 
-    def hook(name: str) -> Any:
-        return lambda module, args: candidates[name].add(args[0], batch_of[0])
+    def __init__(self, block: nn.Module, candidates: dict[str, Candidates]) -> None:
+        self._batch: Batch  # that runs
+        self._hooks = [
+            block.get_submodule(name).register_forward_pre_hook(self._hook(each)) for name, each in candidates.items()
+        ]
 
-    return [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in candidates]
+    def observe(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def _hook(self, candidates: Candidates) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: candidates.add(args[0], self._batch)
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
 
 def check(
@@ -109,19 +112,13 @@ def check(
             within = tuple(f"{name}." for name in routing(block))
             of_experts = [name for name in names if name.startswith(within)]
             for name in (name for name in names if f"{prefix}.{name}" in reads and name not in of_experts):
-                w = block.get_parameter(f"{name}.weight").float()
-                full = f"{prefix}.{name}"
-                chosen[name] = choices(w, file, full, reads, kind_of(full, patterns), options, compute.device)
+                w, full = block.get_parameter(f"{name}.weight").float(), f"{prefix}.{name}"
+                channels = channels_of(file, full, reads, kind_of(full, patterns), compute.device)
+                chosen[name] = choices(w, channels, options)
                 candidates[name] = Candidates(w, {key: mask for key, (_, mask) in chosen[name].items()}, len(lengths))
-            current: list[Batch] = []
-
-            def observe(batch: Batch, current: list[Batch] = current) -> None:
-                current[:] = [batch]
-
-            hooks = watch(block, candidates, current)
-            advance(observe)
-            for hook in hooks:
-                hook.remove()
+            watch = Watch(block, candidates)
+            advance(watch.observe)
+            watch.close()
             for name, candidate in candidates.items():
                 full = f"{prefix}.{name}"
                 common = {"layer": layer, "linear": full, "kind": kind_of(full, patterns)}

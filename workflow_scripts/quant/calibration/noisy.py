@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Run
 from quant.calibration.material import Material
 from quant.calibration.statistics import activation_of, token_rows
-from quant.calibration.sums import kernels
+from quant.calibration.sums import sum_kernels
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -49,7 +49,7 @@ class NoisySums:
 
     def add_input(self, x: Tensor) -> None:
         self.count += self.draws * len(x)
-        if x.is_cuda and (fused := kernels()) is not None:
+        if x.is_cuda and (fused := sum_kernels()) is not None:
             self.sums += fused.noisy_sums(x, self.sigma, self.draws, self._noise.seed(), False)
             return
         for _ in range(self.draws):
@@ -61,7 +61,7 @@ class NoisySums:
         from transformers.activations import SiLUActivation
 
         self.count += self.draws * len(z)
-        if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
+        if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := sum_kernels()) is not None:
             self.sums += fused.noisy_sums(z, self.sigma, self.draws, self._noise.seed(), True)
             return
         for _ in range(self.draws):
@@ -77,6 +77,41 @@ def input_std(file: tensorfile.TensorFile, source: str) -> float:
     return (square - mean**2).clamp(min=0).sqrt().item()
 
 
+class NoisyWatch:
+    """Hooks on a block's linears that feed these sums, by linear, with real tokens only."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        activation: Callable[[Tensor], Tensor],
+        inputs: dict[str, NoisySums],
+        outputs: dict[str, NoisySums],
+    ) -> None:
+        self._inputs, self._outputs, self._activation = inputs, outputs, activation
+        self._batch: Batch  # that runs
+        self._hooks = [block.get_submodule(name).register_forward_hook(self._hook(name)) for name in outputs]
+
+    def observe(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+            if name in self._inputs:
+                self._inputs[name].add_input(token_rows(args[0], self._batch))
+            self._outputs[name].add_output(token_rows(z, self._batch), self._activation)
+
+        return record
+
+    def close(self) -> dict[str, Tensor]:
+        """What they found."""
+        for hook in self._hooks:
+            hook.remove()
+        found: dict[str, Tensor] = {}
+        for name, sums in self._inputs.items():
+            found |= zip((f"{name}.x_abs", f"{name}.x_sq"), sums.means(), strict=True)
+        return found | {f"{name}.act_abs": sums.means()[0] for name, sums in self._outputs.items()}
+
+
 def collect_noisy(
     material: Material,
     channels_path: Path,
@@ -87,50 +122,30 @@ def collect_noisy(
     """Writes {input}.x_abs, .x_sq, .x_std and {linear}.act_abs; noise = {noise_std, n_noise_samples, seed}."""
     run = Run(material.checkpoint, material.tokens.sequences, *compute, progress="noisy calibration")
     activation = activation_of(run.model)
-    source_of_noise = Noise(noise["seed"], compute.device)
+    source_of_noise, draws = Noise(noise["seed"], compute.device), noise["n_noise_samples"]
     found: dict[str, Tensor] = {}
     with tensorfile.opened(channels_path) as channels:
         reads = channels.info("reads")
         for _, prefix, block, advance in run.each():
-            sums: dict[str, NoisySums] = {}
-            current: list[Batch] = []
-            hooks = []
             if routing(block):
                 raise InputError(
                     f"{prefix}: noise_std is not known for mixtures of experts; leave it out for this model"
                 )
+            inputs: dict[str, NoisySums] = {}
+            outputs: dict[str, NoisySums] = {}
             for name in (name for name in linear_names(block) if f"{prefix}.{name}" in reads):
                 full, source = f"{prefix}.{name}", reads[f"{prefix}.{name}"]
                 linear = block.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
                 std = input_std(channels, source)
                 sigma = torch.tensor(noise["noise_std"] * std, device=compute.device)
-                output_sigma = sigma * linear.weight.float().norm(dim=1)
-                draws = noise["n_noise_samples"]
                 if source == full:
                     found[f"{source}.x_std"] = torch.tensor([std])
-                    sums[f"{source}.x"] = NoisySums(linear.in_features, sigma, draws, source_of_noise)
-                sums[f"{full}.act"] = NoisySums(linear.out_features, output_sigma, draws, source_of_noise)
-
-                def record(module: nn.Module, args: tuple[Tensor, ...], z: Tensor, full: str = full) -> None:
-                    if f"{full}.x" in sums:  # noqa: B023  (the hook is gone before the next block)
-                        sums[f"{full}.x"].add_input(token_rows(args[0], current[0]))  # noqa: B023
-                    sums[f"{full}.act"].add_output(token_rows(z, current[0]), activation)  # noqa: B023
-
-                hooks.append(linear.register_forward_hook(record))
-            advance(lambda batch, current=current: current.__setitem__(slice(None), [batch]))
-            for hook in hooks:
-                hook.remove()
-            for key, total in sums.items():
-                means = total.means()
-                stem, kind = key.rsplit(".", 1)
-                found |= (
-                    {f"{stem}.x_abs": means[0], f"{stem}.x_sq": means[1]}
-                    if kind == "x"
-                    else {f"{stem}.act_abs": means[0]}
-                )
-    metadata = {
-        "reads": json.dumps(reads),
-        "provenance": json.dumps(material.provenance | noise),
-    }
+                    inputs[name] = NoisySums(linear.in_features, sigma, draws, source_of_noise)
+                output_sigma = sigma * linear.weight.float().norm(dim=1)
+                outputs[name] = NoisySums(linear.out_features, output_sigma, draws, source_of_noise)
+            watch = NoisyWatch(block, activation, inputs, outputs)
+            advance(watch.observe)
+            found |= {f"{prefix}.{key}": value for key, value in watch.close().items()}
+    metadata = {"reads": json.dumps(reads), "provenance": json.dumps(material.provenance | noise)}
     tensorfile.save(out, {key: value.clone() for key, value in found.items()}, metadata)

@@ -15,7 +15,7 @@ from quant.models.compute import where_installed
 
 
 @where_installed
-def kernels() -> ModuleType:
+def sum_kernels() -> ModuleType:
     """Fused kernels for GPUs, by Triton; apart from those of grids, which no statistics rest on."""
     from quant.calibration import sum_kernels
 
@@ -24,7 +24,7 @@ def kernels() -> ModuleType:
 
 def column_sums(x: Tensor, center: Tensor | None = None) -> Tensor:
     """Σ|x|, Σ(x - center)² and Σ(x - center) over the rows of x [n, in], in float64 [3, in]."""
-    if x.is_cuda and (fused := kernels()) is not None:
+    if x.is_cuda and (fused := sum_kernels()) is not None:
         return fused.column_sums(x, center, False)
     x = x.float()
     shifted = x if center is None else x - center
@@ -35,7 +35,7 @@ def output_sums(z: Tensor, center: Tensor, activation: Callable[[Tensor], Tensor
     """The same of z [n, out], and Σ|act(z)|, in float64 [4, out]."""
     from transformers.activations import SiLUActivation
 
-    if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := kernels()) is not None:
+    if z.is_cuda and isinstance(activation, SiLUActivation) and (fused := sum_kernels()) is not None:
         return fused.column_sums(z, center, True)
     z = z.float()
     after = activation(z)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from quant.errors import InputError
 from quant.files.artifacts import whole
 from quant.files.spool import Spool
 from quant.models.architectures import architecture_of, value_heads
+
+if TYPE_CHECKING:
+    import gguf
 
 
 class Names:
@@ -53,6 +56,25 @@ def plain(value: Tensor) -> tuple[np.ndarray, str]:
     return value.half().numpy(), "F16"
 
 
+def described(path: Path | None, config: dict[str, Any], checkpoint: Path, kind: str) -> "gguf.GGUFWriter":
+    """A writer that has been given all but tensors, and the factors of rotary frequencies, which are one; refuses what
+    the format has no word for. Nothing is written yet. kind: type of the linears."""
+    import gguf
+
+    facts = architecture_of(config, "a GGUF export").gguf
+    assert facts is not None  # the names of the tensors were refused before
+    writer = gguf.GGUFWriter(path, facts.name)
+    writer.add_name(checkpoint.parent.name)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    config = normalised(checkpoint)
+    factors = hyperparameters(writer, config, facts)
+    tokenizer(writer, config, checkpoint)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors)
+    return writer
+
+
 def write(
     path: Path,
     config: dict[str, Any],
@@ -63,19 +85,9 @@ def write(
     """tensors: name, numbers or rows of block bytes, and type; kind: that of the linears."""
     import gguf
 
-    facts = architecture_of(config, "a GGUF export").gguf
-    assert facts is not None  # the names of the tensors were refused before
     types = gguf.GGMLQuantizationType
     with whole(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, facts.name)
-        writer.add_name(checkpoint.parent.name)
-        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        config = normalised(checkpoint)
-        factors = hyperparameters(writer, config, facts)
-        tokenizer(writer, config, checkpoint)
-        if factors is not None:
-            writer.add_tensor("rope_freqs.weight", factors)
+        writer = described(temporary, config, checkpoint, kind)
         spool = Spool(path.parent)  # the writer keeps them until it knows them all
         for name, value, stored_as in tensors:
             raw = None if stored_as in ("F32", "F16") else types[stored_as]

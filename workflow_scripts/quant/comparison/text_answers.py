@@ -108,21 +108,24 @@ def learnt(evidence: Evidence, answered: Answered) -> None:
             answered.lines.append(f"{row.method}: {words}: no difference shown.")
     named = [f"{method}{HAS_LEARNT}{'; '.join(words)}." for method, words in told.items()]
     answered.lines = [*named, *answered.lines, *harmless(table)]
-    tuned = list(dict.fromkeys(row.method for row in own if row.group == TUNED))
+    answered.outcome, answered.verdict = learnt_verdict(own, list(told), len(p))
+
+
+def learnt_verdict(own: list[Any], told: list[str], tests: int) -> tuple[str, str]:
+    """Outcome and verdict. own: rows on the calibration's kind of text; told: methods that have learnt it."""
+    rows = [row for row in own if row.group == TUNED]
+    tuned = list(dict.fromkeys(row.method for row in rows))
     if not own:
-        answered.outcome, answered.verdict = "described", "Not told: no data set is of the calibration's kind of text"
-    elif not tuned:
-        answered.outcome, answered.verdict = "described", "None is tuned, and nothing else sees predictions"
-    elif told:
-        answered.outcome = "first"
-        answered.verdict = f"Yes: {', '.join(told)}, of {len(tuned)} tuned"
-    else:
-        seen = max(detectable(row.error, int(row.sequences), len(p)) for row in own if row.group == TUNED)
-        answered.outcome = NO_DIFFERENCE
-        answered.verdict = (
-            f"Not shown: {', '.join(tuned)} {'gain' if len(tuned) > 1 else 'gains'} no more in NLL than in KL; "
-            f"{number(seen, 4)} nats per token could have been seen"
-        )
+        return "described", "Not told: no data set is of the calibration's kind of text"
+    if not tuned:
+        return "described", "None is tuned, and nothing else sees predictions"
+    if told:
+        return "first", f"Yes: {', '.join(told)}, of {len(tuned)} tuned"
+    seen = max(detectable(row.error, int(row.sequences), tests) for row in rows)
+    return NO_DIFFERENCE, (
+        f"Not shown: {', '.join(tuned)} {'gain' if len(tuned) > 1 else 'gains'} no more in NLL than in KL; "
+        f"{number(seen, 4)} nats per token could have been seen"
+    )
 
 
 def share(now: float, before: float) -> str:

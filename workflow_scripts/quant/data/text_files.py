@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from quant.data.file_size import check_size
 from quant.errors import InputError
 from quant.models.sources import one_line
 
@@ -14,6 +15,13 @@ logger = logging.getLogger("quant")
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
+FILES = {  # files of texts that are none, by their first bytes: what they are, and what to do
+    b"PAR1": ("Parquet", "save it as JSON lines (pandas.read_parquet(OLD).to_json(NEW, orient='records', lines=True))"),
+    b"\x1f\x8b": ("gzip", "unpack it (gunzip -k OLD)"),
+    b"PK\3\4": ("zip", "unpack it, or save a document as plain text"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it (zstd -d OLD)"),
+    b"%PDF": ("PDF", "save it as plain text (pdftotext OLD NEW)"),
+}
 FIELD = "text"  # read where none is named and every line has it
 # byte order marks of what is no UTF-8; UTF-32's begins with UTF-16's
 OTHERS = {
@@ -29,6 +37,7 @@ def decoded(path: str) -> str:
     if Path(path).is_dir():
         raise InputError(f"{path}: cannot be read (it is a directory); name the text files in it")
     try:
+        check_size(path)
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
@@ -39,6 +48,9 @@ def decoded(path: str) -> str:
             )
     text = content.removeprefix(codecs.BOM_UTF8)
     skipped = len(content) - len(text)
+    for mark, (kind, instead) in FILES.items():
+        if content.startswith(mark):
+            raise InputError(f"{path}: is not UTF-8 text but a {kind} file; {instead}")
     if b"\0" in text:
         raise InputError(
             f"{path}: is not UTF-8 text (a zero byte at byte {text.index(0) + skipped}: UTF-16, or no text); save it "

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @where_installed
-def kernels() -> ModuleType:
+def loss_kernels() -> ModuleType:
     """Fused kernels for GPUs, by Triton."""
     from quant.evaluation import loss_kernels
 
@@ -54,7 +54,7 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrained
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) in float64 of logits [n, vocab], targets [n] → [n]."""
-    if logits.is_cuda and logits.stride(1) == 1 and (fused := kernels()) is not None:
+    if logits.is_cuda and logits.stride(1) == 1 and (fused := loss_kernels()) is not None:
         return fused.token_nll(logits, targets).double()
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     return -log_p.gather(1, targets[:, None])[:, 0].double()

@@ -51,7 +51,7 @@ def opened_head(checkpoint: Path, compute: Compute, by_block: bool, sequences: l
 
 
 @dataclass(frozen=True)
-class Task:
+class Subject:
     """What is evaluated on what. config: path of the checkpoint's; model_record: path of convert's, where the
     checkpoint and the tokens must be of that model; dataset, compute: as the configuration has them; gguf: path of
     the file that was exported of the checkpoint, where that is what is run."""
@@ -67,7 +67,7 @@ class Task:
     gguf: str | None = None
 
     @classmethod
-    def of(cls, names: Any, given: Any, params: Any) -> "Task":
+    def of(cls, names: Any, given: Any, params: Any) -> "Subject":
         """Of a job's wildcards, inputs and parameters; without a method, of the original."""
         method = getattr(names, "method", "original")
         files = given.config, given.tokens, params.dataset, params.compute, given.model, given.get("gguf")
@@ -105,29 +105,30 @@ class Quantised(NamedTuple):
     recipe: Mapping[str, Any] | None = None
 
 
-def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = None) -> None:
+def run(subject: Subject, side: Original | Quantised, out: str, shard: Shard | None = None) -> None:
     """Evaluates a checkpoint and writes `out`, or a shard of the sequences for `sum_shards`. Refuses what was not made
     for this model, data set and recipe."""
-    of_model, tokens, summary, made = facts(task, side)
-    compute = Compute.of(dict(task.compute), task.checkpoint)
-    by_block = too_large(task.checkpoint, compute)
-    if by_block and task.gguf:
+    facts = Facts.of(subject, side)
+    tokens = facts.tokens
+    compute = Compute.of(dict(subject.compute), subject.checkpoint)
+    by_block = too_large(subject.checkpoint, compute)
+    if by_block and subject.gguf:
         raise InputError(
-            f"{task.gguf}: takes more memory than is left, and a GGUF file is run whole; use more, or leave "
-            f"{task.method} out of study.gguf"
+            f"{subject.gguf}: takes more memory than is left, and a GGUF file is run whole; use more, or leave "
+            f"{subject.method} out of study.gguf"
         )
     if not by_block:  # which holds what it reads against its checksum
-        tensorfile.verify(task.weights)
-    expected = {"token_fingerprint": tokens.fingerprint} | of_model
+        tensorfile.verify(subject.weights)
+    expected = {"token_fingerprint": tokens.fingerprint} | facts.of_model
     first, sequences = (0, tokens.sequences) if shard is None else shard.of(tokens.sequences)
     reference, keep, profile = None, None, Profile(tokens.sequences)
     with torch.inference_mode(), contextlib.ExitStack() as files:
-        head = opened_head(task.run, compute, by_block, sequences)
+        head = opened_head(subject.run, compute, by_block, sequences)
         if isinstance(side, Quantised):
             load = partial(opened_head, Path(side.config).parent, compute, by_block, [])
             reference = files.enter_context(reading(side.reference, head, load, **expected))
         else:
-            counts = budgeted(tokens.sequences, whole_budget(head, task.dataset["kl_tokens"]))
+            counts = budgeted(tokens.sequences, whole_budget(head, subject.dataset["kl_tokens"]))
             counts = [n * (first <= i < first + len(sequences)) for i, n in enumerate(counts)]
             keep = files.enter_context(keeping(side.reference, head, counts, expected))
         some, room = tokens._replace(sequences=sequences), compute.batch_tokens
@@ -135,23 +136,28 @@ def run(task: Task, side: Original | Quantised, out: str, shard: Shard | None = 
     if isinstance(side, Original):
         rows = [row | {"kl_tokens": n, "kl": 0.0, "agreed": n} for row in rows for n in (counts[row["sequence"]],)]
     sums = profile.part(first, len(sequences))
-    parts = parts_mb(task.weights, head.model) if task.gguf is None else parts_of(exported_as(task.run, made))
+    parts = (
+        parts_mb(subject.weights, head.model)
+        if subject.gguf is None
+        else parts_of(exported_as(subject.run, facts.made))
+    )
     measured = Measured(rows, speed, parts, vocabulary(head.model), compute.device, sums)
     if shard is None:
-        write_json(out, finished(task, side, tokens, summary, made, measured))
+        write_json(out, finished(subject, side, facts, measured))
     else:
-        write_json(out, {"measured": measured._asdict(), "made": made, "of": expected | shard._asdict()})
+        write_json(out, {"measured": measured._asdict(), "made": facts.made, "of": expected | shard._asdict()})
 
 
 def sum_shards(
-    task: Task, side: Original | Quantised, parts: Sequence[str], references: Sequence[str], out: str
+    subject: Subject, side: Original | Quantised, parts: Sequence[str], references: Sequence[str], out: str
 ) -> None:
     """One evaluation of those of all shards, and one reference where they kept parts of it."""
-    of_model, tokens, summary, made = facts(task, side)
+    facts = Facts.of(subject, side)
+    tokens, made = facts.tokens, facts.made
     found = []
     for i, path in enumerate(parts):
         part = read_json(path)
-        of = {"token_fingerprint": tokens.fingerprint, "shard": i, "shards": len(parts), "made": made} | of_model
+        of = {"token_fingerprint": tokens.fingerprint, "shard": i, "shards": len(parts), "made": made} | facts.of_model
         require(path, part["of"] | {"made": part["made"]}, **of)
         found.append(Measured(**part["measured"]))
     lengths = [sum(row["tokens"] + 1 for row in each.rows) for each in found]
@@ -160,7 +166,7 @@ def sum_shards(
     whole = found[0]._replace(rows=rows, speed=tokens.count / seconds, sums=sums)
     if isinstance(side, Original):
         join(references, side.reference)
-    write_json(out, finished(task, side, tokens, summary, made, whole))
+    write_json(out, finished(subject, side, facts, whole))
 
 
 class Measured(NamedTuple):
@@ -180,28 +186,29 @@ def vocabulary(model: "PreTrainedModel") -> int:
     return model.config.get_text_config().vocab_size
 
 
-def facts(
-    task: Task, side: Original | Quantised
-) -> tuple[dict[str, str], Tokens, Summary, Provenance | dict[str, Any]]:
+class Facts(NamedTuple):
     """The model that all must be of, the tokens, and the checkpoint's summary with what it was made from."""
-    of_model = (
-        {} if task.model_record is None else {"model_fingerprint": model_record(task.model_record)["fingerprint"]}
-    )
-    spec = {"spec": {key: task.dataset[key] for key in SPEC}} if of_model else {}
-    tokens = load_tokens(task.tokens, **of_model, **spec)
-    return of_model, tokens, *made_of(task, side, of_model)
+
+    of_model: dict[str, str]
+    tokens: Tokens
+    summary: Summary
+    made: Provenance | dict[str, Any]
+
+    @classmethod
+    def of(cls, subject: Subject, side: Original | Quantised) -> "Facts":
+        of_model = (
+            {}
+            if subject.model_record is None
+            else {"model_fingerprint": model_record(subject.model_record)["fingerprint"]}
+        )
+        spec = {"spec": {key: subject.dataset[key] for key in SPEC}} if of_model else {}
+        tokens = load_tokens(subject.tokens, **of_model, **spec)
+        return cls(of_model, tokens, *made_of(subject, side, of_model))
 
 
-def finished(
-    task: Task,
-    side: Original | Quantised,
-    tokens: Tokens,
-    summary: Summary,
-    made: Provenance | dict[str, Any],
-    measured: Measured,
-) -> Evaluation:
+def finished(subject: Subject, side: Original | Quantised, facts: Facts, measured: Measured) -> Evaluation:
     """The whole record of what was measured."""
-    rows = measured.rows
+    rows, tokens, summary = measured.rows, facts.tokens, facts.summary
     compared = sum(row["kl_tokens"] for row in rows)
     nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     logger.info("perplexity %.4f over %d tokens", math.exp(nll), tokens.count)
@@ -210,17 +217,17 @@ def finished(
         text = tokens.provenance.get("characters"), tokens.provenance.get("latin", True)
         found = judge(nll, tokens.sequences, measured.vocabulary, *text)
         sense = {"unigram_nll": found.unigram_nll, "tokens_per_character": found.tokens_per_character}
-        doubted(found.doubt, f"{task.model} on {task.dataset_name}", side.implausible)
+        doubted(found.doubt, f"{subject.model} on {subject.dataset_name}", side.implausible)
         summary["storage_reason"] = found.doubt
-    size = checkpoint_bytes(task.checkpoint) if task.gguf is None else task.run.stat().st_size
-    with tensorfile.opened(task.weights) as file:
+    size = checkpoint_bytes(subject.checkpoint) if subject.gguf is None else subject.run.stat().st_size
+    with tensorfile.opened(subject.weights) as file:
         tensors = file.mark()
     return {
-        "model": task.model,
-        "method": task.method,
-        "dataset": task.dataset_name,
-        "protocol": task.dataset["protocol"],
-        "seq_len": task.dataset["seq_len"],
+        "model": subject.model,
+        "method": subject.method,
+        "dataset": subject.dataset_name,
+        "protocol": subject.dataset["protocol"],
+        "seq_len": subject.dataset["seq_len"],
         "kl": sum(row["kl"] for row in rows) / compared,
         "top1_agreement": sum(row["agreed"] for row in rows) / compared,
         "kl_tokens": compared,
@@ -230,28 +237,28 @@ def finished(
         **summary,
         **sense,
         "file_bits_per_weight": 8 * size / summary["parameters"],
-        "checkpoint": mark(made),
+        "checkpoint": mark(facts.made),
         "tensors": tensors,
         "sequences": rows,
         "profile": Profile(tokens.sequences).record(measured.sums),
-        "provenance": {**made, "evaluated_tokens": tokens.fingerprint, "device": measured.device},
+        "provenance": {**facts.made, "evaluated_tokens": tokens.fingerprint, "device": measured.device},
     }
 
 
 def made_of(
-    task: Task, side: Original | Quantised, of_model: dict[str, str]
+    subject: Subject, side: Original | Quantised, of_model: dict[str, str]
 ) -> tuple[Summary, Provenance | dict[str, Any]]:
-    """A checkpoint's summary, and what it was made from: held against the task, and against the file."""
+    """A checkpoint's summary, and what it was made from: held against the subject, and against the file."""
     if isinstance(side, Original):
-        return original_summary(task.checkpoint), {"versions": versions()} | of_model
+        return original_summary(subject.checkpoint), {"versions": versions()} | of_model
     record: MethodRecord = (
         read_json(side.record)
         if side.recipe is None
-        else method_record(side.record, task.weights, side.recipe, of_model)
+        else method_record(side.record, subject.weights, side.recipe, of_model)
     )
-    if task.gguf is None:
+    if subject.gguf is None:
         return record["summary"], record["provenance"]
-    bits = exported_as(task.run, record["provenance"])["bits_per_weight"]
+    bits = exported_as(subject.run, record["provenance"])["bits_per_weight"]
     return record["summary"] | {"bits_per_weight": bits, "storage": GGUF, "no_kernels": ""}, record["provenance"]
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import fingerprint_in
-from quant.files.artifacts import versions
+from quant.methods.source import provenance_of
 from quant.models.record import model_record
 from quant.recipe.recipe import Recipe
 from quant.records.method import Provenance
@@ -27,13 +27,5 @@ class Job(NamedTuple):
         model, recipe = model_record(given.model), Recipe.of(params.recipe)
         tokens = fingerprint_in(given.tokens) if "tokens" in given.keys() else None  # noqa: SIM118
         files = {name: path for name, path in given.items() if name in READ}
-        provenance: Provenance = {
-            "model": names.model,
-            "method": names.method,
-            "recipe": params.recipe,
-            "seed": recipe.seed,
-            "versions": versions(),
-            "model_fingerprint": model["fingerprint"],
-        }
         statistics = Statistics(files, model["fingerprint"], params.linears, tokens, recipe.plain_share)
-        return cls(model, recipe, statistics, provenance)
+        return cls(model, recipe, statistics, provenance_of(model, params.recipe, names))

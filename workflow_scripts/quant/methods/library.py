@@ -23,16 +23,16 @@ from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
 from quant.files import pieces, shards, tensorfile
-from quant.files.artifacts import read_json, versions
+from quant.files.artifacts import read_json
 from quant.files.tensorfile import TensorFile, put_finite
 from quant.methods.library_environment import interpreter_of, run_worker
+from quant.methods.source import Output, Source
 from quant.models.compute import halving
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.libraries import library_of, module_of
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.records.method import MethodRecord, Provenance, Summary
-from quant.records.model import ModelRecord
 
 logger = logging.getLogger("quant")
 
@@ -86,10 +86,9 @@ def quantized(codes: Codes) -> QuantizedLinear:
 
 
 def write_checkpoint(
-    source: Path,
+    source: Source,
     packed: TensorFile,
     target: Path,
-    linears: dict[str, int],
     folds: dict[str, Tensor],
     provenance: Provenance,
     result: dict[str, Any],
@@ -99,7 +98,7 @@ def write_checkpoint(
     Norms and biases are as the library left them, where it changes any; what it left alone is the original's, not its
     float16 copy.
     """
-    recipe = provenance["recipe"]
+    recipe, linears = provenance["recipe"], source.linears
     adapter, library = adapter_of(recipe), library_of(recipe)
     assert library is not None
     found = {key.removesuffix(adapter.PACKED) for key in packed.names if key.endswith(adapter.PACKED)}
@@ -108,7 +107,7 @@ def write_checkpoint(
         raise InputError(f"{library.title} and this workflow differ about {odd}: only one quantises it")
     rows: list[dict[str, Any]] = []
     bits = weights = 0
-    with tensorfile.opened(source / "model.safetensors") as model:
+    with tensorfile.opened(source.folder / "model.safetensors") as model:
         layout = model.layout()
         with shards.writing(target / model.path.name, layout, metadata_of(model, provenance)) as out:
             for name in linears:
@@ -129,44 +128,42 @@ def write_checkpoint(
                 if not torch.equal(value.half().to(value.dtype), stored):
                     value = stored
                 put_finite(out, {name: value}, target)
-    put_around(source, target, read_json(source / "config.json"))
+    put_around(source.folder, target, read_json(source.folder / "config.json"))
     return rows, bits / weights
 
 
 def quantize_library(
-    source: Path,
-    target: Path,
-    folds_path: Path,
+    source: Source,
+    target: Output,
     tokens_path: Path,
     environment: Path,
-    model: ModelRecord,
-    recipe: dict[str, Any],
+    provenance: Provenance,
     device: str,
     batch_tokens: int,
-    names: dict[str, str],
 ) -> MethodRecord:
     """One model through a library; writes checkpoint and folds, returns the record (see quant.methods.quantize).
 
-    model: convert's record; batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
+    batch_tokens: of a forward pass. packed_mb (10⁶ bytes) is the library's own checkpoint.
     """
+    recipe = provenance["recipe"]
     library, adapter = library_of(recipe), adapter_of(recipe)
     assert library is not None
-    check_model(source, model["linears"], recipe)
-    tokens = load_tokens(tokens_path, model_fingerprint=model["fingerprint"])
+    check_model(source.folder, source.linears, recipe)
+    tokens = load_tokens(tokens_path, model_fingerprint=provenance["model_fingerprint"])
     python = interpreter_of(environment, library.title)
     longest = max(len(sequence) for sequence in tokens.sequences)
     title, name = library.title, recipe["algorithm"]
     logger.info("%s calibrates on %d of the %d tokens, %d at a time", title, used(tokens), tokens.count, longest)
-    for left in target.parent.glob(f".{name}.*"):  # by a job that was killed
+    for left in target.folder.parent.glob(f".{name}.*"):  # by a job that was killed
         shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as made:
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.folder.parent) as made:
         folder = Path(made).absolute()
         job: dict[str, Any] = {
-            "model": str(source.absolute()),
+            "model": str(source.folder.absolute()),
             "tokens": str(tokens_path.absolute()),
             "out": str(folder / "packed"),
         }
-        job |= {"device": device, "threads": torch.get_num_threads(), "linears": list(model["linears"])}
+        job |= {"device": device, "threads": torch.get_num_threads(), "linears": list(source.linears)}
         job |= {key: recipe[key] for key in (*library.keys, "seed")}
         at_once = batch_tokens if adapter.SPLITS_BATCHES else recipe["batch"] * longest
         result = halving(
@@ -176,24 +173,20 @@ def quantize_library(
         )
         packed_path = folder / "packed" / "model.safetensors"
         packed_mb = packed_path.stat().st_size / 1e6
-        provenance: Provenance = {
-            "model": names["model"],
-            "method": names["method"],
-            "recipe": recipe,
-            "seed": recipe["seed"],
-            "versions": versions() | result["versions"],
-            "model_fingerprint": model["fingerprint"],
+        provenance = {
+            **provenance,
+            "versions": provenance["versions"] | result["versions"],
             "token_fingerprint": tokens.fingerprint,
             "calibration_tokens": used(tokens),
         }
         folds = read_folds(folder / "packed" / "scales.safetensors")
         with tensorfile.opened(packed_path) as packed:
-            rows, bits = write_checkpoint(source, packed, target, model["linears"], folds, provenance, result)
-    tensorfile.save(folds_path, folds, {"provenance": json.dumps(provenance)})
+            rows, bits = write_checkpoint(source, packed, target.folder, folds, provenance, result)
+    tensorfile.save(target.folds, folds, {"provenance": json.dumps(provenance)})
     share_among_linears(rows, result["seconds_of"])
     logger.info("%s's packed checkpoint: %.1f MB, %.3f bits a weight", title, packed_mb, bits)
-    with tensorfile.opened(source / "model.safetensors") as file:
-        coverage = quantized_share(file.layout(), model["linears"])
+    with tensorfile.opened(source.folder / "model.safetensors") as file:
+        coverage = quantized_share(file.layout(), source.linears)
     summary: Summary = {
         "bits_per_weight": bits,
         "quantize_s": result["seconds"],
@@ -201,7 +194,7 @@ def quantize_library(
         "packed_mb": packed_mb,
         "storage_reason": adapter.REASON,
         **coverage,
-        "left": model["left"],
+        "left": dict(source.left),
         "no_kernels": "",
     }
     return {"linears": rows, "summary": summary, "provenance": provenance}

@@ -1,10 +1,11 @@
-"""Whether the packed format holds what a recipe makes, and whether there is a product for it."""
+"""Whether the packed format holds what a recipe makes of a model, and whether there is a product for it."""
 
 from collections.abc import Mapping
 
 from quant.checkpoints import byte_codes
 from quant.checkpoints.packed import FAST
 from quant.files.tensorfile import Layout
+from quant.files.weight_names import experts_of
 from quant.recipe.formats import FORMATS, NAMES
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
@@ -30,6 +31,26 @@ def why_not_packed(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str
         if n_in % (whole := FORMATS[grid.format].whole):
             return f"{grid.format} has {whole} inputs together, which do not divide the {n_in} of {name}"
     return None
+
+
+def why_dense(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], unpacked: Mapping[str, str]) -> str | None:
+    """`why_not_packed` of a model of which no reader takes some grids packed (records.model.Linears: unpacked)."""
+    if reason := unpacked.get("any"):
+        return reason
+    if reason := unpacked.get("asymmetric"):
+        of_experts = {recipe.at(name).grid for name in shapes if experts_of(name)}
+        if not all(recipe.at(name).grid.symmetric for name in shapes):
+            return reason
+        if len(of_experts) > 1:
+            return "transformers reads all experts on one grid, and tensor_types gives them several"
+    return why_not_packed(recipe, shapes)
+
+
+def activations_refused(activations: str, reason: str) -> str:
+    return (
+        f"activations: {activations}: packed checkpoints have their readers round inputs, and this one would be dense: "
+        f"{reason}; leave activations out"
+    )
 
 
 def without_kernels(dense: Layout, grids: Mapping[str, Grid], inputs: bool = False) -> str | None:

@@ -21,7 +21,7 @@ from quant.files.tensorfile import put_finite
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding, rounded, write_rounded
 from quant.methods.form import Form
-from quant.methods.packing import why_not_packed
+from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import Shared, fused, shared_groups
 from quant.methods.source import Output, Source
 from quant.models.replay import recording
@@ -51,14 +51,10 @@ def form_of(model: tensorfile.TensorFile, source: Source, recipe: Recipe, proven
     """What a recipe makes of a source: packed where the format holds it."""
     dense, linears, unpacked = model.layout(), source.linears, source.unpacked
     ends = embeddings.wanted(recipe.parameters.get("embeddings"), source.embeddings, dense)
-    reason = unpacked.get("any") or (None if recipe.symmetric else unpacked.get("asymmetric"))
-    reason = reason or why_not_packed(recipe, {name: dense[f"{name}.weight"][1] for name in linears})
+    reason = why_dense(recipe, {name: dense[f"{name}.weight"][1] for name in linears}, unpacked)
     inputs = recipe.activations != "none"
     if reason is not None and inputs:
-        raise InputError(
-            f"activations: {recipe.activations}: packed checkpoints have their readers round inputs, and this one "
-            f"would be dense: {reason}; leave activations out"
-        )
+        raise InputError(activations_refused(recipe.activations, reason))
     grids = {name: recipe.at(name).grid for name in linears}
     return Form.of(model, source, provenance, reason or grids, ends, inputs)
 

@@ -1,7 +1,7 @@
 """What of a study cannot run on a model: every such mistake at once, before anything long begins."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,23 @@ import torch
 
 from quant.checkpoints import packed
 from quant.checkpoints.embeddings import spared_bits, why_not
+from quant.checkpoints.embeddings import wanted as wanted_ends
+from quant.checkpoints.formats import gguf
 from quant.comparison.pick import LIMITS
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
+from quant.methods.dense import candidates_of, shapes_of
 from quant.methods.library import check_model
-from quant.methods.packing import why_not_packed
+from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
 from quant.models.architectures import ARCHITECTURES
 from quant.models.depth import layer_at
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
-from quant.recipe.widths import UNTOUCHED
-from quant.records.model import Embeddings
+from quant.records.model import Embeddings, Linears
 from quant.workflow.shape import EXPERTS, Shape, moment_numbers
 
 
@@ -83,20 +85,19 @@ def why_not_shared(config: dict[str, Any], blocks: dict[str, list[str]]) -> str 
 
 
 def limit_mistakes(
-    limits: dict[str, float],
-    recipes: dict[str, dict[str, Any]],
-    linears: list[str],
-    layout: tensorfile.Layout,
-    embeddings: Embeddings,
+    limits: dict[str, float], recipes: dict[str, dict[str, Any]], record: Linears, layout: tensorfile.Layout
 ) -> Iterator[str]:
     """limits of a packed checkpoint by key; layout: of the unquantised one. A study without packed methods has none."""
-    shapes = {name: layout[f"{name}.weight"][1] for name in linears}
+    linears, embeddings = record["linears"], record["embeddings"]
+    if not recipes:
+        return
+    shapes = shapes_of(linears, layout)
     weights = sum(n_out * n_in for n_out, n_in in shapes.values())
     sizes: dict[str, dict[str, float]] = {key: {} for key in limits}
     single = {name: entry for name, entry in recipes.items() if entry["budget"] is None}  # a mix is of some of them
     for name, entry in single.items():
         recipe = Recipe.of(entry)
-        if why_not_packed(recipe, shapes) is not None:
+        if why_dense(recipe, shapes, record["unpacked"]) is not None:
             continue
         whole = packed.bits_of(packed.layout(layout, {each: recipe.at(each).grid for each in linears}))
         rest = packed.bits_of(
@@ -117,31 +118,32 @@ def limit_mistakes(
             )
 
 
-def least_bits(recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+def least_bits(
+    recipe: dict[str, Any], name: str, dtype: torch.dtype, shape: tuple[int, ...], unpacked: Mapping[str, str]
+) -> int:
     """What a linear takes at least, by the smallest of a budget's candidates."""
     found = []
-    for each in recipe["candidates"]:
-        if each["bits"] == UNTOUCHED:
+    for one in candidates_of(recipe):
+        if one is None:
             found.append(8 * dtype.itemsize * torch.Size(shape).numel())
-            continue
-        size = recipe["group_size"] if each["group_size"] is None else each["group_size"]
-        one = Recipe.of(recipe | {"bits": each["bits"], "group_size": size})
-        if why_not_packed(one, {name: shape}) is None:
+        elif why_dense(one, {name: shape}, unpacked) is None:
             found.append(packed.bits_of(packed.layout_of(name, shape, dtype, one.grid)))
         else:
             found.append(grids.storage_bits(shape[0], shape[1], one.grid))
     return min(found)
 
 
-def budget_mistakes(
-    budgets: dict[str, dict[str, Any]], linears: list[str], layout: tensorfile.Layout, embeddings: Embeddings
-) -> Iterator[str]:
+def budget_mistakes(budgets: dict[str, dict[str, Any]], record: Linears, layout: tensorfile.Layout) -> Iterator[str]:
     """Budgets by method that even the smallest candidates exceed; layout: of the unquantised checkpoint."""
+    linears, embeddings, unpacked = record["linears"], record["embeddings"], record["unpacked"]
     shapes = {name: layout[f"{name}.weight"] for name in linears}
     weights = sum(torch.Size(shape).numel() for _, shape in shapes.values())
     rest = packed.bits_of({key: value for key, value in layout.items() if key.removesuffix(".weight") not in shapes})
     for method, recipe in budgets.items():
-        least, limits = sum(least_bits(recipe, name, *known) for name, known in shapes.items()), recipe["budget"]
+        least, limits = (
+            sum(least_bits(recipe, name, *known, unpacked) for name, known in shapes.items()),
+            recipe["budget"],
+        )
         size = (least + rest - spared_bits(recipe, embeddings, layout)) / 8e6
         said = {
             "bits_per_weight": (least / weights, f"{least / weights:.3f} bits per weight"),
@@ -164,8 +166,19 @@ def embedding_mistakes(
             yield f"methods.{method}.embeddings: {reason}"
 
 
-def type_mistakes(types: dict[str, list[str]], linears: list[str]) -> Iterator[str]:
+def activation_mistakes(
+    entries: dict[str, dict[str, Any]], record: Linears, layout: tensorfile.Layout
+) -> Iterator[str]:
+    """Recipes by method whose `activations` need a packed checkpoint, where it would be dense."""
+    shapes = shapes_of(record["linears"], layout)
+    for method, entry in entries.items():
+        if reason := why_dense(Recipe.of(entry), shapes, record["unpacked"]):
+            yield f"methods.{method}: {activations_refused(entry['activations'], reason)}"
+
+
+def type_mistakes(types: dict[str, list[str]], linears: Iterable[str]) -> Iterator[str]:
     """Patterns of `tensor_types` by method that are in no linear's name."""
+    linears = list(linears)
     for method, patterns in types.items():
         for pattern in patterns:
             if not any(re.search(pattern, name) for name in linears):
@@ -175,10 +188,32 @@ def type_mistakes(types: dict[str, list[str]], linears: list[str]) -> Iterator[s
                 )
 
 
-def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], embeddings: Embeddings) -> list[str]:
-    """A line for each demand (quant.workflow.demands) that the model does not meet; linears, embeddings: of convert's
-    record."""
-    config = read_json(checkpoint / "config.json")
+def gguf_mistakes(
+    entries: dict[str, dict[str, Any]],
+    checkpoint: Path,
+    config: dict[str, Any],
+    record: Linears,
+    layout: tensorfile.Layout,
+) -> Iterator[str]:
+    """Methods of study.gguf of which there is no such file; layout: of the unquantised checkpoint."""
+    shapes = shapes_of(record["linears"], layout)
+    for method, entry in entries.items():
+        recipes = [Recipe.of(entry)] if entry["budget"] is None else [one for one in candidates_of(entry) if one]
+        try:
+            for recipe in recipes:
+                if reason := why_dense(recipe, shapes, record["unpacked"]):
+                    raise InputError(f"its weights would be stored dense, and GGUF stores codes: {reason}")
+                own = entry["embeddings"] and entry["embeddings"] | {"needed": False}  # others have said why not
+                ends = wanted_ends(own, record["embeddings"], layout)
+                grids = {name: recipe.at(name).grid for name in shapes} | {end.name: end.grid for end in ends}
+                gguf.check(config, checkpoint, layout, grids)
+        except InputError as error:
+            yield f"study.gguf: {method}: {re.split('[;:] export', str(error))[0]}; leave it out of study.gguf"
+
+
+def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[str]:
+    """A line for each demand (quant.workflow.demands) that the model does not meet; record: convert's."""
+    config, linears = read_json(checkpoint / "config.json"), record["linears"]
     by_block = {i: list(names) for i, names in groupby(linears, key=linears.__getitem__)}
     blocks = {names[0].partition(f".{i}.")[0] + f".{i}": names for i, names in by_block.items()}
     inside = [{name.removeprefix(f"{prefix}.") for name in names} for prefix, names in blocks.items()]
@@ -197,25 +232,22 @@ def mistakes(checkpoint: Path, linears: dict[str, int], wanted: dict[str, Any], 
             f"methods {', '.join(wanted['sequential'])}: inputs: sequential: {expert} reads some tokens, not others, "
             "so that its inputs in two models do not compare; use inputs: parallel for this model"
         )
+    if expert is not None and wanted["noisy"]:
+        found.append(
+            f"methods {', '.join(wanted['noisy'])}: noise_std is not known for mixtures of experts, as {expert} is of "
+            "one; leave it out for this model"
+        )
     for name, recipe in wanted["library"].items():
         try:
             check_model(checkpoint, linears, recipe)
         except InputError as error:
             found.append(f"methods.{name}: {error}")
     with tensorfile.opened(checkpoint / "model.safetensors") as file:
-        known = list(linears), file.layout(), embeddings
+        known = record, file.layout()
         found += limit_mistakes(wanted["limits"], wanted["recipes"], *known)
         found += budget_mistakes(wanted["budgets"], *known)
-        found += type_mistakes(wanted["types"], known[0])
-        found += embedding_mistakes(wanted["embeddings"], *known[1:])
+        found += activation_mistakes(wanted["activations"], *known)
+        found += type_mistakes(wanted["types"], linears)
+        found += embedding_mistakes(wanted["embeddings"], known[1], record["embeddings"])
+        found += gguf_mistakes(wanted["gguf"], checkpoint, config, *known)
     return found
-
-
-def refuse(model: str, found: list[str]) -> None:
-    """All mistakes in one message."""
-    if found:
-        count = f"{len(found)} things" if len(found) > 1 else "one thing"
-        raise InputError(
-            f"the study asks {model} for {count} that cannot be: "
-            + "; ".join(f"({i}) {line}" for i, line in enumerate(found, 1))
-        )

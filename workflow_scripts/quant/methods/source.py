@@ -1,11 +1,13 @@
-"""What is quantised, and where it goes."""
+"""What is quantised, where it goes, and what is said of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from quant.records.model import Embeddings, Linears
+from quant.files.artifacts import versions
+from quant.records.method import Provenance
+from quant.records.model import Embeddings, Linears, ModelRecord
 
 
 class Source(NamedTuple):
@@ -27,3 +29,16 @@ class Output(NamedTuple):
 
     folder: Path
     folds: Path
+
+
+def provenance_of(model: ModelRecord, recipe: dict[str, Any], names: Any) -> Provenance:
+    """Of a method's checkpoint, all but its tokens. model: convert's record; recipe: as the configuration has it;
+    names: a job's wildcards."""
+    return {
+        "model": names.model,
+        "method": names.method,
+        "recipe": recipe,
+        "seed": recipe["seed"],
+        "versions": versions(),
+        "model_fingerprint": model["fingerprint"],
+    }

@@ -1,7 +1,9 @@
 """Recipes that take the model's own forward pass: inputs as the quantised model gives them, and tuning."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 from quant.calibration.reader import Statistics
 from quant.checkpoints import packed
 from quant.data.tokens import Tokens
-from quant.files import shards, tensorfile
+from quant.files import shards, stage, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import put_finite
 from quant.methods.quantize import Kept, quantize_checkpoint
@@ -124,14 +126,27 @@ def quantize_with_model(
     way = None
     if chosen.inputs == "sequential":
         way = Sequential(source.folder, calibration, *compute, *aims, kept.embeddings)
-    given = (source, target, statistics, chosen, compute.device, provenance)
-    record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)
-    if way is not None and way.errors:
-        record["reconstruction"] = way.errors
-    if recipe["tune"]:
-        begun = time.perf_counter()
-        record["tuning"] = tune_checkpoint(
-            source.folder, target, kept, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute
-        )
-        record["summary"]["quantize_s"] += time.perf_counter() - begun
+    with staged(target) if recipe["tune"] else contextlib.nullcontext(target) as made:
+        given = (source, made, statistics, chosen, compute.device, provenance)
+        record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)
+        if way is not None and way.errors:
+            record["reconstruction"] = way.errors
+        if recipe["tune"]:
+            begun = time.perf_counter()
+            record["tuning"] = tune_checkpoint(
+                source.folder, made, kept, calibration, Tuning.of(recipe["tune"]), chosen.seed, compute
+            )
+            record["summary"]["quantize_s"] += time.perf_counter() - begun
     return record
+
+
+@contextlib.contextmanager
+def staged(target: Output) -> Iterator[Output]:
+    """An output under names that are not final, which gets the target's once tuning is through: a killed job leaves no
+    untuned weights that look like tuned ones."""
+    with stage.hidden(target.folder.parent, "tuned") as folder:
+        made = Output(folder / target.folder.name, folder / target.folds.name)
+        yield made
+        (target.folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
+        stage.publish(made.folder, target.folder)
+        made.folds.replace(target.folds)

@@ -25,7 +25,7 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 
 @where_installed
-def kernels() -> ModuleType:
+def forward_kernels() -> ModuleType:
     """Fused kernels for GPUs, by Triton."""
     from quant.models import forward_kernels
 
@@ -85,7 +85,7 @@ class Forward:
         self._norms: dict[nn.Module, Any] = {}
         self._rotations: dict[ModuleType, Rotation] = {}
         self._device = next((each.device for each in model.parameters()), torch.device("cpu"))
-        if self._device.type != "cuda" or (fused := kernels()) is None:
+        if self._device.type != "cuda" or (fused := forward_kernels()) is None:
             return
         with torch.inference_mode():
             for module in model.modules():

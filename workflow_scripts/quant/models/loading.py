@@ -20,10 +20,13 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
         return load_gguf(checkpoint, device, dtype)
     quantised = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     fp4 = any("fp4" in name for name in formats_of(quantised or {}))
-    # compressed-tensors would compile its rounding to E2M1, which it does to weights that are not yet there
-    with uncollected(), torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
+    with uncollected():
         from transformers import AutoModelForCausalLM
 
+        if quantised:
+            import compressed_tensors  # noqa: F401  (which transformers would import, in more time)
+    # where it was imported before, its rounding to E2M1 is compiled, and done to weights that are not yet there
+    with torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     plain: nn.Module = model  # whose `to` has a type
     plain.to(device)

@@ -10,9 +10,11 @@ from torch import Tensor
 from quant.calibration.channels import Channels
 from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
+from quant.recipe.checks import check_importance, check_rounded
 from quant.recipe.context import Context, Rounded, asked
 from quant.recipe.functions import function_of
 from quant.recipe.fused import fit_range
+from quant.recipe.grids import Grid
 from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
@@ -47,7 +49,11 @@ def find_scale(
     salience = function_of("saliences", recipe.salience, recipe.parameters)
     if salience is None:
         return None
-    total = torch.stack([salience(w, s.channels) for w, s in zip(weights, statistics, strict=True)]).mean(0)
+    what = f"salience: {recipe.salience}"
+    each = [
+        check_importance(salience(w, s.channels), w.shape[1], what, 0) for w, s in zip(weights, statistics, strict=True)
+    ]
+    total = torch.stack(each).mean(0)
     total = total if heads is None else tie_heads(total, heads)
     targets = [target for w, s in zip(weights, statistics, strict=True) for target in targets_of(w, s, recipe)]
     return search_scale(targets, total, recipe.search_grid, recipe.n_grid, recipe.clip)
@@ -94,6 +100,18 @@ class Placed(NamedTuple):
     damp: float | None
 
 
+def rounding_of(recipe: Recipe) -> Callable[..., Rounded]:
+    """A recipe's, whose codes are values of its grid."""
+    function = function_of("roundings", recipe.rounding, recipe.parameters)
+    assert function is not None  # there is no rounding `none`
+
+    def rounding(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context) -> Rounded:
+        shape = groups.shape  # a function may write its codes there
+        return check_rounded(function(groups, step, zero, grid, context), shape, grid, f"rounding: {recipe.rounding}")
+
+    return rounding
+
+
 def on_grid(
     groups: Tensor,
     channels: Channels | None,
@@ -114,9 +132,7 @@ def on_grid(
         moment, damp = mixed(between, recipe.row_feedback), recipe.parameters["damp"]
         codes, step, damp = round_rows(groups, step, zero, recipe.grid, context, moment, damp, recipe.refine, stored)
         return Placed(codes, step, zero, damp)
-    rounding = function_of("roundings", recipe.rounding, recipe.parameters)
-    assert rounding is not None  # there is no rounding `none`
-    rounded: Rounded = rounding(groups, step, zero, recipe.grid, context)
+    rounded = rounding_of(recipe)(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:
         codes, step = refine(groups, codes, step, zero, recipe.grid, context.copied(), recipe.refine, stored)
@@ -175,4 +191,6 @@ def round_linear(
 def protect(w: Tensor, channels: Channels | None, recipe: Recipe) -> Tensor | None:
     """Mask [out] of the rows to keep in 16 bit, or None."""
     score = function_of("scores", recipe.keep, recipe.parameters)
-    return None if score is None else top(score(w, channels), recipe.keep_ratio)
+    if score is None:
+        return None
+    return top(check_importance(score(w, channels), len(w), f"keep: {recipe.keep}", -torch.inf), recipe.keep_ratio)

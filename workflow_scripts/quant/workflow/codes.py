@@ -31,8 +31,11 @@ def check_gguf(name: str, run: list[str], methods: dict[str, dict[str, Any]]) ->
     if name not in run:
         raise InputError(f"study.gguf: the study runs no {name!r}; {nearest_of(name, run)}")
     recipe = methods[name]
-    if library_of(recipe) is not None:
-        return  # its codes are known once they are there
+    if (library := library_of(recipe)) is not None:
+        raise InputError(
+            f"{where}: a checkpoint of {library.title} is stored dense here, and GGUF stores codes; take it out of "
+            "study.gguf"
+        )
     check_codes(name, "study.gguf", recipe)
     if recipe["budget"] is not None and recipe["budget"]["size_mb"]:
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from quant.data import lm_eval_names, task_yaml
+from quant.data.file_size import check_size
 from quant.errors import InputError
 from quant.recipe import keys
 from quant.recipe.choices import CHANNELS, MOMENT, ROUNDINGS
@@ -85,10 +86,16 @@ def variants(name: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, 
 
 
 def labelled(key: str, value: Any) -> str:
-    """What a method of a sweep is told apart by: bits3, or the contents of an object, size_mb90."""
-    if isinstance(value, dict):
-        return "-".join(f"{name}{number:g}" for name, number in value.items())
-    return f"{key}{value}"
+    """What a method of a sweep is told apart by: bits3, or the contents of an object, size_mb90; of {} its key."""
+    if not isinstance(value, dict):
+        return f"{key}{value}"
+    return "-".join(f"{name}{worded(each)}" for name, each in value.items()) or key
+
+
+def worded(value: Any) -> str:
+    """A number as short as it can be said."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else str(value)
 
 
 def recipes(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
@@ -379,4 +386,5 @@ def check_files(config: dict[str, Any]) -> None:
         for path in text.get("files", []):
             if not Path(path).is_file():
                 raise InputError(f"{where}: {instead(path, 'file')}; name a UTF-8 text file")
+            check_size(path)
             check_braces(path, f"{where}: ")

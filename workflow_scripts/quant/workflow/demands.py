@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from quant.errors import InputError
+from quant.recipe import keys
+
 LIMITS = ("max_bits_per_weight", "max_size_mb")
 
 
@@ -25,6 +28,9 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         "jacobian": [name for name, recipe in own.items() if "jacobian" in (recipe["moment"], recipe["objective"])],
         "shared": [name for name, recipe in own.items() if recipe["scope"] == "shared"],
         "sequential": [name for name, recipe in own.items() if recipe["inputs"] == "sequential"],
+        "noisy": [name for name, recipe in own.items() if "noisy" in keys.statistics_files(recipe)],
+        "activations": {name: recipe for name, recipe in own.items() if recipe["activations"] != "none"},
+        "gguf": {name: own[name] for name in config["study"]["gguf"] if name in own},
         "library": {
             name: {key: recipe[key] for key in ("algorithm", "group_size", "clip") if key in recipe}
             for name, recipe in recipes.items()
@@ -41,3 +47,13 @@ def demands(config: dict[str, Any], default_limits: dict[str, Any]) -> dict[str,
         "moments": config["moments"],
         "recipes": {name: own[name] for name in config["study"]["methods"] if name in own} if limits else {},
     }
+
+
+def refuse(model: str, found: list[str]) -> None:
+    """All mistakes in one message."""
+    if found:
+        count = f"{len(found)} things" if len(found) > 1 else "one thing"
+        raise InputError(
+            f"the study asks {model} for {count} that cannot be: "
+            + "; ".join(f"({i}) {line}" for i, line in enumerate(found, 1))
+        )

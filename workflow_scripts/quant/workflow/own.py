@@ -5,6 +5,7 @@ Its path is printed; the file stays, so that a study can be repeated, read, and 
 
 import copy
 import csv
+import json
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
+SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
 OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
 ENDS = {"bits": 8, "group_size": 32, "needed": False}
 GGUFS = {  # the methods of FILE=gguf, smallest first
@@ -30,6 +32,8 @@ GGUFS = {  # the methods of FILE=gguf, smallest first
     "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
     "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
 }
+FOR_LIMITS = (WITHIN, EIGHT, *GGUFS)
+LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
 
@@ -120,6 +124,39 @@ def limit(key: str, value: str) -> float:
     return number
 
 
+def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
+    """A hub model's config.json, {} where it cannot be had at once."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    try:
+        cached = try_to_load_from_cache(identifier, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
+        url = hf_hub_url(identifier, "config.json", revision=revision)
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True)
+        return dict(answer.raise_for_status().json())
+    except Exception:  # the client lets its transport's exceptions through, whatever that is
+        return {}
+
+
+def is_mixture(source: Mapping[str, Any]) -> bool:
+    """Whether a model has experts, as far as that is known before it is converted. (Where it is not known, check_study
+    and check_best say what does not go with experts.)"""
+    from quant.models.peek import peek
+    from quant.workflow.shape import holds_experts
+
+    if "package" in source.get("gguf", {}):
+        return False  # a built-in one, which may not be here yet
+    try:
+        found = (
+            config_of_hub(source["hub"]["id"], source["hub"]["revision"]) if "hub" in source else peek(dict(source), [])
+        )
+        return holds_experts(found)
+    except (InputError, OSError, KeyError, ValueError):
+        return False
+
+
 def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
     """The limits that `choose` gets. A whole number of bits is that of the codes, to which their scales come; a size
     alone leaves the bits to the choice."""
@@ -152,6 +189,9 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["study"]["datasets"] = [name]
         study["calibration"] = {"text": {"files": [file]}}
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
+    models = built_in["models"] | before.get("models", {}) | study.get("models", {})
+    first = (study["study"].get("models") or before.get("study", {}).get("models") or built_in["study"]["models"])[0]
+    grid = {"symmetric": True} if first in models and is_mixture(models[first]["source"]) else {}
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
     if kind := given.get("FILE"):
@@ -163,11 +203,12 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
     elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
-        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends}}
+        study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends} | grid}
         study["study"]["add"] = {"methods": [WITHIN]}
-    elif model:
+    elif model or "models" in before.get("study", {}):
         study["methods"] = {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
-        study["study"]["add"] = {"methods": [EIGHT]}
+        study["methods"] |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
+        study["study"]["add"] = {"methods": list(study["methods"])}
     return {key: value for key, value in study.items() if value}
 
 
@@ -184,6 +225,25 @@ def replaced(summary: Path, models: list[str]) -> str:
         f"{summary.parent}/report.html and the tables beside it were of {', '.join(there)} and become those of "
         f"{', '.join(models)}; checkpoints stay ({folders}). IN=FOLDER keeps a study apart"
     )
+
+
+def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) -> dict[str, Any]:
+    """An experiment with what is said anew. limited: limits are among it, and replace those before with their methods;
+    else those that there are stay."""
+    old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(study))
+    for each, goes in ((old, limited), (new, not limited and bool({*FOR_LIMITS} & {*old.get("methods", {})}))):
+        part = each.setdefault("study", {})
+        for holder, key in ((each, "methods"), (part.get("add", {}), "methods"), (part, "gguf")) if goes else ():
+            if key in holder:
+                names = [name for name in holder[key] if name not in FOR_LIMITS]
+                holder[key] = {name: holder[key][name] for name in names} if each is holder else names
+    both = {"methods": old.get("methods", {}) | new.get("methods", {}), "study": old["study"] | new["study"]}
+    parts = [each["study"].get("add", {}) for each in (old, new)]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        both["study"].setdefault("add", {})[name] = list(dict.fromkeys(parts[0].get(name, []) + parts[1].get(name, [])))
+    if not both["study"].get("gguf", True):
+        del both["study"]["gguf"]
+    return {key: value for key, value in (old | new | both).items() if value}
 
 
 def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
@@ -207,7 +267,7 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
         raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None
     study = study_of(given, built_in, before)
     if apart:
-        study = before | study | {"study": before.get("study", {}) | study.get("study", {})}
+        study = gone_on(before, study, any(given.get(key) for key in LIMITS))
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)

@@ -121,6 +121,12 @@ class Shape(NamedTuple):
         return int(max(each.n_in * each.n * each.share for each in self.linears))
 
 
+def holds_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration speaks of several experts, by whatever key."""
+    config = config.get("text_config") or config
+    return any("experts" in key and count(value) > 1 for key, value in config.items())
+
+
 def count(said: Any) -> int:
     """A number that a configuration gives, of one for each block the largest; 0 where it is none."""
     if isinstance(said, (list, tuple)):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from quant.checkpoints import gguf_file, stored
 from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped, undivided
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
+from quant.files.tensorfile import Layout
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import IQ4_NL, MANY, times_one
@@ -95,20 +96,38 @@ KINDS: dict[tuple[str, int, bool], Kind] = {  # by number format, bits and wheth
 FILE_TYPES = {"Q3_K": "Q3_K_M"}  # what a file is called after tensors whose type has no name of its own there
 
 
-def kind_of(name: str, grid: Grid, n_in: int, where: Path) -> Kind:
-    """The type of tensor that holds a linear's codes; refused where there is none."""
-    kind = KINDS.get((grid.format, grid.bits, grid.symmetric))
+def kind_of(name: str, grid: Grid, n_in: int) -> Kind:
+    """The type of tensor that holds a linear's codes; refused by its name where there is none. grid: as a recipe, or a
+    checkpoint, which has words of whole numbers for some formats, says it."""
+    kind = KINDS.get((INT if grid.in_words else grid.format, grid.bits, grid.symmetric))
     if kind is None:
         bits = f"{grid.bits} bits{'' if grid.symmetric else ' with zero points'}"
         raise InputError(
-            f"{where}: {name} is in {bits if grid.format == INT else grid.format}, which GGUF has no blocks for; it "
+            f"{name} is in {bits if grid.format == INT else grid.format}, which GGUF has no blocks for; it "
             "has some for 4 bits, symmetric 8 bits, iq4_nl and q3_k: export another method"
         )
     group = n_in if grid.group_size == -1 else grid.group_size
     for size, of in ((kind.whole, n_in), (kind.size, group)):
         if of % size:
-            raise undivided(f"{where}: {name}", group, n_in, size, "GGUF")
+            raise undivided(name, group, n_in, size, "GGUF")
     return kind
+
+
+def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
+    """Refuses what `gguf` would, before a method's checkpoint is there. checkpoint: the unquantised one, its config and
+    its layout; grids: of linears and embeddings."""
+    names = gguf_file.Names(config)
+    for key in sorted(dense):
+        names.of(key)
+    for name, grid in sorted(grids.items()):
+        dtype, (_, n_in) = dense[f"{name}.weight"]
+        kind = kind_of(name, grid, n_in)
+        if dtype == torch.float32 and kind.size == kind.whole:  # Q3_K's steps are of few bits in every type
+            raise InputError(
+                f"{name} is stored in float32, whose steps are no float16, which GGUF's {kind.name} stores; give the "
+                "model in float16 or bfloat16"
+            )
+    gguf_file.described(None, config, checkpoint, FILE_TYPES.get(kind.name, kind.name))
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
         )
     layout, every = held.file.layout(), held.packed | held.embedding
     widths = {name: (held.shape(name) if name in held.packed else layout[f"{name}.weight"][1])[1] for name in every}
-    kinds = {name: kind_of(name, grid, widths[name], held.file.path) for name, grid in sorted(every.items())}
+    kinds = {name: kind_of(f"{held.file.path}: {name}", grid, widths[name]) for name, grid in sorted(every.items())}
     counts = Counter(kinds[name].name for name in held.packed)
     most = counts.most_common(1)[0][0]  # what the file is called after
     names = gguf_file.Names(config)

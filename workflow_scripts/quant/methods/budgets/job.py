@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 from quant.checkpoints.embeddings import wanted
 from quant.data.tokens import fingerprint_in
-from quant.files.artifacts import versions
 from quant.files.tensorfile import opened
 from quant.methods.budgets.choice import Budget, Given, given
-from quant.methods.source import Source
+from quant.methods.source import Source, provenance_of
 from quant.models.record import model_record
 from quant.records.method import Provenance
 
@@ -25,12 +24,7 @@ class BudgetJob(NamedTuple):
         """Of a job's inputs, parameters and wildcards."""
         model, recipe = model_record(files.model), params.recipe
         provenance: Provenance = {
-            "model": names.model,
-            "method": names.method,
-            "recipe": recipe,
-            "seed": recipe["seed"],
-            "versions": versions(),
-            "model_fingerprint": model["fingerprint"],
+            **provenance_of(model, recipe, names),
             "token_fingerprint": fingerprint_in(files.tokens),
         }
         swaps, moments = files.get("swaps"), files.moments

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.markers import CARETRIGHT, CARETUP
 from quant.comparison.numbers import QUALITY_BANDS, interval, signed
 from quant.comparison.summary import recipes_of
 from quant.files.units import megabytes
+from quant.recipe.key import shown
 from quant.records.method import REAL
 from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
@@ -168,6 +170,19 @@ def delta_nll(summary: pd.DataFrame, colours: dict[str, str]) -> Figure:
     return fig
 
 
+def in_words(values: Sequence[Any]) -> list[Any]:
+    """Values of a key; of objects what they do not share, or all of it."""
+    objects = [value for value in values if isinstance(value, dict)]
+    varied = [key for key in (objects or [{}])[0] if len({repr(each[key]) for each in objects}) > 1]
+    if not objects:
+        return ["none" if value is None else value for value in values]
+    return [
+        "none" if value is None
+        else ", ".join(f"{key} {shown(value[key])}" for key in varied) or shown(value)
+        for value in values
+    ]  # fmt: skip
+
+
 def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.DataFrame]:
     """What a family of methods varies first, and its rows with that value (x) and the others' label (line)."""
     rows = summary[summary.method.isin(members)].copy()
@@ -178,8 +193,9 @@ def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.
         rows["line"] = np.where(recipes["budget"].notna(), "mixed", "one width")
         return "bits per weight", rows
     first, *others = [key for key in recipes if recipes[key].map(repr).nunique() > 1] or ["bits"]
-    rows["x"] = recipes[first]
-    rows["line"] = [", ".join(f"{key} {values[key]}" for key in others) for values in recipes.to_dict("records")]
+    said = {key: in_words(list(recipes[key])) for key in (first, *others)}
+    rows["x"] = said[first]
+    rows["line"] = [", ".join(f"{key} {said[key][i]}" for key in others) for i in range(len(rows))]
     return first, rows
 
 
