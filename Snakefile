@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.data import task_yaml
 from quant.recipe import choices, keys, libraries
-from quant.workflow import configuration, defaults, demands, gpus, needs, outcome, paths, room, shared_text, tracking
-from quant.workflow import values, weights
+from quant.workflow import configuration, defaults, demands, gpus, moments, needs, outcome, paths, room, shared_text
+from quant.workflow import stamps, tracking, values, weights
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]

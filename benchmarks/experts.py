@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 from bench_models import random_tokens
 from quant.calibration.expert_moments import Keeping, kinds
 from quant.calibration.material import Material
-from quant.calibration.second_moments import triangle_bytes
+from quant.calibration.moment_sizes import triangle_bytes
 from quant.calibration.statistics import collect
 from quant.files import tensorfile
 from quant.files.artifacts import write_plain_json

@@ -66,6 +66,7 @@ rule check_mse:
         "results/logs/check_mse/{model}.log",
     benchmark:
         "results/benchmarks/check_mse/{model}.tsv"
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -99,6 +100,7 @@ rule measure_heldout:
         "results/logs/measure_heldout/{model}.log",
     benchmark:
         "results/benchmarks/measure_heldout/{model}.tsv"
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -142,6 +144,7 @@ rule measure_sensitivity:
         "results/logs/measure_sensitivity/{model}/{method}/{dataset}.log",
     benchmark:
         "results/benchmarks/measure_sensitivity/{model}/{method}/{dataset}.tsv"
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS

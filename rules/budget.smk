@@ -42,6 +42,7 @@ rule measure_swaps:
         "results/logs/measure_swaps/{model}/{method}-{sections}x{sequences}.log",
     benchmark:
         "results/benchmarks/measure_swaps/{model}/{method}-{sections}x{sequences}.tsv"
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS

@@ -81,6 +81,8 @@ GPU_IF_WHOLE = lambda wildcards: 0 if SHARDS > 1 else GPU(wildcards)
 # memory, time and disk of each job, by its rule and the size of its model: asked once more when its inputs are there, and
 # on a retry twice, then three times as much
 NEEDS = needs.resources(CONFIG, lambda: bool(GPU(None)))
+# priority of jobs that nothing waits for but the report: less than 1
+LONGEST_FIRST = needs.longest_first(CONFIG, lambda: bool(GPU(None)))
 
 CHOICE_KEYS = SCHEMA["properties"]["choose"]["properties"]
 DEMANDS = demands.demands(CONFIG, {key: CHOICE_KEYS[key]["default"] for key in demands.LIMITS})
@@ -96,6 +98,9 @@ DEMANDED_MODULES = tuple(
 )
 DEFAULT_COUNTS = defaults.default_counts(SCHEMA, ROOT / "config.yaml")
 
+CALIBRATION_FILES = [
+    file for text in shared_text.calibration_texts(CONFIG["calibration"]) for file in text.get("files", [])
+]
 # what the token ids of a calibration set are made by
 CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k != "allow_overlap"}
 # second moments are kept, or go once the study's jobs that read them have run

@@ -46,6 +46,8 @@ rule convert:
         **NEEDS,
     params:
         source=lambda w: CONFIG["models"][w.model]["source"],
+        # not read: as in the rules of texts, whatever a user puts in a file's place counts, with an older time stamp too
+        files=lambda w: stamps.stamps(model_files(CONFIG["models"][w.model]["source"])),
         code=code("convert.py"),
     script:
         "../workflow_scripts/convert.py"
@@ -83,7 +85,7 @@ rule tokenize_calibration:
         weights=rules.convert.output.weights,
         config=rules.convert.output.config,
         model=rules.convert.output.record,
-        files=[file for text in shared_text.calibration_texts(CONFIG["calibration"]) for file in text.get("files", [])],
+        files=CALIBRATION_FILES,
     output:
         "results/{model}/calibration/{calibration}/tokens.safetensors",
     log:
@@ -97,6 +99,7 @@ rule tokenize_calibration:
         **NEEDS,
     params:
         spec=calibration_spec,
+        files=stamps.stamps(CALIBRATION_FILES),
         # only a word in the log: what depends on `input` is no reason to run again
         by_default=lambda w, input: calibration_spec(w)["n_calib"] in DEFAULT_COUNTS["n_calib"],
         code=code("tokenize_calibration.py"),
@@ -124,6 +127,7 @@ rule tokenize_dataset:
         **NEEDS,
     params:
         spec=lambda w: {key: CONFIG["datasets"][w.dataset][key] for key in ("text", "protocol", "seq_len", "n_samples")},
+        files=lambda w: stamps.stamps(CONFIG["datasets"][w.dataset]["text"].get("files", [])),
         by_default=lambda w, input: CONFIG["datasets"][w.dataset]["n_samples"] in DEFAULT_COUNTS["n_samples"],
         code=code("tokenize_dataset.py"),
     script:

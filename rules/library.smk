@@ -49,6 +49,7 @@ rule quantize_library:
         "results/benchmarks/quantize_library/{model}/{method}.tsv"
     wildcard_constraints:
         method=LIBRARY_METHODS,
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS

@@ -26,7 +26,7 @@ rule quantize_shard:
         "results/benchmarks/quantize_shard/{model}/{method}/{shard}-of-{shards}.tsv"
     wildcard_constraints:
         method=RECIPES,
-    priority: lambda w: 0 if reads_statistics(w) else 2
+    priority: lambda wildcards, rulename: (not reads_statistics(wildcards)) + LONGEST_FIRST(wildcards, rulename)
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -73,7 +73,7 @@ rule quantize:
         "results/benchmarks/quantize/{model}/{method}.tsv"
     wildcard_constraints:
         method=RECIPES,
-    priority: lambda w: 0 if reads_statistics(w) else 2
+    priority: lambda wildcards, rulename: (not reads_statistics(wildcards)) + LONGEST_FIRST(wildcards, rulename)
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -108,6 +108,7 @@ rule quantize_with_model:
         "results/benchmarks/quantize_with_model/{model}/{method}.tsv"
     wildcard_constraints:
         method=MODEL_RECIPES,
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -148,6 +149,7 @@ rule measure_error:
         "results/logs/measure_error/{model}/{method}.log",
     benchmark:
         "results/benchmarks/measure_error/{model}/{method}.tsv"
+    priority: LONGEST_FIRST
     conda:
         "../envs/quant.yaml"
     threads: THREADS

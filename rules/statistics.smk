@@ -17,6 +17,7 @@ rule collect_shard:
         "results/logs/collect_shard/{model}/{calibration}/{shard}-of-{shards}.log",
     benchmark:
         "results/benchmarks/collect_shard/{model}/{calibration}/{shard}-of-{shards}.tsv"
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -26,7 +27,7 @@ rule collect_shard:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        keeping=KEEPING,
+        keeping=lambda w: moments.settled(KEEPING, w.model),
         code=code("collect_shard.py"),
     script:
         "../workflow_scripts/collect_shard.py"
@@ -51,6 +52,7 @@ rule collect_statistics:
         "results/logs/collect_statistics/{model}/{calibration}.log",
     benchmark:
         "results/benchmarks/collect_statistics/{model}/{calibration}.tsv"
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -60,7 +62,7 @@ rule collect_statistics:
     params:
         compute=COMPUTE,
         spec=calibration_spec,
-        keeping=KEEPING,
+        keeping=lambda w: moments.settled(KEEPING, w.model),
         code=code("collect_statistics.py"),
     script:
         "../workflow_scripts/collect_statistics.py"
@@ -80,6 +82,7 @@ rule collect_noisy:
         "results/logs/collect_noisy/{model}/{calibration}/{noise_std}x{n_noise_samples}.log",
     benchmark:
         "results/benchmarks/collect_noisy/{model}/{calibration}/{noise_std}x{n_noise_samples}.tsv"
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -109,6 +112,7 @@ rule collect_jacobian:
         "results/benchmarks/collect_jacobian/{model}/{calibration}/{jacobian}.tsv"
     wildcard_constraints:
         jacobian="jacobian|jacobian_residual",
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS
@@ -138,6 +142,7 @@ rule collect_end_loss:
         "results/benchmarks/collect_end_loss/{model}/{calibration}/{parts}.tsv"
     wildcard_constraints:
         parts=r"\d+|rows",
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS

@@ -4,6 +4,7 @@ TASKS = CONFIG["tasks"]
 LM_EVAL_KEYS = {"lm_eval", "yaml"}
 # what lm-eval or its hub refuses ends a run on this host before anything else of it has begun: first, and with every core
 ALONE = 1 if workflow.resource_settings.nodes else workflow.resource_settings.cores or 1
+task_files = lambda task: task_yaml.data_files(TASKS[task]["yaml"]) if "yaml" in TASKS[task] else []
 # who answers, of each model
 answering = lambda model: ["original", *(m for m in STUDY["task_methods"] if (model, m) not in ABSENT)]
 ANSWERS = [
@@ -44,7 +45,7 @@ rule make_task:
                 {"environment": rules.build_lm_eval.output.complete} if LM_EVAL_KEYS & TASKS[w.task].keys() else {}
             )
         ),
-        files=lambda w: task_yaml.data_files(TASKS[w.task]["yaml"]) if "yaml" in TASKS[w.task] else [],
+        files=lambda w: task_files(w.task),
     output:
         "results/tasks/{task}.json",
     log:
@@ -59,6 +60,7 @@ rule make_task:
         **NEEDS,
     params:
         spec=lambda w: TASKS[w.task],
+        files=lambda w: stamps.stamps(task_files(w.task)),
         code=code("make_task.py"),
         worker=lambda w: code("lm_eval_worker.py") if LM_EVAL_KEYS & TASKS[w.task].keys() else "",
     script:

@@ -15,8 +15,9 @@ from quant.calibration import expert_moments
 from quant.calibration.channels import input_of
 from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
+from quant.calibration.moment_sizes import deciding, held, total, triangle_bytes
 from quant.calibration.reader import Statistics
-from quant.calibration.second_moments import from_triangle, to_triangle, triangle_bytes
+from quant.calibration.second_moments import from_triangle, to_triangle
 from quant.calibration.statistics import collect
 from quant.checkpoints import stored
 from quant.checkpoints.card import card
@@ -187,7 +188,7 @@ def test_experts_beyond_the_budget_are_lent_their_layers_moment(
     with caplog.at_level("INFO", "quant"):
         collect(material, *paths.values(), compute, keeping=Keeping(budget_gb=2 * room / 1e9))
     lent = 16 - sum(own)
-    said = f"would take 0.042 MB and moments.budget_gb is {2 * room / 1e9:g}: {2 * lent} of 32 are lent"
+    said = f"would take 0.042 MB, more than moments.budget_gb allows: {2 * lent} of 32 are lent"
     assert said in caplog.text
     small, before = (tensorfile.opened(each["channels"]) for each in (paths, files))
     with small as found, before as expected:
@@ -253,9 +254,10 @@ def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path
     made = {"model_fingerprint": record["fingerprint"]}
     material = Material(folder / "checkpoint", Tokens(sequences, fingerprint(sequences), {}), made)
     collect(material, *paths, Compute("cpu", torch.float32, 60), keeping=Keeping(budget_gb=0))
-    known = [
-        each for block in decoder_blocks(skeleton(folder / "checkpoint"))[1] for each in expert_moments.kinds(block)
-    ]
+    of_blocks = list(map(expert_moments.kinds, decoder_blocks(skeleton(folder / "checkpoint"))[1]))
+    known = [each for block in of_blocks for each in block]
+    sizes = [[[each.width, len(each.readers)] for each in block] for block in of_blocks if block]
+    assert record["experts"] == sizes, "what convert records of them"
     with tensorfile.opened(paths[1]) as file:
         loans, reads = file.info("lent"), file.info("reads")
         assert len(loans) == sum(len(each.readers) for each in known) > 0
@@ -269,6 +271,27 @@ def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path
 def test_a_budget_that_is_enough_is_none() -> None:
     assert all(triangle_bytes(n) == to_triangle(torch.eye(n)).nbytes for n in (1, 4, 5))
     assert expert_moments.rooms([nn.Linear(2, 2)], Keeping(budget_gb=1)) == (float("inf"), "")
+
+
+# a block of two kinds, and one more of one kind
+BLOCKS = [[(40, 8), (144, 8)], [(40, 8), (144, 8)], [(60, 3)]]
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_one_number_stands_for_all_budgets_that_decide_alike(part: float) -> None:
+    """Each number of whole bytes a block, and beside it: the same experts have their own, and others another number."""
+    kept: dict[float | None, Any] = {}
+    for room in range(0, 1600, 3):
+        budget = (room + 0.25) * part * len(BLOCKS) / 1e9
+        stands, whole = deciding(budget, part, BLOCKS), budget * 1e9 >= part * total(BLOCKS)
+        decided = None if whole else [held(block, room) for block in BLOCKS]
+        assert whole == (stands is None)
+        if stands is not None:
+            assert [held(block, stands * 1e9 / part / len(BLOCKS)) for block in BLOCKS] == decided
+            assert deciding(stands, part, BLOCKS) == stands
+        assert kept.setdefault(stands, decided) == decided
+    assert len({repr(each) for each in kept.values()}) == len(kept) > 10
+    assert deciding(None, part, BLOCKS) is None and deciding(1e-9, part, []) is None
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

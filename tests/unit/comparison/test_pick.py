@@ -118,6 +118,7 @@ def test_by_kl_the_difference_is_kls_and_what_nll_would_take_is_said() -> None:
 def test_nothing_that_fits_is_said_with_what_is_nearest() -> None:
     found = chosen(max_bits_per_weight=4)
     assert found.method is None and "the smallest, far, has 4.16 bits per weight" in found.lines[0]
+    assert found.lines[0].endswith("; to take it, allow more in choose: max_bits_per_weight.")
     found = chosen([r for r in ROWS if r["storage"] != "packed"])
     assert found.method is None and "No method of the study is stored packed" in found.lines[0]
 

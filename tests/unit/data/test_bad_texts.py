@@ -61,7 +61,8 @@ def lines_of(rows: list[Any]) -> str:
 
 @pytest.mark.parametrize("protocol", ["windows", "samples"])
 def test_json_lines_are_read_by_a_field(tmp_path: Path, protocol: str) -> None:
-    rows = [{"text": "one\ntwo", "body": "A {b}", "n": 1}, {"text": "three", "body": "C", "n": 2}]
+    rows = [{"text": "one\ntwo", "body": "A {b}", "n": 1, "half": "\ud83d\ude00"}]
+    rows += [{"text": "three", "body": "C", "n": 2, "half": "\ud83d"}]
     path = tmp_path / "a.jsonl"
     path.write_text(lines_of(rows) + "\n")
     assert texts.read_texts({"files": [str(path)]}, protocol) == ["one\ntwo", "three"]
@@ -69,8 +70,9 @@ def test_json_lines_are_read_by_a_field(tmp_path: Path, protocol: str) -> None:
     other = path.rename(tmp_path / "a.txt")
     assert texts.read_texts({"files": [str(other)], "field": "text"}, protocol) == ["one\ntwo", "three"]
     for spec, expected in [
-        ({}, "holds JSON lines; write field: NAME.*text, body, n"),
-        ({"field": "n"}, r"line 1 holds a int there.*\(its fields that hold text: text, body\)"),
+        ({}, "holds JSON lines; write field: NAME.*text, body, n, half"),
+        ({"field": "half"}, r"line 2 has '.ud83d' in 'half', half of a character"),
+        ({"field": "n"}, r"line 1 holds a int there.*\(its fields that hold text: text, body, half\)"),
         ({"field": "txt"}, "line 1 has none; write field"),
     ]:
         with pytest.raises(InputError, match=expected):

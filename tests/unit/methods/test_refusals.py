@@ -54,7 +54,7 @@ def linears(tiny_checkpoint: Path) -> dict[str, int]:
 
 def record_of(linears: dict[str, int], **unpacked: str) -> Linears:
     """convert's; unpacked: as it has it."""
-    return {"linears": linears, "left": {}, "unpacked": unpacked, "embeddings": EMBEDDINGS}
+    return {"linears": linears, "left": {}, "unpacked": unpacked, "embeddings": EMBEDDINGS, "experts": []}
 
 
 def found(checkpoint: Path, linears: dict[str, int], **wanted: Any) -> list[str]:

@@ -20,7 +20,7 @@ from quant.report.figures import linears, study, style
 from quant.report.figures.axes import log_ticks
 from quant.report.figures.draw import draw
 from quant.report.figures.pairs import pair_tables, pairs
-from quant.report.figures.questions import ENDS, OWN, error_against_nll
+from quant.report.figures.questions import ENDS, OWN, damage, error_against_nll, forest
 from tests.unit.report.pages import profiles
 
 METHODS = ["rtn", "gw_awq", "gw_praq"]
@@ -301,13 +301,15 @@ def test_a_sweep_over_numbers_words_and_switches(swept: dict[str, list], labels:
         ([{"epochs": 4, "rate": 0.1}, {"epochs": 2, "rate": 0.1}], ["epochs 4", "epochs 2"]),
         ([None, {"bits": 8, "needed": True}], ["none", "{bits: 8, needed: true}"]),
         ([None, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}], ["none", "a 1, b x", "a 2, b y"]),
+        (["nearest", "gptq", "gptq2"], ["nearest", "gptq", "gptq2"]),
     ],
 )
 def test_a_sweep_over_objects(values: list[Any], labels: list[str]) -> None:
     """What they do not share tells them apart, on the axis and in the legend."""
     names = [f"m{i}" for i in range(len(values))]
     rows = pd.DataFrame({"method": names, "delta_nll": 0.1, "delta_nll_low": 0.0, "delta_nll_high": 0.2})
-    rows["recipe"] = [json.dumps({"tune": value}) for value in values]
+    idle = [None, *[64] * (len(values) - 1)]  # as n_calib is where nothing reads it
+    rows["recipe"] = [json.dumps({"n_calib": n, "tune": value}) for n, value in zip(idle, values, strict=True)]
     ax = study.sweep(rows, names).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == labels and ax.get_xlabel() == "tune"
     rows["recipe"] = [json.dumps({"bits": 4 - (i > 0), "tune": value}) for i, value in enumerate(values)]
@@ -328,3 +330,38 @@ def test_numbers_on_a_logarithmic_axis_do_not_meet(span: float) -> None:
     log_ticks(ax, ax.xaxis, [0.13, 0.13 * span])
     ticks, (low, high) = ax.get_xticks(), ax.get_xlim()
     assert 2 <= len(ticks) <= 8 and np.diff(np.log(ticks)).min() >= np.log(high / low) / 7
+
+
+# ---- labels that stand apart, however many
+
+
+def answer(first: str, second: str, group: str, dataset: str = "d", **more: Any) -> dict[str, Any]:
+    numbers = {"delta_nll": 0.1, "delta_nll_low": 0.0, "delta_nll_high": 0.2, "p_holm": 0.01, "sequences": 9}
+    return {"first": first, "second": second, "group": group, "dataset": dataset, "by": "nll", **numbers, **more}
+
+
+def apart(fig: Figure) -> bool:
+    """Whether no two labels of the y axis touch."""
+    boxes = [label.get_window_extent() for label in fig.axes[0].get_yticklabels()]
+    return all(not a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("datasets", [("d",), ("python_reference", "docstrings")])
+@pytest.mark.parametrize("group", ["", "bits 4", "group_size 64, scope shared, rounding gptq, clip: true, bits 4"])
+def test_labels_of_many_pairs_do_not_touch(group: str, datasets: tuple[str, ...]) -> None:
+    """14 pairs of one name, whose groups tell them apart, on one data set or two."""
+    rows = [answer("gw_praq", "gw_awq", f"{group} {i}".strip(), dataset) for i in range(14) for dataset in datasets]
+    fig = forest({"question": "Which?", "pairs": rows}, ("PRAQ", "AWQ"))
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert apart(fig) and (not group or len(set(labels)) == len(rows))
+    assert max(len(line) for label in labels for line in label.split("\n")) <= 51
+
+
+def test_marks_of_many_methods_stand_apart() -> None:
+    """A part's methods one above the other, none in the next part's room."""
+    names = [f"method_{i}" for i in range(14)]
+    rows = [answer(kind, "original", f"kind, {name}") for kind in ("attention", "MLP") for name in names]
+    fig = damage({"pairs": rows}, style.method_colours(names))
+    places = [line.get_transform().transform((0.1, line.get_ydata()[0]))[1] for line in fig.axes[0].lines[:-1]]
+    assert len(places) == 28 and np.diff(np.sort(places)).min() >= 6 / 72 * fig.dpi
+    assert apart(fig)

@@ -35,7 +35,7 @@ def test_weights_quantised_before_are_a_caveat_where_the_configuration_has_none(
     ("shares", "words"),
     [
         ((0.95, 0.95), "95.0 % of the model's weights are quantised."),
-        ((0.5, 0.5), "50.0 % of the model's weights are quantised: the rest is in 16 bit"),
+        ((0.5, 0.5), "50.0 % of the model's weights are quantised: the rest is as it was"),
         ((0.9, 0.97), "90.0 to 97.0 % of the model's weights are quantised, by method."),
     ],
 )

@@ -199,6 +199,20 @@ def test_what_a_job_asks_for_grows_with_its_model_and_on_retries(
     assert needs.needs("collect_statistics", {}, config, shape_of(LLAMA3), False)["runtime"] > 120
 
 
+def test_longer_jobs_come_first_by_the_doubling_whether_or_not_their_model_is_known(config: dict[str, Any]) -> None:
+    def step(rule: str, method: str, shape: Shape | None, on_gpu: bool = True) -> float:
+        return needs.DOUBLINGS * needs.longer(rule, {"method": method}, config, shape, on_gpu)
+
+    llama = shape_of(LLAMA3)
+    for on_gpu in (True, False):
+        known = [step("quantize", "rtn_g", llama, on_gpu), step("quantize", "gptq", llama, on_gpu)]
+        assert known == sorted(known) and all(each == int(each) for each in known)
+        assert step("quantize_with_model", "frontier_fast", llama, on_gpu) > known[1]
+        assert step("quantize", "gptq", shape_of(SMOLLM2), on_gpu) < known[1]
+        assert step("quantize_with_model", "frontier_fast", None, on_gpu) > step("quantize", "gptq", None, on_gpu) > 10
+    assert needs.longer("quantize_shard", {"method": "gptq"}, config, None, True) < 1
+
+
 def test_every_rule_asks_for_what_it_needs() -> None:
     import re
 

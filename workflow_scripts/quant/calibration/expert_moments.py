@@ -12,16 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from quant.calibration.second_moments import triangle_bytes
+from quant.calibration.moment_sizes import held, room_of, total, triangle_bytes
 from quant.files.units import megabytes
 from quant.models.experts import routing
-
-GB = 10**9
 
 
 class Keeping(NamedTuple):
     """The configuration's `moments:`: the type that second moments are stored in, and GB that those of all experts may
-    take together, None for any."""
+    take together, None for any; or the number that stands for all that decide alike (moment_sizes.deciding)."""
 
     store: str = "float32"
     budget_gb: float | None = None
@@ -61,28 +59,28 @@ def kinds(block: nn.Module) -> list[Kind]:
 
 def own(of_block: list[Kind], room: float) -> dict[Kind, int]:
     """How many experts of each kind have a moment of their own within so many bytes."""
-    counts = {}
-    for kind in of_block:
-        counts[kind] = int(min(len(kind.readers), room // kind.each))
-        room -= counts[kind] * kind.each
-    return counts
+    return dict(zip(of_block, held(sizes(of_block), room), strict=True))
+
+
+def sizes(of_block: list[Kind]) -> list[tuple[int, int]]:
+    return [(kind.each, len(kind.readers)) for kind in of_block]
 
 
 def rooms(blocks: Iterable[nn.Module], keeping: Keeping) -> tuple[float, str]:
     """Bytes that each block's experts have for their own moments, were these float32, and what that means in words;
     none without experts."""
-    budget_gb, part = keeping.budget_gb, keeping.dtype.itemsize / 4
+    part = keeping.dtype.itemsize / 4
     mixtures = [found for found in map(kinds, blocks) if found]
     if not mixtures:
         return float("inf"), ""
-    room = float("inf") if budget_gb is None else budget_gb * GB / part / len(mixtures)
-    whole = part * sum(kind.each * len(kind.readers) for found in mixtures for kind in found)
-    if budget_gb is None or whole <= budget_gb * GB:
-        return float("inf"), f"experts' second moments take {megabytes(whole / 1e6)} MB"
+    of_blocks = list(map(sizes, mixtures))
+    room, whole = room_of(keeping.budget_gb, part, of_blocks), part * total(of_blocks)
+    if room == float("inf"):
+        return room, f"experts' second moments take {megabytes(whole / 1e6)} MB"
     kept = [(n, kind) for found in mixtures for kind, n in own(found, room).items()]
-    total, lent = (sum(counts) for counts in zip(*((len(k.readers), len(k.readers) - n) for n, k in kept), strict=True))
+    among, lent = (sum(counts) for counts in zip(*((len(k.readers), len(k.readers) - n) for n, k in kept), strict=True))
     return room, (
-        f"experts' second moments would take {megabytes(whole / 1e6)} MB and moments.budget_gb is {budget_gb:g}: "
-        f"{lent} of {total} are lent their layer's pooled one, the others take "
+        f"experts' second moments would take {megabytes(whole / 1e6)} MB, more than moments.budget_gb allows: {lent} "
+        f"of {among} are lent their layer's pooled one, the others take "
         f"{megabytes(part * sum(n * kind.each for n, kind in kept) / 1e6)} MB"
     )

@@ -66,11 +66,6 @@ def to_triangle(moment: Tensor) -> Tensor:
     return folded
 
 
-def triangle_bytes(n: int) -> int:
-    """Of a float32 `to_triangle` of [n, n]."""
-    return 4 * ((n + 1) // 2) * (n + 1)
-
-
 def from_triangle(folded: Tensor) -> Tensor:
     """The symmetric [n, n] of a `to_triangle` [⌈n/2⌉, n + 1]."""
     rows, n = folded.shape[0], folded.shape[1] - 1

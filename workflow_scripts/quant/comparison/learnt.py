@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from quant.comparison.numbers import LEVEL
-from quant.comparison.paired import RESAMPLES_PER_COMPARISON, Difference, check_same, paired_differences
+from quant.comparison.paired import RESAMPLES_PER_COMPARISON, Estimate, check_same, paired_differences
 from quant.comparison.pairs import Recipes, fitted_further
 
 NUMBERS = [
@@ -77,12 +77,12 @@ def _numbers(frames: Sequence[pd.DataFrame], resamples: int, seed: int) -> list[
     return [len(tokens), *means, *found, float(d_a.sum() / d_b.sum()), ratio_error(d_a, d_b)]
 
 
-def between_texts(own: Any, another: Any) -> Difference:
+def between_texts(own: Any, another: Any) -> Estimate:
     """The share of delta_nll that a method leaves on another text minus that on the calibration's kind, of two rows of
     the table: above 0 it gains more on its own. Two samples, so Student's t with the fewer degrees of freedom."""
     mean, error = another.ratio - own.ratio, math.hypot(own.ratio_error, another.ratio_error)
     n = min(own.sequences, another.sequences)
     if n < 2 or not (math.isfinite(mean) and 0 < error < math.inf):
-        return Difference(mean, -math.inf, math.inf, math.nan, math.inf)
+        return Estimate(mean, -math.inf, math.inf, math.nan, math.inf)
     half = float(student.ppf(1 - LEVEL / 2, n - 1)) * error
-    return Difference(mean, mean - half, mean + half, float(2 * student.sf(abs(mean) / error, n - 1)), error)
+    return Estimate(mean, mean - half, mean + half, float(2 * student.sf(abs(mean) / error, n - 1)), error)

@@ -23,7 +23,7 @@ RESAMPLES_PER_COMPARISON = (
 )
 
 
-class Difference(NamedTuple):
+class Estimate(NamedTuple):
     """mean per token, the ends of its 95 % interval, the two-sided p of no difference, and the standard error."""
 
     mean: float
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
     error: float
 
 
-def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> list[Difference]:
+def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> list[Estimate]:
     """Σd/Σw of each row of differences [m, n] over n sequences, weights [n] (tokens).
 
     One sequence, or no difference in any, gives an interval that says so: infinite, or 0 to 0.
@@ -41,7 +41,7 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
     m, n = differences.shape
     mean = differences.sum(1) / weights.sum()
     if n < 2:
-        return [Difference(float(x), -np.inf, np.inf, 1.0, np.inf) for x in mean]
+        return [Estimate(float(x), -np.inf, np.inf, 1.0, np.inf) for x in mean]
     same = np.ptp(differences / weights, axis=1) == 0
     # what is left of each sequence's sum when the common rate is taken off; sums to 0
     rest = np.where(same[:, None], 0.0, differences - mean[:, None] * weights)
@@ -53,7 +53,7 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
     found = []
     for i in range(m):
         if same[i]:
-            found.append(Difference(float(mean[i]), float(mean[i]), float(mean[i]), float(mean[i] == 0), 0.0))
+            found.append(Estimate(float(mean[i]), float(mean[i]), float(mean[i]), float(mean[i] == 0), 0.0))
             continue
         p = chances[i]
         if n < FEW:
@@ -64,7 +64,7 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
             tail = min((pivots >= observed[i]).sum(), (pivots <= observed[i]).sum())
             p = max(p, min(1.0, 2 * (tail + 1) / (len(pivots) + 1)))
         ends = float(mean[i] - high * error[i]), float(mean[i] - low * error[i])
-        found.append(Difference(float(mean[i]), *ends, float(p), float(error[i])))
+        found.append(Estimate(float(mean[i]), *ends, float(p), float(error[i])))
     return found
 
 
@@ -82,7 +82,7 @@ def studentised(rest: np.ndarray, weights: np.ndarray, counts: np.ndarray, drawn
     return sums[spread, 0] / np.sqrt(n / (n - 1) * squares[spread])
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> Difference:
+def paired_difference(a: np.ndarray, b: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> Estimate:
     """Σ(a-b)/Σw over n sequences that both saw; a, b [n]: sums over a sequence; weights [n]: its tokens."""
     return paired_differences((a - b)[None], weights, resamples, seed)[0]
 
@@ -113,7 +113,7 @@ def corrected(frame: pd.DataFrame, by: str = "nll") -> pd.DataFrame:
     return frame.assign(**{p_holm: holm(frame[p]), smallest: np.array(seen, dtype=float)})
 
 
-def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) -> Difference:
+def compare_pair(a: pd.DataFrame, b: pd.DataFrame, resamples: int, seed: int) -> Estimate:
     """Of two evaluations' rows (sequence, tokens, nll), which must be of the same sequences."""
     check_same(a, b)
     return paired_difference(

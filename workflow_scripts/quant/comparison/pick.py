@@ -81,6 +81,12 @@ def within(rows: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
     return rows if options.get("storage") is None else rows[rows.storage == options["storage"]]
 
 
+def more_words(row: Any, options: dict[str, Any]) -> str:
+    """Which limits would have to give way for a row of the summary; nothing where none is broken."""
+    broken = [key for key, (column, _) in LIMITS.items() if options.get(key) is not None and row[column] > options[key]]
+    return f"; to take it, allow more in choose: {', '.join(broken)}" if broken else ""
+
+
 def facts_words(row: Any) -> str:
     """What one gets, in one sentence."""
     return (
@@ -129,13 +135,13 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     fitting = within(packed, options).sort_values([by, "size_mb", "method"], kind="stable")
     limits = limits_words(options)
     if fitting.empty:
-        lines = ["No method of the study is stored packed (no salience or scope: shared)."]
+        lines = ["No method of the study is stored packed: a recipe that is has scope: shared, or no salience."]
         if not packed.empty:
             least = packed.sort_values("bits_per_weight").iloc[0]
             lines = [
                 f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
                 f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
-                f"{number(least.delta_nll, 4)} and a KL of {number(least.kl, 4)}."
+                f"{number(least.delta_nll, 4)} and a KL of {number(least.kl, 4)}{more_words(least, options)}."
             ]
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines, curve(packed, by))
     best = next(fitting.itertuples())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quant.comparison.paired import Difference, compare_pair, corrected, paired_difference
+from quant.comparison.paired import Estimate, compare_pair, corrected, paired_difference
 from quant.data.overlap import text_columns
 from quant.records.evaluation import Evaluation
 
@@ -81,7 +81,7 @@ MEASURED = (
 )
 
 
-def mean_rate(sums: pd.Series, counts: pd.Series, resamples: int, seed: int) -> Difference:
+def mean_rate(sums: pd.Series, counts: pd.Series, resamples: int, seed: int) -> Estimate:
     """Σsums/Σcounts over the sequences that were counted, with its interval."""
     some = counts.to_numpy() > 0
     totals = sums.to_numpy(float)[some]

@@ -10,7 +10,7 @@ import pandas as pd
 from quant.comparison.measures import MEASURES
 from quant.comparison.paired import (
     RESAMPLES_PER_COMPARISON,
-    Difference,
+    Estimate,
     check_same,
     corrected,
     paired_differences,
@@ -68,7 +68,7 @@ def _differences(
     weights: pd.Series,
     resamples: int,
     seed: int,
-) -> tuple[int, list[Difference]]:
+) -> tuple[int, list[Estimate]]:
     """How many sequences count, and of each pair the difference of a column's sums a token over them."""
     some = weights.to_numpy() > 0
     sums = {method: frame[column].to_numpy(float)[some] for method, frame in frames.items()}

@@ -13,7 +13,7 @@ from quant.comparison.correlation import rank_correlation
 from quant.comparison.learnt import between_texts
 from quant.comparison.measures import MEASURES
 from quant.comparison.numbers import LEVEL, interval, number, signed
-from quant.comparison.paired import Difference, detectable, holm
+from quant.comparison.paired import Estimate, detectable, holm
 from quant.comparison.pairs import TUNED
 from quant.comparison.verdicts import ORIGINAL, p_words
 
@@ -80,7 +80,7 @@ def learnt(evidence: Evidence, answered: Answered) -> None:
         for another in rows
         if row.group == TUNED and (row.method, row.before) == (another.method, another.before) and another not in own
     ]
-    within = [Difference(row.learnt, row.learnt_low, row.learnt_high, row.p, row.error) for row in rows]
+    within = [Estimate(row.learnt, row.learnt_low, row.learnt_high, row.p, row.error) for row in rows]
     across = [between_texts(row, another) for row, another in crossed]
     p = [float(each) for each in holm([one.p for one in [*within, *across]])]
     told: dict[str, list[str]] = {}
@@ -133,7 +133,7 @@ def share(now: float, before: float) -> str:
     return f"{signed(100 * (1 - now / before), 1).lstrip('+')} %"
 
 
-def learnt_values(row: Any, one: Difference, p: float, kinds: dict[str, bool]) -> dict[str, Any]:
+def learnt_values(row: Any, one: Estimate, p: float, kinds: dict[str, bool]) -> dict[str, Any]:
     """A row of the answer's table."""
     more = LEARNT if row.group == TUNED else SUITED
     return {

@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def field_of(path: str, lines: list[str], field: str | None) -> list[str]:
             raise InputError(
                 f"{path}: holds JSON lines, whose field {wanted!r} is read, and line {number} {held}; write field: "
                 f"NAME beside files: in texts (its fields that hold text: {named})"
+            )
+        if lone := re.search("[\ud800-\udfff]", text):
+            raise InputError(
+                f"{path}: line {number} has {lone[0]!a} in {wanted!r}, half of a character; leave that out"
             )
         found.append(text)
     if field is None:

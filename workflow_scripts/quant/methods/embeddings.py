@@ -28,7 +28,7 @@ class RoundedEmbedding(Embedding):
     predicted_nats: float | None
 
 
-def round_rows(
+def round_embedding(
     w: Tensor, moment: Tensor | None, recipe: Recipe, grid: Grid, dtype: torch.dtype, generator: torch.Generator
 ) -> Codes:
     """w [vocab, d] on its grid by the recipe's range, rounding and refinement; dtype: of the steps in the file."""
@@ -56,7 +56,7 @@ def rounded(
         dtype, (_, n_in) = layout[f"{each.name}.weight"]
         w = model.get(f"{each.name}.weight", device, torch.float32)
         known = None if statistics is None else known_of(statistics, each.owners, provenance, device)
-        codes = round_rows(w, None if known is None else common_moment(known), recipe, each.grid, dtype, generator)
+        codes = round_embedding(w, None if known is None else common_moment(known), recipe, each.grid, dtype, generator)
         nats = None if known is None else predicted(w - codes.dequantize(), known)
         codes = Codes(codes.codes.cpu(), codes.step.cpu(), codes.zero.cpu(), each.grid, n_in)
         yield RoundedEmbedding(each.owners, each.grid, each.is_input, codes, nats)

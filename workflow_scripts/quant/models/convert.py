@@ -19,7 +19,7 @@ from quant.files import shards
 from quant.files.artifacts import file_sha256, versions, write_json, write_text
 from quant.files.weight_names import LIMIT, WEIGHTS
 from quant.models import dequantised, published, quantised, sources, tokenizers
-from quant.models.experts import held, unrolling
+from quant.models.experts import held, inputs_of, unrolling
 from quant.models.linears import all_linears, decoder_blocks, embeddings_in, left_alone
 from quant.models.minicpm import granite_config
 from quant.models.native import NO_TEXT, as_native, empty_model, is_causal, native_object, text_part, text_tensors
@@ -180,8 +180,15 @@ def check_model(config: dict[str, Any], tensors: dict[str, Tensor], where: str) 
     tensors = {name: tensors[name] for name in sorted(wanted) if name in tensors}
     metadata = unrolling(model).written.metadata() | published.names(model).metadata()
     embeddings = embeddings_in(model, tensors, tied)
+    experts = [found for block in decoder_blocks(model)[1] if (found := inputs_of(block))]
     unpacked = why_unpacked(model, linears)
-    made: Linears = {"linears": linears, "left": left, "unpacked": unpacked, "embeddings": embeddings}
+    made: Linears = {
+        "linears": linears,
+        "left": left,
+        "unpacked": unpacked,
+        "embeddings": embeddings,
+        "experts": experts,
+    }
     return Checked(config, tensors, metadata, made)
 
 

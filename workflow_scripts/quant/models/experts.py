@@ -214,6 +214,16 @@ def split(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def inputs_of(block: nn.Module) -> list[list[int]]:
+    """What a block's experts read, the narrowest first: width, and how many experts."""
+    found = []
+    for path, module in routing(block).items():
+        for leaf in module.readers():
+            first = ".".join(filter(None, (path, "0", leaf)))
+            found.append([int(block.get_parameter(f"{first}.weight").shape[1]), module.called()])
+    return sorted(found)
+
+
 def routing(block: nn.Module) -> dict[str, Unrolled]:
     """By name, the unrolled experts modules of a block."""
     return {name: module for name, module in block.named_modules() if isinstance(module, Unrolled)}

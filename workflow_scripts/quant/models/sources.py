@@ -42,9 +42,9 @@ AGAIN = "copy or download it again"
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's first line, or its type where it says nothing."""
-    text = str(error).strip()
-    first = " ".join(text.splitlines()[0].split()) if text else type(error).__name__
+    """An exception's first line, with the next where that ends in a colon, or its type where it says nothing."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[: 1 + next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines))])
     return first if len(first) <= 160 else first[:157] + "..."
 
 

@@ -15,12 +15,14 @@ class Embeddings(TypedDict):
 
 class Linears(TypedDict):
     """linears: names of those to quantise, each with the index of its block; left: the others, and why they stay in 16
-    bit; unpacked: on which grids (`asymmetric`, `any`) no reader of packed weights reads them, and why."""
+    bit; unpacked: on which grids (`asymmetric`, `any`) no reader of packed weights reads them, and why; experts: of
+    each block that has some, by what they read, width and number."""
 
     linears: dict[str, int]
     left: dict[str, str]
     unpacked: dict[str, str]
     embeddings: Embeddings
+    experts: list[list[list[int]]]
 
 
 class Origin(TypedDict, total=False):

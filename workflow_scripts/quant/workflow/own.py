@@ -32,7 +32,7 @@ GGUFS = {  # the methods of FILE=gguf, smallest first
     "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
     "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
 }
-FOR_LIMITS = (WITHIN, EIGHT, *GGUFS)
+FOR_LIMITS = (WITHIN, EIGHT, SYMMETRIC, *GGUFS)
 LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"

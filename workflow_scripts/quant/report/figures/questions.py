@@ -27,6 +27,8 @@ from quant.report.figures.style import (
 
 FIRST_BETTER, SECOND_BETTER = PRAQ_BETTER, AWQ_BETTER
 LONGEST = 44  # rows of a forest; a layer a row needs as many
+LINE, BETWEEN = 0.17, 0.13  # inches of a label's line, and from one label to the next
+WIDE = 51  # characters of a label's line, as many as two names have
 
 
 @styled
@@ -35,8 +37,9 @@ def forest(answered: dict[str, Any], ends: tuple[str, str]) -> Figure:
     pairs = answered["pairs"][:LONGEST]
     found = [difference_in(row) for row in pairs]
     column = MEASURES[found[0].by].difference
-    fig, ax = canvas(2.7, max((0.32 if len({row["dataset"] for row in pairs}) == 1 else 0.42) * len(pairs) + 0.5, 1.1))
     labels = _labels(pairs)
+    lines = max(1 + label.count("\n") for label in labels)
+    fig, ax = canvas(2.7, max((LINE * lines + BETWEEN) * len(pairs) + 0.5, 1.1))
     finite = np.array([[x.low, x.high] for x in found if np.isfinite([x.low, x.high]).all()]).ravel()
     reach = max(np.abs(finite).max() if finite.size else 0, 1e-5) * 1.12
     for y, x in enumerate(reversed(found)):
@@ -62,8 +65,9 @@ def damage(answered: dict[str, Any], colours: dict[str, str]) -> Figure:
     rows = [row for row in answered["pairs"] if row["second"] == "original"]
     methods = dict.fromkeys(row["group"].split(", ")[-1] for row in rows)
     parts = list(dict.fromkeys((row["group"].split(", ")[0], row["first"]) for row in rows))
-    fig, ax = canvas(3.6, max(0.3 * len(parts) + 0.4, 1.2))
-    markers, gap = method_markers(colours), 0.5 / max(len(methods), 1)
+    height = max(0.3, 0.12 * len(methods))  # of a part, inches
+    fig, ax = canvas(3.6, max(height * len(parts) + 0.4, 1.2))
+    markers, gap = method_markers(colours), (0.5 if len(methods) <= 3 else 0.85) / max(len(methods), 1)
     for i, method in enumerate(methods):
         shift = gap * (i - (len(methods) - 1) / 2)
         for y, part in enumerate(reversed(parts)):
@@ -166,11 +170,13 @@ def _labels(pairs: list[dict[str, Any]]) -> list[str]:
     several = len({row["dataset"] for row in pairs}) > 1
     names = [f"{short(row['first'], 24)} − {short(row['second'], 24)}" for row in pairs]
     twice = {name for name in names if names.count(name) > 1}
-    marks = [
-        "\n".join(([row["group"]] if name in twice else []) + ([row["dataset"]] if several else []))
-        for name, row in zip(names, pairs, strict=True)
-    ]
-    return [f"{name}\n{mark}" if mark else name for name, mark in zip(names, marks, strict=True)]
+    found = []
+    for name, row in zip(names, pairs, strict=True):
+        marks = ([row["group"]] if name in twice else []) + ([row["dataset"]] if several else [])
+        joined = " · ".join(marks)
+        lines = [joined] if len(joined) <= WIDE else [line for mark in marks for line in textwrap.wrap(mark, WIDE)]
+        found.append("\n".join(filter(None, [name, *lines])))
+    return found
 
 
 def _wrapped(text: str, width: int = 52) -> str:

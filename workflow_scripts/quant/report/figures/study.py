@@ -174,28 +174,36 @@ def in_words(values: Sequence[Any]) -> list[Any]:
     """Values of a key; of objects what they do not share, or all of it."""
     objects = [value for value in values if isinstance(value, dict)]
     varied = [key for key in (objects or [{}])[0] if len({repr(each[key]) for each in objects}) > 1]
-    if not objects:
-        return ["none" if value is None else value for value in values]
-    return [
-        "none" if value is None
-        else ", ".join(f"{key} {shown(value[key])}" for key in varied) or shown(value)
-        for value in values
-    ]  # fmt: skip
+
+    def word(value: Any) -> Any:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {shown(value[key])}" for key in varied) or shown(value)
+        return "none" if value is None else value
+
+    return [word(value) for value in values]
 
 
 def sweep_table(summary: pd.DataFrame, members: Sequence[str]) -> tuple[str, pd.DataFrame]:
-    """What a family of methods varies first, and its rows with that value (x) and the others' label (line)."""
+    """What a family of methods varies first, and its rows with that value (x) and the others' label (line). What a
+    value leaves without effect, as nearest does n_calib, is None there and varies with it."""
     rows = summary[summary.method.isin(members)].copy()
     known = recipes_of(rows)
-    recipes = pd.DataFrame([known[method] for method in rows.method], index=rows.index)
-    if "budget" in recipes and recipes["budget"].notna().any():
+    recipes = [known[method] for method in rows.method]
+    if any(recipe.get("budget") is not None for recipe in recipes):
         rows["x"] = rows.bits_per_weight.round(2)
-        rows["line"] = np.where(recipes["budget"].notna(), "mixed", "one width")
+        rows["line"] = ["one width" if recipe.get("budget") is None else "mixed" for recipe in recipes]
         return "bits per weight", rows
-    first, *others = [key for key in recipes if recipes[key].map(repr).nunique() > 1] or ["bits"]
-    said = {key: in_words(list(recipes[key])) for key in (first, *others)}
-    rows["x"] = said[first]
-    rows["line"] = [", ".join(f"{key} {said[key][i]}" for key in others) for i in range(len(rows))]
+    held = {
+        key: [recipe.get(key) for recipe in recipes] for key in dict.fromkeys(key for each in recipes for key in each)
+    }
+    varied = [key for key, values in held.items() if len(set(map(repr, values))) > 1]
+    chosen = [key for key in varied if None not in held[key] or any(isinstance(each, dict) for each in held[key])]
+    first, *others = chosen or varied or ["bits"]
+    rows["x"] = in_words(held[first])
+    labels = [in_words(held[key]) for key in others]
+    rows["line"] = [
+        ", ".join(f"{key} {each[i]}" for key, each in zip(others, labels, strict=True)) for i in range(len(rows))
+    ]
     return first, rows
 
 

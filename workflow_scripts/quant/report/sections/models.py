@@ -59,7 +59,7 @@ def share_words(rows: pd.DataFrame) -> str:
     )  # fmt: skip
     if shares.min() >= FEW:
         return f"{words}."
-    return f"{words}: the rest is in 16 bit, so that files are larger, and harm is less, than the bits per weight say."
+    return f"{words}: the rest is as it was, so that files are larger, and harm is less, than the bits per weight say."
 
 
 FEW = 0.9  # of the weights
