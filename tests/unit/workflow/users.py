@@ -401,15 +401,7 @@ USERS: dict[str, set[str]] = {
     "methods/dense": {"check_best", "check_study"},
     "data/file_size": TEXTS | ANSWERS | {"make_task"},
     "recipe/checks": RECIPES,
-    "calibration/moment_sizes": {
-        "check_mse",
-        "collect_end_loss",
-        "collect_jacobian",
-        "collect_noisy",
-        "collect_shard",
-        "collect_statistics",
-        "quantize_with_model",
-    },
+    "calibration/moment_sizes": PASSES,
     "workflow/moments": set(),
     "workflow/stamps": set(),
 }
