@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from quant.calibration import attention_moments
 from quant.calibration.attention_moments import collect_attention_rows, drawn_signs, softmax_root
@@ -15,6 +16,7 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.models.compute import Compute
+from quant.models.experts import unroll
 from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, TUPLES, inputs_of, saved
 
 SEED, LENGTHS = 3, (9, 5, 12)
@@ -109,6 +111,16 @@ def test_what_scores_depend_on(name: str, linears: set[str], values: int, tmp_pa
     assert {linear.rpartition(".")[2] for linear in found} == linears
     for r in found.values():
         assert (r.diagonal() > 0).tolist() == [True] * (len(r) - values) + [False] * values
+
+
+def test_sinks_stand_behind_the_keys(tmp_path: Path) -> None:
+    """gpt-oss has a number a head that its softmax takes beside the scores."""
+    more = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 4}
+    model = unroll(saved("GptOssConfig", COMMON | more, tmp_path / "model"))
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, tmp_path / "model/model.safetensors", {"format": "pt"})
+    found = collected(tmp_path / "model", tmp_path / "rows.safetensors")
+    assert {linear.rpartition(".")[2] for linear in found} == {"q_proj", "k_proj"} and len(found) == 6
 
 
 def test_as_many_sequences_as_it_looks_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

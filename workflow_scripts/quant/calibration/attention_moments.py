@@ -104,7 +104,9 @@ class AttentionRows(Run):
         def seen(scores: Tensor, p: Tensor) -> None:
             of_queries = drawn_signs((*p.shape[:3], 1), self._generator).to(p.device)
             p = p.detach()[..., : scores.shape[-1]].float()
-            xi = softmax_root(p, (of_queries * of_keys[: p.shape[2], : p.shape[3]]).float())
+            more = max(0, p.shape[3] - of_keys.shape[1])  # sinks, which stand behind the keys
+            own = nn.functional.pad(of_keys, (0, more), value=1)[: p.shape[2], : p.shape[3]]
+            xi = softmax_root(p, (of_queries * own).float())
             known = list(outputs)
             given = [outputs[linear] for linear in known], xi.to(scores.dtype)
             found = torch.autograd.grad(scores, *given, retain_graph=True, allow_unused=True)
