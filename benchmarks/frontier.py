@@ -29,6 +29,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
+from quant.calibration.attention_moments import collect_attention_rows
 from quant.calibration.material import Material
 from quant.calibration.reader import Statistics
 from quant.calibration.row_moments import collect_row_moments
@@ -166,8 +167,8 @@ class Study:
         self._checkpoint, self._where, self._folder = converted / "checkpoint", where, folder
         self._model = read_json(converted / "convert.json")
         self._made = {"model_fingerprint": self._model["fingerprint"]}
-        self._files = {key: folder / key for key in ("channels", "moments", "rows")}
-        self._seconds_of_rows = 0.0
+        self._files = {key: folder / key for key in ("channels", "moments")}
+        self._seconds_of_rows: dict[str, float] = {}
         tokens.save(folder / "calibration", sequences, self._made)
         self._material = Material(self._checkpoint, tokens.load(folder / "calibration"), self._made)
         self._compute = Compute(where, torch.float32, batch_tokens("auto", where))
@@ -186,18 +187,20 @@ class Study:
         files = self._files["channels"], self._files["moments"]
         return self._watched(lambda: collect(self._material, *files, self._compute))[0]
 
-    def _rows(self) -> float:
-        """Moments of outputs, which few recipes read; the seconds that they took."""
-        if not (path := self._files["rows"]).exists():
+    def _rows(self, way: str) -> float:
+        """Moments of outputs, which few recipes read, by a way of `row_moment`; the seconds that they took."""
+        path = self._files["rows"] = self._folder / f"{way}-rows"
+        if not path.exists():
+            collect = {"end_loss": collect_row_moments, "attention": collect_attention_rows}[way]
             work = (self._material, str(path), SEED, self._compute)
-            self._seconds_of_rows = self._watched(lambda: collect_row_moments(*work))[0]
-        return self._seconds_of_rows
+            self._seconds_of_rows[way] = self._watched(lambda: collect(*work))[0]
+        return self._seconds_of_rows[way]
 
     def quantise(self, recipe: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
         """The checkpoint is in `quantised`; seconds, peak GB, and the record."""
         if "algorithm" in recipe:
             return self._watched(lambda: self._library(recipe))
-        more = self._rows() if "rows" in keys.statistics_files(recipe) else 0.0
+        more = self._rows(recipe["row_moment"]) if "rows" in keys.statistics_files(recipe) else 0.0
         seconds, peak, record = self._quantised(recipe)
         return more + seconds, peak, record
 

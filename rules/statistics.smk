@@ -155,3 +155,30 @@ rule collect_end_loss:
         code=code("collect_end_loss.py"),
     script:
         "../workflow_scripts/collect_end_loss.py"
+
+
+rule collect_attention:
+    """What errors of q and k do to the weights of attention, for `row_feedback` with `row_moment: attention`."""
+    input:
+        weights=rules.convert.output.weights,
+        config=rules.convert.output.config,
+        model=rules.convert.output.record,
+        tokens=rules.tokenize_calibration.output[0],
+    output:
+        "results/{model}/calibration/{calibration}/attention-rows.safetensors",
+    log:
+        "results/logs/collect_attention/{model}/{calibration}.log",
+    benchmark:
+        "results/benchmarks/collect_attention/{model}/{calibration}.tsv"
+    conda:
+        "../envs/quant.yaml"
+    threads: THREADS
+    resources:
+        **NEEDS,
+        gpu=GPU,
+    params:
+        compute=COMPUTE,
+        spec=calibration_spec,
+        code=code("collect_attention.py"),
+    script:
+        "../workflow_scripts/collect_attention.py"

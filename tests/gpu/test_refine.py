@@ -10,7 +10,6 @@ from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.grids import Grid
 from quant.recipe.refine import refine, sweep
-from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import round_rows
 from tests.gpu.cases import GRIDS, case
 
@@ -82,13 +81,13 @@ def test_rows_rounded_together_cost_what_they_do_on_a_cpu_and_twice_the_same() -
     """Their errors move each other, so that codes differ where one does; not what they cost."""
     w, moment = case(300, 200)
     rows = 0.9 ** (torch.arange(300)[:, None] - torch.arange(300)).abs().float()
-    grid, rounding = Grid(3, 64, False), partial(gptq, damp=0.01)
+    grid = Grid(3, 64, False)
     groups = grids.to_groups(w, 64)
     step, zero = grids.fit(groups, grid)
 
     def made(where: str) -> list[torch.Tensor]:
         own, steps, zeros, h, r = (t.to(where) for t in (groups, step, zero, moment, rows))
-        codes, new, _ = round_rows(own, steps, zeros, grid, Context(h), r, rounding, 3)
+        codes, new, _ = round_rows(own, steps, zeros, grid, Context(h), r, 0.01, 3)
         return [codes.cpu(), new.cpu()]
 
     def cost(found: list[torch.Tensor]) -> float:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from quant.models import replay
 from quant.models.replay import WARM, Replay, recordable, recording, set_rate
 from quant.recipe import grids
+from quant.recipe.context import Context
 from quant.recipe.grids import Grid
 from quant.recipe.refine import refine
+from quant.recipe.row_feedback import mixed, round_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -43,9 +45,9 @@ def test_recorded_steps_are_the_steps() -> None:
     assert all(torch.equal(*both) for both in zip(plain, recorded, strict=True))
 
 
-@pytest.mark.parametrize("with_rows", [False, True])
-def test_recorded_refinement_is_what_it_is(with_rows: bool) -> None:
-    """Of one linear after another of a shape."""
+@pytest.mark.parametrize(("with_rows", "together"), [(False, False), (True, False), (False, True), (True, True)])
+def test_recorded_refinement_is_what_it_is(with_rows: bool, together: bool) -> None:
+    """Of one linear after another of a shape; together: rows rounded and refined with feedback of each other."""
     generator, grid, found = torch.Generator().manual_seed(0), Grid(4, 64, False), []
     for records in (False, True):
         generator.manual_seed(0)
@@ -57,7 +59,12 @@ def test_recorded_refinement_is_what_it_is(with_rows: bool) -> None:
                 step, zero = grids.fit(groups, grid)
                 codes = grids.encode(groups, step, zero, grid)
                 stored = partial(grids.stored_step, dtype=torch.float16, rows=rows, steps=grid.steps, unit=1.0)
-                found.append(refine(groups, codes, step, zero, grid, moment, 3, stored))
+                if together:
+                    between = mixed(torch.cov(torch.randn(96, 400, generator=generator)).cuda(), 0.7)
+                    given = groups, step, zero, grid, Context(moment), between, 0.01, 3, stored
+                    found.append(round_rows(*given)[:2])
+                else:
+                    found.append(refine(groups, codes, step, zero, grid, moment, 3, stored))
             assert not records or len(replay._recorders[-1]._known) == 1
     plain, recorded = found[: WARM + 3], found[WARM + 3 :]
     assert all(

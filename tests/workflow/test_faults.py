@@ -28,6 +28,7 @@ ASKED = {
     "collect_noisy": "tiny/calibration/n12-s42/noisy-0.05x3.safetensors",
     "collect_jacobian": "tiny/calibration/n12-s42/jacobian.safetensors",
     "collect_end_loss": "tiny/calibration/n12-s42/end_loss-1.safetensors",
+    "collect_attention": "tiny/calibration/n12-s42/attention-rows.safetensors",
     "quantize_with_model": "tiny/streamed/quantize.json",
     "check_best": "tiny/original/packs.json",
     "pick": "best/choice.json",

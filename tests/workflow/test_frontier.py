@@ -15,7 +15,7 @@ SHARED = {"salience": "l2", "clip": True, "rounding": "gptq", "scope": "shared"}
 SEQUENTIAL = SHARED | {"inputs": "sequential", "correction": 0.5, "bits": 2, "refine": 1, "row_feedback": 0.7}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": SHARED,
-    "refined": SHARED | {"refine": 2},
+    "refined": SHARED | {"refine": 2, "row_feedback": 0.7, "row_moment": "attention"},
     "sequential": SEQUENTIAL,
     "tuned": SEQUENTIAL | {"tune": {"epochs": 1}},
     "bare": {"inputs": "sequential", "rounding": "gptq", "tune": {"rate": 0.01}},
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_overlay(folder, tiny.with_methods(METHODS))
     jobs = tiny.pending(folder)
     assert jobs["quantize"] == 3 and jobs["quantize_with_model"] == 3 and jobs["collect_statistics"] == 1
-    assert jobs["collect_end_loss"] == 2  # one of them of outputs
+    assert jobs["collect_end_loss"] == 2 and jobs["collect_attention"] == 1  # one of the former of outputs
     return tiny.finished(folder)
 
 

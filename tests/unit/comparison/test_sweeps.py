@@ -200,6 +200,8 @@ def test_every_rule_is_here() -> None:
     conditional = {key for key, what in KEYS.items() if what.when is not None}
     apart = {
         "n_noise_samples",
+        "row_moment",
+        "row_linears",
         "bits",
         "candidates",
         "swaps",
@@ -238,6 +240,9 @@ def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
     ("entry", "expected"),
     [
         ({"n_noise_samples": 5}, ["n_noise_samples", "noise_std"]),
+        ({"row_moment": "attention"}, ["row_moment has no effect", "row_feedback"]),
+        ({"rounding": "gptq", "row_linears": "q_proj"}, ["row_linears has no effect", "row_feedback"]),
+        ({"rounding": "gptq", "row_feedback": 0.7, "row_linears": "q_(proj"}, ["row_linears", "regular expression"]),
         ({"salience": "praq", "n_noise_samples": 1}, ["n_noise_samples", "noise_std"]),
         ({"moment": "jacobian"}, ["moment: jacobian", "salience", "gptq"]),
         ({"moment": "jacobian", "salience": "l1", "noise_std": 0.1}, ["noise_std", "moment: jacobian", "weighted"]),

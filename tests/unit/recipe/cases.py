@@ -41,6 +41,7 @@ PLAIN: dict[str, Any] = {
     "outlier_percent": 0.05,
     "damp": 0.01,
     "row_feedback": 0.0,
+    "row_linears": "",
     "refine": 0,
     "inputs": "parallel",
     "correction": 0.0,

@@ -1,21 +1,22 @@
 """Rows rounded together: targets and codes by a slow reference, and what it does to the loss that it is for."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from quant.calibration.reader import LinearStatistics
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.grids import Grid
+from quant.recipe.linear import round_linear
+from quant.recipe.recipe import Recipe
 from quant.recipe.refine import descend, fit_steps, refine
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.row_feedback import DAMP, SETS, mixed, round_rows
+from tests.unit.recipe.cases import PLAIN
 
 GRID, DAMPING = Grid(3, 5, False), 0.01
-ROUNDING = partial(gptq, damp=DAMPING)
 
 
 def drawn(n_out: int, n_in: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,11 +45,13 @@ def slow_target(w: np.ndarray, missing: np.ndarray, moment: np.ndarray, rows: li
     return w[rows] + np.linalg.solve(damped, moment[np.ix_(rows, of)] @ missing[of])
 
 
-def slow_columns(work: np.ndarray, steps: np.ndarray, zeros: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Codes of GPTQ's column loop on steps that are given."""
+def slow_columns(
+    work: np.ndarray, steps: np.ndarray, zeros: np.ndarray, moment: np.ndarray, mean: np.ndarray
+) -> np.ndarray:
+    """Codes of GPTQ's column loop on steps that are given; mean: of all rows' squared steps, by column."""
     n_in, codes = work.shape[1], np.zeros(work.shape)
     inverse = np.linalg.inv(moment + DAMPING * moment.diagonal().mean() * np.eye(n_in))
-    order = sorted(range(n_in), key=lambda j: -moment[j, j] * (steps[:, j] ** 2).mean())
+    order = sorted(range(n_in), key=lambda j: -moment[j, j] * mean[j])
     for at, j in enumerate(order):
         codes[:, j] = np.clip(np.round(work[:, j] / steps[:, j]) + zeros[:, j], 0, GRID.highest)
         error = (work[:, j] - (codes[:, j] - zeros[:, j]) * steps[:, j]) / inverse[j, j]
@@ -64,7 +67,7 @@ def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
     w, h, r = drawn(n_out, n_in, 0)
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), ROUNDING, 0)
+    codes, _, damp = round_rows(groups, step, zero, GRID, context, torch.from_numpy(r), DAMPING, 0)
     steps, zeros = whole(step, n_in), whole(zero, n_in)
     damped = r + DAMP * r.diagonal().mean() * np.eye(n_out)
     sets = [list(range(k, n_out, SETS)) for k in range(min(SETS, n_out))]
@@ -73,7 +76,7 @@ def test_codes_are_those_of_the_slow_way(n_out: int, n_in: int) -> None:
         rest = [row for each in sets[k:] for row in each]
         target = w[rest] + np.linalg.solve(damped[np.ix_(rest, rest)], damped[np.ix_(rest, before)] @ missing[before])
         target = target[: len(rows)]
-        found = slow_columns(target.copy(), steps[rows], zeros[rows], h)
+        found = slow_columns(target.copy(), steps[rows], zeros[rows], h, (steps**2).mean(0))
         np.testing.assert_array_equal(whole(codes[rows], n_in), found)
         missing[rows] = w[rows] - (found - zeros[rows]) * steps[rows]
         before += rows
@@ -84,7 +87,7 @@ def test_refinement_hears_of_all_other_rows() -> None:
     w, h, r = drawn(10, 12, 1)
     groups, step, zero = start(w)
     context, moment = Context(torch.from_numpy(h)), torch.from_numpy(r)
-    given = groups, step, zero, GRID, context, moment, ROUNDING
+    given = groups, step, zero, GRID, context, moment, DAMPING
     found, steps, _ = round_rows(*given, 1, lambda t: t.float().double())
     codes, step, _ = round_rows(*given, 0)
 
@@ -119,10 +122,10 @@ def test_it_lowers_what_errors_cost_together(seed: int) -> None:
         return float(np.trace(r @ d @ h @ d.T))
 
     alone = gptq(groups, step, zero, GRID, context, damp=DAMPING).codes
-    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 0)
+    together, _, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 0)
     assert cost(together, step) < 0.8 * cost(alone, step)
     refined = refine(groups, alone, step, zero, GRID, context.copied(), 3)
-    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, ROUNDING, 3)
+    both, steps, _ = round_rows(groups, step, zero, GRID, context, moment, DAMPING, 3)
     assert cost(both, steps) < 0.8 * cost(*refined)
 
 
@@ -138,5 +141,29 @@ def test_outputs_that_cost_nothing() -> None:
     r[:3] = r[:, :3] = 0
     groups, step, zero = start(w)
     context = Context(torch.from_numpy(h))
-    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), ROUNDING, 2)
+    codes, steps, _ = round_rows(groups, step, zero, GRID, context, mixed(torch.from_numpy(r), 0.7), DAMPING, 2)
     assert torch.isfinite(codes).all() and torch.isfinite(steps).all()
+
+
+def test_rows_of_some_linears_alone() -> None:
+    entry = PLAIN | {"rounding": "gptq", "row_feedback": 0.7, "row_linears": "q_proj|k_proj"}
+    recipe = Recipe.of(entry | {"tensor_types": [{"linears": "v_proj", **Grid(3, 5, False)._asdict()}]})
+    found = {name: recipe.at(f"model.layers.0.self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    assert {name: each.row_feedback for name, each in found.items()} == {
+        "q_proj": 0.7,
+        "k_proj": 0.7,
+        "v_proj": 0.0,
+        "o_proj": 0.0,
+    }
+    assert found["v_proj"].bits == 3 and Recipe.of(entry | {"row_linears": ""}).at("o_proj").row_feedback == 0.7
+
+
+def test_a_linear_without_a_moment_of_rows_is_rounded_as_ever() -> None:
+    """As all but q and k with `row_moment: attention`."""
+    w, h, r = (torch.from_numpy(each).float() for each in drawn(8, 10, 3))
+    own, without = (Recipe.of(PLAIN | {"rounding": "gptq", "refine": 1, "row_feedback": share}) for share in (0.7, 0.0))
+
+    def codes(recipe: Recipe, rows: Tensor | None) -> Tensor:
+        return round_linear(w, None, LinearStatistics(moment=h, rows=rows), recipe, torch.Generator()).codes
+
+    assert torch.equal(codes(own, None), codes(without, r)) and not torch.equal(codes(own, r), codes(own, None))

@@ -155,5 +155,7 @@ class Statistics:
             channels = channels._replace(**dict(zip(OF_INPUT, mixed, strict=True)))
         if "row_weight" in self._files and f"{linear}.row_weight" in self._files["row_weight"].names:
             weight = self._files["row_weight"].get(f"{linear}.row_weight", device)
-        rows = None if "rows" not in self._files else self._files["rows"].get(f"{linear}.rows", device, torch.float32)
-        return LinearStatistics(channels, moment, weight, x_std, fisher, None if rows is None else from_triangle(rows))
+        between = None
+        if "rows" in self._files and f"{linear}.rows" in self._files["rows"].names:  # attention's has those of q and k
+            between = from_triangle(self._files["rows"].get(f"{linear}.rows", device, torch.float32))
+        return LinearStatistics(channels, moment, weight, x_std, fisher, between)

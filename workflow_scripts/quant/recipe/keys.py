@@ -13,6 +13,7 @@ from quant.recipe.libraries import library_of
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
 
 WEIGHTED = ("jacobian", "end_loss")  # moments of weighted tokens
+ROW_MOMENTS = ("end_loss", "attention")
 
 
 def table() -> dict[str, Key]:
@@ -96,11 +97,23 @@ def table() -> dict[str, Key]:
         **own_keys("rounding"),
         "row_feedback": Key(
             0.0,
-            "rows are rounded together, each taking up what the others' errors do to the end loss; the share of that "
-            "loss in what they are rounded by, 0.7 is good; 0: each for itself",
+            "rows are rounded together, each taking up what the others' errors do; the share of that in what they are "
+            "rounded by, 0.7 is good; 0: each for itself",
             minimum=0,
             below=1,
             when=("rounding", ("gptq",)),
+        ),
+        "row_moment": Key(
+            "end_loss",
+            "to what they do it; end_loss: to the model's predictions, by a pass back through it; attention: to the "
+            "weights of attention, by a short pass, of the linears alone that these depend on (q and k)",
+            ROW_MOMENTS,
+            when=("row_feedback", None),
+        ),
+        "row_linears": Key(
+            "",
+            "a regular expression: the linears whose rows are rounded together, q_proj|k_proj; all where it is empty",
+            when=("row_feedback", None),
         ),
         "refine": Key(
             0,
@@ -316,7 +329,7 @@ def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:
     jacobian = f"jacobian{'_residual' if recipe['residual'] else ''}.safetensors"
     weighted = {"jacobian": jacobian, "end_loss": f"end_loss-{recipe['parts']}.safetensors"}
     files |= {"weighted": weighted[recipe["moment"]]} if recipe["moment"] in WEIGHTED else {}
-    files |= {"rows": "end_loss-rows.safetensors"} if recipe["row_feedback"] else {}
+    files |= {"rows": f"{recipe['row_moment']}-rows.safetensors"} if recipe["row_feedback"] else {}
     files |= {"row_weight": jacobian} if recipe["objective"] == "jacobian" else {}
     files |= {"end_loss": f"end_loss-{recipe['parts']}.safetensors"} if recipe["budget"] is not None else {}
     learns = recipe["clip"] or MOMENT in reads(recipe)

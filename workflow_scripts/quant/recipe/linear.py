@@ -128,14 +128,11 @@ def on_grid(
         importance = context.importance(asked(channels, "channels").x_sq if h is None else h.diagonal())
     step, zero = fit_range(groups, recipe.grid, importance, stored)
     step = step if stored is None else stored(step)
-    rounding = rounding_of(recipe)
     if between is not None:
-        moment = mixed(between, recipe.row_feedback)
-        codes, step, damp = round_rows(
-            groups, step, zero, recipe.grid, context, moment, rounding, recipe.refine, stored
-        )
+        moment, damp = mixed(between, recipe.row_feedback), recipe.parameters["damp"]
+        codes, step, damp = round_rows(groups, step, zero, recipe.grid, context, moment, damp, recipe.refine, stored)
         return Placed(codes, step, zero, damp)
-    rounded = rounding(groups, step, zero, recipe.grid, context)
+    rounded = rounding_of(recipe)(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:
         codes, step = refine(groups, codes, step, zero, recipe.grid, context.copied(), recipe.refine, stored)

@@ -32,6 +32,7 @@ class Recipe:
     scope: str
     rounding: str
     row_feedback: float
+    row_linears: str
     refine: int
     inputs: str
     correction: float
@@ -51,12 +52,14 @@ class Recipe:
         return cls(**{key: entry[key] for key in own}, parameters=rest, widths=widths)
 
     def at(self, linear: str) -> "Recipe":
-        """As it is for one linear: on the grid of the first of `tensor_types` whose pattern is found in its name."""
+        """As it is for one linear: on the grid of the first of `tensor_types` whose pattern is found in its name, its
+        rows each for itself where `row_linears` is not."""
+        feedback = self.row_feedback if re.search(self.row_linears, linear) else 0.0
         for each in self.parameters.get("tensor_types") or ():
             if re.search(each["linears"], linear):
-                return replace(self, **{key: each[key] for key in Grid._fields})
+                return replace(self, row_feedback=feedback, **{key: each[key] for key in Grid._fields})
         bits, group_size = self.widths.get(linear, (self.bits, self.group_size))
-        return replace(self, bits=bits, group_size=group_size)
+        return replace(self, row_feedback=feedback, bits=bits, group_size=group_size)
 
     @property
     def grid(self) -> Grid:

@@ -4,6 +4,7 @@ Both lower tr((W - Ŵ) H (W - Ŵ)ᵀ), of any rounding's result, H being the sec
 added to it. Shapes as in grids: groups [out, n_groups, g], step and zero [out, n_groups, 1].
 """
 
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import torch
@@ -178,51 +179,45 @@ def refine(
     moment = floored(moment)
     parts = row_chunks(groups, grid.rows)
     if len(parts) == 1:
-        return one_part(groups, codes, step, zero, grid, moment, rounds, stored)
+        work = partial(refined, grid, rounds)
+        codes, step = as_recorded(work, ("refine", grid, rounds), stored, groups, codes, step, zero, moment)
+        return codes, step
     found = []
     for rows in parts:
         own = stored if stored is None else partial(within, stored, rows, len(groups))
-        found.append(refined(groups[rows], codes[rows], step[rows], zero[rows], grid, moment, rounds, own))
+        found.append(refined(grid, rounds, own, groups[rows], codes[rows], step[rows], zero[rows], moment))
     new_codes, new_step = zip(*found, strict=True)
     return torch.cat(new_codes), torch.cat(new_step)
 
 
-def one_part(
-    groups: Tensor,
-    codes: Tensor,
-    step: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    moment: Tensor,
-    rounds: int,
-    stored: grids.Stored | None,
-) -> tuple[Tensor, Tensor]:
-    """`refined`, of a small linear recorded where that can be, which many launches of little work make up."""
+def as_recorded(
+    work: Callable[..., tuple[Tensor, ...]], kind: Hashable, stored: grids.Stored | None, *given: Tensor
+) -> tuple[Tensor, ...]:
+    """work(stored, *given), of a small linear recorded where that can be, which many launches of little work make up.
+    given: the weight in groups first; kind: what else tells such works apart."""
     known = stored.keywords if isinstance(stored, partial) and stored.func is grids.stored_step else {}
-    if groups.nbytes > SMALL or (stored is not None and not known):
-        return refined(groups, codes, step, zero, grid, moment, rounds, stored)
+    if given[0].nbytes > SMALL or (stored is not None and not known):
+        return work(stored, *given)
     rows = known.get("rows")
 
-    def function(*given: Tensor) -> tuple[Tensor, ...]:
-        own, old, steps, zeros, h, *more = given
-        held = partial(grids.stored_step, **known | {"rows": more[0] if more else None}) if known else None
-        return refined(own, old, steps, zeros, grid, h, rounds, held)
+    def function(*every: Tensor) -> tuple[Tensor, ...]:
+        own = {} if rows is None else {"rows": every[-1]}
+        return work(partial(grids.stored_step, **known | own) if known else None, *every[: len(given)])
 
-    given = groups, codes, step, zero, moment, *(() if rows is None else (rows,))
-    kind = grid, rounds, known.get("dtype"), known.get("unit"), *((t.shape, t.dtype) for t in given)
-    codes, step = replayed(kind, function, *given)
-    return codes, step
+    every = given if rows is None else (*given, rows)
+    kinds = kind, known.get("dtype"), known.get("unit"), *((t.shape, t.dtype) for t in every)
+    return replayed(kinds, function, *every)
 
 
 def refined(
+    grid: Grid,
+    rounds: int,
+    stored: grids.Stored | None,
     groups: Tensor,
     codes: Tensor,
     step: Tensor,
     zero: Tensor,
-    grid: Grid,
     moment: Tensor,
-    rounds: int,
-    stored: grids.Stored | None,
 ) -> tuple[Tensor, Tensor]:
     """`refine`, of some rows, by a moment whose diagonal is raised."""
     n_in = len(moment)

@@ -6,17 +6,18 @@ whatever H is: so rows L are rounded, by H, not towards w_L but towards w_L + R_
 sides is YAQA's (Tseng et al. 2025, arXiv 2505.22988); here rows go in SETS, and those of a set each for itself.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quant.models import products
 from quant.recipe import grids
-from quant.recipe.context import Context, Rounded
+from quant.recipe.context import Context
+from quant.recipe.error_feedback import factored, fed
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
-from quant.recipe.refine import descend, fit_steps, floored, of_columns
+from quant.recipe.refine import as_recorded, descend, fit_steps, floored, of_columns
 
 SETS = 4  # every fourth row is of one: rows next to each other, of one head, do most to each other
 DAMP = 1e-4  # of R's mean diagonal
@@ -30,15 +31,16 @@ def mixed(rows: Tensor, share: float) -> Tensor:
     return found
 
 
-def row_sets(n_out: int, device: torch.device) -> list[Tensor]:
-    """Numbers of the rows of each set."""
-    return [torch.arange(k, n_out, SETS, device=device) for k in range(min(SETS, n_out))]
+def row_sets(n_out: int) -> list[slice]:
+    """The rows of each set."""
+    return [slice(k, n_out, SETS) for k in range(min(SETS, n_out))]
 
 
-def pulls(moment: Tensor, rows: Tensor) -> Tensor:
+def pulls(moment: Tensor, rows: slice) -> Tensor:
     """R_LL⁻¹ R_L· of rows L [n, out], 0 where they pull on themselves."""
-    factor, _ = inverse_factor(moment[rows][:, rows], DAMP)
-    others = moment[rows].index_fill(1, rows, 0.0)
+    factor, _ = inverse_factor(moment[rows, rows].clone(), DAMP)
+    others = moment[rows].clone()
+    others[:, rows] = 0
     return factor.T @ (factor @ others)
 
 
@@ -49,47 +51,66 @@ def round_rows(
     grid: Grid,
     context: Context,
     moment: Tensor,
-    rounding: Callable[..., Rounded],
+    damp: float,
     rounds: int,
-    stored: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, float | None]:
-    """Codes in groups, steps, and the damp that it took: one set rounded after the other, then so many rounds of
-    refinement, in which each set's codes hear of all other rows, and then all steps. moment: R, as `mixed` makes it."""
-    n_out, n_in = len(groups), len(context.diagonal)
-    sets = row_sets(n_out, groups.device)
-    order = torch.cat(sets)
-    factor, _ = inverse_factor(moment[order][:, order], DAMP)
+    stored: grids.Stored | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """Codes in groups, steps, and the damp that H took: by GPTQ one set after the other, then so many rounds of
+    refinement, in which each set's codes hear of all other rows, and then all steps. moment: R, as `mixed` makes it;
+    damp: of H, whose columns have one order for all sets."""
+    sets = row_sets(len(groups))
+    by_sets = torch.cat([torch.arange(len(groups), device=groups.device)[rows] for rows in sets])
+    of_rows, _ = inverse_factor(moment[by_sets][:, by_sets], DAMP)
+    factor, order, damp = factored(step, groups.shape[2], context, damp)
+    pulling = [pulls(moment, rows) for rows in sets] if rounds else []
+    given = groups, step, zero, of_rows, factor, order, floored(context.copied()), *pulling
+    codes, step = as_recorded(partial(turns, grid, rounds), ("row feedback", grid, rounds), stored, *given)
+    return codes, step, damp
+
+
+def turns(
+    grid: Grid,
+    rounds: int,
+    stored: grids.Stored | None,
+    groups: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    of_rows: Tensor,
+    factor: Tensor,
+    order: Tensor,
+    moment: Tensor,
+    *pulling: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Codes and steps. of_rows, factor: inverse factors of R, its rows by sets, and of H, its columns in their
+    order; moment: H to refine by; pulling: each set's `pulls`."""
+    n_in, sets = len(moment), row_sets(len(groups))
     w = grids.from_groups(groups, n_in)
     codes, step = torch.empty_like(groups), step.clone()
 
-    def left(rows: Tensor, target: Tensor) -> Tensor:
+    def left(rows: slice, target: Tensor) -> Tensor:
         """Of a set's target [n, in]."""
         return target - grids.from_groups(grids.decode(codes[rows], step[rows], zero[rows]), n_in)
 
-    targets, start, damps = w[order], 0, list[float]()
+    targets, start = torch.cat([w[rows] for rows in sets]), 0
     for rows in sets:
-        end = start + len(rows)
-        target = grids.to_groups(targets[start:end], grid.group_size)
-        own = rounding(target, step[rows], zero[rows], grid, context)
-        codes[rows] = own.codes
-        damps += [] if own.damp is None else [own.damp]
-        errors = torch.linalg.solve_triangular(
-            factor[start:end, start:end].T, left(rows, targets[start:end]), upper=False
-        )
-        targets[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+        end = start + len(w[rows])
+        target = targets[start:end]
+        own = grids.to_groups(target, grid.group_size), step[rows], zero[rows]
+        codes[rows] = fed(*own, grid, factor, order)
+        errors = torch.linalg.solve_triangular(of_rows[start:end, start:end].T, left(rows, target), upper=False)
+        targets[end:].addmm_(of_rows[start:end, end:].T, errors, alpha=-1)
         start = end
-    pulling = [pulls(moment, rows) for rows in sets] if rounds else []
-    everything = torch.arange(n_out, device=w.device)
-    missing = left(everything, w)
-    below, zeros = floored(context.copied()), of_columns(zero, groups, n_in)
+    everything = slice(len(groups))
+    missing, zeros = left(everything, w), of_columns(zero, groups, n_in)
     for _ in range(rounds):
         for rows, pull in zip(sets, pulling, strict=True):
             flat, steps = grids.from_groups(codes[rows], n_in), of_columns(step[rows], groups[rows], n_in)
-            found = descend(w[rows] + pull @ missing, flat, steps, zeros[rows], grid, below)
+            found = descend(w[rows] + pull @ missing, flat, steps, zeros[rows], grid, moment)
             codes[rows] = grids.to_groups(found, grid.group_size)
             missing[rows] = left(rows, w[rows])
+        target = torch.empty_like(w)
         for rows, pull in zip(sets, pulling, strict=True):
-            targets[rows] = w[rows] + pull @ missing
-        step = fit_steps(products.linear(targets, below), codes, step, zero, grid, below, stored)
+            target[rows] = w[rows] + pull @ missing
+        step = fit_steps(products.linear(target, moment), codes, step, zero, grid, moment, stored)
         missing = left(everything, w)
-    return codes, step, max(damps, default=None)
+    return codes, step

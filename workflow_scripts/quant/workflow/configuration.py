@@ -224,6 +224,10 @@ def check_recipe(name: str, entry: dict[str, Any], recipe: dict[str, Any]) -> No
             f"methods.{name}: row_feedback and parts: {recipe['parts']} do not go together, since rows that hear "
             "of each other are rounded by one moment; leave one of them out"
         )
+    try:
+        re.compile(recipe["row_linears"])
+    except re.error as error:
+        raise InputError(f"methods.{name}: row_linears is no regular expression ({error}); mend it") from None
     moment = recipe["moment"]
     if moment not in keys.WEIGHTED:
         return

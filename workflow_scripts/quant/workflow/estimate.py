@@ -32,6 +32,7 @@ OF_PASS = 0.8  # of the time that other work of as many products takes on a GPU
 PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one,
 SMALL, KEPT_OF_SMALL = 2**26, 2**31  # and of a block of so many bytes
 WIDEST = 2**27  # calibration.streams
+ATTENDED = 4096  # tokens, calibration.attention_moments
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
 
@@ -98,6 +99,14 @@ def weighing(passes: float, parts: int) -> Callable[[Ask], Estimate]:
         )
 
     return found
+
+
+def attending(ask: Ask) -> Estimate:
+    """The calibration's first tokens, forth and back within each block; R of two linears of each."""
+    shape, (tokens, width) = ask.shape, ask.calibration
+    own = 4.0 * shape.depth * shape.hidden * (shape.hidden + 1)
+    model = 3 * forward(shape, max(width, min(tokens, ATTENDED)), width)
+    return collecting(ask)._replace(disk=own, written=own, model=model, float32=0)
 
 
 def noisy(ask: Ask) -> Estimate:
@@ -364,6 +373,7 @@ OF_MODEL: dict[str, Callable[[Ask], Estimate]] = {
     "collect_noisy": noisy,
     "collect_jacobian": weighing(2, 1),
     "collect_end_loss": weighing(4, 1),
+    "collect_attention": attending,
     "quantize": quantising,
     "quantize_with_model": running,
     "quantize_library": library,

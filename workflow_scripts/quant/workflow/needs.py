@@ -15,8 +15,16 @@ PATIENCE = 3  # times the estimated time, on a slow machine
 LEAST_MINUTES = 10
 # rules whose jobs compute on a GPU where there is one
 ON_GPU = {
-    *("collect_statistics", "collect_noisy", "collect_jacobian", "collect_end_loss", "check_mse", "measure_heldout"),
-    *("quantize", "quantize_with_model", "quantize_library", "measure_error", "measure_swaps"),
+    *("collect_statistics", "collect_noisy", "collect_jacobian", "collect_end_loss", "collect_attention"),
+    *(
+        "check_mse",
+        "measure_heldout",
+        "quantize",
+        "quantize_with_model",
+        "quantize_library",
+        "measure_error",
+        "measure_swaps",
+    ),
     *("evaluate_original", "evaluate", "evaluate_task", "write_words", "measure_sensitivity", "plan"),
 }
 # a part of another rule's work, which may take all of its memory

@@ -56,6 +56,8 @@ def statistics(name: str) -> tuple[str, dict[str, str]] | None:
     stem = file.removesuffix(".safetensors")
     if stem.startswith("end_loss-"):
         return "collect_end_loss", {"calibration": folder, "parts": stem.partition("-")[2]}
+    if stem == "attention-rows":
+        return "collect_attention", {"calibration": folder}
     if stem.startswith("noisy-"):
         return "collect_noisy", {"calibration": folder, "noise": stem}
     rule = rules.get(stem.removesuffix("_residual"))

@@ -1,47 +1,13 @@
 """GPTQ: error feedback through the inverse factor of H."""
 
-import torch
 from torch import Tensor
 
-from quant.recipe import grids
-from quant.recipe.context import Context, Rounded, row_chunks
-from quant.recipe.fused import COLUMNS, feed_back
+from quant.recipe.context import Context, Rounded
+from quant.recipe.error_feedback import factored, fed
 from quant.recipe.grids import Grid
-from quant.recipe.inverse import inverse_factor
-
-PANEL = 512  # columns whose errors a GPU takes to all later ones at once, four blocks of COLUMNS
 
 
 def gptq(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, context: Context, *, damp: float) -> Rounded:
-    """Error feedback through the inverse factor of H (Frantar et al. 2022, arXiv 2210.17323, algorithm 1).
-
-    On static groups: step and zero are those given. Columns by descending H_jj·mean_k step²_kj, the error that rounding
-    leaves in each; H_jj alone (activation order) forgets that scaling moved the steps too.
-    """
-    n_in = len(context.diagonal)
-    squares = grids.from_groups(step.square().mean(0, keepdim=True).expand(1, -1, groups.shape[2]), n_in)[0]
-    order = (context.diagonal * squares).argsort(descending=True, stable=True)
-    flipped = order.is_cuda  # there it takes longer afterwards
-    factor, damp = inverse_factor(context.copied(order.flip(0) if flipped else order), damp, flipped)
-    parts = [feed(groups[rows], step[rows], zero[rows], grid, factor, order) for rows in row_chunks(groups)]
-    return Rounded(parts[0] if len(parts) == 1 else torch.cat(parts), damp)
-
-
-def feed(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> Tensor:
-    """Codes [out, n_groups, g] of some rows by the inverse factor [in, in] of H in an order."""
-    n_in = len(order)
-    w = grids.from_groups(groups, n_in)[:, order]
-    group_of = order // groups.shape[2]
-    steps, zeros = (t[:, :, 0][:, group_of] for t in (step, zero))
-    codes = torch.empty_like(w)
-    wide = PANEL if w.is_cuda else COLUMNS
-    for first in range(0, n_in, wide):
-        end = min(first + wide, n_in)
-        errors = w.new_empty(len(w), end - first)
-        for start in range(first, end, COLUMNS):
-            now, later = slice(start, min(start + COLUMNS, end)), slice(start + COLUMNS, end)
-            left = errors[:, start - first : start - first + COLUMNS]
-            feed_back(w[:, now], factor[now, now], steps[:, now], zeros[:, now], grid, codes[:, now], left)
-            w[:, later].addmm_(left, factor[now, later], alpha=-1)
-        w[:, end:].addmm_(errors, factor[first:end, end:], alpha=-1)
-    return grids.to_groups(torch.empty_like(codes).index_copy_(1, order, codes), grid.group_size)
+    """Frantar et al. 2022, arXiv 2210.17323, algorithm 1; step and zero are those given."""
+    factor, order, damp = factored(step, groups.shape[2], context, damp)
+    return Rounded(fed(groups, step, zero, grid, factor, order), damp)
