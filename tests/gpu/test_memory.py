@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.recipe import grids
 from quant.recipe.context import AT_ONCE, Context
 from quant.recipe.correction import corrected
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.refine import refine
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.search import Target, search_scale
@@ -40,11 +40,11 @@ def test_roundings_hold_few_matrices_as_large_as_the_moment(moment: Tensor) -> N
     w = torch.randn(N_OUT, N_IN, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
     groups, context = grids.to_groups(w, 128), Context(moment, inverse=torch.full_like(w[0], 0.5))
     step, zero = grids.fit(groups, GRID)
-    codes = grids.encode(groups, step, zero, GRID)
+    held = Codes(grids.encode(groups, step, zero, GRID), step, zero, GRID, N_IN)
     rows = 12 * N_OUT / N_IN  # of the weight's own size, and of portions
     portions = 2.5 * AT_ONCE / (4 * N_IN**2)
     # H in its order and its factor; half of one while that is inverted
     assert beside(lambda: gptq(groups, step, zero, GRID, context, damp=0.01)) < 2.1 + rows + portions
-    assert beside(lambda: refine(groups, codes, step, zero, GRID, context.copied(), 2)) < 1.1 + rows + portions
+    assert beside(lambda: refine(groups, held, context.copied(), 2)) < 1.1 + rows + portions
     assert beside(lambda: corrected([w], moment.clone(), moment, 0.5)) < 3.1 + rows + portions
     assert beside(lambda: search_scale([Target(w, moment)], moment.diagonal(), GRID, 20)) < 0.6 + rows + portions

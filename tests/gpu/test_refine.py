@@ -8,7 +8,7 @@ import torch
 from quant.calibration.second_moments import layer_error
 from quant.recipe import grids
 from quant.recipe.context import Context
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.refine import refine, sweep
 from quant.recipe.row_feedback import round_rows
 from tests.gpu.cases import GRIDS, case
@@ -45,8 +45,8 @@ def test_refinement_is_that_of_a_cpu(bits: int, group_size: int, symmetric: bool
     start = layer_error(w - grids.from_groups(grids.decode(codes, step, zero), 300), moment)
     errors, found = {}, {}
     for where in ("cpu", "cuda"):
-        given = [t.to(where) for t in (groups, codes, step, zero)]
-        new = [t.cpu() for t in refine(*given, grid, moment.to(where, copy=True), 3, stored)]
+        held = Codes(*(t.to(where) for t in (codes, step, zero)), grid, 300)
+        new = [t.cpu() for t in refine(groups.to(where), held, moment.to(where, copy=True), 3, stored)[:2]]
         found[where] = new
         errors[where] = layer_error(w - grids.from_groups(grids.decode(*new, zero), 300), moment)
     assert errors["cuda"] < 0.9 * start and errors["cuda"] == pytest.approx(errors["cpu"], rel=0.01)
@@ -58,8 +58,8 @@ def test_twice_the_same() -> None:
     grid = Grid(4, 64, False)
     groups = grids.to_groups(w, 64)
     step, zero = grids.fit(groups, grid)
-    given = (groups, grids.encode(groups, step, zero, grid), step, zero, grid)
-    found = [refine(*given, moment.clone(), 3) for _ in range(2)]
+    held = Codes(grids.encode(groups, step, zero, grid), step, zero, grid, 1000)
+    found = [refine(groups, held, moment.clone(), 3)[:2] for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -70,7 +70,7 @@ def test_portions_of_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     groups = grids.to_groups(w, 60)
     step, zero = grids.fit(groups, grid)
     stored = partial(grids.stored_step, dtype=torch.float16, rows=rows)
-    given = groups, grids.encode(groups, step, zero, grid), step, zero, grid
+    given = groups, Codes(grids.encode(groups, step, zero, grid), step, zero, grid, 300)
     whole = refine(*given, moment.clone(), 2, stored)
     monkeypatch.setattr("quant.recipe.context.AT_ONCE", 4 * 300 * 64)
     parts = refine(*given, moment.clone(), 2, stored)

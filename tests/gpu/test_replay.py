@@ -11,7 +11,7 @@ from quant.models import replay
 from quant.models.replay import WARM, Replay, recordable, recording, set_rate
 from quant.recipe import grids
 from quant.recipe.context import Context
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.refine import refine
 from quant.recipe.row_feedback import mixed, round_rows
 
@@ -64,7 +64,7 @@ def test_recorded_refinement_is_what_it_is(with_rows: bool, together: bool) -> N
                     given = groups, step, zero, grid, Context(moment), between, 0.01, 3, stored
                     found.append(round_rows(*given)[:2])
                 else:
-                    found.append(refine(groups, codes, step, zero, grid, moment, 3, stored))
+                    found.append(refine(groups, Codes(codes, step, zero, grid, 320), moment, 3, stored)[:2])
             assert not records or len(replay._recorders[-1]._known) == 1
     plain, recorded = found[: WARM + 3], found[WARM + 3 :]
     assert all(

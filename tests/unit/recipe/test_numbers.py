@@ -279,7 +279,7 @@ def test_refinement_lowers_the_error_and_keeps_to_the_format(name: str) -> None:
     stored, _ = stored_of(grid, w)
     errors = [error_of(w, codes, step, moment)]
     for rounds in (1, 3):
-        found, new = refine(groups, codes, step, zero, grid, torch.tensor(moment), rounds, stored)
+        found, new, *_ = refine(groups, Codes(codes, step, zero, grid, 64), torch.tensor(moment), rounds, stored)
         assert set(found.unique().tolist()) <= set(torch.tensor(values_of(grid), dtype=torch.float64).tolist())
         assert torch.equal(stored(new), new) and (new.all() if grid.signed else (new > 0).all())
         if grid.rows > 1:
@@ -367,7 +367,7 @@ def test_q3_k_has_steps_of_six_bits(dtype: torch.dtype, digits: int) -> None:
     assert torch.equal(stored(kept), kept) and torch.equal(kept.to(dtype).double(), kept)
     codes = grids.encode(groups, kept, zero, grid)
     assert codes.min() == -4 and codes.max() <= 3 and (kept < 0).any() and (kept > 0).any()
-    found, new = refine(groups, codes, kept, zero, grid, moment, 1, stored)
+    found, new, *_ = refine(groups, Codes(codes, kept, zero, grid, 512), moment, 1, stored)
     assert torch.equal(stored(new), new) and error_of(w, found, new, np.eye(512)) < error_of(
         w, codes, kept, np.eye(512)
     )

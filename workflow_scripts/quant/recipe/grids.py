@@ -222,3 +222,7 @@ class Codes(NamedTuple):
     def dequantize(self) -> Tensor:
         """[out, in] in the dtype of step."""
         return from_groups(decode(self.codes, self.step, self.zero), self.n_in)
+
+    def of(self, rows: slice | Tensor) -> "Codes":
+        """Some of its rows."""
+        return self._replace(codes=self.codes[rows], step=self.step[rows], zero=self.zero[rows])

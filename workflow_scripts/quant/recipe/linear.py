@@ -14,7 +14,7 @@ from quant.recipe.checks import check_importance, check_rounded
 from quant.recipe.context import Context, Rounded, asked
 from quant.recipe.functions import function_of
 from quant.recipe.fused import fit_range
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
@@ -135,7 +135,9 @@ def on_grid(
     rounded = rounding_of(recipe)(groups, step, zero, recipe.grid, context)
     codes = rounded.codes
     if recipe.refine:
-        codes, step = refine(groups, codes, step, zero, recipe.grid, context.copied(), recipe.refine, stored)
+        moment = context.copied()
+        found = Codes(rounded.codes, step, zero, recipe.grid, len(moment))
+        codes, step, *_ = refine(groups, found, moment, recipe.refine, stored)
     return Placed(codes, step, zero, rounded.damp)
 
 

@@ -15,7 +15,7 @@ from quant.models.replay import replayed
 from quant.recipe import grids
 from quant.recipe.context import AT_ONCE, row_chunks
 from quant.recipe.fused import COLUMNS, column_kernels
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken
@@ -103,24 +103,18 @@ def step_system(units: Tensor, pull: Tensor, moment: Tensor) -> tuple[Tensor, Te
     return matrix + matrix.triu(1).mT, right
 
 
-def fit_steps(
-    pull: Tensor,
-    codes: Tensor,
-    step: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    moment: Tensor,
-    stored: grids.Stored | None = None,
-) -> Tensor:
+def fit_steps(pull: Tensor, held: Codes, moment: Tensor, stored: grids.Stored | None = None) -> Tensor:
     """Each row's steps by least squares, those of a block's rows as one, as the file will give them (stored); a row
-    that would be no better keeps its own. pull: W·H [out, in]; codes in groups."""
+    that would be no better keeps its own. pull: W·H [out, in]."""
+    codes, step, zero, grid, n_in, _ = held
     rows = max(1, AT_ONCE // (8 * codes.shape[1] ** 2 * grid.rows)) * grid.rows
     if len(codes) > rows:  # whose systems would take too much memory
         parts = [slice(first, first + rows) for first in range(0, len(codes), rows)]
         own = (stored if stored is None else partial(within, stored, each, len(codes)) for each in parts)
-        given = ((pull[each], codes[each], step[each], zero[each], grid, moment) for each in parts)
-        return torch.cat([fit_steps(*some, each) for some, each in zip(given, own, strict=True)])
-    n_in, group_size = pull.shape[1], codes.shape[2] if codes.shape[1] > 1 else -1
+        return torch.cat(
+            [fit_steps(pull[each], held.of(each), moment, some) for each, some in zip(parts, own, strict=True)]
+        )
+    group_size = codes.shape[2] if codes.shape[1] > 1 else -1
     units = grids.to_groups(grids.from_groups(codes - zero, n_in), group_size)
     matrix, right = (grids.over_rows(t.double(), grid, torch.sum) for t in step_system(units, pull, moment))
     old = step[:, :, 0].double()
@@ -164,30 +158,21 @@ def within(stored: grids.Stored, rows: slice | Tensor, n_out: int, step: Tensor)
     return stored(whole)[rows]
 
 
-def refine(
-    groups: Tensor,
-    codes: Tensor,
-    step: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    moment: Tensor,
-    rounds: int,
-    stored: grids.Stored | None = None,
-) -> tuple[Tensor, Tensor]:
+def refine(groups: Tensor, held: Codes, moment: Tensor, rounds: int, stored: grids.Stored | None = None) -> Codes:
     """Codes and steps after so many rounds of `descend` and `fit_steps`, towards the weight in groups. Overwrites
     moment's diagonal."""
-    moment = floored(moment)
+    moment, grid = floored(moment), held.grid
     parts = row_chunks(groups, grid.rows)
     if len(parts) == 1:
         work = partial(refined, grid, rounds)
-        codes, step = as_recorded(work, ("refine", grid, rounds), stored, groups, codes, step, zero, moment)
-        return codes, step
+        codes, step = as_recorded(work, ("refine", grid, rounds), stored, groups, *held[:3], moment)
+        return held._replace(codes=codes, step=step)
     found = []
     for rows in parts:
         own = stored if stored is None else partial(within, stored, rows, len(groups))
-        found.append(refined(grid, rounds, own, groups[rows], codes[rows], step[rows], zero[rows], moment))
-    new_codes, new_step = zip(*found, strict=True)
-    return torch.cat(new_codes), torch.cat(new_step)
+        found.append(refined(grid, rounds, own, groups[rows], *held.of(rows)[:3], moment))
+    codes, step = (torch.cat(each) for each in zip(*found, strict=True))
+    return held._replace(codes=codes, step=step)
 
 
 def as_recorded(
@@ -226,5 +211,5 @@ def refined(
     for _ in range(rounds):
         flat = descend(w, grids.from_groups(codes, n_in), of_columns(step, groups, n_in), zeros, grid, moment)
         codes = grids.to_groups(flat, grid.group_size)
-        step = fit_steps(pull, codes, step, zero, grid, moment, stored)
+        step = fit_steps(pull, Codes(codes, step, zero, grid, n_in), moment, stored)
     return codes, step

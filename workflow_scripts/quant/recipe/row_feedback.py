@@ -15,7 +15,7 @@ from quant.models import products
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.error_feedback import factored, fed
-from quant.recipe.grids import Grid
+from quant.recipe.grids import Codes, Grid
 from quant.recipe.inverse import inverse_factor
 from quant.recipe.refine import as_recorded, descend, fit_steps, floored, of_columns
 
@@ -111,6 +111,6 @@ def turns(
         target = torch.empty_like(w)
         for rows, pull in zip(sets, pulling, strict=True):
             target[rows] = w[rows] + pull @ missing
-        step = fit_steps(products.linear(target, moment), codes, step, zero, grid, moment, stored)
+        step = fit_steps(products.linear(target, moment), Codes(codes, step, zero, grid, n_in), moment, stored)
         missing = left(everything, w)
     return codes, step
