@@ -228,7 +228,7 @@ USERS: dict[str, set[str]] = {
         "quantize_budget",
         "report",
     },
-    "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps"},
+    "files/tensorfile": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "files/behind": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "files/checksums": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "data/overlap": TEXTS | ANSWERS | {"describe", "make_task", "plot", "report", "summarize"},
@@ -268,6 +268,8 @@ USERS: dict[str, set[str]] = {
     "calibration/material": PASSES,
     "files/pieces": TENSORS | {"choose_widths", "measure_swaps"},
     "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
+    "files/pieces": TENSORS | {"choose_widths", "measure_swaps", "plan"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
     "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
     "records/evaluation": MEASURES
@@ -299,7 +301,7 @@ USERS: dict[str, set[str]] = {
     "workflow/environment": {"build_library", "build_lm_eval"},
     "comparison/twins": {"report", "summarize"},
     "calibration/expert_moments": PASSES,
-    "files/naming": TENSORS | {"choose_widths", "measure_swaps"},
+    "files/naming": TENSORS | {"choose_widths", "measure_swaps", "plan"},
     "models/dequantised": {"convert"},
     "models/published": {"convert"},
     "methods/budgets/allocation": {"choose_widths", "quantize_budget"},
@@ -409,4 +411,5 @@ USERS: dict[str, set[str]] = {
     },
     "workflow/moments": set(),
     "workflow/stamps": set(),
+    "workflow/work": {"plan"},
 }

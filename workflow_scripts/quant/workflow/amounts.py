@@ -18,17 +18,22 @@ LOADED = 7e8  # bytes a second
 
 class Estimate(NamedTuple):
     """ram, gpu: peak bytes of the host (mapped pages among them) and of the card; disk: of the outputs; model, float32:
-    FLOP by the type of the products; pieces: linears that are gone through one by one; read, written: bytes of files;
-    start: seconds before the work."""
+    FLOP by the type of the products; moved: bytes that other kernels read and write; calls: operations that Python
+    starts; carried: bytes between host and card beside the files'; read, written: bytes of files, in so many blocks
+    one after the other; before: bytes read before the first of them; start: seconds before the work."""
 
     ram: float = LIGHT
     gpu: float = 0.0
     disk: float = 0.0
     model: float = 0.0
     float32: float = 0.0
-    pieces: float = 0.0
+    moved: float = 0.0
+    calls: float = 0.0
+    carried: float = 0.0
     read: float = 0.0
     written: float = 0.0
+    blocks: float = 1.0
+    before: float = 0.0
     start: float = 2.0
 
 
@@ -100,9 +105,19 @@ def outer(shape: Shape, tokens: int) -> float:
     return shape.depth * sum(e.n * e.share * tokens * e.n_in * (e.n_in + 1) for e in shape.linears if e.reads)
 
 
-def pieces(shape: Shape) -> float:
-    """Linears of all blocks; an expert's takes longer, with tokens of its own."""
-    return shape.depth * sum(each.n * (1.7 if each.n >= EXPERTS else 1.0) for each in shape.linears)
+def n_linears(shape: Shape) -> int:
+    """Of all blocks."""
+    return shape.depth * sum(each.n for each in shape.linears)
+
+
+def n_batches(ask: Ask, tokens: int, width: int) -> int:
+    """Of whole sequences of `width` tokens."""
+    return -(-tokens // max(width, ask.batch // width * width))
+
+
+def ends(shape: Shape) -> float:
+    """Bytes of embedding and head."""
+    return float((shape.weights - shape.quantised) * shape.width)
 
 
 def products(shape: Shape) -> float:

@@ -220,8 +220,8 @@ def words(
     lines += [
         "",
         f"{machine.name}: {rates.model / 1e12:.3g} TFLOP/s in the model's type, {rates.float32 / 1e12:.3g} in float32",
-        f"memory {machine.ram / GB:.0f} GB{f', of the GPU {machine.gpu / GB:.0f} GB' if on_gpu else ''}; disk "
-        f"{rates.disk / GB:.2g} GB/s, {machine.disk / GB:.0f} GB free",
+        f"memory {machine.ram / GB:.0f} GB{f', of the GPU {machine.gpu / GB:.0f} GB' if on_gpu else ''}; files "
+        f"{rates.disk / GB:.2g} GB/s written, {rates.read / GB:.2g} read, {machine.disk / GB:.0f} GB free",
     ]
     for model, shape in shapes.items():
         lines.append(
