@@ -47,6 +47,7 @@ from quant.workflow.rates import measure_rates
 from study import PATTERNS, methods
 
 GB = 1e9
+UNITS = {"model": ("TFLOP/s", 1e-12), "float32": ("TFLOP/s", 1e-12), "call": ("µs", 1e6), "python": ("ms", 1e3)}
 AUTOAWQ = ROOT / "results/environments/autoawq"
 
 
@@ -84,8 +85,7 @@ class Bench:
         self.plan = Plan(self.rates, where, room, memory)
         self.rows: list[dict[str, Any]] = []
         for name, value in self.rates._asdict().items():
-            unit, times = ("µs", 1e6) if name == "call" else ("GB/s", 1e-9)
-            unit, times = ("TFLOP/s", 1e-12) if name in ("model", "float32") else (unit, times)
+            unit, times = UNITS.get(name, ("GB/s", 1e-9))
             print(f"rate {name}: {value * times:.2f} {unit}", flush=True)
 
     def note(

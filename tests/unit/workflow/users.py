@@ -266,10 +266,8 @@ USERS: dict[str, set[str]] = {
     "checkpoints/gguf_metadata": {"export", "check_study"},
     "evaluation/sanity": EVALUATIONS,
     "calibration/material": PASSES,
-    "files/pieces": TENSORS | {"choose_widths", "measure_swaps"},
-    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
     "files/pieces": TENSORS | {"choose_widths", "measure_swaps", "plan"},
-    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps"},
+    "models/unrolled": PASSES | MEASURES | {"convert", "export", "measure_swaps", "check_study"},
     "evaluation/head": MEASURES | ANSWERS | {"export", "measure_swaps"},
     "models/loading": MEASURES | ANSWERS | {"measure_swaps", "quantize_with_model"},
     "records/evaluation": MEASURES

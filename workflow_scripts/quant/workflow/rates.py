@@ -11,7 +11,7 @@ from quant.workflow.amounts import Estimate
 class Rates(NamedTuple):
     """Multiply-adds count twice: FLOP/s of the model's type and of float32; bytes/s of a copy within the device (read
     and written), from it to page-locked memory, written to disk and read from its cache, checksums and all; seconds of
-    a small operation that Python starts."""
+    a small operation that Python starts, and of a million additions of its own."""
 
     model: float
     float32: float
@@ -20,14 +20,16 @@ class Rates(NamedTuple):
     disk: float
     read: float
     call: float
+    python: float
 
 
 # of machines that a job's minutes must do for
-SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 2e-5)
-SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 2e-5)
+SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 2e-5, 0.1)
+SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 2e-5, 0.1)
 # how many times the products in the model's type and in float32 take what they would at those rates, as measured
 # (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
 TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
+PYTHON = 0.05  # seconds of a million additions where jobs start in the time that estimates say
 CALLS = 3.0  # times a small operation's seconds: most take several, and what is around them
 WARM = 0.3  # seconds until a GPU's first kernels are there
 
@@ -54,7 +56,7 @@ def within(found: Estimate, rates: Rates, where: str) -> float:
 
 def seconds(found: Estimate, rates: Rates, where: str) -> float:
     """Wall time of a job."""
-    return found.start + within(found, rates, where)
+    return found.start * rates.python / PYTHON + within(found, rates, where)
 
 
 def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
@@ -90,8 +92,9 @@ def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
             few.add_(1)
 
     call = seconds_of(start, where, 3) / 1000
-    disk, read = files(where, folder)
-    return Rates(product(getattr(torch, dtype)), product(torch.float32), copy, off, disk, read, call)
+    python = seconds_of(lambda: sum(i for i in range(10**6)), "cpu", 3)
+    model, float32 = product(getattr(torch, dtype)), product(torch.float32)
+    return Rates(model, float32, copy, off, *files(where, folder), call, python)
 
 
 def files(where: str, folder: Path) -> tuple[float, float]:
