@@ -1,5 +1,6 @@
 """How fast a machine works, and how long an estimate takes at that."""
 
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,8 @@ def files(where: str, folder: Path) -> tuple[float, float]:
     from quant.files import tensorfile
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
-    layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(32 if where == "cuda" else 8)}
+    n = min(32 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (4 * each.nbytes)))
+    layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(n)}
     path = folder / ".rate"
 
     def write() -> None:
@@ -122,4 +124,4 @@ def files(where: str, folder: Path) -> tuple[float, float]:
         spent = seconds_of(write, where, 2), seconds_of(read, where, 2)
     finally:
         path.unlink(missing_ok=True)
-    return each.nbytes * len(layout) / spent[0], each.nbytes * len(layout) / spent[1]
+    return each.nbytes * n / spent[0], each.nbytes * n / spent[1]
