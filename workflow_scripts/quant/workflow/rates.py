@@ -105,7 +105,7 @@ def files(where: str, folder: Path) -> tuple[float, float]:
     from quant.files import tensorfile
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
-    n = min(32 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (4 * each.nbytes)))
+    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (4 * each.nbytes)))
     layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(n)}
     path = folder / ".rate"
 
