@@ -12,6 +12,7 @@ from quant.workflow.shape import Shape
 
 GB = 1e9
 REST = "tables, figures, report"
+KEPT = 0.7  # of the memory that may keep files
 REST_S = 40.0  # of steps that no model makes longer
 
 
@@ -130,13 +131,15 @@ def calibrations(passes: Any) -> list[str]:
 def estimates(
     config: Mapping[str, Any], shapes: Mapping[str, Shape], machine: Machine
 ) -> Iterator[tuple[Job, Estimate, float]]:
-    """Every job with what it takes, and its seconds."""
+    """Every job with what it takes, and its seconds: at the disk's rate where memory does not keep a model and its
+    second moments between jobs."""
     for job in jobs(config):
         on_gpu = machine.device != "cpu" and job.rule in ON_GPU
-        room = machine.gpu if on_gpu else machine.ram
-        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, room, machine.ram)
-        found = estimated(job.rule, ask)
-        yield job, found, seconds(found, machine.rates, "cuda" if on_gpu else "cpu")
+        room, shape, rates = machine.gpu if on_gpu else machine.ram, shapes[job.wildcards["model"]], machine.rates
+        if stored(shape) + moments(shape, config) > KEPT * machine.ram:
+            rates = rates._replace(read=rates.cold)
+        found = estimated(job.rule, Ask(shape, config, job.wildcards, on_gpu, room, machine.ram))
+        yield job, found, seconds(found, rates, "cuda" if on_gpu else "cpu")
 
 
 def steps(found: list[tuple[Job, Estimate, float]]) -> list[Step]:

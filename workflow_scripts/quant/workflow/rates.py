@@ -1,5 +1,6 @@
 """How fast a machine works, and how long an estimate takes at that."""
 
+import os
 import shutil
 import statistics
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from quant.workflow.amounts import Estimate
 
 class Rates(NamedTuple):
     """Multiply-adds count twice: FLOP/s of the model's type and of float32; bytes/s of a copy within the device (read
-    and written), from it to page-locked memory, written to disk and read from its cache, checksums and all; seconds of
-    a small operation that Python starts, and of a million additions of its own."""
+    and written), from it to page-locked memory, and of files with their checksums: written, read out of memory, and
+    read where memory has not kept them; seconds of a small operation that Python starts, and of a million additions of
+    its own."""
 
     model: float
     float32: float
@@ -20,13 +22,14 @@ class Rates(NamedTuple):
     off: float
     disk: float
     read: float
+    cold: float
     call: float
     python: float
 
 
 # of machines that a job's minutes must do for
-SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 2e-5, 0.1)
-SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 2e-5, 0.1)
+SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 1e8, 2e-5, 0.1)
+SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 2e-5, 0.1)
 # how many times the products in the model's type and in float32 take what they would at those rates, as measured
 # (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
 TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
@@ -98,11 +101,13 @@ def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
     return Rates(model, float32, copy, off, *files(where, folder), call, python)
 
 
-def files(where: str, folder: Path) -> tuple[float, float]:
-    """Bytes/s to a file and back as methods have them: from the device and to it, with checksums."""
+def files(where: str, folder: Path) -> tuple[float, float, float]:
+    """Bytes/s to a file and back, from memory and from the disk, as methods have them: from the device and to it, with
+    checksums."""
     import torch
 
     from quant.files import tensorfile
+    from quant.models.compute import clock
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
     n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (4 * each.nbytes)))
@@ -121,7 +126,14 @@ def files(where: str, folder: Path) -> tuple[float, float]:
                 file.get(name, where)
 
     try:
-        spent = seconds_of(write, where, 2), seconds_of(read, where, 2)
+        spent = [seconds_of(write, where, 2), seconds_of(read, where, 2)]
+        if hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begun = clock(where)
+        read()
+        spent.append(clock(where) - begun)
     finally:
         path.unlink(missing_ok=True)
-    return each.nbytes * n / spent[0], each.nbytes * n / spent[1]
+    written, cached, cold = (each.nbytes * n / each_s for each_s in spent)
+    return written, cached, min(cold, cached)
