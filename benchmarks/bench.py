@@ -11,6 +11,7 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -189,6 +190,7 @@ class Bench:
         self.reset()
         work, calls = [], []
         for _ in range(self.repeats):
+            shutil.rmtree(target, ignore_errors=True)
             begun = clock(self.where)
             record = quantize(model, target, recipe, files, self.where)
             calls.append(clock(self.where) - begun)

@@ -11,7 +11,8 @@ from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangl
 
 MB = 10**6
 LIGHT = 170 * MB  # a process without torch
-CUDA = 1900 * MB  # of the host, for a process that has used a GPU
+CUDA = 1300 * MB  # of the host, for a process that has used a GPU
+AHEAD = 1.3  # times what is read ahead or waits to be written: page-locked memory comes in powers of two
 MAPPED = 8000 * MB  # of mapped files at most: where memory is short, their pages are given back
 LOADED = 7e8  # bytes a second
 
@@ -76,8 +77,10 @@ class Ask(NamedTuple):
         said = self.config["datasets"][self.wildcards["dataset"]]
         return said["n_samples"] * said["seq_len"], said["seq_len"]
 
-    def host(self, imported: float, *, mapped: float = 0, own: float = 0) -> float:
-        return imported + (CUDA if self.on_gpu else 0) + min(mapped, MAPPED, self.memory / 4) + own
+    def host(self, imported: float, *, mapped: float = 0, own: float = 0, locked: float = 0) -> float:
+        """locked: bytes of page-locked memory, which a GPU's job reads into and writes from."""
+        card = CUDA + AHEAD * locked if self.on_gpu else 0.0
+        return imported + card + min(mapped, MAPPED, self.memory / 4) + own
 
     def passing(self, tokens: int) -> float:
         """Bytes of a batch on its way through a block, at its widest."""

@@ -25,7 +25,7 @@ from quant.workflow.amounts import (
     products,
     stored,
 )
-from quant.workflow.work import OF_PASS, feeding, in_float32, learning, plain, refining, searching, streaming
+from quant.workflow.work import OF_PASS, WIDEST, feeding, in_float32, learning, plain, refining, searching, streaming
 
 TORCH, TRANSFORMERS = 320 * MB, 400 * MB  # a process that has imported as much
 TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where torch is for GPUs
@@ -34,16 +34,11 @@ CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, byt
 OF_EVALUATION = 0.8  # of the time that other work of as many products takes on a GPU
 PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one,
 SMALL, KEPT_OF_SMALL = 2**26, 2**31  # and of a block of so many bytes
-WIDEST = 2**27  # calibration.streams
 SUMMED = 60.0  # operations of a linear, whose sums are written
 JUDGED = 60.0  # and of one that is held against its original's
 OF_BLOCK = 20.0  # and in a pass of a block's own
 READ_OF_TOKEN, DRAWN = 8.0, 2.5  # bytes of a number that linears read or put out; times those to draw noise for it
 SAMPLE = 520  # bytes of samples and ranges an output channel
-
-
-def fetched(ask: Ask) -> Estimate:
-    return Estimate(LIGHT, start=2.0)
 
 
 def converting(ask: Ask) -> Estimate:
@@ -75,7 +70,9 @@ def collecting(ask: Ask) -> Estimate:
     calls = n_linears(shape) * (OF_PASS * n_batches(ask, tokens, width) + SUMMED)
     spilled = 2.0 * shape.depth * hidden if ask.on_gpu and hidden > RESIDENT else 0.0
     return Estimate(
-        ask.host(TRANSFORMERS, mapped=stored(shape), own=own),
+        ask.host(
+            TRANSFORMERS, mapped=stored(shape), own=own, locked=2 * block + moments(shape, ask.config) / shape.depth
+        ),
         on_card if ask.on_gpu else 0,
         disk,
         model=forward(shape, tokens, width) + (outer(shape, tokens) if ask.on_gpu else 0),
@@ -132,6 +129,7 @@ def quantising(ask: Ask) -> Estimate:
     held = (shape.width + 1) * shape.block + (3.1 if recipe["rounding"] == "gptq" else 2.2) * square
     held += 8.0 * shape.largest + (PORTIONS if ask.on_gpu else 0)
     known = moments(shape, ask.config) if with_moments else 0.0
+    locked = 2 * (shape.block * shape.width + known / shape.depth) + (made - ends(shape)) / shape.depth
     work = plain(shape).plus(searching(shape, recipe))
     if recipe["rounding"] == "gptq":
         work = work.plus(feeding(shape))
@@ -140,7 +138,7 @@ def quantising(ask: Ask) -> Estimate:
     if not ask.on_gpu:
         work = in_float32(shape, recipe)
     return Estimate(
-        ask.host(TORCH, mapped=size + known, own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held)),
+        ask.host(TORCH, mapped=size + known, own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held), locked=locked),
         held if ask.on_gpu else 0,
         made,
         *work,
@@ -255,7 +253,7 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
             ), held
         return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
-        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside(ask, tokens)
+        return ask.host(TRANSFORMERS, mapped=made), size + beside(ask, tokens)
     logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
@@ -283,7 +281,8 @@ def evaluating(ask: Ask) -> Estimate:
     if not by_block(ask, tokens):
         return found
     calls = OF_BLOCK * n_linears(shape) * n_batches(ask, tokens, width)
-    return found._replace(calls=calls, read=made - ends(shape), before=ends(shape), blocks=shape.depth)
+    before = 3.0 * shape.embedding * shape.width  # before the blocks, and twice after them
+    return found._replace(calls=calls, read=made - ends(shape), before=before, blocks=shape.depth)
 
 
 def answering(ask: Ask) -> Estimate:

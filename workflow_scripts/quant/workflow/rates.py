@@ -13,8 +13,8 @@ from quant.workflow.amounts import Estimate
 class Rates(NamedTuple):
     """Multiply-adds count twice: FLOP/s of the model's type and of float32; bytes/s of a copy within the device (read
     and written), from it to page-locked memory, and of files with their checksums: written, read out of memory, and
-    read where memory has not kept them; seconds of a small operation that Python starts, and of a million additions of
-    its own."""
+    read where memory has not kept them; seconds of a small operation that Python waits for, and of a million additions
+    of its own."""
 
     model: float
     float32: float
@@ -28,13 +28,12 @@ class Rates(NamedTuple):
 
 
 # of machines that a job's minutes must do for
-SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 1e8, 2e-5, 0.1)
-SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 2e-5, 0.1)
+SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
+SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
 # how many times the products in the model's type and in float32 take what they would at those rates, as measured
 # (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
 TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
 PYTHON = 0.05  # seconds of a million additions where jobs start in the time that estimates say
-CALLS = 3.0  # times a small operation's seconds: most take several, and what is around them
 WARM = 0.3  # seconds until a GPU's first kernels are there
 
 
@@ -42,7 +41,7 @@ def lanes(found: Estimate, rates: Rates, where: str) -> tuple[float, float, floa
     """Seconds of a job's reading, work and writing, each alone."""
     model, float32 = TIMES[where]
     work = model * found.model / rates.model + float32 * found.float32 / rates.float32 + found.moved / rates.copy
-    work += CALLS * rates.call * found.calls
+    work += rates.call * found.calls
     if where == "cuda":  # on the stream that computes, too
         work += (found.before + found.read + found.written) / rates.off
     return found.read / rates.read, max(work, found.carried / rates.off), found.written / rates.disk
@@ -91,11 +90,11 @@ def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
     off = host.nbytes / seconds_of(lambda: host.copy_(big[: len(host)]), where)
     few = torch.zeros(16, device=where)
 
-    def start() -> None:
-        for _ in range(1000):
-            few.add_(1)
+    def ask() -> None:
+        for _ in range(500):
+            few.sum().item()
 
-    call = seconds_of(start, where, 3) / 1000
+    call = seconds_of(ask, where, 3) / 500
     python = seconds_of(lambda: sum(i for i in range(10**6)), "cpu", 3)
     model, float32 = product(getattr(torch, dtype)), product(torch.float32)
     return Rates(model, float32, copy, off, *files(where, folder), call, python)
@@ -110,17 +109,18 @@ def files(where: str, folder: Path) -> tuple[float, float, float]:
     from quant.models.compute import clock
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
-    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (4 * each.nbytes)))
+    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (12 * each.nbytes)))
     layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(n)}
-    path = folder / ".rate"
+    paths = [folder / f".rate{i}" for i in range(3)]
+    unused = iter(paths)
 
     def write() -> None:
-        with tensorfile.writing(path, layout, {}) as out:
+        with tensorfile.writing(next(unused), layout, {}) as out:
             for name in layout:
                 out.put(name, each)
 
     def read() -> None:
-        with tensorfile.opened(path) as file:
+        with tensorfile.opened(paths[0]) as file:
             file.prefetch(layout, where)
             for name in layout:
                 file.get(name, where)
@@ -128,12 +128,13 @@ def files(where: str, folder: Path) -> tuple[float, float, float]:
     try:
         spent = [seconds_of(write, where, 2), seconds_of(read, where, 2)]
         if hasattr(os, "posix_fadvise"):
-            with path.open("rb") as file:
+            with paths[0].open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begun = clock(where)
         read()
         spent.append(clock(where) - begun)
     finally:
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
     written, cached, cold = (each.nbytes * n / each_s for each_s in spent)
     return written, cached, min(cold, cached)

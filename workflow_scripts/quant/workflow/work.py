@@ -14,9 +14,10 @@ COLUMNS = 128  # that GPTQ and refinement round at once (recipe.fused)
 # bytes of a weight, or of a candidate for it
 LOADED, CANDIDATE, CLIPPED = 500.0, 13.0, 34.0
 # operations of a linear: reading, rounding and writing it; its scale; each COLUMNS of its inputs; a round of refinement
-PLAIN, SCALE, COLUMN, ROUND = 150.0, 60.0, 5.0, 60.0
+PLAIN, SCALE, COLUMN, ROUND = 210.0, 50.0, 12.0, 60.0
 RECONSTRUCTED, TUNED, LOGITS = 1.6, 3.0, 4.2  # times a pass's products where weights and losses are made anew
-OF_PASS = 45.0  # operations of a linear in a pass over one batch
+OF_PASS, OF_STREAM = 95.0, 60.0  # operations of a linear in a pass over one batch, and in one of two models' streams
+WIDEST = 2**27  # calibration.streams
 
 
 class Work(NamedTuple):
@@ -73,7 +74,8 @@ def streaming(ask: Ask, corrects: bool) -> Work:
     passes = 3 * forward(shape, tokens, width)
     sums = outer(shape, tokens) * (3 if corrects else 1)
     correction = factoring(shape) + 4 * products(shape) if corrects else 0.0
-    calls = (3 if corrects else 2) * OF_PASS * n_linears(shape) * n_batches(ask, tokens, width)
+    batches = max(n_batches(ask, tokens, width), -(-tokens * shape.widest * ask.width // WIDEST))
+    calls = (3 if corrects else 2) * OF_STREAM * n_linears(shape) * batches
     return Work(passes + sums, correction, 0.0, calls)
 
 
