@@ -10,7 +10,8 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 
 import argparse
 import json
-import resource
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from bench_growth import growth
+from bench_plan import Plan, beside, forget_peak, peak, rule_of
 
 from bench_draw import draw
 from bench_limits import evaluation_limit, gpu_seconds, search_limit, statistics_limit
@@ -41,12 +43,12 @@ from quant.methods.source import Output, Source, provenance_of
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow.amounts import Ask, Estimate
-from quant.workflow.estimate import OF_MODEL
-from quant.workflow.rates import WARM, measure_rates, within
+from quant.workflow.amounts import Estimate
+from quant.workflow.rates import measure_rates
 from study import PATTERNS, methods
 
 GB = 1e9
+UNITS = {"model": ("TFLOP/s", 1e-12), "float32": ("TFLOP/s", 1e-12), "call": ("µs", 1e6), "python": ("ms", 1e3)}
 AUTOAWQ = ROOT / "results/environments/autoawq"
 
 
@@ -77,12 +79,15 @@ class Bench:
 
     def __init__(self, case: Case, where: str, folder: Path, repeats: int, profiled: bool = True) -> None:
         self.case, self.where, self.folder, self.repeats = case, where, folder, repeats
-        self.profiled = profiled
+        self.profiled, self.quiet = profiled, False
         self.rates = measure_rates(where, case.dtype, folder)
+        room = torch.cuda.mem_get_info()[1] if where == "cuda" else float("inf")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.plan = Plan(self.rates, where, room, memory)
         self.rows: list[dict[str, Any]] = []
         for name, value in self.rates._asdict().items():
-            unit = "TFLOP/s" if name in ("model", "float32") else "GB/s"
-            print(f"rate {name}: {value / (1e12 if unit[0] == 'T' else GB):.1f} {unit}", flush=True)
+            unit, times = UNITS.get(name, ("GB/s", 1e-9))
+            print(f"rate {name}: {value * times:.2f} {unit}", flush=True)
 
     def note(
         self,
@@ -94,21 +99,22 @@ class Bench:
         planned: Estimate | None = None,
         **more: Any,
     ) -> None:
-        peak = torch.cuda.max_memory_allocated() / 1e6 if self.where == "cuda" else None
+        of_gpu = torch.cuda.max_memory_allocated() / 1e6 if self.where == "cuda" else None
         row = {"step": step, "seconds": seconds, "gpu_s": gpu_s, "limit_s": limit}
         row["times_limit"] = limit and (gpu_s or seconds) / limit
         if planned is not None:
-            row |= self.said(planned)
+            row |= self.plan.said(planned)
         row |= {"depth": case.depth, "width": case.shape.hidden, "tokens": case.calibration[0] * case.calibration[1]}
-        ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # so far, mapped files among it
-        self.rows.append(row | {"gpu_peak_mb": peak, "ram_mb": ram} | more)
+        self.rows.append(row | {"gpu_peak_mb": of_gpu, "ram_mb": peak()} | more)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.rows[-1].items()
         )
-        print(", ".join(words), flush=True)
+        if not self.quiet:
+            print(", ".join(words), flush=True)
 
     def reset(self) -> None:
+        forget_peak()
         if self.where == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -116,41 +122,21 @@ class Bench:
     def busy(self, work: Callable[[], Any]) -> float | None:
         return gpu_seconds(work) if self.where == "cuda" and self.profiled else None
 
-    def said(self, planned: Estimate) -> dict[str, float]:
-        """What the plan says of a step that runs in this process; its kernels are there where nothing is read."""
-        first = WARM if self.where == "cuda" and not planned.read else 0.0
-        return {"plan_s": within(planned, self.rates, self.where) - first, "plan_gpu_mb": planned.gpu / 1e6}
-
-    def predict(self, case: Case, chosen: dict[str, dict[str, Any]]) -> None:
-        """Prints what the plan says of every step, before any of them has run."""
-        found = {"statistics": self.planned("collect_statistics", case)}
-        for name, recipe in chosen.items():
-            found[name] = self.planned(rule_of(recipe), case, recipe)
-        found["evaluation by block"] = self.planned("evaluate_original", case, room=0)
-        found["evaluation"] = self.planned("evaluate_original", case)._replace(read=0, written=0)
-        for step, planned in found.items():
-            words = (f"{key} {value:.4g}" for key, value in self.said(planned).items())
-            print(f"plan {step}: {', '.join(words)}", flush=True)
-
-    def planned(
-        self, rule: str, case: Case, recipe: dict[str, Any] | None = None, room: float | None = None
-    ) -> Estimate:
-        """What the plan says of a rule's job; room: bytes of the device, if not its own."""
-        (n, width), (m, length) = case.calibration, case.evaluation
-        config = {
-            "compute": {"dtype": "auto", "batch_tokens": "auto"},
-            "calibration": {"n_calib": n, "seq_len": width},
-            "datasets": {"heldout": {"n_samples": m, "seq_len": length, "kl_tokens": None}},
-            "methods": {"method": recipe},
-        }
-        wildcards = {"dataset": "heldout"} | ({} if recipe is None else {"method": "method"})
-        on_gpu = self.where == "cuda"
-        if room is None:
-            room = torch.cuda.mem_get_info()[1] if on_gpu else float("inf")
-        return OF_MODEL[rule](Ask(case.shape, config, wildcards, on_gpu, room))
-
     def compute(self, case: Case) -> Compute:
         return Compute(self.where, getattr(torch, case.dtype), batch_tokens("auto", self.where))
+
+    def warm(self, case: Case, chosen: dict[str, dict[str, Any]]) -> None:
+        """All of it once on a block of that width and few tokens: kernels are compiled and libraries loaded."""
+        few = case.having(num_hidden_layers=1, vocab_size=2048)._replace(calibration=(8, case.calibration[1]))
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            other = Bench.__new__(Bench)
+            other.__dict__ |= self.__dict__ | {"folder": Path(name), "rows": [], "quiet": True, "repeats": 1}
+            model = make_model(other.folder / "model", few, self.where)
+            files = other.statistics(model, few)
+            if any("noisy" in keys.statistics_files(recipe) for recipe in chosen.values()):
+                files = other.noisy(model, few, files)
+            for recipe in chosen.values():
+                quantize(model, other.folder / "quantised", recipe, files, self.where)
 
     def statistics(self, model: Path, case: Case, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""
@@ -166,13 +152,10 @@ class Bench:
         def work() -> None:
             collect(material, *files.values(), compute)
 
-        if step == "statistics":  # kernels are compiled, and libraries loaded, once
-            few = material._replace(tokens=calibration._replace(sequences=calibration.sequences[:1]))
-            collect(few, *files.values(), compute)
         spent = statistics.median(self.timed(work) for _ in range(self.repeats))
         on_disk = sum(path.stat().st_size for path in files.values()) / 1e6
         limit = statistics_limit(case.shape, self.rates, n * width, width)
-        planned = self.planned("collect_statistics", case)
+        planned = self.plan.of(case, "collect_statistics")
         self.note(step, spent, limit, case, self.busy(work), planned, disk_mb=on_disk)
         return files
 
@@ -190,7 +173,8 @@ class Bench:
             collect_noisy(material, files["channels"], str(path), noise, compute)
 
         self.reset()
-        self.note("noisy statistics", self.timed(work), None, case, self.busy(work))
+        spent = self.timed(work)
+        self.note("noisy statistics", spent, None, case, self.busy(work), self.plan.of(case, "collect_noisy"))
         return files | {"noisy": path}
 
     def timed(self, work: Callable[[], Any]) -> float:
@@ -206,12 +190,13 @@ class Bench:
         self.reset()
         work, calls = [], []
         for _ in range(self.repeats):
+            shutil.rmtree(target, ignore_errors=True)
             begun = clock(self.where)
             record = quantize(model, target, recipe, files, self.where)
             calls.append(clock(self.where) - begun)
             work.append(sum(row["milliseconds"] for row in record["linears"]) / 1e3)
         limit = search_limit(case.shape, self.rates, recipe)
-        planned = self.planned(rule_of(recipe), case, recipe)
+        planned = self.plan.of(case, rule_of(recipe), recipe)
         busy = self.busy(lambda: quantize(model, target, recipe, files, self.where))
         spent = statistics.median(calls)
         self.note(step, statistics.median(work), limit, case, busy, planned, recipe=name, call_s=spent)
@@ -263,7 +248,7 @@ class Bench:
 
             spent = statistics.median(self.timed(work) for _ in range(self.repeats))
             speed, busy = statistics.median(found), self.busy(work)
-            planned = self.planned("evaluate_original", case)._replace(read=0, written=0)  # the model is loaded here
+            planned = self.plan.loaded(case)
             self.note(
                 f"evaluation, {kind}", n * width / speed, limit, case, busy, planned, whole_s=spent, tokens_per_s=speed
             )
@@ -284,13 +269,8 @@ class Bench:
         size = size_of(checkpoint)
         limit = max(evaluation_limit(case.shape, self.rates, n * width, width), size / self.rates.off)
         spent = clock(self.where) - begun
-        planned = self.planned("evaluate_original", case, room=0)
         more = {"read_gb_per_s": size / spent / GB, "tokens_per_s": speed}
-        self.note("evaluation by block", spent, limit, case, planned=planned, **more)
-
-
-def rule_of(recipe: dict[str, Any]) -> str:
-    return "quantize_with_model" if keys.way_of(recipe) == "model" else "quantize"
+        self.note("evaluation by block", spent, limit, case, planned=self.plan.by_block(case), **more)
 
 
 def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str, Path], where: str) -> dict[str, Any]:
@@ -361,6 +341,7 @@ def main() -> None:
         try:
             measure(bench, case, options)
         finally:  # what was measured before something failed stays
+            print(beside(bench.rows), flush=True)
             table = pd.DataFrame(bench.rows)
             table.insert(0, "device", torch.cuda.get_device_name() if where == "cuda" else "cpu")
             table.to_csv(options.out / "bench.csv", index=False)
@@ -369,7 +350,8 @@ def main() -> None:
 
 def measure(bench: Bench, case: Case, options: argparse.Namespace) -> None:
     chosen = recipes(options.recipes, case)
-    bench.predict(case, chosen)
+    bench.plan.predict(case, chosen)
+    bench.warm(case, chosen)
     begun = clock(bench.where)
     model = make_model(bench.folder / "model", case, bench.where)
     size = size_of(model / "checkpoint")

@@ -57,6 +57,21 @@ def test_a_study_of_70_billion_weights_on_a_disk_of_50_gb() -> None:
     assert "disk: its files take" in unfit(80, "bfloat16")[0] and "collect_statistics" in unfit(80, "bfloat16")[0]
 
 
+def test_files_that_memory_does_not_keep_are_read_from_the_disk() -> None:
+    written = yaml.safe_load((tiny.ROOT / "config.yaml").read_text())
+    schema = tiny.read(tiny.ROOT / "rules/schemas/config.schema.json")
+    study = {"study": written["study"] | {"methods": ["gw_awq"]}, "sensitivity": {"methods": []}}
+    config = configuration.load(paths.named_texts(written | study), schema)
+    shape = Shape.of(LLAMA3_70B | {"num_hidden_layers": 8})  # 18 GB, and 16 of moments
+    assert shape is not None
+    found = {}
+    for ram in (4e10, 6e10):
+        machine = Machine("cuda", "a card", ram, 8e10, 1e12, SLOW_GPU._replace(disk=1e10))
+        jobs = plan.estimates(config, {"smollm2-135m": shape}, machine)
+        found[ram] = next(spent for job, _, spent in jobs if job.rule == "quantize")
+    assert found[4e10] - found[6e10] > 34e9 * (1 / SLOW_GPU.cold - 1 / SLOW_GPU.read) / 2
+
+
 def huge(project: Path, **study: str) -> Callable[[str], tuple[int, str]]:
     """Runs targets of a study of a model of 9,000 billion weights, of which only config.json is there."""
     folder = project / "inputs/huge"

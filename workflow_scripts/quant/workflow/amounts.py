@@ -11,24 +11,30 @@ from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangl
 
 MB = 10**6
 LIGHT = 170 * MB  # a process without torch
-CUDA = 1900 * MB  # of the host, for a process that has used a GPU
+CUDA = 1300 * MB  # of the host, for a process that has used a GPU
+AHEAD = 1.3  # times what is read ahead or waits to be written: page-locked memory comes in powers of two
 MAPPED = 8000 * MB  # of mapped files at most: where memory is short, their pages are given back
 LOADED = 7e8  # bytes a second
 
 
 class Estimate(NamedTuple):
     """ram, gpu: peak bytes of the host (mapped pages among them) and of the card; disk: of the outputs; model, float32:
-    FLOP by the type of the products; pieces: linears that are gone through one by one; read, written: bytes of files;
-    start: seconds before the work."""
+    FLOP by the type of the products; moved: bytes that other kernels read and write; calls: operations that Python
+    starts; carried: bytes between host and card beside the files'; read, written: bytes of files, in so many blocks
+    one after the other; before: bytes read before the first of them; start: seconds before the work."""
 
     ram: float = LIGHT
     gpu: float = 0.0
     disk: float = 0.0
     model: float = 0.0
     float32: float = 0.0
-    pieces: float = 0.0
+    moved: float = 0.0
+    calls: float = 0.0
+    carried: float = 0.0
     read: float = 0.0
     written: float = 0.0
+    blocks: float = 1.0
+    before: float = 0.0
     start: float = 2.0
 
 
@@ -71,8 +77,10 @@ class Ask(NamedTuple):
         said = self.config["datasets"][self.wildcards["dataset"]]
         return said["n_samples"] * said["seq_len"], said["seq_len"]
 
-    def host(self, imported: float, *, mapped: float = 0, own: float = 0) -> float:
-        return imported + (CUDA if self.on_gpu else 0) + min(mapped, MAPPED, self.memory / 4) + own
+    def host(self, imported: float, *, mapped: float = 0, own: float = 0, locked: float = 0) -> float:
+        """locked: bytes of page-locked memory, which a GPU's job reads into and writes from."""
+        card = CUDA + AHEAD * locked if self.on_gpu else 0.0
+        return imported + card + min(mapped, MAPPED, self.memory / 4) + own
 
     def passing(self, tokens: int) -> float:
         """Bytes of a batch on its way through a block, at its widest."""
@@ -100,9 +108,19 @@ def outer(shape: Shape, tokens: int) -> float:
     return shape.depth * sum(e.n * e.share * tokens * e.n_in * (e.n_in + 1) for e in shape.linears if e.reads)
 
 
-def pieces(shape: Shape) -> float:
-    """Linears of all blocks; an expert's takes longer, with tokens of its own."""
-    return shape.depth * sum(each.n * (1.7 if each.n >= EXPERTS else 1.0) for each in shape.linears)
+def n_linears(shape: Shape) -> int:
+    """Of all blocks."""
+    return shape.depth * sum(each.n for each in shape.linears)
+
+
+def n_batches(ask: Ask, tokens: int, width: int) -> int:
+    """Of whole sequences of `width` tokens."""
+    return -(-tokens // max(width, ask.batch // width * width))
+
+
+def ends(shape: Shape) -> float:
+    """Bytes of embedding and head."""
+    return float((shape.weights - shape.quantised) * shape.width)
 
 
 def products(shape: Shape) -> float:

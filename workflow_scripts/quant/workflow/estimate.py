@@ -14,30 +14,32 @@ from quant.workflow.amounts import (
     MB,
     Ask,
     Estimate,
+    ends,
     forward,
     head,
     is_packed,
     moments,
+    n_batches,
+    n_linears,
     outer,
-    pieces,
     products,
     stored,
 )
+from quant.workflow.work import OF_PASS, WIDEST, feeding, in_float32, learning, plain, refining, searching, streaming
 
 TORCH, TRANSFORMERS = 320 * MB, 400 * MB  # a process that has imported as much
 TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where torch is for GPUs
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
-OF_PASS = 0.8  # of the time that other work of as many products takes on a GPU
+OF_EVALUATION = 0.8  # of the time that other work of as many products takes on a GPU
 PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one,
 SMALL, KEPT_OF_SMALL = 2**26, 2**31  # and of a block of so many bytes
-WIDEST = 2**27  # calibration.streams
 ATTENDED = 4096  # tokens, calibration.attention_moments
+SUMMED = 60.0  # operations of a linear, whose sums are written
+JUDGED = 60.0  # and of one that is held against its original's
+OF_BLOCK = 20.0  # and in a pass of a block's own
+READ_OF_TOKEN, DRAWN = 8.0, 2.5  # bytes of a number that linears read or put out; times those to draw noise for it
 SAMPLE = 520  # bytes of samples and ranges an output channel
-
-
-def fetched(ask: Ask) -> Estimate:
-    return Estimate(LIGHT, start=2.0)
 
 
 def converting(ask: Ask) -> Estimate:
@@ -66,15 +68,23 @@ def collecting(ask: Ask) -> Estimate:
     own = 3.0 * outputs * SAMPLE + 16 * shape.widest**2
     own += max(hidden - RESIDENT, 0) if ask.on_gpu else hidden + max(embedding, work)
     disk = moments(shape, ask.config) + outputs * (SAMPLE + 16)
+    calls = n_linears(shape) * (OF_PASS * n_batches(ask, tokens, width) + SUMMED)
+    spilled = 2.0 * shape.depth * hidden if ask.on_gpu and hidden > RESIDENT else 0.0
     return Estimate(
-        ask.host(TRANSFORMERS, mapped=stored(shape), own=own),
+        ask.host(
+            TRANSFORMERS, mapped=stored(shape), own=own, locked=2 * block + moments(shape, ask.config) / shape.depth
+        ),
         on_card if ask.on_gpu else 0,
         disk,
         model=forward(shape, tokens, width) + (outer(shape, tokens) if ask.on_gpu else 0),
         float32=0 if ask.on_gpu else outer(shape, tokens),
-        pieces=pieces(shape),
-        read=stored(shape),
+        moved=READ_OF_TOKEN * tokens * (outputs + shape.depth * sum(n * k for k, n in shape.inputs)),
+        calls=calls,
+        carried=spilled,
+        read=shape.quantised * shape.width,
         written=disk,
+        blocks=shape.depth,
+        before=shape.embedding * shape.width,
         start=ask.starting(True),
     )
 
@@ -110,9 +120,12 @@ def attending(ask: Ask) -> Estimate:
 
 
 def noisy(ask: Ask) -> Estimate:
-    plain = collecting(ask)
-    small = ask.shape.depth * sum(e.n * (e.n_in + e.n_out) for e in ask.shape.linears) * 16.0
-    return plain._replace(disk=small, written=small, model=4 * plain.model, float32=0)
+    shape, plain, (tokens, width) = ask.shape, collecting(ask), ask.calibration
+    small = shape.depth * sum(e.n * (e.n_in + e.n_out) for e in shape.linears) * 16.0
+    draws = int(ask.wildcards.get("noise", "x3").rpartition("x")[2])
+    drawn = DRAWN * draws * plain.moved if ask.on_gpu else 0.0
+    model = forward(shape, tokens, width) * (1 if ask.on_gpu else 4)
+    return plain._replace(disk=small, written=small, model=model, float32=0, moved=drawn)
 
 
 def quantising(ask: Ask) -> Estimate:
@@ -125,25 +138,23 @@ def quantising(ask: Ask) -> Estimate:
     held = (shape.width + 1) * shape.block + (3.1 if recipe["rounding"] == "gptq" else 2.2) * square
     held += 8.0 * shape.largest + (PORTIONS if ask.on_gpu else 0)
     known = moments(shape, ask.config) if with_moments else 0.0
-    model = float32 = 0.0
-    if recipe["salience"] != "none":
-        model += (recipe["n_grid"] + 1) * products(shape)
-    if recipe["clip"]:
-        model += 8.0 * shape.quantised * 20
+    locked = 2 * (shape.block * shape.width + known / shape.depth) + (made - ends(shape)) / shape.depth
+    work = plain(shape).plus(searching(shape, recipe))
     if recipe["rounding"] == "gptq":
-        float32 += products(shape) + shape.depth * sum(e.n * 2 / 3 * e.n_in**3 for e in shape.linears)
-    float32 += recipe["refine"] * 2 * products(shape)
+        work = work.plus(feeding(shape))
+    if recipe["refine"]:
+        work = work.plus(refining(shape, recipe["refine"]))
     if not ask.on_gpu:
-        model, float32 = 0.0, model + float32
+        work = in_float32(shape, recipe)
     return Estimate(
-        ask.host(TORCH, mapped=size + known, own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held)),
+        ask.host(TORCH, mapped=size + known, own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held), locked=locked),
         held if ask.on_gpu else 0,
         made,
-        model,
-        float32,
-        pieces(shape),
-        read=size + known,
+        *work,
+        read=size - ends(shape) + known,
         written=made,
+        blocks=shape.depth,
+        before=ends(shape),
         start=ask.starting(False),
     )
 
@@ -151,32 +162,27 @@ def quantising(ask: Ask) -> Estimate:
 def running(ask: Ask) -> Estimate:
     """Recipes that run the model: two streams through it, and tuning."""
     shape, recipe, plain = ask.shape, ask.recipe, quantising(ask)
-    tokens, width = recipe["n_calib"] * ask.calibration[1], ask.calibration[1]
+    tokens = recipe["n_calib"] * ask.calibration[1]
     hidden = 2 * tokens * shape.hidden * ask.width
     passing = ask.passing(tokens)
     if ask.on_gpu:  # in bounded batches, while two second moments are summed and none is factored
         passing = max(0, min(passing, WIDEST * (3 + 8 * shape.hidden / shape.middle)) - 4.0 * shape.widest**2)
     work = 2 * shape.block * ask.width + passing
     held, ram = plain.gpu, plain.ram + TRANSFORMERS - TORCH
-    model, float32 = plain.model, plain.float32
+    model, float32 = plain.model + learning(ask), plain.float32
     if recipe["inputs"] == "sequential":
-        model += 3 * forward(shape, tokens, width)
-        cross = outer(shape, tokens) * (3 if recipe["correction"] else 1)
-        model, float32 = (model + cross, float32) if ask.on_gpu else (model, float32 + cross)
-        model, float32 = 2.5 * model, 2.5 * float32
+        work_of = streaming(ask, bool(recipe["correction"]))
+        plain = plain._replace(calls=plain.calls + work_of.calls, read=plain.read + shape.quantised * shape.width)
+        model, float32 = model + work_of.model, float32 + work_of.float32
         kept = tokens * ask.width * sum(count * n for count, n in shape.inputs)  # calibration.kept: inputs, outputs
         kept += tokens * ask.width * (6 * shape.hidden + 2 * shape.middle)
         held += min(kept, KEPT_OF_SMALL if shape.block * ask.width <= SMALL else KEPT)
         held -= shape.width * shape.block if shape.width == ask.width else 0  # which the stream's block has too
     if recipe["reconstruct"] is not None:
-        seen = recipe["reconstruct"]["iterations"] * recipe["reconstruct"]["batch"] / recipe["n_calib"]
-        model += (3 * seen + 3) * forward(shape, tokens, width)
         hidden *= 1.5
         # of each weight in float32: its place, gradient and two means of that, itself, and what its own gradient passes
         work = max(work, 2 * shape.block * ask.width + 32.0 * shape.block + 2 * ask.passing(tokens))
     if recipe["tune"] is not None:
-        epochs = recipe["tune"]["epochs"]
-        model += (3 * epochs + 1) * (forward(shape, tokens, width) + head(shape, tokens))
         work = max(work, 3 * shape.weights * ask.width + 1.5 * CHUNK_BYTES * ask.width + 4 * ask.passing(tokens))
     ram += max(0, hidden - 2 * RESIDENT) if ask.on_gpu else hidden + work + 2**30
     gpu = min(hidden, 2 * RESIDENT) + held + work if ask.on_gpu else 0
@@ -223,7 +229,7 @@ def erring(ask: Ask) -> Estimate:
         held if ask.on_gpu else 0,
         10 * MB,
         float32=products(shape),
-        pieces=pieces(shape),
+        calls=JUDGED * n_linears(shape),
         read=stored(shape) + made + known,
         start=ask.starting(False),
     )
@@ -256,7 +262,7 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
             ), held
         return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
-        return ask.host(TRANSFORMERS, mapped=made, own=size), size + beside(ask, tokens)
+        return ask.host(TRANSFORMERS, mapped=made), size + beside(ask, tokens)
     logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
     return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
@@ -279,9 +285,13 @@ def evaluating(ask: Ask) -> Estimate:
     compared = min(tokens, tokens if budget is None else budget)
     kept = compared * shape.hidden * ask.width if original else 0.0
     work = forward(shape, tokens, width) + head(shape, tokens) + (0 if original else head(shape, compared))
-    work *= OF_PASS if ask.on_gpu else 1
-    alone = pieces(shape) if by_block(ask, tokens) else 0.0
-    return Estimate(ram, gpu, kept + MB, work, pieces=alone, read=made, written=kept, start=ask.loading(made))
+    work *= OF_EVALUATION if ask.on_gpu else 1
+    found = Estimate(ram, gpu, kept + MB, work, read=made, written=kept, start=ask.loading(made))
+    if not by_block(ask, tokens):
+        return found
+    calls = OF_BLOCK * n_linears(shape) * n_batches(ask, tokens, width)
+    before = 3.0 * shape.embedding * shape.width  # before the blocks, and twice after them
+    return found._replace(calls=calls, read=made - ends(shape), before=before, blocks=shape.depth)
 
 
 def answering(ask: Ask) -> Estimate:
@@ -312,7 +322,7 @@ def swapped_in(ask: Ask, parts: int, tokens: int, width: int, heads: int = 1) ->
     shape, made = ask.shape, stored(ask.shape, ask.recipe)
     ram, gpu = loaded(ask, tokens, made + stored(shape), False)
     work = parts * (forward(shape, tokens, width) + heads * head(shape, tokens))
-    work *= OF_PASS if ask.on_gpu else 1
+    work *= OF_EVALUATION if ask.on_gpu else 1
     return Estimate(ram, gpu, MB, model=work, read=parts * made, start=ask.loading(made + stored(shape)))
 
 

@@ -12,6 +12,7 @@ from quant.workflow.shape import Shape
 
 GB = 1e9
 REST = "tables, figures, report"
+KEPT = 0.7  # of the memory that may keep files
 REST_S = 40.0  # of steps that no model makes longer
 
 
@@ -132,13 +133,15 @@ def calibrations(passes: Any) -> list[str]:
 def estimates(
     config: Mapping[str, Any], shapes: Mapping[str, Shape], machine: Machine
 ) -> Iterator[tuple[Job, Estimate, float]]:
-    """Every job with what it takes, and its seconds."""
+    """Every job with what it takes, and its seconds: at the disk's rate where memory does not keep a model and its
+    second moments between jobs."""
     for job in jobs(config):
         on_gpu = machine.device != "cpu" and job.rule in ON_GPU
-        room = machine.gpu if on_gpu else machine.ram
-        ask = Ask(shapes[job.wildcards["model"]], config, job.wildcards, on_gpu, room, machine.ram)
-        found = estimated(job.rule, ask)
-        yield job, found, seconds(found, machine.rates, "cuda" if on_gpu else "cpu")
+        room, shape, rates = machine.gpu if on_gpu else machine.ram, shapes[job.wildcards["model"]], machine.rates
+        if stored(shape) + moments(shape, config) > KEPT * machine.ram:
+            rates = rates._replace(read=rates.cold)
+        found = estimated(job.rule, Ask(shape, config, job.wildcards, on_gpu, room, machine.ram))
+        yield job, found, seconds(found, rates, "cuda" if on_gpu else "cpu")
 
 
 def steps(found: list[tuple[Job, Estimate, float]]) -> list[Step]:
@@ -222,8 +225,8 @@ def words(
     lines += [
         "",
         f"{machine.name}: {rates.model / 1e12:.3g} TFLOP/s in the model's type, {rates.float32 / 1e12:.3g} in float32",
-        f"memory {machine.ram / GB:.0f} GB{f', of the GPU {machine.gpu / GB:.0f} GB' if on_gpu else ''}; disk "
-        f"{rates.disk / GB:.2g} GB/s, {machine.disk / GB:.0f} GB free",
+        f"memory {machine.ram / GB:.0f} GB{f', of the GPU {machine.gpu / GB:.0f} GB' if on_gpu else ''}; files "
+        f"{rates.disk / GB:.2g} GB/s written, {rates.read / GB:.2g} read, {machine.disk / GB:.0f} GB free",
     ]
     for model, shape in shapes.items():
         lines.append(

@@ -1,6 +1,7 @@
 """How fast a machine works, and how long an estimate takes at that."""
 
 import os
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,39 +12,54 @@ from quant.workflow.amounts import Estimate
 
 class Rates(NamedTuple):
     """Multiply-adds count twice: FLOP/s of the model's type and of float32; bytes/s of a copy within the device (read
-    and written), from it to page-locked memory, and to disk."""
+    and written), from it to page-locked memory, and of files with their checksums: written, read out of memory, and
+    read where memory has not kept them; seconds of a small operation that Python waits for, and of a million additions
+    of its own."""
 
     model: float
     float32: float
     copy: float
     off: float
     disk: float
+    read: float
+    cold: float
+    call: float
+    python: float
 
 
 # of machines that a job's minutes must do for
-SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8)
-SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8)
+SLOW_CPU = Rates(20e9, 20e9, 5e9, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
+SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
 # how many times the products in the model's type and in float32 take what they would at those rates, as measured
-# (docs/results.md): between them stand norms, rotations, sums and rounding
-TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 2.5)}
-PIECE = 4.4e-3  # seconds of Python, launches and waiting for each linear that is gone through by itself
-READ = 3.5e9  # bytes a second of mapped files, held against their checksums
-BESIDE = 0.1  # of the shorter of work and writing that does not go on beside the other
+# (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
+TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
+PYTHON = 0.05  # seconds of a million additions where jobs start in the time that estimates say
 WARM = 0.3  # seconds until a GPU's first kernels are there
 
 
-def within(found: Estimate, rates: Rates, where: str) -> float:
-    """Seconds of a job's work, its start left out: files are written beside it, but for a part."""
+def lanes(found: Estimate, rates: Rates, where: str) -> tuple[float, float, float]:
+    """Seconds of a job's reading, work and writing, each alone."""
     model, float32 = TIMES[where]
-    work = model * found.model / rates.model + float32 * found.float32 / rates.float32
-    work += found.pieces * PIECE + found.read / READ
-    writing = found.written / rates.disk
-    return max(work, writing) + BESIDE * min(work, writing) + (WARM if where == "cuda" else 0)
+    work = model * found.model / rates.model + float32 * found.float32 / rates.float32 + found.moved / rates.copy
+    work += rates.call * found.calls
+    if where == "cuda":  # on the stream that computes, too
+        work += (found.before + found.read + found.written) / rates.off
+    return found.read / rates.read, max(work, found.carried / rates.off), found.written / rates.disk
+
+
+def within(found: Estimate, rates: Rates, where: str) -> float:
+    """Seconds of a job's work, its start left out. A GPU's blocks are read ahead and written behind: the slowest of the
+    three, and of the others what the first block waits for and the last one leaves; on a CPU only writing is beside."""
+    read, work, written = lanes(found, rates, where)
+    together = (read, work, written) if where == "cuda" else (read + work, written)
+    longest = max(together)
+    rest = (sum(together) - longest) / found.blocks
+    return found.before / rates.read + longest + rest + (WARM if where == "cuda" else 0)
 
 
 def seconds(found: Estimate, rates: Rates, where: str) -> float:
     """Wall time of a job."""
-    return found.start + within(found, rates, where)
+    return found.start * rates.python / PYTHON + within(found, rates, where)
 
 
 def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
@@ -70,18 +86,55 @@ def measure_rates(where: str, dtype: str, folder: Path) -> Rates:
 
     big = torch.empty(2**28 if where == "cuda" else 2**24, device=where)
     host = torch.empty(2**26 if where == "cuda" else 2**22, pin_memory=where == "cuda")
-    content = bytes(2**28 if where == "cuda" else 2**24)
-
-    def write() -> None:
-        with (folder / ".rate").open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
     copy = 2 * big.nbytes / seconds_of(lambda: big.clone(), where)
     off = host.nbytes / seconds_of(lambda: host.copy_(big[: len(host)]), where)
+    few = torch.zeros(16, device=where)
+
+    def ask() -> None:
+        for _ in range(500):
+            few.sum().item()
+
+    call = seconds_of(ask, where, 3) / 500
+    python = seconds_of(lambda: sum(i for i in range(10**6)), "cpu", 3)
+    model, float32 = product(getattr(torch, dtype)), product(torch.float32)
+    return Rates(model, float32, copy, off, *files(where, folder), call, python)
+
+
+def files(where: str, folder: Path) -> tuple[float, float, float]:
+    """Bytes/s to a file and back, from memory and from the disk, as methods have them: from the device and to it, with
+    checksums."""
+    import torch
+
+    from quant.files import tensorfile
+    from quant.models.compute import clock
+
+    each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
+    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (12 * each.nbytes)))
+    layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(n)}
+    paths = [folder / f".rate{i}" for i in range(3)]
+    unused = iter(paths)
+
+    def write() -> None:
+        with tensorfile.writing(next(unused), layout, {}) as out:
+            for name in layout:
+                out.put(name, each)
+
+    def read() -> None:
+        with tensorfile.opened(paths[0]) as file:
+            file.prefetch(layout, where)
+            for name in layout:
+                file.get(name, where)
+
     try:
-        disk = len(content) / seconds_of(write, where, 3)
+        spent = [seconds_of(write, where, 2), seconds_of(read, where, 2)]
+        if hasattr(os, "posix_fadvise"):
+            with paths[0].open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begun = clock(where)
+        read()
+        spent.append(clock(where) - begun)
     finally:
-        (folder / ".rate").unlink(missing_ok=True)
-    return Rates(product(getattr(torch, dtype)), product(torch.float32), copy, off, disk)
+        for path in paths:
+            path.unlink(missing_ok=True)
+    written, cached, cold = (each.nbytes * n / each_s for each_s in spent)
+    return written, cached, min(cold, cached)

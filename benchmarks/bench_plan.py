@@ -1,0 +1,100 @@
+"""What the plan says of bench.py's steps, before they run and beside what they took."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench_models import Case
+from quant.recipe import keys
+from quant.workflow.amounts import Ask, Estimate
+from quant.workflow.estimate import OF_MODEL
+from quant.workflow.rates import WARM, Rates, lanes, within
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+NEAR = 0.25  # of what is measured
+
+
+def rule_of(recipe: dict[str, Any]) -> str:
+    return "quantize_with_model" if keys.way_of(recipe) == "model" else "quantize"
+
+
+class Plan(NamedTuple):
+    """Of a device at its rates; room: its bytes; memory: the host's."""
+
+    rates: Rates
+    where: str
+    room: float
+    memory: float
+
+    def of(self, case: Case, rule: str, recipe: dict[str, Any] | None = None) -> Estimate:
+        """What the plan says of a rule's job."""
+        (n, width), (m, length) = case.calibration, case.evaluation
+        config = {
+            "compute": {"dtype": "auto", "batch_tokens": "auto"},
+            "calibration": {"n_calib": n, "seq_len": width},
+            "datasets": {"heldout": {"n_samples": m, "seq_len": length, "kl_tokens": None}},
+            "methods": {"method": recipe},
+        }
+        wildcards = {"dataset": "heldout"} | ({} if recipe is None else {"method": "method"})
+        return OF_MODEL[rule](Ask(case.shape, config, wildcards, self.where == "cuda", self.room, self.memory))
+
+    def by_block(self, case: Case) -> Estimate:
+        """Of an evaluation where the device does not hold the model."""
+        return self._replace(room=0).of(case, "evaluate_original")
+
+    def loaded(self, case: Case) -> Estimate:
+        """Of one whose model is loaded already."""
+        return self.of(case, "evaluate_original")._replace(read=0, written=0, before=0)
+
+    def said(self, planned: Estimate) -> dict[str, float]:
+        """Of a step that runs in this process; its kernels are there where nothing is read."""
+        first = WARM if self.where == "cuda" and not planned.read else 0.0
+        read, work, written = lanes(planned, self.rates, self.where)
+        return {
+            "plan_s": within(planned, self.rates, self.where) - first,
+            "plan_gpu_mb": planned.gpu / 1e6,
+            "plan_ram_mb": planned.ram / 1e6,
+            "plan_read_s": planned.before / self.rates.read + read,
+            "plan_work_s": work,
+            "plan_write_s": written,
+        }
+
+    def predict(self, case: Case, chosen: dict[str, dict[str, Any]]) -> None:
+        """Prints what it says of every step, before any of them has run."""
+        found = {"statistics": self.of(case, "collect_statistics")}
+        if any("noisy" in keys.statistics_files(recipe) for recipe in chosen.values()):
+            found["noisy statistics"] = self.of(case, "collect_noisy")
+        found |= {name: self.of(case, rule_of(recipe), recipe) for name, recipe in chosen.items()}
+        found |= {"evaluation by block": self.by_block(case), "evaluation": self.loaded(case)}
+        for step, planned in found.items():
+            print(f"plan {step}: {', '.join(f'{k} {v:.4g}' for k, v in self.said(planned).items())}", flush=True)
+
+
+def beside(rows: list[dict[str, Any]]) -> str:
+    """Planned over measured of every step that the plan spoke of, and how many are near."""
+    lines, near = [], 0
+    known = [row for row in rows if row.get("plan_s")]
+    for row in known:
+        measured = row.get("call_s") or row["seconds"]
+        near += abs(row["plan_s"] / measured - 1) <= NEAR
+        sizes = [f"{row[f'plan_{key}']:.0f} MB of {key.split('_')[0]} planned, {row[of]:.0f} measured"
+                 for key, of in (("gpu_mb", "gpu_peak_mb"), ("ram_mb", "ram_mb")) if row.get(of)]  # fmt: skip
+        name = " ".join([row["step"], *([row["recipe"]] if row.get("recipe") else [])])
+        said = f"{name}: {row['plan_s']:.2f} s planned, {measured:.2f} measured, {row['plan_s'] / measured - 1:+.0%}"
+        lines.append("; ".join([said, *sizes]))
+    return "\n".join([*lines, f"within {NEAR:.0%}: {near} of {len(known)}"])
+
+
+def forget_peak() -> None:
+    """From now on `peak` is of what comes; where the system lets nobody ask, of the whole process."""
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
+
+
+def peak() -> float | None:
+    """MB of the host that this process had at most, mapped files among them."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM")), None)
