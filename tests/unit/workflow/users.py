@@ -409,4 +409,5 @@ USERS: dict[str, set[str]] = {
     },
     "workflow/moments": set(),
     "workflow/stamps": set(),
+    "models/reading": {"convert"},
 }
