@@ -15,6 +15,7 @@
 # make tools    packed checkpoints and exports in other tools, each in an environment of its own under TOOLS (some GB):
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
+# make dependents   after imports changed: whose jobs an edit of each module makes again (tests/unit/workflow/dependents.txt)
 # make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model
 # make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
@@ -36,7 +37,7 @@ FILE =
 IN =
 export MODEL TEXT SIZE_MB BITS FILE IN
 
-.PHONY: report best plan test test-slow check lint dry-run schema bench tools lock clean-method audit
+.PHONY: report best plan test test-slow check lint dry-run schema dependents bench tools lock clean-method audit
 
 # a misspelt one would be passed over, and the study run with what was not meant
 OTHERS = $(filter-out MODEL TEXT SIZE_MB BITS FILE IN CORES PYTHON,$(foreach name,$(.VARIABLES),$(if \
@@ -76,6 +77,9 @@ dry-run: .venv/complete
 
 schema: .venv/complete
 	PYTHONPATH=workflow_scripts python -m quant.workflow.recipe_schema
+
+dependents: .venv/complete
+	PYTHONPATH=workflow_scripts python -m tests.unit.workflow.dependents
 
 bench: .venv/complete
 	python benchmarks/bench.py $(SHAPE) $(if $(DEPTH),--depth $(DEPTH))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.unit.workflow.users import USERS
+from tests.unit.workflow.dependents import DEPENDENTS
 from tests.workflow.graph import METHODS, PLOTS, each, following, graph
 
 
@@ -14,7 +14,7 @@ def script_jobs(script: str) -> set[str]:
     return {job for job in graph(METHODS) if job.partition(":")[0] == script}
 
 
-# of USERS, where whose code an edit changes stands by hand
+# of DEPENDENTS
 MODULES = [
     "recipe/keys",
     "recipe/search",
@@ -55,11 +55,11 @@ def pending_after_edit(edited: Path, path: Path) -> dict[str, int]:
 
 
 class TestModules:
-    """Of the library; tests/unit/workflow/users.py has a row for each of the others."""
+    """Of the library; tests/unit/workflow/dependents.txt has a row for each of the others."""
 
     @pytest.mark.parametrize("module", MODULES)
     def test_an_edited_module_reruns_its_users(self, edited: Path, module: str) -> None:
-        stale = set().union(*map(script_jobs, USERS[module]))
+        stale = set().union(*map(script_jobs, DEPENDENTS[module]))
         assert pending_after_edit(edited, edited / f"workflow_scripts/quant/{module}.py") == following(stale)
 
     @pytest.mark.parametrize(

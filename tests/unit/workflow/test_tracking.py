@@ -9,7 +9,7 @@ import pytest
 
 from quant.recipe import choices, libraries
 from quant.workflow import tracking
-from tests.unit.workflow.users import ALL, BY_NAME, CHOSEN, LIBRARY, USERS
+from tests.unit.workflow.dependents import ALL, BY_NAME, CHOSEN, DEPENDENTS, LIBRARY, dependents
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -106,9 +106,8 @@ def codes(root: Path) -> dict[str, str]:
     return {script: tracking.code_of(f"{script}.py", modules=BY_NAME.get(script), root=root) for script in ALL}
 
 
-def test_the_table_has_every_module() -> None:
-    files = {path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"}
-    assert {path.relative_to(LIBRARY).with_suffix("").as_posix() for path in files} == USERS.keys()
+def test_the_table_is_that_of_the_imports() -> None:
+    assert dependents() == DEPENDENTS, "make dependents, and read the diff"
 
 
 def test_packages_hold_no_code() -> None:
@@ -118,7 +117,7 @@ def test_packages_hold_no_code() -> None:
         assert isinstance(only, ast.Expr) and isinstance(only.value.value, str)
 
 
-@pytest.mark.parametrize("module", USERS)
+@pytest.mark.parametrize("module", DEPENDENTS)
 def test_an_edited_module_changes_the_code_of_its_users_alone(edited: tuple[Path, dict[str, str]], module: str) -> None:
     """What jobs follow from a changed code, tests/workflow/test_staleness.py shows by dry runs."""
     root, before = edited
@@ -127,7 +126,7 @@ def test_an_edited_module_changes_the_code_of_its_users_alone(edited: tuple[Path
     path.write_text(text + "\n# edited\n")
     after = codes(root)
     path.write_text(text)
-    assert {script for script in ALL if after[script] != before[script]} == USERS[module]
+    assert {script for script in ALL if after[script] != before[script]} == DEPENDENTS[module]
 
 
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in CHOSEN.items() for name in names])
