@@ -18,6 +18,7 @@ from quant.evaluation.divergence import Reference
 from quant.evaluation.head import Head
 from quant.evaluation.perplexity import evaluate, load_model, measure, token_nll
 from tests.unit import reference as slow
+from tests.unit.recipe.cases import recast
 
 
 def logits_of(n: int, vocab: int = 20, seed: int = 0) -> Tensor:
@@ -129,3 +130,17 @@ def test_broken_checkpoint_is_refused_in_one_line(tiny_checkpoint: Path, tmp_pat
     with pytest.raises(InputError, match="checkpoint") as caught:
         load_model(checkpoint, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_read_in_part_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers draws a weight that is not there, and passes over a part of a packed one, with a warning."""
+
+    def lack(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight_global_scale"] = torch.ones(1)
+
+    for change, said in ((lack, "finds no model.layers.1.mlp.up_proj.weight in it"), (add, "does not read its model")):
+        with pytest.raises(InputError, match=said):
+            load_model(recast(tiny_checkpoint, tmp_path / change.__name__, change), "cpu", torch.float32)

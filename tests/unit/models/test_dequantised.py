@@ -16,6 +16,7 @@ from quant.checkpoints import stored
 from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
 from quant.files.spool import Spool
+from quant.models import dequantised
 from quant.models.compute import Compute
 from tests import matrix, tiny
 from tests.unit.model_files import edit_config, edit_tensors, refusal, run
@@ -151,6 +152,21 @@ def test_weights_are_what_their_format_says(kind: str, how: str, tmp_path: Path)
             torch.testing.assert_close(written.double(), value, rtol=2**-8, atol=0)
     same = [name for name in plain if name in found and name not in worth]
     assert same and all(torch.equal(found[name], plain[name]) for name in same)
+
+
+def test_inputs_that_were_rounded_are_said() -> None:
+    """What a model did as it ran, which its weights do not say."""
+    dynamic = {"num_bits": 8, "type": "float", "dynamic": True}
+    for entry, rounds in (
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, True),
+        ({"quant_method": "fp8"}, False),
+        ({"config_groups": {"group_0": {"input_activations": dynamic}}}, True),
+        ({"config_groups": {"group_0": {"input_activations": None}}}, False),
+        ({}, False),
+    ):
+        assert dequantised.rounds_inputs({"quantization_config": entry}) == rounds
+    assert "inputs were rounded as it ran, which is left out" in dequantised.caveat("FP8", 10**6, True)
+    assert "inputs" not in dequantised.caveat("FP8", 10**6)
 
 
 def test_a_packed_model_is_never_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,8 @@ def check(
         raise InputError(f"{file.path}: holds {holds}, but {where} says otherwise; {rebuild(file.path)}")
     if grids is None:
         return {}
+    # which names them as the model and as the file does
+    grids = {file.naming.inside(f"{name}.weight").removesuffix(".weight"): grid for name, grid in grids.items()}
     parts_of = by_linear(held, named)
     found: dict[str, Grid] = {}
     for name in sorted(named if ANY in grids else named | set(grids)):

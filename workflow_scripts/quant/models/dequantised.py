@@ -52,12 +52,21 @@ def words(config: dict[str, Any]) -> str:
     return f"{name} ({more})" if more else name
 
 
-def caveat(stored: str, size: int) -> str:
-    """What report and cards say of a model whose weights were quantised before, in files of size bytes."""
+def rounds_inputs(config: dict[str, Any]) -> bool:
+    """Whether readers of a config.json's weights round the inputs of linears too."""
+    stored = config.get("quantization_config") or config.get("compression_config") or {}
+    groups = (stored.get("config_groups") or {}).values()
+    return bool(stored.get("activation_scheme") or any(group.get("input_activations") for group in groups))
+
+
+def caveat(stored: str, size: int, inputs: bool = False) -> str:
+    """What report and cards say of a model whose weights were quantised before, in files of size bytes; inputs: and
+    those of linears as it ran."""
+    unrounded = " Its linears' inputs were rounded as it ran, which is left out here." if inputs else ""
     return (
         f"This model's weights were stored in {stored} once before, in {megabytes(size / 1e6)} MB: a checkpoint that "
         "is no smaller spares nothing. That grid shows through: compare methods with one another, not with figures "
-        "from full-precision models."
+        f"from full-precision models.{unrounded}"
     )
 
 

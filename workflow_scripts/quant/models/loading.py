@@ -13,6 +13,8 @@ from quant.models.importing import uncollected
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+OF_PACKED = ("_packed", "_scale", "_zero_point", "_global_scale", "_shape")  # ends of a packed weight's tensors
+
 
 def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     """The causal language model, ready to run. checkpoint: its folder, or a GGUF file."""
@@ -27,7 +29,9 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
             import compressed_tensors  # noqa: F401  (which transformers would import, in more time)
     # where it was imported before, its rounding to E2M1 is compiled, and done to weights that are not yet there
     with torch.compiler.set_stance("force_eager") if fp4 else contextlib.nullcontext():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+        made: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
+    model, found = made
+    refuse_unread(model, found)
     plain: nn.Module = model  # whose `to` has a type
     plain.to(device)
     if fp4:
@@ -38,16 +42,25 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
 
 
 def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """What plain transformers makes of a GGUF file; ValueError where that lacks a weight, which it would draw."""
+    """What plain transformers makes of a GGUF file."""
     with uncollected():
         from transformers import AutoModelForCausalLM
 
     folder, name = path.parent, path.name
     made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
     model, found = made
-    if lost := sorted(found["missing_keys"]):
-        raise ValueError(f"transformers finds no {lost[0]} in it")
+    refuse_unread(model, found)
     return model.to(device).eval()
+
+
+def refuse_unread(model: nn.Module, found: dict[str, Any]) -> None:
+    """ValueError where a file lacks a weight, which transformers draws, or holds a part of a packed one that it passes
+    over. found: its loading info."""
+    weights = {name for name, value in model.named_parameters() if value.numel() > 1}  # Gemma's embed_scale is a number
+    if lost := sorted(weights & set(found["missing_keys"])):
+        raise ValueError(f"transformers finds no {lost[0]} in it")
+    if passed := sorted(name for name in map(str, found["unexpected_keys"]) if name.endswith(OF_PACKED)):
+        raise ValueError(f"transformers does not read its {passed[0]}")
 
 
 def formats_of(config: dict[str, Any]) -> set[str]:

@@ -109,7 +109,7 @@ def read(source: dict[str, Any], stage: Path, resource: Path | None) -> Read:
     where = str(folder)
     if dequantised.format_of(config) is not None:
         size = sum(file.stat().st_size for file in sources.weight_files(folder))
-        origin["caveat"] = dequantised.caveat(dequantised.words(config), size)
+        origin["caveat"] = dequantised.caveat(dequantised.words(config), size, dequantised.rounds_inputs(config))
         native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
         config, tensors = native, dequantised.read(folder, config, native, where, stage)
     else:
