@@ -1,23 +1,20 @@
 """Quantises one model by one recipe, or puts together the shards of that."""
 
-from pathlib import Path
-
 from quant.files.artifacts import write_json
 from quant.methods.block_shards import Part, join
 from quant.methods.job import Job
 from quant.methods.quantize import quantize_checkpoint
-from quant.methods.source import Output, Source
+from quant.methods.source import Output
 from quant.models.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     given, out = snakemake.input, snakemake.output
-    work = Job.of(given, snakemake.params, snakemake.wildcards)
-    source, target = Source.of(Path(given.config).parent, work.model), Output(Path(out.config).parent, Path(out.folds))
+    work, target = Job.of(given, snakemake.params, snakemake.wildcards), Output.of(out)
     way, end_loss = (work.recipe, device(snakemake.params.device), work.provenance), given.get("embedding_moments")
     if "part_weights" in given.keys():  # noqa: SIM118
         parts = list(map(Part, given.part_weights, given.part_folds, given.part_records))
-        result = join(source, target, parts, *way, end_loss=end_loss)
+        result = join(work.source, target, parts, *way, end_loss=end_loss)
     else:
-        result = quantize_checkpoint(source, target, work.statistics, *way, end_loss=end_loss)
+        result = quantize_checkpoint(work.source, target, work.statistics, *way, end_loss=end_loss)
     write_json(out.record, result)

@@ -1,7 +1,5 @@
 """A model put together from finished methods, each linear from the one that a budget gives it."""
 
-from pathlib import Path
-
 from quant.files.artifacts import write_json
 from quant.methods.budgets.job import BudgetJob
 from quant.methods.budgets.mixed import mix_checkpoint
@@ -10,5 +8,4 @@ from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     work, out = BudgetJob.of(snakemake.input, snakemake.params, snakemake.wildcards), snakemake.output
-    target = Output(Path(out.config).parent, Path(out.folds))
-    write_json(out.record, mix_checkpoint(work.source, target, work.known, work.budget))
+    write_json(out.record, mix_checkpoint(work.source, Output.of(out), work.known, work.budget))

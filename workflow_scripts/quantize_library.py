@@ -15,7 +15,7 @@ with job(snakemake.log[0], snakemake.threads):
     model = model_record(given.model)
     result = quantize_library(
         Source.of(Path(given.config).parent, model),
-        Output(Path(out.config).parent, Path(out.folds)),
+        Output.of(out),
         Path(given.tokens),
         Path(given.environment).parent,
         provenance_of(model, params.recipe, snakemake.wildcards),

@@ -1,23 +1,13 @@
 """Quantises some of a model's blocks by one recipe."""
 
-from pathlib import Path
-
 from quant.data.tokens import Shard
 from quant.methods.block_shards import Part, quantize_shard
 from quant.methods.job import Job
-from quant.methods.source import Source
 from quant.models.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     work = Job.of(snakemake.input, snakemake.params, snakemake.wildcards)
     shard = Shard(int(snakemake.wildcards.shard), int(snakemake.wildcards.shards))
-    quantize_shard(
-        Source.of(Path(snakemake.input.config).parent, work.model),
-        Part(*snakemake.output),
-        shard,
-        work.statistics,
-        work.recipe,
-        device(snakemake.params.device),
-        work.provenance,
-    )
+    given = work.statistics, work.recipe, device(snakemake.params.device), work.provenance
+    quantize_shard(work.source, Part(*snakemake.output), shard, *given)

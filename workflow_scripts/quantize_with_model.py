@@ -1,27 +1,25 @@
 """Quantises one model by a recipe that runs it: inputs as the quantised model gives them, or tuning."""
 
-from pathlib import Path
-
 from quant.data import tokens
 from quant.files.artifacts import write_json
 from quant.methods.budgets.widths import GivenWidths
 from quant.methods.job import Job
-from quant.methods.source import Output, Source
+from quant.methods.source import Output
 from quant.methods.with_model import quantize_with_model
 from quant.models.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     given, params, out = snakemake.input, snakemake.params, snakemake.output
-    work, source = Job.of(given, params, snakemake.wildcards), Path(given.config).parent
-    of_model = {"model_fingerprint": work.model["fingerprint"]}
+    work = Job.of(given, params, snakemake.wildcards)
+    of_model = {"model_fingerprint": work.provenance["model_fingerprint"]}
     ids = tokens.load(given.tokens, spec=params.spec, **of_model)
     made_from = {"recipe": params.recipe, "token_fingerprint": ids.fingerprint, **of_model}
     widths = GivenWidths.read(given.get("widths"), **made_from)
-    result = Compute.of(params.compute, source).halving(
+    result = Compute.of(params.compute, work.source.folder).halving(
         lambda compute: quantize_with_model(
-            Source.of(source, work.model),
-            Output(Path(out.config).parent, Path(out.folds)),
+            work.source,
+            Output.of(out),
             Job.of(given, params, snakemake.wildcards).statistics,  # none of a try before holds memory
             params.recipe,
             ids,

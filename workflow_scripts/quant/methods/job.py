@@ -1,14 +1,14 @@
 """What a job quantises by, from a rule's inputs and parameters."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import fingerprint_in
-from quant.methods.source import provenance_of
+from quant.methods.source import Source, provenance_of
 from quant.models.record import model_record
 from quant.recipe.recipe import Recipe
 from quant.records.method import Provenance
-from quant.records.model import ModelRecord
 
 READ = ("channels", "moments", "noisy", "weighted", "row_weight", "rows")
 
@@ -16,7 +16,7 @@ READ = ("channels", "moments", "noisy", "weighted", "row_weight", "rows")
 class Job(NamedTuple):
     """A model, a recipe, the statistics that it reads, and what the checkpoint says that it was made from."""
 
-    model: ModelRecord
+    source: Source
     recipe: Recipe
     statistics: Statistics
     provenance: Provenance
@@ -28,4 +28,5 @@ class Job(NamedTuple):
         tokens = fingerprint_in(given.tokens) if "tokens" in given.keys() else None  # noqa: SIM118
         files = {name: path for name, path in given.items() if name in READ}
         statistics = Statistics(files, model["fingerprint"], params.linears, tokens, recipe.plain_share)
-        return cls(model, recipe, statistics, provenance_of(model, params.recipe, names))
+        source = Source.of(Path(given.config).parent, model)
+        return cls(source, recipe, statistics, provenance_of(model, params.recipe, names))

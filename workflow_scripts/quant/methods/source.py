@@ -30,6 +30,11 @@ class Output(NamedTuple):
     folder: Path
     folds: Path
 
+    @classmethod
+    def of(cls, out: Any) -> "Output":
+        """Of a job's outputs."""
+        return cls(Path(out.config).parent, Path(out.folds))
+
 
 def provenance_of(model: ModelRecord, recipe: dict[str, Any], names: Any) -> Provenance:
     """Of a method's checkpoint, all but its tokens. model: convert's record; recipe: as the configuration has it;
