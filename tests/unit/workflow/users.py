@@ -426,4 +426,5 @@ USERS: dict[str, set[str]] = {
     "workflow/stamps": set(),
     "methods/exporting": {"check_export", "check_study"},
     "models/positions": ANSWERS | {"check_study", "check_texts", "make_task"},
+    "models/reading": {"convert"},
 }

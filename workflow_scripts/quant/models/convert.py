@@ -16,72 +16,22 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import shards
-from quant.files.artifacts import file_sha256, versions, write_json, write_text
+from quant.files.artifacts import versions, write_json, write_text
 from quant.files.weight_names import LIMIT, WEIGHTS
-from quant.models import dequantised, published, quantised, sources, tokenizers
+from quant.models import published, sources, tokenizers
 from quant.models.experts import held, inputs_of, unrolling
 from quant.models.linears import all_linears, decoder_blocks, embeddings_in, left_alone
-from quant.models.minicpm import granite_config
 from quant.models.native import NO_TEXT, as_native, empty_model, is_causal, native_object, text_part, text_tensors
 from quant.models.notes import called, packs
+from quant.models.reading import SIDE_FILES, read, without_code
 from quant.models.record import checkpoint_fingerprint
-from quant.models.sources import json_object, one_line
-from quant.records.model import Linears, ModelRecord, Origin
+from quant.models.sources import one_line
+from quant.records.model import Linears, ModelRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger("quant")
-
-SIDE_FILES = (  # beside the weights; whatever of these a source has is kept
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "NOTICE",
-)
-CODE_KEYS = frozenset(  # of config.json: each names code that transformers would fetch and run
-    {"auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
-     "_experts_implementation", "kernel_config", "use_kernels"}
-)  # fmt: skip
-STORED = ("quantization_config", "compression_config")
-NATIVE_CONFIGS = {"minicpm": granite_config}  # model_type whose published code we replace by a native architecture
-
-
-def native_config(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """config.json as a native architecture's, without the names of its remote code; refuses quantised weights."""
-    quantised.check_config(config, where)
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or not kind:
-        raise InputError(f'{where}: its config.json has no model_type; add it, e.g. "model_type": "llama"')
-    if "transformers_weights" in config:
-        raise InputError(
-            f"{where}: config.json names its own weight file (transformers_weights); name the file model.safetensors "
-            "and remove that key"
-        )
-    named = sorted(CODE_KEYS & set(config))
-    if named:
-        logger.info("%s: config.json names code (%s), which is never run; native code does", where, ", ".join(named))
-    if kind in NATIVE_CONFIGS:
-        config = NATIVE_CONFIGS[kind](config, where)
-    # the last: of what the config was, in our own files
-    return without_code({key: value for key, value in config.items() if key not in (*STORED, "checksum")})
-
-
-def without_code(config: Any) -> Any:
-    """A config, and those within it, without the keys that name code."""
-    if not isinstance(config, dict):
-        return config
-    return {key: without_code(value) for key, value in config.items() if key not in CODE_KEYS}
 
 
 def settle_ties(
@@ -276,19 +226,6 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     return config | older
 
 
-def copy_side_files(folder: Path, stage: Path) -> None:
-    """Tokenizer, generation settings and licence, without the names of remote code."""
-    for name in SIDE_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, stage / name)
-    path = stage / "tokenizer_config.json"
-    if path.is_file():
-        settings = json_object(folder / path.name, sources.AGAIN)
-        if settings.pop("auto_map", None) is not None:
-            logger.info("%s: names remote code (auto_map), which is never run", folder / path.name)
-            write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
 def settle_tokenizer(stage: Path, tokenizer: tuple[Any, dict[str, Any]] | None, where: str) -> None:
     """Writes the tokenizer so that whoever loads the checkpoint gets its own ids; the one of a GGUF file, or of the
     files that are there already."""
@@ -356,35 +293,12 @@ def convert(
     The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
     to `target` all together, once the last check has passed.
     """
-    found: Origin = {}
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(".convert.*"):  # by a job that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".convert.", dir=target.parent) as name:
-        stage, tokenizer = Path(name), None
-        if "gguf" in source:
-            path = resource if resource is not None else Path(source["gguf"]["path"])
-            config, tensors, tokenizer, stored = sources.read_gguf(path, stage)
-            if stored:
-                found["caveat"] = dequantised.caveat(stored, path.stat().st_size)
-            found["sha256"] = file_sha256(path)
-            where = str(path)
-        else:
-            folder = Path(source.get("directory", ""))
-            if "hub" in source:
-                folder, found["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
-            config, tensors = sources.read_directory(folder)
-            where = str(folder)
-            if dequantised.format_of(config) is not None:
-                size = sum(file.stat().st_size for file in sources.weight_files(folder))
-                found["caveat"] = dequantised.caveat(dequantised.words(config), size)
-                native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
-                config, tensors = native, dequantised.read(folder, config, native, where, stage)
-            else:
-                config = native_config(config, where)
-                quantised.check_files(folder)
-                quantised.check_names(tensors, where)
-            copy_side_files(folder, stage)
+        stage = Path(name)
+        config, tensors, tokenizer, where, origin = read(source, stage, resource)
         config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))
         fits(tensors, weights, where)
@@ -394,7 +308,7 @@ def convert(
         check_side_files(stage, where)
         record: ModelRecord = {
             "source": source,
-            **found,
+            **origin,
             **linears,
             "fingerprint": checkpoint_fingerprint(stage),
             "versions": versions(),
