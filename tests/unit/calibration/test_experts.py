@@ -15,9 +15,8 @@ from quant.calibration import expert_moments
 from quant.calibration.channels import input_of
 from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
-from quant.calibration.moment_sizes import deciding, held, total, triangle_bytes
 from quant.calibration.reader import Statistics
-from quant.calibration.second_moments import from_triangle, to_triangle
+from quant.calibration.second_moments import from_triangle
 from quant.calibration.statistics import collect
 from quant.checkpoints import stored
 from quant.checkpoints.card import card
@@ -266,32 +265,6 @@ def test_no_budget_stores_no_experts_moment_of_its_own(kind: str, tmp_path: Path
         for source in set(reads.values()):
             width = file.get(loans.get(source, source)).shape[1] - 1
             assert source not in loans or width == next(e.width for e in known if source.endswith(e.readers))
-
-
-def test_a_budget_that_is_enough_is_none() -> None:
-    assert all(triangle_bytes(n) == to_triangle(torch.eye(n)).nbytes for n in (1, 4, 5))
-    assert expert_moments.rooms([nn.Linear(2, 2)], Keeping(budget_gb=1)) == (float("inf"), "")
-
-
-# a block of two kinds, and one more of one kind
-BLOCKS = [[(40, 8), (144, 8)], [(40, 8), (144, 8)], [(60, 3)]]
-
-
-@pytest.mark.parametrize("part", [1.0, 0.5])
-def test_one_number_stands_for_all_budgets_that_decide_alike(part: float) -> None:
-    """Each number of whole bytes a block, and beside it: the same experts have their own, and others another number."""
-    kept: dict[float | None, Any] = {}
-    for room in range(0, 1600, 3):
-        budget = (room + 0.25) * part * len(BLOCKS) / 1e9
-        stands, whole = deciding(budget, part, BLOCKS), budget * 1e9 >= part * total(BLOCKS)
-        decided = None if whole else [held(block, room) for block in BLOCKS]
-        assert whole == (stands is None)
-        if stands is not None:
-            assert [held(block, stands * 1e9 / part / len(BLOCKS)) for block in BLOCKS] == decided
-            assert deciding(stands, part, BLOCKS) == stands
-        assert kept.setdefault(stands, decided) == decided
-    assert len({repr(each) for each in kept.values()}) == len(kept) > 10
-    assert deciding(None, part, BLOCKS) is None and deciding(1e-9, part, []) is None
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
