@@ -41,6 +41,7 @@ def test_it_says_where_the_checkpoint_lies_and_how_it_is_loaded() -> None:
         words in short for words in ("Does PRAQ beat AWQ? <strong>", "Hurts least: <strong>", "To deploy: <strong>")
     )
     assert first.index("size delta nll") < first.index("What to deploy") < first.index("Did PRAQ help")
+    assert "AWQ protects" in text[: text.index('<section class="card">')], "what the title asks about is said"
 
 
 def test_no_reader_is_recommended_that_has_no_product_for_the_checkpoint() -> None:
