@@ -8,7 +8,7 @@ from bench_models import Case
 from quant.recipe import keys
 from quant.workflow.amounts import Ask, Estimate
 from quant.workflow.estimate import OF_MODEL
-from quant.workflow.rates import WARM, Rates, lanes, within
+from quant.workflow.rates import Rates, lanes, within
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NEAR = 0.25  # of what is measured
@@ -47,11 +47,10 @@ class Plan(NamedTuple):
         return self.of(case, "evaluate_original")._replace(read=0, written=0, before=0)
 
     def said(self, planned: Estimate) -> dict[str, float]:
-        """Of a step that runs in this process; its kernels are there where nothing is read."""
-        first = WARM if self.where == "cuda" and not planned.read else 0.0
+        """Of a step that runs in this process."""
         read, work, written = lanes(planned, self.rates, self.where)
         return {
-            "plan_s": within(planned, self.rates, self.where) - first,
+            "plan_s": within(planned, self.rates, self.where),
             "plan_gpu_mb": planned.gpu / 1e6,
             "plan_ram_mb": planned.ram / 1e6,
             "plan_read_s": planned.before / self.rates.read + read,

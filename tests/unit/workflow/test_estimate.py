@@ -12,7 +12,7 @@ from quant.methods.refusals import moment_mistakes
 from quant.workflow import needs
 from quant.workflow.amounts import MB, Ask, Estimate, is_packed, moments
 from quant.workflow.estimate import OF_MODEL
-from quant.workflow.rates import WARM, Rates, measure_rates, seconds, within
+from quant.workflow.rates import AHEAD, WARM, Rates, measure_rates, seconds, within
 from quant.workflow.shape import Shape, moment_numbers
 from tests.tiny import ROOT
 from tests.unit.workflow.configurations import LLAMA3, LLAMA3_70B
@@ -129,10 +129,14 @@ SECONDS: list[tuple[dict[str, Any], int, tuple[float, float, float], str, str, f
     (LLAMA3_70B, 2, (1.5, 5.8, 17.9), "quantize", "awq_clip_gptq", 8.7),
     (LLAMA3_70B, 2, (1.5, 5.8, 17.9), "quantize_with_model", "frontier_fast", 28.4),
     (LLAMA3_70B, 8, (1.1, 3.5, 17.9), "collect_statistics", "", 16.3),
+    (QWEN3, 2, (2.2, 5.8, 17.9), "collect_statistics", "", 7.6),
+    (QWEN3, 2, (2.2, 5.8, 17.9), "quantize", "gw_awq", 7.7),
     (MINICPM, 10, (1.5, 5.8, 17.9), "quantize_with_model", "frontier_fast", 6.6),
     (MINICPM, 40, (1.5, 5.8, 17.9), "collect_statistics", "", 4.1),
     (MINICPM, 40, (1.5, 5.8, 17.9), "collect_noisy", "", 4.4),
     (MINICPM, 40, (1.5, 5.8, 17.9), "quantize", "full_awq", 3.7),
+    (MINICPM, 40, (2.6, 5.8, 17.9), "quantize", "full_praq", 3.5),
+    (MINICPM, 40, (2.6, 5.8, 17.9), "quantize", "gw_awq_flip", 3.4),
     (MINICPM, 40, (2.1, 5.0, 30.6), "collect_statistics", "", 5.5),
     (MINICPM, 40, (2.1, 5.0, 30.6), "quantize_with_model", "frontier", 91.9),
 ]
@@ -147,19 +151,20 @@ def test_seconds_are_near_measured_ones(config: dict[str, Any]) -> None:
         planned = within(
             found, Rates(740e12, 51e12, 4e12, 54e9, disk * 1e9, read * 1e9, 1e9, call * 1e-6, 0.05), "cuda"
         )
-        assert 0.8 < planned / measured < 1.25, (model["model_type"], depth, rule, method, planned, measured)
+        assert 0.75 < planned / measured < 1.25, (model["model_type"], depth, rule, method, planned, measured)
 
 
 def test_the_slowest_of_reading_work_and_writing_is_waited_for_and_of_the_others_a_block() -> None:
-    rates = Rates(model=1.0, float32=1.0, copy=1.0, off=1e9, disk=2.0, read=4.0, cold=1.0, call=1e-9, python=0.1)
-    found = Estimate(moved=30.0, read=40.0, written=40.0, blocks=10, before=8.0)  # 30, 10 and 20 s
-    assert within(found, rates, "cuda") == pytest.approx(2 + 30 + (10 + 20) / 10 + WARM, abs=1e-6)
-    assert within(found._replace(written=400.0), rates, "cuda") == pytest.approx(2 + 200 + 40 / 10 + WARM, abs=1e-6)
-    assert within(found, rates, "cpu") == pytest.approx(2 + 30 + 10 + 20 / 10, abs=1e-6)  # which reads for itself
+    rates = Rates(model=1.0, float32=1.0, copy=1.0, off=1e9, disk=2.0, read=4 * AHEAD, cold=1.0, call=1e-9, python=0.1)
+    found = Estimate(moved=30.0, read=40.0, written=40.0, blocks=10, before=8.0 * AHEAD)  # 30, 10 and 20 s
+    assert within(found, rates, "cuda") == pytest.approx(2 + 30 + (10 + 20) / 10, abs=1e-6)
+    assert within(found._replace(written=400.0), rates, "cuda") == pytest.approx(2 + 200 + 40 / 10, abs=1e-6)
+    of_cpu = within(found, rates._replace(read=4.0), "cpu")  # which reads for itself
+    assert of_cpu == pytest.approx(2 * AHEAD + 30 + 10 + 20 / 10, abs=1e-6)
     assert within(found._replace(carried=50e9), rates, "cuda") > within(found, rates, "cuda")  # slower than the work
     assert within(found._replace(carried=20e9), rates, "cuda") == within(found, rates, "cuda")
     of_job = seconds(found._replace(start=5.0), rates, "cuda") - within(found, rates, "cuda")
-    assert of_job == pytest.approx(10, rel=1e-6)  # where Python takes twice as long
+    assert of_job == pytest.approx(10 + WARM, rel=1e-6)  # where Python takes twice as long
 
 
 def test_rates_are_of_this_machine(tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_what_a_job_asks_for_grows_with_its_model_and_on_retries(
         found[name] = memory("evaluate_original")
         assert memory("evaluate_original", 2) == 2 * found[name]
         assert {asked[key](wildcards, 1, "report") for key in ("mem_mb", "disk_mb")} == {1000}
-    assert found["small"] < 6000 < 12000 < found["large"] < 60000
+    assert found["small"] < 6000 < 8000 < found["large"] < 60000
     assert needs.needs("evaluate_original", {"dataset": "docstrings"}, config, shape_of(LLAMA3), True)["disk_mb"] <= 100
     assert needs.needs("collect_statistics", {}, config, shape_of(LLAMA3), False)["runtime"] > 120
 

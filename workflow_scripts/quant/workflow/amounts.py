@@ -87,10 +87,12 @@ class Ask(NamedTuple):
         return min(self.batch, tokens) * (3 * self.shape.middle + 8 * self.shape.hidden) * self.width
 
     def starting(self, with_model: bool) -> float:
-        return (7.0 if with_model else 4.0) if self.on_gpu else (4.5 if with_model else 2.5)
+        return (3.5 if with_model else 3.3) if self.on_gpu else (4.5 if with_model else 2.5)
 
     def loading(self, size: float) -> float:
         """Seconds before a whole model of so many bytes runs: held against its checksums, then loaded."""
+        if self.on_gpu:
+            return self.starting(True) + 2
         return self.starting(True) + 3 + size / LOADED
 
 

@@ -25,12 +25,12 @@ from quant.workflow.amounts import (
     products,
     stored,
 )
+from quant.workflow.loaded import CHUNK_BYTES, RESIDENT, TRANSFORMERS, by_block, loaded, unpacking
 from quant.workflow.work import OF_PASS, WIDEST, feeding, in_float32, learning, plain, refining, searching, streaming
 
-TORCH, TRANSFORMERS = 320 * MB, 400 * MB  # a process that has imported as much
+TORCH = 320 * MB  # a process that has imported as much
 TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where torch is for GPUs
-RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
-CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
+COMPARING = 3.0  # seconds until the original's logits are there, too
 OF_EVALUATION = 0.8  # of the time that other work of as many products takes on a GPU
 PORTIONS, KEPT = 0.35e9, 2**28  # recipe.context, of rows on a GPU; calibration.kept, of both streams on one,
 SMALL, KEPT_OF_SMALL = 2**26, 2**31  # and of a block of so many bytes
@@ -38,7 +38,7 @@ ATTENDED = 4096  # tokens, calibration.attention_moments
 SUMMED = 60.0  # operations of a linear, whose sums are written
 JUDGED = 60.0  # and of one that is held against its original's
 OF_BLOCK = 20.0  # and in a pass of a block's own
-READ_OF_TOKEN, DRAWN = 8.0, 2.5  # bytes of a number that linears read or put out; times those to draw noise for it
+READ_OF_TOKEN, DRAWN = 8.0, 2.0  # bytes of a number that linears read or put out; times those to draw noise for it
 SAMPLE = 520  # bytes of samples and ranges an output channel
 
 
@@ -235,45 +235,6 @@ def erring(ask: Ask) -> Estimate:
     )
 
 
-def beside(ask: Ask, tokens: int) -> float:
-    """Bytes of a device beside the model that is asked for logits."""
-    shape = ask.shape
-    logits = 1.3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
-    padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
-    return logits + padded + ask.passing(tokens)
-
-
-def by_block(ask: Ask, tokens: int) -> bool:
-    """Whether that is more than there is."""
-    return ask.shape.weights * ask.width + beside(ask, tokens) > ask.room
-
-
-def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, float]:
-    """Bytes of the host and the card for a model that is asked for logits: whole, or block by block."""
-    shape = ask.shape
-    size = shape.weights * ask.width
-    if by_block(ask, tokens):
-        ends = shape.embedding * ask.width * 2
-        hidden = tokens * shape.hidden * ask.width
-        held = 2 * shape.block * ask.width + ends + beside(ask, tokens) + min(hidden, RESIDENT)
-        if ask.on_gpu:
-            return ask.host(
-                TRANSFORMERS, mapped=made, own=max(0, hidden - RESIDENT) + 2 * shape.block * ask.width
-            ), held
-        return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
-    if ask.on_gpu:
-        return ask.host(TRANSFORMERS, mapped=made), size + beside(ask, tokens)
-    logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
-    unpacked = 4.0 * shape.quantised if packed else 0
-    return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
-
-
-def unpacking(ask: Ask) -> float:
-    """Bytes of the host that transformers takes for a GGUF file's weights, in float32, before the model has them."""
-    of_file = ask.wildcards.get("method") in ask.config.get("study", {}).get("gguf", ())
-    return 4.0 * ask.shape.weights if of_file else 0.0
-
-
 def evaluating(ask: Ask) -> Estimate:
     shape, (tokens, width) = ask.shape, ask.data
     original = "method" not in ask.wildcards
@@ -286,7 +247,8 @@ def evaluating(ask: Ask) -> Estimate:
     kept = compared * shape.hidden * ask.width if original else 0.0
     work = forward(shape, tokens, width) + head(shape, tokens) + (0 if original else head(shape, compared))
     work *= OF_EVALUATION if ask.on_gpu else 1
-    found = Estimate(ram, gpu, kept + MB, work, read=made, written=kept, start=ask.loading(made))
+    start = ask.loading(made) + (0 if original or not ask.on_gpu else COMPARING)
+    found = Estimate(ram, gpu, kept + MB, work, read=made, written=kept, start=start)
     if not by_block(ask, tokens):
         return found
     calls = OF_BLOCK * n_linears(shape) * n_batches(ask, tokens, width)

@@ -34,6 +34,7 @@ SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
 # (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
 TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
 PYTHON = 0.05  # seconds of a million additions where jobs start in the time that estimates say
+AHEAD = 1.9  # times what reading takes where all of a file is asked for at once, not two blocks
 WARM = 0.3  # seconds until a GPU's first kernels are there
 
 
@@ -44,7 +45,8 @@ def lanes(found: Estimate, rates: Rates, where: str) -> tuple[float, float, floa
     work += rates.call * found.calls
     if where == "cuda":  # on the stream that computes, too
         work += (found.before + found.read + found.written) / rates.off
-    return found.read / rates.read, max(work, found.carried / rates.off), found.written / rates.disk
+    reading = AHEAD if where == "cuda" else 1.0
+    return reading * found.read / rates.read, max(work, found.carried / rates.off), found.written / rates.disk
 
 
 def within(found: Estimate, rates: Rates, where: str) -> float:
@@ -54,12 +56,12 @@ def within(found: Estimate, rates: Rates, where: str) -> float:
     together = (read, work, written) if where == "cuda" else (read + work, written)
     longest = max(together)
     rest = (sum(together) - longest) / found.blocks
-    return found.before / rates.read + longest + rest + (WARM if where == "cuda" else 0)
+    return found.before / rates.read + longest + rest
 
 
 def seconds(found: Estimate, rates: Rates, where: str) -> float:
     """Wall time of a job."""
-    return found.start * rates.python / PYTHON + within(found, rates, where)
+    return found.start * rates.python / PYTHON + within(found, rates, where) + (WARM if where == "cuda" else 0)
 
 
 def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
@@ -109,14 +111,14 @@ def files(where: str, folder: Path) -> tuple[float, float, float]:
     from quant.models.compute import clock
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
-    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (12 * each.nbytes)))
+    n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (16 * each.nbytes)))
     layout = {f"{i}": (each.dtype, tuple(each.shape)) for i in range(n)}
-    paths = [folder / f".rate{i}" for i in range(3)]
+    paths = [folder / f".rate{i}" for i in range(6)]
     unused = iter(paths)
 
-    def write() -> None:
-        with tensorfile.writing(next(unused), layout, {}) as out:
-            for name in layout:
+    def write(some: dict[str, Any]) -> None:
+        with tensorfile.writing(next(unused), some, {}) as out:
+            for name in some:
                 out.put(name, each)
 
     def read() -> None:
@@ -126,7 +128,10 @@ def files(where: str, folder: Path) -> tuple[float, float, float]:
                 file.get(name, where)
 
     try:
-        spent = [seconds_of(write, where, 2), seconds_of(read, where, 2)]
+        whole = seconds_of(lambda: write(layout), where, 2)
+        few = {name: layout[name] for name in list(layout)[: n // 4]}
+        begins = seconds_of(lambda: write(few), where, 2)  # to open and to close a file takes as long for a large one
+        spent = [max(whole - begins, whole / 2) * n / (n - len(few)), seconds_of(read, where, 2)]
         if hasattr(os, "posix_fadvise"):
             with paths[0].open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

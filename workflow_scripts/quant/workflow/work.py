@@ -14,7 +14,7 @@ COLUMNS = 128  # that GPTQ and refinement round at once (recipe.fused)
 # bytes of a weight, or of a candidate for it
 LOADED, CANDIDATE, CLIPPED = 500.0, 13.0, 34.0
 # operations of a linear: reading, rounding and writing it; its scale; each COLUMNS of its inputs; a round of refinement
-PLAIN, SCALE, COLUMN, ROUND = 210.0, 50.0, 12.0, 60.0
+PLAIN, SCALE, COLUMN, ROUND = 210.0, 50.0, 16.0, 60.0
 RECONSTRUCTED, TUNED, LOGITS = 1.6, 3.0, 4.2  # times a pass's products where weights and losses are made anew
 OF_PASS, OF_STREAM = 95.0, 60.0  # operations of a linear in a pass over one batch, and in one of two models' streams
 WIDEST = 2**27  # calibration.streams
