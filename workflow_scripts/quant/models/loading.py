@@ -50,6 +50,11 @@ def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
     model, found = made
     refuse_unread(model, found)
+    from gguf import GGUFReader
+
+    held = sum(tensor.name != "rope_freqs.weight" for tensor in GGUFReader(path).tensors)  # which the config says too
+    if (read := len(list(model.parameters()))) < held:
+        raise ValueError(f"transformers reads {read} of its {held} tensors")
     return model.to(device).eval()
 
 
