@@ -11,6 +11,7 @@ from torch import Tensor
 from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
 from quant.checkpoints.export import export
+from quant.evaluation.perplexity import load_model
 from quant.methods.packing import OF_EXPERTS, why_dense
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
@@ -102,3 +103,6 @@ def test_several_grids_under_published_names(tmp_path: Path) -> None:
         sizes = {name: weights.packed[name].group_size for name in model[0].linears}
     assert {size for name, size in sizes.items() if "self_attn" in name} == {16} and set(sizes.values()) == {8, 16}
     assert sizes["model.layers.0.mlp.experts.0.w1"] == 8
+    loaded = load_model(tmp_path / "checkpoint", "cpu", torch.float32)  # a CPU's type, of a file in bfloat16
+    with torch.inference_mode():
+        assert loaded(torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32

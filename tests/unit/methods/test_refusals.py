@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from quant.checkpoints.embeddings import spared_bits
@@ -316,6 +317,14 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     assert line.startswith("study.gguf: a: ") and "inputs of model.layers.0" in line and "group_size 32" in line
     (line,) = of_gguf(of_kind(wide, tmp_path, "gemma"), linears, a=grid)
     assert line == "study.gguf: a: GGUF exports are not known for model_type 'gemma'; leave it out of study.gguf"
+    (line,) = of_gguf(of_kind(wide, tmp_path, "granite"), linears, a=grid)
+    assert "transformers reads no GGUF file of granite, so that it cannot be measured" in line
+
+    def biased(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.0.self_attn.q_proj.bias"] = torch.ones(64).half()
+
+    (line,) = of_gguf(recast(wide, tmp_path / "biased", biased), linears, a=grid)
+    assert "transformers passes over model.layers.0.self_attn.q_proj.bias in a GGUF file" in line
     config = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     (line,) = of_gguf(wide, linears, a=grid)

@@ -281,13 +281,18 @@ class TestFile:
             assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
         assert config == own.study_of({**first, **last}, DEFAULT, {})
 
+    def test_a_table_of_nothing_is_none(self, here: Path) -> None:
+        (here / "config.yaml").write_text(f"{own.WRITTEN}\nstudy: {{add: , gguf: }}\nmodels:\nmethods:\n")
+        config = yaml.safe_load(own.write({"BITS": "4"}, here, apart=True).read_text())
+        assert config == {"choose": {"max_bits_per_weight": 4.5}, "study": {"add": {}}}
+
     def test_what_was_written_by_hand_stays(self, here: Path) -> None:
         path = own.write({"MODEL": "My Model", "TEXT": "notes.txt", "FILE": "gguf"}, here, apart=True)
         config = yaml.safe_load(path.read_text())
         config["methods"]["mine"] = {"bits": 3}
         config["study"]["add"]["methods"].append("mine")
         config["calibration"]["n_calib"] = 7
-        path.write_text(f"{own.WRITTEN}\n{yaml.safe_dump(config)}")
+        path.write_text(f"{own.WRITTEN}\n{yaml.safe_dump(config)}\ntexts:\n")
         own.write({"SIZE_MB": "20"}, here, apart=True)
         config = yaml.safe_load(path.read_text())
         assert list(config["methods"]) == ["mine", "within_size"] == config["study"]["add"]["methods"]
@@ -306,6 +311,9 @@ class TestFile:
             ("notes.txt", None, r"ERROR .*notes\.txt.*cannot be read or written"),
             ("broken", f"{own.WRITTEN} BITS=4\nchoose: {{\n", r"ERROR broken/config\.yaml: is no YAML"),
             ("odd", f"{own.WRITTEN} BITS=4\n# \udcff\n", r"ERROR odd/config\.yaml: is not UTF-8"),
+            ("list", f"{own.WRITTEN} BITS=4\n[1]\n", r"ERROR list/config\.yaml: it is no table of names; mend it"),
+            ("add", f"{own.WRITTEN} BITS=4\nstudy: {{add: [m]}}\n", r"ERROR add/config\.yaml: study\.add is no table"),
+            ("one", f"{own.WRITTEN} BITS=4\nstudy: {{gguf: m}}\n", r"ERROR one/config\.yaml: study\.gguf is no list"),
         ],
     )
     def test_a_folder_that_takes_no_study(

@@ -13,6 +13,7 @@ from quant.models.importing import uncollected
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 OF_PACKED = ("_packed", "_scale", "_zero_point", "_global_scale", "_shape")  # ends of a packed weight's tensors
 
 
@@ -38,6 +39,10 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
         quantizer: Any = model.hf_quantizer
         quantizer.compressor.decompress_model(model)  # to bfloat16, whatever dtype is asked for
         plain.to(dtype)
+    elif quantised:  # of packed experts and of what stands beside them some stay in the file's type
+        for value in plain.parameters():
+            if value.dtype in FLOATS:
+                value.data = value.data.to(dtype)
     return model.eval()
 
 
@@ -50,6 +55,11 @@ def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
     model, found = made
     refuse_unread(model, found)
+    from gguf import GGUFReader
+
+    held = sum(tensor.name != "rope_freqs.weight" for tensor in GGUFReader(path).tensors)  # which the config says too
+    if (read := len(list(model.parameters()))) < held:
+        raise ValueError(f"transformers reads {read} of its {held} tensors")
     return model.to(device).eval()
 
 

@@ -246,6 +246,27 @@ def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) 
     return {key: value for key, value in (old | new | both).items() if value}
 
 
+def gone_on_from(found: Any, path: Path) -> dict[str, Any]:
+    """What an experiment's file holds; refused where that is another kind of thing than what is changed in it. A table
+    of nothing is none."""
+    before = {"all": found}
+    tables = ("all", "all.study", "all.models", "all.methods", "all.study.add")
+    for where in (*tables, "all.study.gguf", "all.study.models", "all.study.add.methods"):
+        *parents, last = where.split(".")
+        holder: Any = before
+        for key in parents:
+            holder = holder.get(key, {})
+        due = dict if where in tables else list
+        if holder.get(last, due()) is None:
+            holder[last] = due()
+        if not isinstance(holder.get(last, due()), due):
+            said = where.partition(".")[2] or "it"
+            raise InputError(
+                f"{path}: {said} is no {'table' if due is dict else 'list'} of names; mend it, or delete it"
+            )
+    return dict(before["all"])
+
+
 def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
     """The experiment's file, written: under results/, or, in an experiment's own folder, its config.yaml, which keeps
     what is not given anew. None where nothing is given; a file that was not written here stays as it is."""
@@ -261,7 +282,7 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
     if not there.startswith(WRITTEN):
         raise InputError(f"{path}: is no file that make wrote; change it yourself, or give another folder")
     try:
-        before = yaml.safe_load(there) or {}
+        before = gone_on_from(yaml.safe_load(there), path)
     except yaml.YAMLError as error:
         words = " ".join(str(error).split())
         raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None

@@ -113,12 +113,22 @@ def kind_of(name: str, grid: Grid, n_in: int) -> Kind:
     return kind
 
 
+NO_BIASES = ("llama",)  # architectures of whose files transformers reads none
+
+
 def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
-    """Refuses what `gguf` would, before a method's checkpoint is there. checkpoint: the unquantised one, its config and
-    its layout; grids: of linears and embeddings."""
+    """Refuses what `gguf` would, or transformers, which is to read it, before a method's checkpoint is there.
+    checkpoint: the unquantised one, its config and its layout; grids: of linears and embeddings."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
     names = gguf_file.Names(config)
     for key in sorted(dense):
         names.of(key)
+    if names.facts.name not in GGUF_SUPPORTED_ARCHITECTURES:
+        raise InputError(f"transformers reads no GGUF file of {names.facts.name}, so that it cannot be measured")
+    bias = next((key for key in sorted(dense) if key.endswith(".bias")), None)
+    if bias and names.facts.name in NO_BIASES:
+        raise InputError(f"transformers passes over {bias} in a GGUF file, so that it cannot be measured")
     for name, grid in sorted(grids.items()):
         dtype, (_, n_in) = dense[f"{name}.weight"]
         kind = kind_of(name, grid, n_in)
