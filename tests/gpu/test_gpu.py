@@ -26,10 +26,10 @@ from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
-from quant.recipe import fused, grids
+from quant.recipe import grids, kernels
 from quant.recipe.context import Context
-from quant.recipe.fused import feed_back, kernels
 from quant.recipe.grids import Grid
+from quant.recipe.kernels import feed_back, grid_kernels
 from quant.recipe.recipe import Recipe
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
@@ -51,7 +51,7 @@ def test_candidates_are_those_of_a_cpu_to_the_bit(bits: int, group_size: int, sy
     found = [grids.nearest(w * s, grid, i).div_(s) for s, i in zip(scales, importance, strict=True)]
     expected = ((torch.stack(found) - w) * unit).half()
     clipped_by = importance.cuda() if clip else None
-    d, _ = kernels().differences(w.cuda(), scales.cuda(), grid, clipped_by, moment.cuda(), unit.cuda(), None, 0.0)
+    d, _ = grid_kernels().differences(w.cuda(), scales.cuda(), grid, clipped_by, moment.cuda(), unit.cuda(), None, 0.0)
     # errors of two factors may tie to the last bits, which 1/step and the sum's order decide
     assert (d[:, :, :200].cpu() != expected).float().mean() <= (0.002 if clip else 0)
     assert not d[:, :, 200:].any()
@@ -63,14 +63,14 @@ def test_clipped_ranges_are_those_of_a_cpu(bits: int, group_size: int, symmetric
     grid = Grid(bits, group_size, symmetric)
     groups, importance = grids.to_groups(w, group_size), moment.diagonal()
     expected = torch.stack(grids.fit_range(groups, grid, importance))
-    found = torch.stack(fused.fit_range(groups.cuda(), grid, importance.cuda())).cpu()
+    found = torch.stack(kernels.fit_range(groups.cuda(), grid, importance.cuda())).cpu()
     assert (found != expected).float().mean() <= 0.002
 
 
 def nearest_there(w: Tensor, grid: Grid, importance: Tensor | None) -> Tensor:
     """grids.nearest on the ranges that the GPU finds."""
     groups = grids.to_groups(w, grid.group_size)
-    ranges = fused.fit_range(groups.cuda(), grid, None if importance is None else importance.cuda())
+    ranges = kernels.fit_range(groups.cuda(), grid, None if importance is None else importance.cuda())
     step, zero = (each.cpu() for each in ranges)
     return grids.from_groups(grids.decode(grids.encode(groups, step, zero, grid), step, zero), w.shape[1])
 
@@ -210,7 +210,7 @@ def test_searches_agree(grid: Grid, clip: bool, monkeypatch: pytest.MonkeyPatch)
         salience = moment.diagonal().clone()
         expected = search_scale([Target(w, moment)], salience, grid, 20, clip)
         for at_once in (2**28, 3 * w.nbytes // 2, 1):
-            monkeypatch.setattr(kernels(), "AT_ONCE", at_once)
+            monkeypatch.setattr(grid_kernels(), "AT_ONCE", at_once)
             found = search_scale([Target(w.cuda(), moment.cuda())], salience.cuda(), grid, 20, clip)
             assert found.objective == pytest.approx(expected.objective, rel=1e-4)
 

@@ -5,9 +5,9 @@ import torch
 
 from quant.recipe import grids, quantized
 from quant.recipe.context import Context
-from quant.recipe.fused import feed_back
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
+from quant.recipe.kernels import feed_back
 from quant.recipe.refine import sweep
 from quant.recipe.roundings import greedy_flip
 from tests.gpu.cases import GRIDS, case

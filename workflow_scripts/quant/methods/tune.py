@@ -24,8 +24,8 @@ from tqdm import tqdm
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.fused import weight_kernels
 from quant.methods.insides import run_again
+from quant.methods.kernels import weight_kernels
 from quant.methods.kl_loss import divergence
 from quant.methods.teacher import Teacher
 from quant.models.architectures import ARCHITECTURES

@@ -193,7 +193,7 @@ def _launch(
 def feed_back(
     w: Tensor, inner: Tensor, steps: Tensor, zeros: Tensor, grid: Grid, codes: Tensor, errors: Tensor
 ) -> None:
-    """fused.feed_back on a block of at most COLUMNS, in whatever order its tensors lie but for `errors`."""
+    """kernels.feed_back on a block of at most COLUMNS, in whatever order its tensors lie but for `errors`."""
     _launch(w, inner, steps, zeros, grid, codes, errors, False)
 
 

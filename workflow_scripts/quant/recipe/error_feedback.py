@@ -8,9 +8,9 @@ from torch import Tensor
 
 from quant.recipe import grids
 from quant.recipe.context import Context, row_chunks
-from quant.recipe.fused import COLUMNS, feed_back
 from quant.recipe.grids import Grid
 from quant.recipe.inverse import inverse_factor
+from quant.recipe.kernels import COLUMNS, feed_back
 
 PANEL = 512  # columns whose errors a GPU takes to all later ones at once, four blocks of COLUMNS
 

@@ -13,8 +13,8 @@ from quant.recipe import grids
 from quant.recipe.checks import check_importance, check_rounded
 from quant.recipe.context import Context, Rounded, asked
 from quant.recipe.functions import function_of
-from quant.recipe.fused import fit_range
 from quant.recipe.grids import Codes, Grid
+from quant.recipe.kernels import fit_range
 from quant.recipe.protection import top
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quant.recipe import grids
-from quant.recipe.fused import rounding_kernels
 from quant.recipe.grids import Grid
+from quant.recipe.kernels import rounding_kernels
 
 COUNTED = "rounded_up", "rounded_down", "unchanged", "flipped"
 TIE = 1e-6  # steps; a weight this near its point was on it

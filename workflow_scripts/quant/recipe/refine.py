@@ -14,8 +14,8 @@ from quant.models import products
 from quant.models.replay import replayed
 from quant.recipe import grids
 from quant.recipe.context import AT_ONCE, row_chunks
-from quant.recipe.fused import COLUMNS, column_kernels
 from quant.recipe.grids import Codes, Grid
+from quant.recipe.kernels import COLUMNS, column_kernels
 
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken

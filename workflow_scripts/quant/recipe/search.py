@@ -14,8 +14,8 @@ from torch import Tensor
 
 from quant.calibration.second_moments import halves, row_errors
 from quant.models.compute import side_by_side
-from quant.recipe.fused import kernels
 from quant.recipe.grids import Grid, nearest
+from quant.recipe.kernels import grid_kernels
 
 SMALLEST_SCALE = 1e-5
 PART = 2**18  # weights that a CPU rounds and judges before it looks whether a scale still can win
@@ -69,7 +69,7 @@ def candidate_errors(target: Target, scales: Tensor, grid: Grid, clip: bool) -> 
     """`target_error` of Q(W·diag(s))·diag(1/s) for each s of scales [n, in], in float64 [n]; for a GPU."""
     w, moment = target.w, target.moment
     importance = moment.diagonal() if clip else None
-    if grid.uniform and (fused := kernels()) is not None and fused.judges(w, grid):
+    if grid.uniform and (fused := grid_kernels()) is not None and fused.judges(w, grid):
         clipped_by = moment.diagonal() / scales**2 if clip else None
         return fused.candidate_errors(w, scales, grid, clipped_by, moment, target.row_weight, target.noise**2)
     lower = halves(moment)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from quant.workflow.amounts import Ask, forward, head, n_batches, n_linears, outer, products
 from quant.workflow.shape import Shape
 
-COLUMNS = 128  # that GPTQ and refinement round at once (recipe.fused)
+COLUMNS = 128  # that GPTQ and refinement round at once (recipe.kernels)
 # bytes of a weight, or of a candidate for it
 LOADED, CANDIDATE, CLIPPED = 500.0, 13.0, 34.0
 # operations of a linear: reading, rounding and writing it; its scale; each COLUMNS of its inputs; a round of refinement

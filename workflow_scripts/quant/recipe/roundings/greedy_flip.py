@@ -5,8 +5,8 @@ from torch import Tensor
 
 from quant.recipe import grids
 from quant.recipe.context import Candidates, Context, Rounded
-from quant.recipe.fused import rounding_kernels
 from quant.recipe.grids import Grid
+from quant.recipe.kernels import rounding_kernels
 
 
 def candidates(groups: Tensor, step: Tensor, zero: Tensor, grid: Grid, mean: Tensor, usable: Tensor) -> Candidates:

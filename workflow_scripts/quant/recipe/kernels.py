@@ -14,7 +14,7 @@ NEXT = 16  # columns that a CPU updates after each of them; the block's others w
 
 
 @where_installed
-def kernels() -> ModuleType:
+def grid_kernels() -> ModuleType:
     """Fused kernels for GPUs, by Triton."""
     from quant.recipe import grid_kernels
 
@@ -41,7 +41,7 @@ def fit_range(
     groups: Tensor, grid: Grid, importance: Tensor | None, stored: grids.Stored | None = None
 ) -> tuple[Tensor, Tensor]:
     """grids.fit_range: of a GPU's many passes, one where a range of whole numbers is clipped."""
-    if importance is not None and grid.uniform and (fused := kernels()) is not None and fused.fits(groups):
+    if importance is not None and grid.uniform and (fused := grid_kernels()) is not None and fused.fits(groups):
         return fused.fit_clipped(groups, grid, grids.to_groups(importance[None], grid.group_size))
     return grids.fit_range(groups, grid, importance, stored)
 
