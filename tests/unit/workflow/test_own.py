@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,17 @@ class TestFile:
             assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
         assert config == own.study_of({**first, **last}, DEFAULT, {})
 
+    @pytest.mark.parametrize("limits", [{}, {"BITS": "3"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}], ids=str)
+    def test_another_model_gets_methods_that_it_can_have(self, here: Path, limits: dict[str, str]) -> None:
+        """Of a mixture, without zero points; what it leaves is as if all had been said at once."""
+        (here / "mixture").mkdir()
+        (here / "mixture/config.json").write_text(json.dumps(EXPERTS["mixture"]))
+        own.write({"MODEL": "My Model", **limits}, here, apart=True)
+        for model in ("mixture", "My Model", "mixture"):
+            config = yaml.safe_load(own.write({"MODEL": model}, here, apart=True).read_text())
+            due = own.study_of({"MODEL": model, **limits}, DEFAULT, {})
+            assert [config[key] for key in ("study", "methods")] == [due[key] for key in ("study", "methods")]
+
     def test_a_table_of_nothing_is_none(self, here: Path) -> None:
         (here / "config.yaml").write_text(f"{own.WRITTEN}\nstudy: {{add: , gguf: }}\nmodels:\nmethods:\n")
         config = yaml.safe_load(own.write({"BITS": "4"}, here, apart=True).read_text())
@@ -297,6 +309,17 @@ class TestFile:
         config = yaml.safe_load(path.read_text())
         assert list(config["methods"]) == ["mine", "within_size"] == config["study"]["add"]["methods"]
         assert config["calibration"]["n_calib"] == 7 and "gguf" not in config["study"]
+
+    def test_on_a_full_disk_it_stays_as_it_was(self, here: Path) -> None:
+        path = own.write({"BITS": "4"}, here, apart=True)
+        before, (soft, hard) = path.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
+        try:
+            with pytest.raises(InputError, match=r"/config\.yaml: cannot be written \(File too large\)"):
+                own.write({"BITS": "3"}, here, apart=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_text() == before and not [*here.glob(".*")]
 
     def test_anothers_file_is_left_alone(self, here: Path) -> None:
         (here / "config.yaml").write_text("study: {}\n")

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from quant.errors import InputError
+from quant.files.artifacts import write_text
 from quant.workflow.configuration import RESERVED
 from quant.workflow.paths import found, home
 
@@ -227,16 +228,28 @@ def replaced(summary: Path, models: list[str]) -> str:
     )
 
 
+def without(study: dict[str, Any], names: set[str]) -> None:
+    """Takes methods out of an experiment."""
+    part = study.setdefault("study", {})
+    for holder, key in ((study, "methods"), (part.get("add", {}), "methods"), (part, "gguf")):
+        if key in holder:
+            kept = [name for name in holder[key] if name not in names]
+            holder[key] = {name: holder[key][name] for name in kept} if holder is study else kept
+
+
 def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) -> dict[str, Any]:
     """An experiment with what is said anew. limited: limits are among it, and replace those before with their methods;
-    else those that there are stay."""
+    else those that there are stay, on a grid that a model said anew can have."""
     old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(study))
-    for each, goes in ((old, limited), (new, not limited and bool({*FOR_LIMITS} & {*old.get("methods", {})}))):
-        part = each.setdefault("study", {})
-        for holder, key in ((each, "methods"), (part.get("add", {}), "methods"), (part, "gguf")) if goes else ():
-            if key in holder:
-                names = [name for name in holder[key] if name not in FOR_LIMITS]
-                holder[key] = {name: holder[key][name] for name in names} if each is holder else names
+    there = {*FOR_LIMITS} & {*old.get("methods", {})}
+    other_model = "models" in new.get("study", {})
+    mixture = SYMMETRIC in new.get("methods", {})
+    if WITHIN in there and other_model and not limited:
+        kept = {key: value for key, value in old["methods"][WITHIN].items() if key != "symmetric"}
+        old["methods"][WITHIN] = kept | ({"symmetric": True} if mixture else {})
+    by_bits = other_model and there <= {EIGHT, SYMMETRIC}
+    without(old, {*FOR_LIMITS} if limited else {SYMMETRIC} if by_bits else set())
+    without(new, set() if limited or not there else {EIGHT} & there if by_bits else {*FOR_LIMITS})
     both = {"methods": old.get("methods", {}) | new.get("methods", {}), "study": old["study"] | new["study"]}
     parts = [each["study"].get("add", {}) for each in (old, new)]
     for name in dict.fromkeys(name for part in parts for name in part):
@@ -292,9 +305,8 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
     said = " ".join(f"{key}={value}" for key, value in given.items() if value)
-    path.write_text(f"{WRITTEN} {said}\n{yaml.safe_dump(study, sort_keys=False)}", encoding="utf-8")
+    write_text(path, f"{WRITTEN} {said}\n{yaml.safe_dump(study, sort_keys=False)}")
     return path
 
 
