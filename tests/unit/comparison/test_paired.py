@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from quant.comparison import paired
 from quant.comparison.paired import (
     compare_pair,
     detectable,
@@ -192,6 +193,17 @@ def test_the_fast_bootstrap_is_the_slow_one(n: int) -> None:
     d = simulated_sums(np.random.default_rng(n), (n,), tokens, 1.0) + 0.02 * tokens
     found = paired_difference(d, 0 * d, tokens, 299, 4)
     np.testing.assert_allclose([found.low, found.high, found.p], slow_bootstrap(d, tokens, 299, 4), rtol=1e-4)
+
+
+def test_resamples_and_differences_that_memory_does_not_hold_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = text_lengths(13, True)
+    d = simulated_sums(np.random.default_rng(13), (5, 13), tokens, 1.0)
+    d[2] = 0.5 * tokens  # without spread: it has no pivots
+    whole = paired_differences(d, tokens, 999, 4)
+    monkeypatch.setattr(paired, "DRAWN_BYTES", 8 * 13 * 100)
+    monkeypatch.setattr(paired, "PIVOT_BYTES", 8 * 999 * 3)
+    assert max(map(len, paired.draws(13, 999, 4))) == 100
+    np.testing.assert_allclose(paired_differences(d, tokens, 999, 4), whole, rtol=1e-12)
 
 
 def slow_holm(p: list[float]) -> list[float]:

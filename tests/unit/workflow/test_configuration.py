@@ -79,6 +79,7 @@ def test_loading_leaves_its_argument_alone() -> None:
         ("deep_dive.layers", ["last"], ["deep_dive.layers.0", "'last'", "auto or at least 0"]),
         ("compute.device", "gpu", ["compute.device", "'gpu'", "did you mean cpu"]),
         ("comparison.resamples", 10, ["comparison.resamples", "at least 999"]),
+        ("comparison.resamples", 100_000_000, ["comparison.resamples", "at most 1000000"]),
         ("sensitivity.methods", ["rtn_h"], ["sensitivity.methods", "did you mean rtn_g"]),
         ("sensitivity.methods", ["autoawq"], ["autoawq is the AutoAWQ library", "scope: linear"]),
         ("sensitivity.by", ["kinds"], ["sensitivity.by", "did you mean kind"]),

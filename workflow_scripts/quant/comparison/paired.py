@@ -7,7 +7,7 @@ too often far out in the tail, where corrected verdicts are made, the one for sy
 differences (tests/unit/comparison/test_paired.py simulates both).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ FEW = 8  # with fewer sequences most resamples repeat another: Student's t inste
 RESAMPLES_PER_COMPARISON = (
     200  # p is at least 2/(resamples + 1); corrected, it must be able to fall to a fifth of LEVEL
 )
+DRAWN_BYTES = 2**27  # of resamples' counts at a time
+PIVOT_BYTES = 2**28  # of differences' pivots at a time; for more the same resamples are drawn again
 
 
 class Estimate(NamedTuple):
@@ -48,8 +50,7 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
     error = np.sqrt(n / (n - 1) * (rest**2).sum(1)) / weights.sum()
     observed = np.divide(mean, error, out=np.zeros(m), where=~same)
     chances = 2 * student.sf(abs(observed), n - 1)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
-    drawn = counts @ np.stack([weights, weights**2], axis=1)
+    pivots = pivots_of(rest[~same], weights, resamples, seed) if n >= FEW else iter(())
     found = []
     for i in range(m):
         if same[i]:
@@ -59,13 +60,34 @@ def paired_differences(differences: np.ndarray, weights: np.ndarray, resamples: 
         if n < FEW:
             low, high = student.ppf([LEVEL / 2, 1 - LEVEL / 2], n - 1)
         else:
-            pivots = studentised(rest[i], weights, counts, drawn)
-            low, high = np.quantile(pivots, [LEVEL / 2, 1 - LEVEL / 2])
-            tail = min((pivots >= observed[i]).sum(), (pivots <= observed[i]).sum())
-            p = max(p, min(1.0, 2 * (tail + 1) / (len(pivots) + 1)))
+            own = next(pivots)
+            low, high = np.quantile(own, [LEVEL / 2, 1 - LEVEL / 2])
+            tail = min((own >= observed[i]).sum(), (own <= observed[i]).sum())
+            p = max(p, min(1.0, 2 * (tail + 1) / (len(own) + 1)))
         ends = float(mean[i] - high * error[i]), float(mean[i] - low * error[i])
         found.append(Estimate(float(mean[i]), *ends, float(p), float(error[i])))
     return found
+
+
+def draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n sequences is in each resample [some, n], as many at a time as DRAWN_BYTES hold."""
+    generator, at_once = np.random.default_rng(seed), max(1, DRAWN_BYTES // (8 * n))
+    for first in range(0, resamples, at_once):
+        yield generator.multinomial(n, np.full(n, 1 / n), min(at_once, resamples - first)).astype(float)
+
+
+def pivots_of(rest: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """`studentised` of each row of rest [m, n], all of the same resamples."""
+    at_once = max(1, PIVOT_BYTES // (8 * resamples))
+    for first in range(0, len(rest), at_once):
+        some = rest[first : first + at_once]
+        parts: list[list[np.ndarray]] = [[] for _ in some]
+        for counts in draws(len(weights), resamples, seed):
+            drawn = counts @ np.stack([weights, weights**2], axis=1)
+            for row, own in zip(some, parts, strict=True):
+                own.append(studentised(row, weights, counts, drawn))
+        for own in parts:
+            yield np.concatenate(own)
 
 
 def studentised(rest: np.ndarray, weights: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
