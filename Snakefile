@@ -26,8 +26,9 @@ sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from quant.data import task_yaml
 from quant.recipe import choices, keys, libraries
-from quant.workflow import budgets, configuration, defaults, demands, gpus, moments, needs, outcome, paths, room
-from quant.workflow import shared_text, stamps, tracking, values, weights
+from quant.workflow import budgets, configuration, defaults, demands, gpus, moments, outcome, paths, shared_text
+from quant.workflow import stamps, tracking, values, weights
+from quant.workflow.estimates import needs, room
 from quant.errors import InputError
 
 CONFIG_FILES = [ROOT / "config.yaml"]

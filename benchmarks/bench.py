@@ -43,8 +43,8 @@ from quant.methods.source import Output, Source, provenance_of
 from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
-from quant.workflow.amounts import Estimate
-from quant.workflow.rates import measure_rates
+from quant.workflow.estimates.amounts import Estimate
+from quant.workflow.estimates.rates import measure_rates
 from study import PATTERNS, methods
 
 GB = 1e9

@@ -1,14 +1,14 @@
 """What the steps of bench.py must do at least: a limit in seconds for each, at the rates that the device was measured
-to have (quant.workflow.rates)."""
+to have (quant.workflow.estimates.rates)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from quant.workflow.amounts import forward, head, outer, products
-from quant.workflow.rates import Rates
-from quant.workflow.shape import Shape, moment_numbers
+from quant.workflow.estimates.amounts import forward, head, outer, products
+from quant.workflow.estimates.rates import Rates
+from quant.workflow.estimates.shape import Shape, moment_numbers
 
 
 def gpu_seconds(work: Callable[[], Any]) -> float:

@@ -9,7 +9,7 @@ import torch
 from quant.data import tokens
 from quant.files import tensorfile
 from quant.files.artifacts import read_json, write_json, write_plain_json
-from quant.workflow.shape import Shape
+from quant.workflow.estimates.shape import Shape
 
 
 class Case(NamedTuple):

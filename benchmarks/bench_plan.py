@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from bench_models import Case
 from quant.recipe import keys
-from quant.workflow.amounts import Ask, Estimate
-from quant.workflow.estimate import OF_MODEL
-from quant.workflow.rates import Rates, lanes, within
+from quant.workflow.estimates.amounts import Ask, Estimate
+from quant.workflow.estimates.jobs import OF_MODEL
+from quant.workflow.estimates.rates import Rates, lanes, within
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NEAR = 0.25  # of what is measured

@@ -10,10 +10,10 @@ from quant.errors import InputError
 from quant.files.artifacts import versions, write_json, write_text
 from quant.models.compute import device
 from quant.models.peek import peek
-from quant.workflow import plan
+from quant.workflow.estimates import plan
+from quant.workflow.estimates.rates import measure_rates
+from quant.workflow.estimates.shape import Shape
 from quant.workflow.job import job
-from quant.workflow.rates import measure_rates
-from quant.workflow.shape import Shape
 
 with job(snakemake.log[0], snakemake.threads):
     config, results = snakemake.params.config, Path(snakemake.output.text).parent

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quant.workflow import configuration, paths, plan
-from quant.workflow.plan import Machine
-from quant.workflow.rates import SLOW_CPU, SLOW_GPU
-from quant.workflow.shape import Shape
+from quant.workflow import configuration, paths
+from quant.workflow.estimates import plan
+from quant.workflow.estimates.plan import Machine
+from quant.workflow.estimates.rates import SLOW_CPU, SLOW_GPU
+from quant.workflow.estimates.shape import Shape
 from tests import tiny
 from tests.unit.workflow.configurations import LLAMA3_70B
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from quant.errors import InputError
 from quant.files.spool import Spool
 from quant.models.peek import peek
-from quant.workflow.shape import Shape, shape_in
+from quant.workflow.estimates.shape import Shape, shape_in
 from tests import tiny
 from tests.unit.model_files import build, edit_config, edit_tensors, logits, refusal, run
 from tests.unit.models.gguf_files import write_gguf

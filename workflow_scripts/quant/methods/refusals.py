@@ -27,7 +27,7 @@ from quant.models.positions import positions_of
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.records.model import Embeddings, Linears
-from quant.workflow.shape import EXPERTS, Shape, moment_numbers
+from quant.workflow.estimates.shape import EXPERTS, Shape, moment_numbers
 
 
 def layer_mistakes(wanted: dict[str, list[int | str]], layers: int) -> Iterator[str]:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from quant.files.units import megabytes
 from quant.recipe import keys
-from quant.workflow.amounts import Ask, Estimate, moments, stored
-from quant.workflow.needs import ON_GPU, estimated
-from quant.workflow.rates import Rates, seconds
-from quant.workflow.shape import Shape
+from quant.workflow.estimates.amounts import Ask, Estimate, moments, stored
+from quant.workflow.estimates.needs import ON_GPU, estimated
+from quant.workflow.estimates.rates import Rates, seconds
+from quant.workflow.estimates.shape import Shape
 
 GB = 1e9
 REST = "tables, figures, report"

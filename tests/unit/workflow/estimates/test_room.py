@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from quant.workflow import room
-from quant.workflow.room import Room, Waiting
+from quant.workflow.estimates import room
+from quant.workflow.estimates.room import Room, Waiting
 from tests.unit.workflow.configurations import LLAMA3_70B
 
 

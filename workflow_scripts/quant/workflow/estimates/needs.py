@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quant.workflow.amounts import MB, Ask, Estimate
-from quant.workflow.estimate import OF_MODEL, small
-from quant.workflow.rates import SLOW_CPU, SLOW_GPU, seconds
-from quant.workflow.shape import Shape, known_shape
+from quant.workflow.estimates.amounts import MB, Ask, Estimate
+from quant.workflow.estimates.jobs import OF_MODEL, small
+from quant.workflow.estimates.rates import SLOW_CPU, SLOW_GPU, seconds
+from quant.workflow.estimates.shape import Shape, known_shape
 
 SPARE = 1.3  # times the estimated memory
 SNAKEMAKE = 600  # MB of two processes of a cluster's job, before its script starts

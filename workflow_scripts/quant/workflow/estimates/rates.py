@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.workflow.amounts import Estimate
+from quant.workflow.estimates.amounts import Estimate
 
 
 class Rates(NamedTuple):

@@ -1,14 +1,14 @@
 """What a job of each rule takes: memory, disk and work, of the model's shape and the study's options. Pure, and without
 torch, since rules ask for resources while the DAG is built.
 
-Memory was fitted to measured peaks (tests/unit/workflow/test_estimate.py holds both against each other).
+Memory was fitted to measured peaks (tests/unit/workflow/estimates/test_estimate.py holds both against each other).
 """
 
 from collections.abc import Callable
 
 from quant.models.depth import layer_at
 from quant.recipe import keys
-from quant.workflow.amounts import (
+from quant.workflow.estimates.amounts import (
     LIGHT,
     MAPPED,
     MB,
@@ -25,8 +25,18 @@ from quant.workflow.amounts import (
     products,
     stored,
 )
-from quant.workflow.loaded import CHUNK_BYTES, RESIDENT, TRANSFORMERS, by_block, loaded, unpacking
-from quant.workflow.work import OF_PASS, WIDEST, feeding, in_float32, learning, plain, refining, searching, streaming
+from quant.workflow.estimates.loaded import CHUNK_BYTES, RESIDENT, TRANSFORMERS, by_block, loaded, unpacking
+from quant.workflow.estimates.work import (
+    OF_PASS,
+    WIDEST,
+    feeding,
+    in_float32,
+    learning,
+    plain,
+    refining,
+    searching,
+    streaming,
+)
 
 TORCH = 320 * MB  # a process that has imported as much
 TEXTS = 800 * MB  # and has split a text of 1.5 MB: 634 on a CPU, 1007 where torch is for GPUs

@@ -1,7 +1,7 @@
 """Whether what is about to run can fit on the disk and in the host's memory, asked before the first job. Without torch.
 
-Files are known to a few per cent, memory less well (tests/unit/workflow/test_estimate.py): only what cannot be is
-refused, by the least that an estimate may mean. Of shards' own files, which go again, only moments are counted.
+Files are known to a few per cent, memory less well (tests/unit/workflow/estimates/test_estimate.py): only what cannot
+be is refused, by the least that an estimate may mean. Of shards' own files, which go again, only moments are counted.
 """
 
 import json
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quant.workflow.amounts import MB, Ask, moments
-from quant.workflow.estimate import OF_MODEL
-from quant.workflow.needs import ON_GPU, estimated
-from quant.workflow.plan import gb, most_on_disk
-from quant.workflow.shape import known_shape
+from quant.workflow.estimates.amounts import MB, Ask, moments
+from quant.workflow.estimates.jobs import OF_MODEL
+from quant.workflow.estimates.needs import ON_GPU, estimated
+from quant.workflow.estimates.plan import gb, most_on_disk
+from quant.workflow.estimates.shape import known_shape
 
 DISK, MEMORY = 1.03, 1.45  # times what is measured, at most, that estimates are
 LESS = "moments: {store: bfloat16} halves second moments, {store: none} lets them go when all have read them"

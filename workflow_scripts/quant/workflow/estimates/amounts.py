@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from quant.recipe.formats import FORMATS, INT, SIMULATED, bits_per_weight
-from quant.workflow.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
+from quant.workflow.estimates.shape import EXPERTS, WIDTHS, Shape, moment_numbers, triangle
 
 MB = 10**6
 LIGHT = 170 * MB  # a process without torch

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from quant.methods.refusals import moment_mistakes
-from quant.workflow import needs
-from quant.workflow.amounts import MB, Ask, Estimate, is_packed, moments
-from quant.workflow.estimate import OF_MODEL
-from quant.workflow.rates import AHEAD, WARM, Rates, measure_rates, seconds, within
-from quant.workflow.shape import Shape, moment_numbers
+from quant.workflow.estimates import needs
+from quant.workflow.estimates.amounts import MB, Ask, Estimate, is_packed, moments
+from quant.workflow.estimates.jobs import OF_MODEL
+from quant.workflow.estimates.rates import AHEAD, WARM, Rates, measure_rates, seconds, within
+from quant.workflow.estimates.shape import Shape, moment_numbers
 from tests.tiny import ROOT
 from tests.unit.workflow.configurations import LLAMA3, LLAMA3_70B
 

@@ -7,8 +7,8 @@ Constants are of kernels on a GPU, as their seconds were measured on several sha
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from quant.workflow.amounts import Ask, forward, head, n_batches, n_linears, outer, products
-from quant.workflow.shape import Shape
+from quant.workflow.estimates.amounts import Ask, forward, head, n_batches, n_linears, outer, products
+from quant.workflow.estimates.shape import Shape
 
 COLUMNS = 128  # that GPTQ and refinement round at once (recipe.kernels)
 # bytes of a weight, or of a candidate for it

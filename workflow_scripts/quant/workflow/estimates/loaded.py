@@ -1,6 +1,6 @@
 """What a model takes that is asked for logits, whole or block by block. Pure, and without torch."""
 
-from quant.workflow.amounts import MB, Ask
+from quant.workflow.estimates.amounts import MB, Ask
 
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
