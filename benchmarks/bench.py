@@ -281,7 +281,7 @@ def quantize(model: Path, target: Path, recipe: dict[str, Any], files: dict[str,
     known = Statistics(wanted, record["fingerprint"], PATTERNS, plain_share=recipe["plain_share"])
     source, out = Source(model / "checkpoint", record["linears"]), Output(target, target.parent / "folds")
     if keys.way_of(recipe) == "model":
-        from quant.methods.with_model import quantize_with_model
+        from quant.methods.with_model.quantize import quantize_with_model
 
         ids = tokens.load(target.parent / "tokens")
         compute = Compute.of({"device": where, "dtype": "auto", "batch_tokens": "auto"}, source.folder)

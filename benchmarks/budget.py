@@ -44,7 +44,7 @@ from quant.methods.budgets.swaps import corrected, parts_of
 from quant.methods.embeddings import RoundedEmbedding, rounded
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import Compute, batch_tokens, device
 from quant.models.linears import embeddings_in, skeleton
 from quant.recipe import keys

@@ -36,7 +36,7 @@ from quant.evaluation import perplexity
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import device
 from quant.models.linears import embeddings_in, skeleton
 from quant.recipe import grids, keys

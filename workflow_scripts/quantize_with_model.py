@@ -5,7 +5,7 @@ from quant.files.artifacts import write_json
 from quant.methods.budgets.widths import GivenWidths
 from quant.methods.job import Job
 from quant.methods.source import Output
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import Compute
 from quant.workflow.job import job
 

@@ -7,12 +7,12 @@ import torch
 
 from quant.calibration.reader import Statistics
 from quant.data.tokens import Tokens, fingerprint
-from quant.methods.kl_loss import divergence
 from quant.methods.quantize import in_host_memory
-from quant.methods.reconstruct import Aim, MovableLinear
 from quant.methods.source import Output, Source
-from quant.methods.tune import TunedLinear
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.kl_loss import divergence
+from quant.methods.with_model.quantize import quantize_with_model
+from quant.methods.with_model.reconstruct import Aim, MovableLinear
+from quant.methods.with_model.tune import TunedLinear
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.models.replay import Replay

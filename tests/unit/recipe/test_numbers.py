@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quant.calibration.reader import LinearStatistics
 from quant.methods.quantize import in_host_memory
-from quant.methods.tune import TunedLinear
+from quant.methods.with_model.tune import TunedLinear
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.functions import function_of

@@ -17,10 +17,10 @@ from quant.files.artifacts import write_json
 from quant.methods.budgets.widths import GivenWidths
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import Compute
 from quant.recipe.recipe import Recipe
-from tests.unit.methods.with_model import CALIBRATION, TUNE
+from tests.unit.methods.with_model.given import CALIBRATION, TUNE
 from tests.unit.recipe.cases import LINEARS, MADE, PATTERNS, PLAIN, run
 from tests.unit.recipe.folded import Case
 

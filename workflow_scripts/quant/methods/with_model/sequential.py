@@ -16,8 +16,8 @@ from quant.calibration.streams import Pair, Streams
 from quant.data.tokens import Tokens
 from quant.methods.block import Block
 from quant.methods.embeddings import RoundedEmbedding
-from quant.methods.reconstruct import Aim, Descent, Reconstruction, Reconstructor
 from quant.methods.shared import Shared
+from quant.methods.with_model.reconstruct import Aim, Descent, Reconstruction, Reconstructor
 from quant.recipe.correction import corrected
 
 Moments = tuple[Tensor, Tensor | None]

@@ -15,14 +15,14 @@ from quant.calibration.reader import Statistics
 from quant.checkpoints import stored
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
-from quant.methods.sequential import Sequential
 from quant.methods.source import Output, Source
+from quant.methods.with_model.sequential import Sequential
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
 from tests.unit.calibration.architectures import inputs_of, saved
-from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, loaded
+from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, loaded
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 from tests.unit.recipe.folded import MADE, MODELS, Case
 

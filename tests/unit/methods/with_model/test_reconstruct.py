@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from quant.calibration.reader import Statistics
 from quant.calibration.streams import Pair, Streams, hidden_of
 from quant.files import tensorfile
-from quant.methods import reconstruct
-from quant.methods.reconstruct import (
+from quant.methods.source import Output, Source
+from quant.methods.with_model import reconstruct
+from quant.methods.with_model.quantize import quantize_with_model, reconstruction_of
+from quant.methods.with_model.reconstruct import (
     Aim,
     Descent,
     MovableLinear,
@@ -23,15 +25,13 @@ from quant.methods.reconstruct import (
     tensors_of,
     together,
 )
-from quant.methods.sequential import Sequential
-from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model, reconstruction_of
+from quant.methods.with_model.sequential import Sequential
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 from quant.recipe.quantized import QuantizedLinear
-from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, slow_divergence
+from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, slow_divergence
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 from tests.unit.recipe.folded import MADE, Case
 

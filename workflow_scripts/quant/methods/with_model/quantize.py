@@ -18,10 +18,10 @@ from quant.files import shards, stage, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.finite import put_finite
 from quant.methods.quantize import Kept, quantize_checkpoint
-from quant.methods.reconstruct import Reconstruction
-from quant.methods.sequential import Sequential
 from quant.methods.source import Output, Source
-from quant.methods.tune import Tuner, Tuning, load_original, split
+from quant.methods.with_model.reconstruct import Reconstruction
+from quant.methods.with_model.sequential import Sequential
+from quant.methods.with_model.tune import Tuner, Tuning, load_original, split
 from quant.models.architectures import ARCHITECTURES
 from quant.models.compute import Compute
 from quant.recipe.recipe import Recipe, Widths

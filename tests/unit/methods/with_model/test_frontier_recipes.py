@@ -18,14 +18,14 @@ from quant.errors import InputError
 from quant.evaluation.divergence import compare
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
 from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.methods.damages import DAMAGES, damaged, statistics_of
-from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, loaded
+from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, loaded
 from tests.unit.recipe.cases import PATTERNS
 from tests.unit.recipe.folded import MADE, Case
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA

@@ -14,11 +14,11 @@ from quant.calibration.reader import Statistics
 from quant.evaluation.perplexity import load_model
 from quant.methods import block
 from quant.methods.source import Output, Source
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model.quantize import quantize_with_model
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, skeleton
 from tests.unit.methods.damages import DAMAGES, Watched, damaged, statistics_of
-from tests.unit.methods.with_model import CALIBRATION
+from tests.unit.methods.with_model.given import CALIBRATION
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 
 SEQUENTIAL = {"inputs": "sequential", "rounding": "gptq"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quant.methods.kernels import kl_kernels
+from quant.methods.with_model.kernels import kl_kernels
 
 AT_ONCE = 2**22  # numbers of the rows that are compared together
 

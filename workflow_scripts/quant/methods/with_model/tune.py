@@ -24,10 +24,10 @@ from tqdm import tqdm
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.insides import run_again
-from quant.methods.kernels import weight_kernels
-from quant.methods.kl_loss import divergence
-from quant.methods.teacher import Teacher
+from quant.methods.with_model.insides import run_again
+from quant.methods.with_model.kernels import weight_kernels
+from quant.methods.with_model.kl_loss import divergence
+from quant.methods.with_model.teacher import Teacher
 from quant.models.architectures import ARCHITECTURES
 from quant.models.experts import unroll
 from quant.models.linears import decoder_blocks

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Pair, hidden_of
-from quant.methods.kernels import weight_kernels
+from quant.methods.with_model.kernels import weight_kernels
 from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
 from quant.recipe.numbers import Whole

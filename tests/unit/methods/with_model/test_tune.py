@@ -16,18 +16,18 @@ from quant.data.tokens import batches
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.stage import hidden
-from quant.methods import insides, with_model
-from quant.methods.kl_loss import divergence
 from quant.methods.quantize import Kept, quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.methods.teacher import Teacher
-from quant.methods.tune import Known, Tuner, Tuning, load_original, rate_at
-from quant.methods.with_model import quantize_with_model
+from quant.methods.with_model import insides, quantize
+from quant.methods.with_model.kl_loss import divergence
+from quant.methods.with_model.quantize import quantize_with_model
+from quant.methods.with_model.teacher import Teacher
+from quant.methods.with_model.tune import Known, Tuner, Tuning, load_original, rate_at
 from quant.models.compute import Compute
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe.recipe import Recipe
 from tests.unit import reference
-from tests.unit.methods.with_model import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
+from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
 from tests.unit.recipe.cases import PATTERNS, PLAIN, recast
 from tests.unit.recipe.folded import MADE, Case
 
@@ -215,7 +215,7 @@ def test_divergence_is_the_textbooks(n: int) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 22, 2**20])
 def test_gradients_of_the_divergence_are_autograds(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quant.methods.kl_loss.AT_ONCE", at_once)
+    monkeypatch.setattr("quant.methods.with_model.kl_loss.AT_ONCE", at_once)
     p, q = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p[:, 2] = -math.inf
     q.requires_grad_()
@@ -261,7 +261,7 @@ def test_nothing_untuned_ever_has_a_final_name(
     models: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a job that is killed leaves while it tunes, and again while it writes what it tuned."""
-    target, tune, write = tmp_path / "method/checkpoint", Tuner.tune, with_model.rewrite
+    target, tune, write = tmp_path / "method/checkpoint", Tuner.tune, quantize.rewrite
     left = tmp_path / "method/.tuned.killed"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"of a job before")
@@ -273,7 +273,7 @@ def test_nothing_untuned_ever_has_a_final_name(
         assert not left.exists() and len(files) > 3
 
     monkeypatch.setattr(Tuner, "tune", lambda *given: (look(), tune(*given))[1])
-    monkeypatch.setattr(with_model, "rewrite", lambda *given: (write(*given), look())[0])
+    monkeypatch.setattr(quantize, "rewrite", lambda *given: (write(*given), look())[0])
     run(models("llama"), target)
     assert seen == [set(), set()]
     monkeypatch.undo()

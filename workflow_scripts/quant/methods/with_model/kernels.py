@@ -7,13 +7,13 @@ from quant.models.compute import where_installed
 
 @where_installed
 def kl_kernels() -> ModuleType:
-    from quant.methods import kl_kernels
+    from quant.methods.with_model import kl_kernels
 
     return kl_kernels
 
 
 @where_installed
 def weight_kernels() -> ModuleType:
-    from quant.methods import weight_kernels
+    from quant.methods.with_model import weight_kernels
 
     return weight_kernels

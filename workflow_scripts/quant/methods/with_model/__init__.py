@@ -1,0 +1,1 @@
+"""What runs the model while it quantises: inputs as the quantised model gives them, reconstruction, tuning."""
