@@ -48,7 +48,7 @@ best: TARGET = results/best/choice.json $$page
 plan: TARGET = results/plan.txt
 report best plan: .venv/complete
 	$(if $(OTHERS),$(error $(firstword $(OTHERS)): no such variable; `make $@` takes MODEL, TEXT, SIZE_MB, BITS, FILE, IN, CORES and PYTHON))
-	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.own) || exit 1; \
+	@own=$$(PYTHONPATH=workflow_scripts python -m quant.workflow.make_study) || exit 1; \
 	page=results/report.html; \
 	if [ -n "$$IN" ]; then set -- --directory "$$(dirname "$$own")"; page=$$(dirname "$$own")/$$page; \
 	elif [ -n "$$own" ]; then set -- --configfile "$$own"; fi; \

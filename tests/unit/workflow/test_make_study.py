@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from quant.errors import InputError
-from quant.workflow import configuration, own
+from quant.workflow import configuration, make_study
+from quant.workflow.make_study import WRITTEN
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
 ADDED = {"add": {"methods": ["rtn_8bit"]}}
@@ -34,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def study(**given: str) -> dict[str, Any]:
-    return own.study_of(given, DEFAULT, {})
+    return make_study.study_of(given, DEFAULT, {})
 
 
 def loaded(changes: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +108,9 @@ class TestHub:
 
     def test_the_first_runs_commit_is_kept(self, here: Path, hub: list[Any]) -> None:
         noted = {"models": {"name": {"source": {"hub": {"id": "owner/name", "revision": "f" * 40}}}}}
-        found = own.study_of({"MODEL": "owner/name"}, DEFAULT, noted)
+        found = make_study.study_of({"MODEL": "owner/name"}, DEFAULT, noted)
         assert found["models"] == noted["models"] and not hub
-        assert own.study_of({"MODEL": "other/name"}, DEFAULT, noted)["models"] != noted["models"]
+        assert make_study.study_of({"MODEL": "other/name"}, DEFAULT, noted)["models"] != noted["models"]
 
     def test_without_a_hub_the_last_download_or_one_line(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import huggingface_hub
@@ -211,7 +212,7 @@ def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> No
     for name in config["candidates"]["within_size"]:
         assert config["methods"][name]["symmetric"] == (kind != "dense")
     assert ("gptq_symmetric" in loaded(by_bits)["study"]["methods"]) == (kind != "dense")
-    again = own.study_of({"SIZE_MB": "8"}, DEFAULT, study(MODEL="My Model"))
+    again = make_study.study_of({"SIZE_MB": "8"}, DEFAULT, study(MODEL="My Model"))
     assert again["methods"]["within_size"].get("symmetric", False) == (kind != "dense"), "of an earlier run's model"
 
 
@@ -220,7 +221,7 @@ def test_a_file_for_llama_cpp(here: Path) -> None:
     found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")
     assert found["choose"] == {"max_bits_per_weight": None, "max_size_mb": 75.0, "storage": "gguf"}
     config = loaded(found)
-    assert config["study"]["gguf"] == list(own.GGUFS) == config["study"]["methods"][-3:]
+    assert config["study"]["gguf"] == list(make_study.GGUFS) == config["study"]["methods"][-3:]
     assert loaded(study(FILE="gguf", BITS="4"))["choose"]["max_bits_per_weight"] == 4.5
     with pytest.raises(InputError, match=r"^FILE=onnx: must be gguf; leave it out"):
         study(FILE="onnx")
@@ -238,28 +239,28 @@ def test_a_file_for_llama_cpp(here: Path) -> None:
     ],
 )
 def test_names_that_folders_take(path: str, name: str) -> None:
-    assert own.name_of(path) == name
+    assert make_study.name_of(path) == name
 
 
 class TestFile:
     def test_where_it_is_and_what_it_says(self, here: Path) -> None:
         given = {"MODEL": "My Model", "TEXT": "notes.txt", "SIZE_MB": ""}
-        path = own.write(given, here, apart=False)
+        path = make_study.write(given, here, apart=False)
         assert path == here / "results/My-Model-notes.yaml"
         first, _, rest = path.read_text().partition("\n")
         assert first == "# written by make: MODEL=My Model TEXT=notes.txt"
-        assert yaml.safe_load(rest) == own.study_of(given, DEFAULT, {})
-        assert own.write(given, here / "apart", apart=True) == here / "apart/config.yaml"
+        assert yaml.safe_load(rest) == make_study.study_of(given, DEFAULT, {})
+        assert make_study.write(given, here / "apart", apart=True) == here / "apart/config.yaml"
 
     def test_nothing_given(self, here: Path) -> None:
-        assert own.write({"MODEL": ""}, here, apart=False) is None and not (here / "results").exists()
-        assert own.write({}, here, apart=True) == here / "config.yaml"
+        assert make_study.write({"MODEL": ""}, here, apart=False) is None and not (here / "results").exists()
+        assert make_study.write({}, here, apart=True) == here / "config.yaml"
 
     def test_a_folders_study_goes_on(self, here: Path) -> None:
         for given in ({"MODEL": "My Model", "TEXT": "notes.txt"}, {"BITS": "4"}, {}):
-            path = own.write(given, here, apart=True)
+            path = make_study.write(given, here, apart=True)
         config = yaml.safe_load(path.read_text())
-        assert config == own.study_of({"MODEL": "My Model", "TEXT": "notes.txt", "BITS": "4"}, DEFAULT, {})
+        assert config == make_study.study_of({"MODEL": "My Model", "TEXT": "notes.txt", "BITS": "4"}, DEFAULT, {})
 
     @pytest.mark.parametrize(
         "last", [{"BITS": "3"}, {"SIZE_MB": "90"}, {"FILE": "gguf"}, {"FILE": "gguf", "SIZE_MB": "9"}]
@@ -275,48 +276,48 @@ class TestFile:
             {"MODEL": "My Model"},
             first,
         ):
-            config = yaml.safe_load(own.write(given, here, apart=True).read_text())
+            config = yaml.safe_load(make_study.write(given, here, apart=True).read_text())
             found = loaded(config)["study"]
             limits = last if given.keys() <= first.keys() else given
-            assert found["gguf"] == (list(own.GGUFS) if "FILE" in limits else [])
+            assert found["gguf"] == (list(make_study.GGUFS) if "FILE" in limits else [])
             assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
-        assert config == own.study_of({**first, **last}, DEFAULT, {})
+        assert config == make_study.study_of({**first, **last}, DEFAULT, {})
 
     @pytest.mark.parametrize("limits", [{}, {"BITS": "3"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}], ids=str)
     def test_another_model_gets_methods_that_it_can_have(self, here: Path, limits: dict[str, str]) -> None:
         """Of a mixture, without zero points; what it leaves is as if all had been said at once."""
         (here / "mixture").mkdir()
         (here / "mixture/config.json").write_text(json.dumps(EXPERTS["mixture"]))
-        own.write({"MODEL": "My Model", **limits}, here, apart=True)
+        make_study.write({"MODEL": "My Model", **limits}, here, apart=True)
         for model in ("mixture", "My Model", "mixture"):
-            config = yaml.safe_load(own.write({"MODEL": model}, here, apart=True).read_text())
-            due = own.study_of({"MODEL": model, **limits}, DEFAULT, {})
+            config = yaml.safe_load(make_study.write({"MODEL": model}, here, apart=True).read_text())
+            due = make_study.study_of({"MODEL": model, **limits}, DEFAULT, {})
             assert [config[key] for key in ("study", "methods")] == [due[key] for key in ("study", "methods")]
 
     def test_a_table_of_nothing_is_none(self, here: Path) -> None:
-        (here / "config.yaml").write_text(f"{own.WRITTEN}\nstudy: {{add: , gguf: }}\nmodels:\nmethods:\n")
-        config = yaml.safe_load(own.write({"BITS": "4"}, here, apart=True).read_text())
+        (here / "config.yaml").write_text(f"{WRITTEN}\nstudy: {{add: , gguf: }}\nmodels:\nmethods:\n")
+        config = yaml.safe_load(make_study.write({"BITS": "4"}, here, apart=True).read_text())
         assert config == {"choose": {"max_bits_per_weight": 4.5}, "study": {"add": {}}}
 
     def test_what_was_written_by_hand_stays(self, here: Path) -> None:
-        path = own.write({"MODEL": "My Model", "TEXT": "notes.txt", "FILE": "gguf"}, here, apart=True)
+        path = make_study.write({"MODEL": "My Model", "TEXT": "notes.txt", "FILE": "gguf"}, here, apart=True)
         config = yaml.safe_load(path.read_text())
         config["methods"]["mine"] = {"bits": 3}
         config["study"]["add"]["methods"].append("mine")
         config["calibration"]["n_calib"] = 7
-        path.write_text(f"{own.WRITTEN}\n{yaml.safe_dump(config)}\ntexts:\n")
-        own.write({"SIZE_MB": "20"}, here, apart=True)
+        path.write_text(f"{WRITTEN}\n{yaml.safe_dump(config)}\ntexts:\n")
+        make_study.write({"SIZE_MB": "20"}, here, apart=True)
         config = yaml.safe_load(path.read_text())
         assert list(config["methods"]) == ["mine", "within_size"] == config["study"]["add"]["methods"]
         assert config["calibration"]["n_calib"] == 7 and "gguf" not in config["study"]
 
     def test_on_a_full_disk_it_stays_as_it_was(self, here: Path) -> None:
-        path = own.write({"BITS": "4"}, here, apart=True)
+        path = make_study.write({"BITS": "4"}, here, apart=True)
         before, (soft, hard) = path.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
         try:
             with pytest.raises(InputError, match=r"/config\.yaml: cannot be written \(File too large\)"):
-                own.write({"BITS": "3"}, here, apart=True)
+                make_study.write({"BITS": "3"}, here, apart=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert path.read_text() == before and not [*here.glob(".*")]
@@ -324,19 +325,19 @@ class TestFile:
     def test_anothers_file_is_left_alone(self, here: Path) -> None:
         (here / "config.yaml").write_text("study: {}\n")
         with pytest.raises(InputError, match=r"config\.yaml: is no file that make wrote"):
-            own.write({"BITS": "4"}, here, apart=True)
-        assert own.write({}, here, apart=True) == here / "config.yaml"
+            make_study.write({"BITS": "4"}, here, apart=True)
+        assert make_study.write({}, here, apart=True) == here / "config.yaml"
         assert (here / "config.yaml").read_text() == "study: {}\n"
 
     @pytest.mark.parametrize(
         ("folder", "content", "message"),
         [
             ("notes.txt", None, r"ERROR .*notes\.txt.*cannot be read or written"),
-            ("broken", f"{own.WRITTEN} BITS=4\nchoose: {{\n", r"ERROR broken/config\.yaml: is no YAML"),
-            ("odd", f"{own.WRITTEN} BITS=4\n# \udcff\n", r"ERROR odd/config\.yaml: is not UTF-8"),
-            ("list", f"{own.WRITTEN} BITS=4\n[1]\n", r"ERROR list/config\.yaml: it is no table of names; mend it"),
-            ("add", f"{own.WRITTEN} BITS=4\nstudy: {{add: [m]}}\n", r"ERROR add/config\.yaml: study\.add is no table"),
-            ("one", f"{own.WRITTEN} BITS=4\nstudy: {{gguf: m}}\n", r"ERROR one/config\.yaml: study\.gguf is no list"),
+            ("broken", f"{WRITTEN} BITS=4\nchoose: {{\n", r"ERROR broken/config\.yaml: is no YAML"),
+            ("odd", f"{WRITTEN} BITS=4\n# \udcff\n", r"ERROR odd/config\.yaml: is not UTF-8"),
+            ("list", f"{WRITTEN} BITS=4\n[1]\n", r"ERROR list/config\.yaml: it is no table of names; mend it"),
+            ("add", f"{WRITTEN} BITS=4\nstudy: {{add: [m]}}\n", r"ERROR add/config\.yaml: study\.add is no table"),
+            ("one", f"{WRITTEN} BITS=4\nstudy: {{gguf: m}}\n", r"ERROR one/config\.yaml: study\.gguf is no list"),
         ],
     )
     def test_a_folder_that_takes_no_study(
@@ -348,22 +349,22 @@ class TestFile:
         for key, value in {"IN": folder, "BITS": "4", "MODEL": "", "TEXT": "", "SIZE_MB": ""}.items():
             monkeypatch.setenv(key, value)
         with pytest.raises(SystemExit) as caught:
-            own.main()
+            make_study.main()
         assert re.fullmatch(f"{message}[^\n]*", str(caught.value.code))
 
     def test_what_a_study_of_other_models_loses_is_said(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (here / "results").mkdir()
         (here / "results/summary.csv").write_text("model,method\nsmollm2-135m,original\nsmollm2-135m,rtn_g\n")
-        own.write({"MODEL": "My Model"}, here, apart=False)
+        make_study.write({"MODEL": "My Model"}, here, apart=False)
         said = capsys.readouterr().err
         assert "were of smollm2-135m and become those of My-Model" in said and "results/smollm2-135m" in said
-        own.write({"BITS": "4"}, here, apart=False)
+        make_study.write({"BITS": "4"}, here, apart=False)
         assert capsys.readouterr().err == ""
 
 
 def test_the_command_ends_in_one_line(here: Path) -> None:
-    environment = {"PYTHONPATH": str(Path(own.__file__).parents[2]), "MODEL": "./none"}
-    command = [sys.executable, "-m", "quant.workflow.own"]
+    environment = {"PYTHONPATH": str(Path(make_study.__file__).parents[2]), "MODEL": "./none"}
+    command = [sys.executable, "-m", "quant.workflow.make_study"]
     done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("ERROR MODEL=./none: no such directory or file")
