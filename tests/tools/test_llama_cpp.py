@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,16 +27,27 @@ def shortfall(checkpoint: Path, generated: list[tuple[list[int], list[int]]]) ->
     return worst
 
 
-def test_its_own_formats(python: Callable[[str], Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
+QWEN3 = {"model_type": "qwen3", "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"model_type": "llama"}, QWEN3, QWEN3 | {"head_dim": 64, "tie_word_embeddings": False}],
+    ids=["llama", "qwen3", "qwen3 with heads of 64"],
+)
+def test_its_own_formats(
+    python: Callable[[str], Path], tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any]
+) -> None:
     """IQ4_NL, and Q3_K where inputs are a multiple of 256."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     alone = python("llama.cpp")
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     rest = {"num_hidden_layers": 2, "vocab_size": 256, "max_position_embeddings": 128, "initializer_range": 0.2}
     torch.manual_seed(0)
     source = recast(tiny_checkpoint, tmp_path / "source", lambda tensors: None)
-    LlamaForCausalLM(LlamaConfig(**shape, **rest, bos_token_id=None, eos_token_id=None)).half().save_pretrained(source)
+    config = AutoConfig.for_model(**words, **shape, **rest, bos_token_id=None, eos_token_id=None)
+    AutoModelForCausalLM.from_config(config).half().save_pretrained(source)
     nl = {"format": "iq4_nl", "bits": 4, "group_size": 32, "symmetric": True}
     down = {"linears": "down_proj", "format": "q3_k", "bits": 3, "group_size": 16, "symmetric": True}
     run(source, tmp_path / "checkpoint", {}, **nl, tensor_types=[down])

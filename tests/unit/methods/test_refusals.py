@@ -303,6 +303,22 @@ def of_gguf(checkpoint: Path, linears: dict[str, int], **methods: dict[str, Any]
     return found(checkpoint, linears, gguf=completed(checkpoint, **methods))
 
 
+UNREAD: list[tuple[dict[str, Any], str]] = [
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}, "over the scaling of rotary"),
+    (
+        {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+            }
+        },
+        "passes over the scaling of rotary positions in a GGUF file",
+    ),
+    ({"model_type": "qwen3", "head_dim": 64}, "gives a head of qwen3 128 channels, whatever a GGUF file says, and it"),
+    ({"model_type": "qwen2", "head_dim": 32}, "a head of qwen2 16 channels, whatever a GGUF file says, and it has 32"),
+]  # fmt: skip
+
+
 def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:
     """Of study.gguf: by the grid and the widths, the names, what llama.cpp has words for, and the tokenizer."""
     grid = {"group_size": 32, "symmetric": True}
@@ -318,7 +334,7 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     (line,) = of_gguf(of_kind(wide, tmp_path, "gemma"), linears, a=grid)
     assert line == "study.gguf: a: GGUF exports are not known for model_type 'gemma'; leave it out of study.gguf"
     (line,) = of_gguf(of_kind(wide, tmp_path, "granite"), linears, a=grid)
-    assert "transformers reads no GGUF file of granite, so that it cannot be measured" in line
+    assert "transformers reads no GGUF file of granite, so that it cannot be measured; export it for llama.cpp" in line
 
     def biased(tensors: dict[str, Tensor]) -> None:
         tensors["model.layers.0.self_attn.q_proj.bias"] = torch.ones(64).half()
@@ -326,6 +342,10 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     (line,) = of_gguf(recast(wide, tmp_path / "biased", biased), linears, a=grid)
     assert "transformers passes over model.layers.0.self_attn.q_proj.bias in a GGUF file" in line
     config = json.loads((wide / "config.json").read_text())
+    for words, expected in UNREAD:
+        (wide / "config.json").write_text(json.dumps(config | words))
+        (line,) = of_gguf(wide, linears, a=grid)
+        assert expected in line and line.endswith("export it for llama.cpp, which reads it; leave it out of study.gguf")
     (wide / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     (line,) = of_gguf(wide, linears, a=grid)
     assert "hidden_act 'gelu', and llama.cpp has SiLU; leave" in line

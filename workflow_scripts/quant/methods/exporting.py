@@ -42,3 +42,9 @@ def why_no_export(kind: str, entry: dict[str, Any], checkpoint: Path, record: Li
         except InputError as error:
             return re.split("[;:] export", str(error))[0]
     return None
+
+
+def why_unmeasured(checkpoint: Path, layout: Layout) -> str | None:
+    """Why transformers would measure another model in a GGUF file of this one; None where it would not."""
+    reason = gguf.why_unread(read_json(checkpoint / "config.json"), checkpoint, layout)
+    return reason and f"{reason}, so that it cannot be measured; export it for llama.cpp, which reads it"

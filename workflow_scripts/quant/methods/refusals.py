@@ -17,7 +17,7 @@ from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
 from quant.methods.dense import candidates_of, shapes_of
-from quant.methods.exporting import why_no_export
+from quant.methods.exporting import why_no_export, why_unmeasured
 from quant.methods.library import check_model
 from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
@@ -215,7 +215,8 @@ def gguf_mistakes(
 ) -> Iterator[str]:
     """Methods of study.gguf of which there is no such file; layout: of the unquantised checkpoint."""
     for method, entry in entries.items():
-        if reason := why_no_export("gguf", entry, checkpoint, record, layout):
+        reason = why_no_export("gguf", entry, checkpoint, record, layout) or why_unmeasured(checkpoint, layout)
+        if reason:
             yield f"study.gguf: {method}: {reason}; leave it out of study.gguf"
 
 

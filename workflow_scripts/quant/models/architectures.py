@@ -118,7 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mistral": _llama(gguf=Gguf("llama", True)),
     "qwen2": _llama(gguf=Gguf("qwen2", False)),
-    "qwen3": _llama(),
+    "qwen3": _llama(gguf=Gguf("qwen3", False)),
     "phi3": PHI3,
     "gemma": _llama(offset=1.0),
     "gemma2": _llama("pre_feedforward_layernorm", 1.0),

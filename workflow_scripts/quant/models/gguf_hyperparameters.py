@@ -82,6 +82,27 @@ def values(reader: Any) -> dict[str, Any]:
     }
 
 
+def scales_positions(reader: Any) -> bool:
+    """Whether a file scales rotary positions, which transformers' reader passes over; the factors of llama3's scaling
+    are a tensor."""
+    kinds = [str(field.contents()) for key, field in reader.fields.items() if key.endswith(".rope.scaling.type")]
+    factors = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
+    return factors or any(kind != "none" for kind in kinds)
+
+
+def head_size_read(kind: str, config: dict[str, Any]) -> int | None:
+    """Channels that the reader gives a head, whatever a file of an architecture says; None where it takes the file's.
+    config: of the checkpoint."""
+    from transformers import AutoConfig
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    taken: Any = GGUF_CONFIG_MAPPING[kind]
+    if "head_dim" in taken.values():
+        return None
+    sizes = {key: config[key] for key in ("hidden_size", "num_attention_heads")}
+    return head_size(AutoConfig.for_model(kind, **sizes))
+
+
 def complete(config: Any, reader: Any) -> bool:
     """Sets what a config of transformers' reader has words for and was not given; whether biases are among it."""
     held = values(reader)

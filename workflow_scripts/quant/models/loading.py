@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from quant.models.gguf_hyperparameters import scales_positions
 from quant.models.importing import uncollected
 
 if TYPE_CHECKING:
@@ -47,18 +48,20 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
 
 
 def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """What plain transformers makes of a GGUF file."""
+    """What plain transformers makes of a GGUF file; ValueError where it passes over a part."""
+    from gguf import GGUFReader
+
     with uncollected():
         from transformers import AutoModelForCausalLM
 
     folder, name = path.parent, path.name
+    reader = GGUFReader(path)
+    if scales_positions(reader):
+        raise ValueError("transformers passes over what scales its rotary positions")
     made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
     model, found = made
     refuse_unread(model, found)
-    from gguf import GGUFReader
-
-    held = sum(tensor.name != "rope_freqs.weight" for tensor in GGUFReader(path).tensors)  # which the config says too
-    if (read := len(list(model.parameters()))) < held:
+    if (read := len(list(model.parameters()))) < (held := len(reader.tensors)):
         raise ValueError(f"transformers reads {read} of its {held} tensors")
     return model.to(device).eval()
 

@@ -161,8 +161,7 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
     try:
         reader = gguf.GGUFReader(path)
         types = frozenset(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
-        scaled = [key for key in reader.fields if key.endswith(".rope.scaling.type")]
-        scaling = [str(reader.fields[key].contents()) for key in scaled]
+        scaled = gguf_hyperparameters.scales_positions(reader)
         kind = reader.fields["general.type"].contents() if "general.type" in reader.fields else "model"
         parts = int(reader.fields["split.count"].contents()) if "split.count" in reader.fields else 1
         depths = [int(field.contents()) for key, field in reader.fields.items() if key.endswith(".block_count")]
@@ -174,8 +173,7 @@ def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
         raise InputError(f"{path}: is one of {parts} parts; merge them first (llama-gguf-split --merge)")
     if max(depths, default=0) > len(reader.tensors):  # before any time goes into building them
         raise InputError(f"{path}: asks for {max(depths)} layers and holds {len(reader.tensors)} tensors; {AGAIN}")
-    names = {tensor.name for tensor in reader.tensors}
-    if "rope_freqs.weight" in names or any(kind != "none" for kind in scaling):
+    if scaled:
         raise InputError(
             f"{path}: scales its rotary positions, which transformers' GGUF reader leaves out; give this model as "
             "safetensors (source: {directory: PATH})"

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from quant.checkpoints import gguf_file, stored
 from quant.checkpoints.fitting import deviation, half_steps, in_float16, regrouped, undivided
+from quant.checkpoints.gguf_metadata import hyperparameters, normalised
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
 from quant.files.tensorfile import Layout
+from quant.models.gguf_hyperparameters import head_size_read
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import IQ4_NL, MANY, times_one
@@ -113,22 +115,15 @@ def kind_of(name: str, grid: Grid, n_in: int) -> Kind:
     return kind
 
 
-NO_BIASES = ("llama",)  # architectures of whose files transformers reads none
+NO_BIASES = ("llama", "qwen3")  # architectures of whose files transformers reads none
 
 
 def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
-    """Refuses what `gguf` would, or transformers, which is to read it, before a method's checkpoint is there.
-    checkpoint: the unquantised one, its config and its layout; grids: of linears and embeddings."""
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
+    """Refuses what `gguf` would, before a method's checkpoint is there. checkpoint: the unquantised one, its config and
+    its layout; grids: of linears and embeddings."""
     names = gguf_file.Names(config)
     for key in sorted(dense):
         names.of(key)
-    if names.facts.name not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise InputError(f"transformers reads no GGUF file of {names.facts.name}, so that it cannot be measured")
-    bias = next((key for key in sorted(dense) if key.endswith(".bias")), None)
-    if bias and names.facts.name in NO_BIASES:
-        raise InputError(f"transformers passes over {bias} in a GGUF file, so that it cannot be measured")
     for name, grid in sorted(grids.items()):
         dtype, (_, n_in) = dense[f"{name}.weight"]
         kind = kind_of(name, grid, n_in)
@@ -138,6 +133,31 @@ def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mappin
                 "model in float16 or bfloat16"
             )
     gguf_file.described(None, config, checkpoint, FILE_TYPES.get(kind.name, kind.name))
+
+
+def why_unread(config: dict[str, Any], checkpoint: Path, dense: Layout) -> str | None:
+    """What plain transformers does not read as it is written of a file that `check` lets pass, and llama.cpp does read:
+    it can be exported, and not measured."""
+    from gguf import GGUFWriter
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    facts = gguf_file.Names(config).facts
+    if facts.name not in GGUF_SUPPORTED_ARCHITECTURES:
+        return f"transformers reads no GGUF file of {facts.name}"
+    bias = next((key for key in sorted(dense) if key.endswith(".bias")), None)
+    if bias and facts.name in NO_BIASES:
+        return f"transformers passes over {bias} in a GGUF file"
+    writer = GGUFWriter(None, facts.name)
+    factors = hyperparameters(writer, normalised(checkpoint), facts)
+    said = {key.removeprefix(f"{facts.name}."): value.value for key, value in writer.kv_data[0].items()}
+    if factors is not None or "rope.scaling.type" in said:
+        return "transformers passes over the scaling of rotary positions in a GGUF file"
+    size, read = said["attention.key_length"], head_size_read(facts.name, config)
+    if read not in (None, size):
+        return (
+            f"transformers gives a head of {facts.name} {read} channels, whatever a GGUF file says, and it has {size}"
+        )
+    return None
 
 
 def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: Path) -> dict[str, Any]:
