@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from quant.errors import InputError
 from quant.models import convert
 from tests import matrix, tiny
 from tests.unit.model_files import (
@@ -121,6 +123,16 @@ def test_what_a_killed_job_left_goes(model: Path, tmp_path: Path) -> None:
     (tmp_path / "results/original/.convert.x").mkdir(parents=True)
     run({"directory": str(model)}, tmp_path / "results")
     assert not (tmp_path / "results/original/.convert.x").exists()
+
+
+def test_a_full_disk_is_told_by_names_that_a_reader_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(path: Path, *_: Any) -> None:
+        raise InputError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(convert.shards, "save", save)
+    due = re.escape(f"{tmp_path}/results/original/checkpoint/model.safetensors: cannot be written")
+    with pytest.raises(InputError, match=f"^{due}$"):
+        run({"directory": str(build(tmp_path / "model"))}, tmp_path / "results")
 
 
 def test_missing_dtype_is_that_of_the_weights(tmp_path: Path) -> None:

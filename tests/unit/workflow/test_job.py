@@ -1,5 +1,6 @@
 """What a job leaves beside its log, and the report's reading of it."""
 
+import errno
 import gc
 import json
 import sys
@@ -11,7 +12,7 @@ import pytest
 from quant.errors import InputError
 from quant.files.artifacts import read_json
 from quant.report.steps import read_benchmarks
-from quant.workflow.job import job, note_gpu_peak
+from quant.workflow.job import _Tee, job, note_gpu_peak
 
 STUDY = {"models": ["m"], "methods": ["a", "b"], "datasets": ["d"]}
 
@@ -57,6 +58,54 @@ def test_a_job_without_a_gpu_leaves_no_peak_of_an_earlier_run(tmp_path: Path, mo
         note_gpu_peak(tmp_path / "job.log")
         assert peak.exists() == used
         assert not used or read_json(peak) == {"gpu_peak_mb": 2.5, "gpu": "a card"}
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """stderr and stdout as they are, again afterwards."""
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+
+
+@pytest.mark.usefixtures("streams")
+def test_a_log_that_a_full_disk_does_not_take_ends_no_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.log").symlink_to("/dev/full")
+    with pytest.raises(SystemExit), job(tmp_path / "job.log"):
+        print("working")
+        raise InputError("x: cannot be written")
+    assert capfd.readouterr().err.endswith("working\nERROR x: cannot be written\n")
+
+
+class Disk:
+    """A file that takes one piece, or what there is room for."""
+
+    def __init__(self, *room: int) -> None:
+        self.room, self.held = list(room), b""
+
+    def write(self, data: bytes) -> int:
+        taken = data[: self.room.pop(0)]
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.held += taken
+        return len(taken)
+
+
+def test_a_log_gets_what_it_lacks_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tee, disk = _Tee(tmp_path / "job.log"), Disk(9, 3, 0, 0, 99)
+    monkeypatch.setattr(tee, "_log", disk)
+    for line in ("begun: µ\n", "block 1\n", "block 2\n", "ERROR no\n"):
+        tee.write(line)
+    assert disk.held.decode() == "begun: µ\nblock 1\nblock 2\nERROR no\n"
+
+
+@pytest.mark.usefixtures("streams")
+def test_a_log_that_cannot_be_begun_is_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    with (
+        pytest.raises(SystemExit, match=r"^ERROR .*/logs/job\.log: cannot be written \(.*\); mend that and run again$"),
+        job(tmp_path / "logs/job.log"),
+    ):
+        pass
 
 
 def test_a_job_that_has_ended_well_is_not_looked_through_for_garbage(tmp_path: Path, monkeypatch: Any) -> None:

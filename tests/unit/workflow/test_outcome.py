@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +45,12 @@ def test_the_line_that_matters(
 ) -> None:
     said = f"[date]\n{block('quantize', 3, message)}[date]\n"
     assert told(tmp_path, monkeypatch, said, {"quantize.log": log}) == f"quantize failed: {line}\n    log: quantize.log"
+
+
+def test_a_full_disk_takes_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    line = "quantize.log: cannot be written (its disk is full, or read-only); mend that and run again"
+    assert f"quantize failed: {line}\n" in told(tmp_path, monkeypatch, block("quantize", 3), {})
 
 
 def test_a_job_that_a_retry_saved_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

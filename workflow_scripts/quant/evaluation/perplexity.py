@@ -19,7 +19,7 @@ from quant.data.tokens import Batch, Tokens, batches
 from quant.errors import InputError
 from quant.evaluation.divergence import Keep, Reference, compare
 from quant.evaluation.head import Head
-from quant.files.artifacts import rebuild
+from quant.files.artifacts import NO_ACCESS, NO_ROOM, rebuild
 from quant.files.tensorfile import stored_at
 from quant.models.compute import clock, halved, where_installed
 from quant.models.loading import load
@@ -45,6 +45,8 @@ def load_model(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrained
     except torch.OutOfMemoryError:
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NO_ACCESS):
+            raise  # says nothing of the checkpoint
         made = checkpoint if checkpoint.is_file() else stored_at(checkpoint / "model.safetensors")
         raise InputError(f"{checkpoint}: cannot be loaded ({str(error).splitlines()[0]}); {rebuild(made)}") from None
     with torch.inference_mode():  # packed weights are unpacked at the first forward pass; that is none of its speed

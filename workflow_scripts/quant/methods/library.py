@@ -8,8 +8,6 @@ quant.methods.libraries.
 import importlib
 import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +20,7 @@ from quant.checkpoints.coverage import quantized_share
 from quant.data.tokens import Tokens
 from quant.data.tokens import load as load_tokens
 from quant.errors import InputError
-from quant.files import pieces, shards, tensorfile
+from quant.files import pieces, shards, stage, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.finite import put_finite
 from quant.files.tensorfile import TensorFile
@@ -155,10 +153,8 @@ def quantize_library(
     longest = max(len(sequence) for sequence in tokens.sequences)
     title, name = library.title, recipe["algorithm"]
     logger.info("%s calibrates on %d of the %d tokens, %d at a time", title, used(tokens), tokens.count, longest)
-    for left in target.folder.parent.glob(f".{name}.*"):  # by a job that was killed
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.folder.parent) as made:
-        folder = Path(made).absolute()
+    with stage.hidden(target.folder.parent, name) as made:
+        folder = made.absolute()
         job: dict[str, Any] = {
             "model": str(source.folder.absolute()),
             "tokens": str(tokens_path.absolute()),

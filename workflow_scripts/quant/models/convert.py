@@ -6,8 +6,6 @@ publish their own code are mapped to native ones where the equations are the sam
 
 import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files import shards
+from quant.files import stage as stages
 from quant.files.artifacts import versions, write_json, write_text
 from quant.files.weight_names import LIMIT, WEIGHTS
 from quant.models import published, sources, tokenizers
@@ -293,11 +292,9 @@ def convert(
     The record says where the model came from, its fingerprint, and its linears with the block each is in. Files come
     to `target` all together, once the last check has passed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(".convert.*"):  # by a job that was killed
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=".convert.", dir=target.parent) as name:
-        stage = Path(name)
+    with stages.hidden(target.parent, "convert") as folder:
+        stage = folder / target.name
+        stage.mkdir()
         config, tensors, tokenizer, where, origin = read(source, stage, resource)
         config, tensors, metadata, linears = check_model(config, tensors, where)
         config = with_older_keys(settle_dtype(config, tensors, where))

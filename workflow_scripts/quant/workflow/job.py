@@ -16,10 +16,11 @@ logger = logging.getLogger("quant")
 
 
 class _Tee:
-    """stderr that also writes the rule's log; a progress bar's rewrites stay out of the log but its last."""
+    """stderr that also writes the rule's log; a progress bar's rewrites stay out of the log but its last. What a full
+    disk does not take is written once there is room: it must not end a job that would else say what it lacks."""
 
     def __init__(self, log: Path) -> None:
-        self._log = log.open("w", encoding="utf-8")
+        self._log, self._pending = log.open("wb", buffering=0), b""
         assert sys.__stderr__ is not None
         self._terminal = sys.__stderr__
 
@@ -30,8 +31,13 @@ class _Tee:
             if "100%" not in text:
                 return len(text)
             text += "\n"
-        self._log.write(text)
-        self._log.flush()
+        self._pending += text.encode(errors="backslashreplace")
+        try:
+            while self._pending:
+                self._pending = self._pending[self._log.write(self._pending) :]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
         return len(text)
 
     def flush(self) -> None:
@@ -47,8 +53,11 @@ class _Tee:
 @contextlib.contextmanager
 def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     """Runs a script's body: logs to `log` and the terminal, limits threads, ends on InputError in one line."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    sys.stderr = sys.stdout = _Tee(Path(log))
+    try:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr = sys.stdout = _Tee(Path(log))
+    except OSError as error:
+        sys.exit(f"ERROR {log}: cannot be written ({error.strerror}); mend that and run again")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ ERROR = re.compile(
     r"^( *)Error in rule (\w+):\n(?: +message: (.*)\n)?(?:.*\n)*? +jobid: (\d+)\n(?:.*\n)*? +log: ([^\s,]+)",
     re.MULTILINE,
 )
+KILLED = "it said nothing: was it killed?"
+LITTLE = 10**6  # bytes: what a failed job had written of its outputs is gone again
 
 
 def reason(said: str, message: str = "") -> str:
@@ -24,7 +28,15 @@ def reason(said: str, message: str = "") -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
     raised = [line for line in lines if RAISED.match(line)]
-    return (errors or raised or [message] * bool(message) or lines or ["it said nothing: was it killed?"])[-1]
+    return (errors or raised or [message] * bool(message) or lines or [KILLED])[-1]
+
+
+def silence(log: Path) -> str:
+    """Why a job said nothing."""
+    folder = next(parent for parent in log.parents if parent.is_dir())
+    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < LITTLE:
+        return f"{log}: cannot be written (its disk is full, or read-only); mend that and run again"
+    return KILLED
 
 
 def read(log: Path) -> str:
@@ -42,7 +54,8 @@ def failure(snakemake_log: str | Path) -> str:
         # of a group's jobs, some were done before one failed, and those after it never began
         bystander = bool(indent) and (not text or FINISHED.search(text))
         if not (retried or bystander):
-            told[rule, log] = reason(text, message.removeprefix("None").partition(". ")[0])
+            why = reason(text, message.removeprefix("None").partition(". ")[0])
+            told[rule, log] = silence(Path(log)) if why == KILLED else why
     return "\n".join(f"{rule} failed: {why}\n    log: {log}" for (rule, log), why in told.items())
 
 
