@@ -10,10 +10,12 @@ from snakemake.utils import update_config
 
 from quant.errors import InputError
 from quant.workflow import configuration
+from quant.workflow.demands import LIMITS
 from tests.tiny import ROOT
 
 SCHEMA = json.loads((ROOT / "rules/schemas/config.schema.json").read_text())
 DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text())
+DEFAULT_LIMITS = {key: DEFAULT["choose"][key] for key in LIMITS}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
