@@ -28,12 +28,13 @@ def shortfall(checkpoint: Path, generated: list[tuple[list[int], list[int]]]) ->
 
 
 QWEN3 = {"model_type": "qwen3", "tie_word_embeddings": True}
+GEMMA3 = {"model_type": "gemma3_text", "sliding_window": 4, "num_hidden_layers": 7}
 
 
 @pytest.mark.parametrize(
     "words",
-    [{"model_type": "llama"}, QWEN3, QWEN3 | {"head_dim": 64, "tie_word_embeddings": False}],
-    ids=["llama", "qwen3", "qwen3 with heads of 64"],
+    [{"model_type": "llama"}, QWEN3, QWEN3 | {"head_dim": 64, "tie_word_embeddings": False}, GEMMA3],
+    ids=["llama", "qwen3", "qwen3 with heads of 64", "gemma3"],
 )
 def test_its_own_formats(
     python: Callable[[str], Path], tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any]
@@ -46,7 +47,7 @@ def test_its_own_formats(
     rest = {"num_hidden_layers": 2, "vocab_size": 256, "max_position_embeddings": 128, "initializer_range": 0.2}
     torch.manual_seed(0)
     source = recast(tiny_checkpoint, tmp_path / "source", lambda tensors: None)
-    config = AutoConfig.for_model(**words, **shape, **rest, bos_token_id=None, eos_token_id=None)
+    config = AutoConfig.for_model(**shape | rest | words, bos_token_id=None, eos_token_id=None)
     AutoModelForCausalLM.from_config(config).half().save_pretrained(source)
     nl = {"format": "iq4_nl", "bits": 4, "group_size": 32, "symmetric": True}
     down = {"linears": "down_proj", "format": "q3_k", "bits": 3, "group_size": 16, "symmetric": True}

@@ -29,7 +29,8 @@ def said(folder: Path, **config: Any) -> tuple[dict[str, Any], np.ndarray | None
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **SHAPE, **config}))
     writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
-    facts = ARCHITECTURES["llama"].gguf
+    facts = ARCHITECTURES[config.get("model_type", "llama")].gguf
+    assert facts is not None
     factors = gguf_metadata.hyperparameters(writer, gguf_metadata.normalised(folder), facts)
     return {key.removeprefix("llama."): value.value for key, value in writer.kv_data[0].items()}, factors
 
@@ -120,6 +121,38 @@ def test_a_mistral_with_a_window_is_refused(tmp_path: Path) -> None:
         said(tmp_path, **config)
 
 
+GEMMA3 = {"model_type": "gemma3_text", "head_dim": 256, "sliding_window": 16, "num_hidden_layers": 7}
+
+
+def test_gemma3_has_a_window_and_global_positions(tmp_path: Path) -> None:
+    """In config.json's older words, as it is published."""
+    found, _ = said(tmp_path, **GEMMA3, rope_theta=1e6, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert (found["attention.sliding_window"], found["rope.freq_base"]) == (16, 1e6)
+    assert (found["rope.scaling.type"], found["rope.scaling.factor"]) == ("linear", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation 'gelu', and llama.cpp has GELU by tanh"),
+        (
+            {"layer_types": ["full_attention"] * 7},
+            r"layer_types \['full_attention', .* and llama.cpp has \['sliding_att",
+        ),
+        ({"query_pre_attn_scalar": 128}, "query_pre_attn_scalar 128, and llama.cpp has 256"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0, and llama.cpp has None"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True, and llama.cpp has False"),
+        ({"rope_local_base_freq": 2e4}, "for the layers with a window"),
+    ],
+)
+def test_a_gemma3_that_llama_cpp_computes_otherwise_is_refused(
+    tmp_path: Path, words: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        said(tmp_path, **GEMMA3 | words)
+    assert "export dense" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_architectures_without_facts_are_refused() -> None:
     with pytest.raises(InputError, match="not known for model_type 'phi3'"):
         Names({"model_type": "phi3"})
@@ -128,7 +161,9 @@ def test_architectures_without_facts_are_refused() -> None:
 # ---- tokenizers
 
 
-def written(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+def written(
+    folder: Path, tokenizer: Tokenizer, settings: dict[str, Any] | None = None, size: int = len(PIECES)
+) -> tuple[Any, dict[str, Any]]:
     """A tokenizer's fields in a GGUF file, and them by name."""
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -137,7 +172,7 @@ def written(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any] | None 
     )
     LlamaConfig(**SHAPE).save_pretrained(folder)
     writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
-    gguf_metadata.tokenizer(writer, SHAPE, folder)
+    gguf_metadata.tokenizer(writer, SHAPE | {"vocab_size": size}, folder)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -170,6 +205,30 @@ def test_a_sentencepiece_tokenizer_keeps_its_ids(tmp_path: Path, prefix: bool, b
         expected = tokenizer.encode(text).ids
         assert again.encode(text).ids == expected
         assert expected == [1] * bos + slow_spm(text, ids, written_scores, prefix), text
+
+
+def test_merges_of_runs_may_come_by_turns(tmp_path: Path) -> None:
+    """Those of line ends and those of spaces, as Gemma 3's do; and its special token without a vector has no place."""
+    runs = [character * n for n in (4, 3, 2, 1) for character in ("\n", SPACE)]
+    pieces = [*runs, *(piece for piece in PIECES[3:] if piece not in runs)]
+    tokens = [*PIECES[:3], *pieces]
+    kinds = [KINDS[PIECES.index(piece)] if piece in PIECES else 1 for piece in tokens]
+    tokenizer = sentencepiece(tokens, kinds, [-float(i) for i in range(len(tokens))], "<unk>", False, "t")
+    made = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in made["merges"]]
+    turns = [[merge for merge in merges if set("".join(merge)) == {character}] for character in ("\n", SPACE)]
+    by_turns = [merge for pair in zip(*turns, strict=True) for merge in pair]
+    merges = by_turns + [merge for merge in merges if merge not in by_turns]
+    assert ["".join(merge) for merge in merges[:4]] == ["\n" * 4, SPACE * 4] * 2 and len(by_turns) == 12
+    tokenizer.model = models.BPE(
+        vocab=made["vocab"], merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    tokenizer.add_special_tokens(["<image>"])
+    reader, found = written(tmp_path, tokenizer, size=len(tokens))
+    assert found["tokenizer.ggml.tokens"] == tokens
+    again, _ = from_gguf(reader, "t")
+    for text in [*TEXTS, *(mark * n + "the" for mark in ("\n", " ", "\n ") for n in range(12))]:
+        assert again.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids, text
 
 
 def no_order(tokenizer: Tokenizer) -> None:

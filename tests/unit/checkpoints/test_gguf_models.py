@@ -21,6 +21,8 @@ QWEN3 = {
     "model_type": "qwen3", "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3,
     "num_key_value_heads": 1, "tie_word_embeddings": True,
 }  # fmt: skip
+# attention within 16 tokens but for each sixth layer
+GEMMA3 = QWEN3 | {"model_type": "gemma3_text", "head_dim": 256, "sliding_window": 16, "num_hidden_layers": 7}
 K = {"intermediate_size": 256, "num_attention_heads": 2, "tie_word_embeddings": False}
 
 
@@ -28,10 +30,10 @@ def made(tokenizer: Path, folder: Path, words: dict[str, Any], **grid: Any) -> P
     """A packed checkpoint of a random float16 model, whose norms are no ones; its GGUF file lies beside it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    rest = {"num_hidden_layers": 2, "vocab_size": 259, "max_position_embeddings": 128, "initializer_range": 0.2}
+    rest = {"vocab_size": 259, "max_position_embeddings": 128, "initializer_range": 0.2}
     torch.manual_seed(0)
     source = recast(tokenizer, folder / "source", lambda tensors: None)
-    config = AutoConfig.for_model(**words, **rest, bos_token_id=None, eos_token_id=None)
+    config = AutoConfig.for_model(**{"num_hidden_layers": 2} | words, **rest, bos_token_id=None, eos_token_id=None)
     model = AutoModelForCausalLM.from_config(config)
     for name, value in model.named_parameters():
         if "norm" in name:
@@ -53,10 +55,14 @@ def logits(path: Path) -> torch.Tensor:
         (QWEN3 | {"tie_word_embeddings": False}, SYMMETRIC | {"symmetric": False}, "Q4_1"),
         (QWEN3, SYMMETRIC | {"bits": 8, "group_size": -1}, "Q8_0"),
         (QWEN3 | K, SYMMETRIC | {"format": "iq4_nl", "tensor_types": [OF_256]}, "IQ4_NL+Q3_K"),
+        (GEMMA3, SYMMETRIC, "Q4_0"),
+        (GEMMA3 | {"tie_word_embeddings": False}, SYMMETRIC | {"bits": 8, "group_size": -1}, "Q8_0"),
     ],
-    ids=["Q4_0", "Q4_1", "Q8_0", "IQ4_NL and Q3_K"],
+    ids=["Q4_0", "Q4_1", "Q8_0", "IQ4_NL and Q3_K", "gemma3 Q4_0", "gemma3 Q8_0"],
 )
-def test_qwen3(tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any], grid: dict[str, Any], types: str) -> None:
+def test_qwen3_and_gemma3(
+    tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any], grid: dict[str, Any], types: str
+) -> None:
     checkpoint = made(tiny_checkpoint, tmp_path, words, **grid)
     record = export(checkpoint, tmp_path / "gguf", "gguf", "tiny")
     assert record["type"] == types and record["largest_deviation"] <= (0.005 if types == "Q4_1" else 1e-5)
@@ -67,10 +73,10 @@ def test_qwen3(tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any], gri
     assert (found - expected).norm() < (0.01 if types == "Q4_1" else 1e-5) * expected.norm()
 
 
-@pytest.mark.parametrize("size", [64, 128])
-def test_a_qwen3_is_converted_back(tiny_checkpoint: Path, tmp_path: Path, size: int) -> None:
-    """Heads of 64 channels too, of which plain transformers makes 128, and llama.cpp what they are (tests/tools)."""
-    checkpoint = made(tiny_checkpoint, tmp_path, QWEN3 | {"head_dim": size}, **SYMMETRIC)
+@pytest.mark.parametrize("words", [QWEN3, QWEN3 | {"head_dim": 64}, GEMMA3])
+def test_they_are_converted_back(tiny_checkpoint: Path, tmp_path: Path, words: dict[str, Any]) -> None:
+    """Qwen3's heads of 64 channels too, of which plain transformers makes 128, and llama.cpp what they are."""
+    checkpoint = made(tiny_checkpoint, tmp_path, words, **SYMMETRIC)
     export(checkpoint, tmp_path / "gguf", "gguf", "tiny")
     again, _ = convert({"gguf": {"path": str(tmp_path / "gguf/model.gguf")}}, tmp_path / "results")
     expected = logits(checkpoint)

@@ -37,6 +37,10 @@ class Names:
             raise InputError(f"{tensor}: GGUF has no name for it; export dense")
         return name
 
+    def value(self, tensor: str, given: Tensor) -> Tensor:
+        """A tensor that is not quantised, as llama.cpp has it: norms that act as weight + 1 are stored so."""
+        return given.float() + self.facts.norm if self.facts.norm and tensor.endswith("norm.weight") else given
+
     def rows(self, linear: str, n_rows: int) -> Tensor:
         """Where each row of GGUF's tensor comes from: llama.cpp turns neighbouring channels of a head's q and k."""
         heads, key_value, size = value_heads(self._config)

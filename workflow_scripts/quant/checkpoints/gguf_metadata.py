@@ -12,11 +12,14 @@ import numpy as np
 from quant.checkpoints import gguf_sentencepiece
 from quant.errors import InputError
 from quant.files.artifacts import read_json
-from quant.models.architectures import value_heads
+from quant.models.architectures import Gguf, value_heads
 from quant.models.gguf_pretokenizers import RULES, pre_tokenizer
 from quant.models.tokenizers import PROBE, from_file
 
 PIECES = {"normal": 1, "control": 3, "user_defined": 4, "unused": 5}  # tokenizer.ggml.token_type
+NAMES = {"silu": "SiLU", "gelu_pytorch_tanh": "GELU by tanh"}
+LOCAL_THETA = 1e4  # Gemma 3's of layers with a window
+LARGEST_GEMMA3 = 62  # layers of the 27B, by which llama.cpp knows that its attention is scaled otherwise
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}  # those of llama.cpp too
 
 
@@ -27,23 +30,37 @@ def normalised(checkpoint: Path) -> dict[str, Any]:
     return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).to_dict()
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any], facts: Gguf) -> None:
     """Refuses what llama.cpp computes otherwise for these architectures."""
     window, positions = config.get("sliding_window"), config["max_position_embeddings"]
-    if window is not None and window < positions:
+    if window is not None and window < positions and not facts.period:
         raise InputError(
             f"config.json has sliding_window {window}, which this GGUF export has no word for; export dense, or set it "
             "to null if the model attends to everything"
         )
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise InputError(f"config.json has hidden_act {config['hidden_act']!r}, and llama.cpp has SiLU; export dense")
+    key, *known = facts.activation
+    if config.get(key, known[0]) not in known:
+        raise InputError(f"config.json has {key} {config[key]!r}, and llama.cpp has {NAMES[known[0]]}; export dense")
+    fixed = dict(facts.fixed)
+    if facts.period:
+        layers = range(1, config["num_hidden_layers"] + 1)
+        fixed["layer_types"] = [f"{'sliding' if i % facts.period else 'full'}_attention" for i in layers]
+        local = {"rope_type": "default", "rope_theta": LOCAL_THETA}
+        if config["rope_parameters"]["sliding_attention"] != local:
+            raise InputError(f"config.json has not {local} for the layers with a window, as llama.cpp; export dense")
+        heads, _, size = value_heads(config)
+        own = config["hidden_size"] // heads if config["num_hidden_layers"] == LARGEST_GEMMA3 else size
+        fixed["query_pre_attn_scalar"] = own
+    for key, value in fixed.items():
+        if config.get(key) != value:
+            raise InputError(f"config.json has {key} {config.get(key)!r}, and llama.cpp has {value!r}; export dense")
 
 
 def rope(writer: Any, config: dict[str, Any], size: int) -> np.ndarray | None:
     """Rotary positions; the factors of a llama3 scaling, which are a tensor [size/2] (rope_freqs.weight)."""
     import gguf
 
-    given = dict(config["rope_parameters"])
+    given = dict(config["rope_parameters"].get("full_attention", config["rope_parameters"]))
     kind, theta = given.pop("rope_type", "default"), float(given.pop("rope_theta"))
     given.pop("type", None)  # the older word for rope_type
     given = {key: value for key, value in given.items() if value is not None and YARN_DEFAULTS.get(key) != value}
@@ -85,9 +102,9 @@ def llama3_factors(
     return np.where(turns < low_freq_factor, factor, np.where(turns > high_freq_factor, 1.0, between)).astype("float32")
 
 
-def hyperparameters(writer: Any, config: dict[str, Any], facts: Any) -> np.ndarray | None:
+def hyperparameters(writer: Any, config: dict[str, Any], facts: Gguf) -> np.ndarray | None:
     """Everything but tensors and tokenizer; config as `normalised` gives it. Returns what `rope` does."""
-    check(config)
+    check(config, facts)
     heads, key_value, size = value_heads(config)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -99,6 +116,8 @@ def hyperparameters(writer: Any, config: dict[str, Any], facts: Any) -> np.ndarr
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+    if facts.period:
+        writer.add_sliding_window(config["sliding_window"])
     for ours, theirs in facts.multipliers:
         writer.add_float32(f"{facts.name}.{theirs}", float(config[ours]))
     return rope(writer, config, size)
@@ -142,6 +161,8 @@ def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
         {index: (text, PIECES["normal"]) for text, index in model["vocab"].items()} if model["type"] == "BPE" else {}
     )
     for added in made.get("added_tokens", []):
+        if added["special"] and added["id"] >= config["vocab_size"]:
+            continue  # no text has it: that of images in Gemma 3's, of which the model has no vector
         pieces[added["id"]] = added["content"], PIECES["control" if added["special"] else "user_defined"]
     if max(pieces, default=0) >= config["vocab_size"]:
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from quant.models.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, merges_by_score, sentencepiece
 from quant.models.tokenizers import PROBE
 
-RUNS = [character * n for character in " a\n-=" for n in range(1, 40)]  # where the order of merges is a tie
+RUNS = [character * n for character in " a\n\t-=" for n in range(1, 40)]  # where the order of merges is a tie
 ADDED = -1000.0  # a token that no merge makes
 
 
@@ -20,11 +20,12 @@ class Pieces(NamedTuple):
 
 def scores(model: dict[str, Any], kinds: list[int]) -> dict[int, float] | None:
     """By id, minus the place of a piece's merges among those of all pieces; None where the merges are not those, or not
-    in an order, that scores give."""
+    in an order, that scores give, but for runs of one character, of which texts show it (RUNS)."""
     pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     places: dict[str, int] = {}
     for left, right in pairs:
-        if places.setdefault(left + right, len(places)) != len(places) - 1:
+        piece = left + right
+        if places.setdefault(piece, len(places)) != len(places) - 1 and len(set(piece)) > 1:
             return None
     found = {text: -float(places.get(text, len(places))) for text in model["vocab"]}
     apart = {UNKNOWN, CONTROL, BYTE}

@@ -48,11 +48,19 @@ class Mlp:
 class Gguf:
     """What llama.cpp calls the architecture; whether its rotary embeddings turn neighbouring channels, where
     transformers' turn one half of a head with the other, so that rows of q and k change places; and the keys that hold
-    an architecture's own multipliers, by config.json's."""
+    an architecture's own multipliers, by config.json's.
+
+    norm: is added to the norms' weights. activation: what its MLP has, config.json's key and its words. period: each
+    so many-th layer attends to everything, the others within a window; 0: all do. fixed: what config.json must say.
+    """
 
     name: str
     neighbours: bool
     multipliers: tuple[tuple[str, str], ...] = ()
+    norm: float = 0.0
+    activation: tuple[str, ...] = ("hidden_act", "silu", "swish")
+    period: int = 0
+    fixed: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": PHI3,
     "gemma": _llama(offset=1.0),
     "gemma2": _llama("pre_feedforward_layernorm", 1.0),
-    "gemma3_text": _llama("pre_feedforward_layernorm", 1.0),
+    "gemma3_text": _llama(
+        "pre_feedforward_layernorm",
+        1.0,
+        Gguf(
+            "gemma3",
+            False,
+            norm=1.0,
+            activation=("hidden_activation", "gelu_pytorch_tanh"),
+            period=6,
+            fixed=(
+                ("attention_bias", False),
+                ("attn_logit_softcapping", None),
+                ("final_logit_softcapping", None),
+                ("use_bidirectional_attention", False),
+            ),
+        ),
+    ),
     "mixtral": _experts("w1", "w3", "w2", "mlp.gate"),
     "qwen2_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate", "mlp.shared_expert_gate"),
     "qwen3_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate"),

@@ -117,6 +117,8 @@ def kind_of(name: str, grid: Grid, n_in: int) -> Kind:
 
 NO_BIASES = ("llama", "qwen3")  # architectures of whose files transformers reads none
 
+SCALAR_READ = 256  # by whose root transformers' reader has Gemma 3's attention divided
+
 
 def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
     """Refuses what `gguf` would, before a method's checkpoint is there. checkpoint: the unquantised one, its config and
@@ -147,8 +149,8 @@ def why_unread(config: dict[str, Any], checkpoint: Path, dense: Layout) -> str |
     bias = next((key for key in sorted(dense) if key.endswith(".bias")), None)
     if bias and facts.name in NO_BIASES:
         return f"transformers passes over {bias} in a GGUF file"
-    writer = GGUFWriter(None, facts.name)
-    factors = hyperparameters(writer, normalised(checkpoint), facts)
+    writer, config = GGUFWriter(None, facts.name), normalised(checkpoint)
+    factors = hyperparameters(writer, config, facts)
     said = {key.removeprefix(f"{facts.name}."): value.value for key, value in writer.kv_data[0].items()}
     if factors is not None or "rope.scaling.type" in said:
         return "transformers passes over the scaling of rotary positions in a GGUF file"
@@ -157,6 +159,9 @@ def why_unread(config: dict[str, Any], checkpoint: Path, dense: Layout) -> str |
         return (
             f"transformers gives a head of {facts.name} {read} channels, whatever a GGUF file says, and it has {size}"
         )
+    scalar = config.get("query_pre_attn_scalar", SCALAR_READ)
+    if scalar != SCALAR_READ:
+        return f"transformers takes query_pre_attn_scalar {SCALAR_READ} of a GGUF file, and it has {scalar}"
     return None
 
 
@@ -185,7 +190,7 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
         for key in sorted(held.file.names):
             name = key.rpartition(".")[0]
             if (name not in every or key.endswith(".bias")) and not key.endswith(".weight_scale"):
-                value = held.file.get(key)
+                value = names.value(key, held.file.get(key))
                 yield names.of(key), *gguf_file.plain(value[names.rows(name, len(value))])
 
     gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), FILE_TYPES.get(most, most))
