@@ -16,7 +16,7 @@
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
 # make dependents   after imports changed: whose jobs an edit of each module makes again (tests/unit/workflow/dependents.txt)
-# make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model
+# make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model (IN: of that folder)
 # make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
 
@@ -26,7 +26,7 @@ TOOLS ?= .tools
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # folders of results/ that are no model's
-NO_MODELS = $(foreach name,logs benchmarks figures sources best environments,results/$(name)/%)
+NO_MODELS = results/logs/*|results/benchmarks/*|results/figures/*|results/sources/*|results/best/*|results/environments/*
 
 # given on make's command line, or nothing: variables of such names may stand in anybody's environment
 MODEL =
@@ -102,9 +102,10 @@ clean-method: export METHOD := $(METHOD)
 clean-method:
 	@printf '%s\n' "$$METHOD" | grep -Eqx '[A-Za-z0-9][A-Za-z0-9._-]*' || { echo 'make clean-method METHOD=NAME'; exit 2; }
 	@case "$$METHOD" in original|calibration|datasets|check_mse|analysis) echo "$$METHOD is no method"; exit 2;; esac
-	rm -rf -- $(filter-out $(NO_MODELS),$(wildcard results/*/$(METHOD)))
-	rm -rf -- results/logs/*/*/"$$METHOD" results/logs/*/*/"$$METHOD".*
-	rm -rf -- results/benchmarks/*/*/"$$METHOD" results/benchmarks/*/*/"$$METHOD".tsv
+	cd "$${IN:-.}" && \
+	for each in results/*/"$$METHOD"; do case "$$each" in $(NO_MODELS)) ;; *) rm -rf -- "$$each";; esac; done && \
+	rm -rf -- results/logs/*/*/"$$METHOD" results/logs/*/*/"$$METHOD".log results/logs/*/*/"$$METHOD".gpu.json \
+	    results/benchmarks/*/*/"$$METHOD" results/benchmarks/*/*/"$$METHOD".tsv
 
 # pip-audit in an environment of its own; nothing fails where the index or the advisories cannot be reached
 audit:

@@ -6,6 +6,7 @@ if IS_MODULE:  # its configuration says what to change, as an experiment's does
     update_config(DEFAULT := load_configfile(CONFIG_FILES[0]), config)
     config = DEFAULT
 try:
+    paths.check_place(Path())
     for path in (ROOT, *workflow.overwrite_configfiles):
         paths.check_braces(path)
     for path in CONFIG_FILES:
@@ -16,6 +17,8 @@ try:
     configuration.check_files(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
+except OSError as error:
+    raise WorkflowError(f"{error.filename}: cannot be read ({error.strerror}); mend that and run again") from None
 
 STUDY, WORDS = CONFIG["study"], CONFIG["words"]
 METHODS = CONFIG["methods"]

@@ -1,5 +1,6 @@
 """Paths hold from the file that names them; a text may stand where it is used."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,26 @@ def test_what_stands_where_something_else_is_due_is_said(
     with pytest.raises(InputError) as caught:
         configuration.check_files(config | there)
     assert str(caught.value) == expected
+
+
+def test_what_cannot_be_read_or_written_is_said_before_anything_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may do anything may read and write what others may not: the answer is given in the system's place."""
+    closed = {"m/config.json"}
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in closed)
+    Path("m").mkdir()
+    for file in ("m/config.json", "a.txt"):
+        Path(file).write_text("{}")
+    config = {"study": {"models": ["m"], "datasets": []}, "models": {"m": {"source": {"directory": "m"}}}}
+    with pytest.raises(InputError, match=r"^models\.m: m/config\.json: cannot be read \(Permission denied\); chmod"):
+        configuration.check_files({**config, "environments": {}, "calibration": {"text": {}}})
+    paths.check_place(Path())
+    closed.add("results")
+    paths.check_place(Path())  # there is none yet
+    Path("results").mkdir()
+    with pytest.raises(InputError, match=r"/results: cannot be written; make it so, or run in another folder"):
+        paths.check_place(Path())
+    closed.add(".")
+    with pytest.raises(InputError, match=r"/work: cannot be written"):
+        paths.check_place(Path())

@@ -31,3 +31,13 @@ def test_another_file_has_another_stamp(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "results").mkdir()
     (tmp_path / "results/made").write_text("by a rule")
     assert stamps(["results/made"]) == {}
+
+
+def test_a_file_that_cannot_be_read_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("closed")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert stamps([str(tmp_path / "a")]) == {}

@@ -19,7 +19,7 @@ from quant.recipe.key import shown
 from quant.recipe.libraries import library_of
 from quant.workflow.budgets import check_budget, with_candidates
 from quant.workflow.codes import check_codes, check_gguf
-from quant.workflow.paths import check_braces
+from quant.workflow.paths import check_input
 from quant.workflow.recipe_schema import with_recipes
 from quant.workflow.schema import fill_defaults, first_error, in_order, nearest_of
 from quant.workflow.shared_text import calibration_texts, name_texts, split_shared
@@ -365,7 +365,7 @@ def check_files(config: dict[str, Any]) -> None:
         if gguf is not None and not Path(gguf).is_file():
             raise InputError(f"models.{name}: {instead(gguf, 'file')}; give the path of a GGUF file")
         for path in model_files(source):
-            check_braces(path, f"models.{name}: ")
+            check_input(path, f"models.{name}: ")
     for name, path in config["environments"].items():
         if not Path(path).exists():
             raise InputError(f"environments.{name}: {path}: no such file or directory; name one, or leave it out")
@@ -378,7 +378,7 @@ def check_files(config: dict[str, Any]) -> None:
             for file in task_yaml.data_files(path):
                 if not Path(file).is_file():
                     raise InputError(f"tasks.{name}: {file}: no such file; name what stands beside the task file")
-                check_braces(file, f"tasks.{name}: ")
+                check_input(file, f"tasks.{name}: ")
     own = calibration_texts(config["calibration"])
     users = [("calibration.mix" if i else "calibration.text", text) for i, text in enumerate(own)]
     users += [(f"datasets.{name}.text", config["datasets"][name]["text"]) for name in config["study"]["datasets"]]
@@ -387,4 +387,4 @@ def check_files(config: dict[str, Any]) -> None:
             if not Path(path).is_file():
                 raise InputError(f"{where}: {instead(path, 'file')}; name a UTF-8 text file")
             check_size(path)
-            check_braces(path, f"{where}: ")
+            check_input(path, f"{where}: ")

@@ -104,3 +104,21 @@ def check_braces(path: str | Path, where: str = "") -> None:
             f"{where}{path}: Snakemake takes {found[0]} in a path for a wildcard; rename it, or name a link to it "
             "without braces"
         )
+
+
+def check_input(path: str | Path, where: str) -> None:
+    """Refuses a user's file that no job could read; where: what goes before."""
+    check_braces(path, where)
+    if Path(path).exists() and not os.access(path, os.R_OK):
+        raise InputError(f"{where}{path}: cannot be read (Permission denied); chmod a+r makes it so")
+
+
+def check_place(folder: Path) -> None:
+    """Refuses a working directory that takes no results, in which Snakemake itself would end in a traceback."""
+    for path in (folder / ".snakemake", folder / "results"):
+        there = path if path.exists() else folder
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{there.absolute()}: cannot be written; make it so, or run in another folder (--directory FOLDER, "
+                "make: IN=FOLDER)"
+            )

@@ -18,7 +18,10 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
         if Path(path).parts[:1] == ("results",) or not Path(path).is_file():
             continue
         known = Path(path).stat()
-        content = _hash(path, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+        try:
+            content = _hash(path, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+        except OSError:  # its job says why
+            continue
         large = known.st_size > SMALL
         found[path] = f"{known.st_size} {known.st_mtime_ns // 10**9} {content}" if large else content
     return found
