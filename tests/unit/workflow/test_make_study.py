@@ -190,6 +190,20 @@ def test_limits(given: dict[str, str], choose: dict[str, Any]) -> None:
     assert set(DEFAULT["study"]["methods"]) <= set(config["study"]["methods"])
 
 
+@pytest.mark.parametrize(
+    ("bits", "width"), [("2", 2), ("2.5", 2), ("3", 3), ("3.4", 2), ("3.9", 3), ("4", None), ("4.1", None)]
+)
+def test_bits_that_no_method_of_the_study_has_get_one(bits: str, width: int | None) -> None:
+    found = loaded(study(BITS=bits))
+    assert found["methods"].get("within_bits", {}).get("bits") == width
+    assert ("within_bits" in found["study"]["methods"]) == (width is not None)
+
+
+def test_bits_that_no_method_has() -> None:
+    with pytest.raises(InputError, match=r"^BITS=1: fewer than codes of 2 bits take with their scales; give BITS=2"):
+        study(BITS="1")
+
+
 @pytest.mark.parametrize("value", ["much", "0", "-3", "nan", "inf"])
 def test_a_limit_that_is_none(value: str) -> None:
     with pytest.raises(InputError, match=f"SIZE_MB={value}: must be a number above 0"):

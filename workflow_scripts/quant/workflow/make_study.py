@@ -24,6 +24,7 @@ HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
+FEWER = "within_bits"  # the method of BITS below the study's own
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
 SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
 OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
@@ -33,7 +34,7 @@ GGUFS = {  # the methods of FILE=gguf, smallest first
     "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
     "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
 }
-FOR_LIMITS = (WITHIN, EIGHT, SYMMETRIC, *GGUFS)
+FOR_LIMITS = (WITHIN, FEWER, EIGHT, SYMMETRIC, *GGUFS)
 LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
@@ -170,6 +171,15 @@ def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
     return chosen
 
 
+def fewer_bits(bits: str, limit: float) -> int | None:
+    """Of the method that a limit of bits a weight asks for, where the study's own, of 4 bits, are beyond it."""
+    if limit >= 4:
+        return None
+    if limit < 2 + SCALES:
+        raise InputError(f"BITS={bits}: fewer than codes of 2 bits take with their scales; give BITS=2, or SIZE_MB")
+    return int(limit - SCALES)
+
+
 def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS, FILE; built_in: the configuration
     that it changes; before: the experiment of an earlier run."""
@@ -206,10 +216,14 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
         study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends} | grid}
         study["study"]["add"] = {"methods": [WITHIN]}
-    elif model or "models" in before.get("study", {}):
-        study["methods"] = {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
-        study["methods"] |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
-        study["study"]["add"] = {"methods": list(study["methods"])}
+    else:
+        fewer = fewer_bits(given["BITS"], chosen["max_bits_per_weight"]) if chosen else None
+        methods = {FEWER: {"bits": fewer, "clip": True, "rounding": "gptq"} | grid} if fewer else {}
+        if model or "models" in before.get("study", {}):
+            methods |= {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
+            methods |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
+        study["methods"] = methods
+        study["study"] |= {"add": {"methods": list(methods)}} if methods else {}
     return {key: value for key, value in study.items() if value}
 
 
@@ -244,10 +258,10 @@ def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) 
     there = {*FOR_LIMITS} & {*old.get("methods", {})}
     other_model = "models" in new.get("study", {})
     mixture = SYMMETRIC in new.get("methods", {})
-    if WITHIN in there and other_model and not limited:
-        kept = {key: value for key, value in old["methods"][WITHIN].items() if key != "symmetric"}
-        old["methods"][WITHIN] = kept | ({"symmetric": True} if mixture else {})
-    by_bits = other_model and there <= {EIGHT, SYMMETRIC}
+    for name in {WITHIN, FEWER} & there if other_model and not limited else ():
+        kept = {key: value for key, value in old["methods"][name].items() if key != "symmetric"}
+        old["methods"][name] = kept | ({"symmetric": True} if mixture else {})
+    by_bits = other_model and there <= {FEWER, EIGHT, SYMMETRIC}
     without(old, {*FOR_LIMITS} if limited else {SYMMETRIC} if by_bits else set())
     without(new, set() if limited or not there else {EIGHT} & there if by_bits else {*FOR_LIMITS})
     both = {"methods": old.get("methods", {}) | new.get("methods", {}), "study": old["study"] | new["study"]}
