@@ -76,6 +76,13 @@ def test_a_log_that_a_full_disk_does_not_take_ends_no_job(tmp_path: Path, capfd:
     assert capfd.readouterr().err.endswith("working\nERROR x: cannot be written\n")
 
 
+@pytest.mark.usefixtures("streams")
+def test_an_interrupt_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="130"), job(tmp_path / "job.log"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "job.log").read_text() == "ERROR interrupted\n"
+
+
 class Disk:
     """A file that takes one piece, or what there is room for."""
 

@@ -37,6 +37,8 @@ def block(rule: str, jobid: int, message: str = "None", indent: str = "") -> str
         ("Traceback (most recent call last):\n  File x\nValueError: bad\n", SLURM, "ValueError: bad"),
         ("12:00:00 begun\nblock 3 of 9\n", SLURM, "SLURM-job '7' failed, SLURM status is: 'OUT_OF_MEMORY'"),
         ("12:00:00 begun\nblock 3 of 9\n", "None", "block 3 of 9"),
+        ("Traceback (most recent call last):\n  File x\nKeyboardInterrupt\n", "None", "interrupted"),
+        ("12:00:00 begun\n12:00:03 done in 3.0 s\n", "None", "its work was done: was it interrupted?"),
         ("", "None", "it said nothing: was it killed?"),
     ],
 )

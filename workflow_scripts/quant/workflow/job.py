@@ -71,6 +71,9 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     except InputError as error:
         print(f"ERROR {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("ERROR interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell has it
     except OSError as error:
         if error.errno in NO_ROOM:
             what = f"cannot be written ({error.strerror}); make room and run again"

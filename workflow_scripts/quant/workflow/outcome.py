@@ -27,7 +27,9 @@ def reason(said: str, message: str = "") -> str:
     the executor says (message), or the log's last words."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-    raised = [line for line in lines if RAISED.match(line)]
+    raised = ["interrupted" if line == "KeyboardInterrupt" else line for line in lines if RAISED.match(line)]
+    if lines and FINISHED.match(lines[-1]):
+        lines.append("its work was done: was it interrupted?")
     return (errors or raised or [message] * bool(message) or lines or [KILLED])[-1]
 
 
