@@ -197,6 +197,7 @@ def test_bits_that_no_method_of_the_study_has_get_one(bits: str, width: int | No
     found = loaded(study(BITS=bits))
     assert found["methods"].get("within_bits", {}).get("bits") == width
     assert ("within_bits" in found["study"]["methods"]) == (width is not None)
+    assert width is None or found["methods"]["within_bits"]["symmetric"] == (bits == "3")
 
 
 def test_bits_that_no_method_has() -> None:
@@ -297,7 +298,7 @@ class TestFile:
             assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
         assert config == make_study.study_of({**first, **last}, DEFAULT, {})
 
-    @pytest.mark.parametrize("limits", [{}, {"BITS": "3"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}], ids=str)
+    @pytest.mark.parametrize("limits", [{}, {"BITS": "3"}, {"BITS": "2"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}], ids=str)
     def test_another_model_gets_methods_that_it_can_have(self, here: Path, limits: dict[str, str]) -> None:
         """Of a mixture, without zero points; what it leaves is as if all had been said at once."""
         (here / "mixture").mkdir()

@@ -171,13 +171,15 @@ def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
     return chosen
 
 
-def fewer_bits(bits: str, limit: float) -> int | None:
-    """Of the method that a limit of bits a weight asks for, where the study's own, of 4 bits, are beyond it."""
+def fewer_bits(bits: str, limit: float) -> dict[str, Any]:
+    """The grid of the method that a limit of bits a weight asks for where the study's own, of 4 bits, are beyond it."""
     if limit >= 4:
-        return None
+        return {}
     if limit < 2 + SCALES:
         raise InputError(f"BITS={bits}: fewer than codes of 2 bits take with their scales; give BITS=2, or SIZE_MB")
-    return int(limit - SCALES)
+    width = int(limit - SCALES)
+    # ten codes of 3 bits are packed into 32, 3.2 to 3.25 a weight: zero points, too, fit from 3.6 on
+    return {"bits": width} | ({"symmetric": True} if width == 3 and limit < 3.6 else {})
 
 
 def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,8 +219,8 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["methods"] = {WITHIN: {"budget": limits, "clip": True, "rounding": "gptq", "embeddings": ends} | grid}
         study["study"]["add"] = {"methods": [WITHIN]}
     else:
-        fewer = fewer_bits(given["BITS"], chosen["max_bits_per_weight"]) if chosen else None
-        methods = {FEWER: {"bits": fewer, "clip": True, "rounding": "gptq"} | grid} if fewer else {}
+        fewer = fewer_bits(given["BITS"], chosen["max_bits_per_weight"]) if chosen else {}
+        methods = {FEWER: fewer | {"clip": True, "rounding": "gptq"} | grid} if fewer else {}
         if model or "models" in before.get("study", {}):
             methods |= {EIGHT: {"bits": 8, "group_size": -1, "symmetric": True}}
             methods |= {SYMMETRIC: {"clip": True, "rounding": "gptq"} | grid} if grid else {}
@@ -259,8 +261,10 @@ def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) 
     other_model = "models" in new.get("study", {})
     mixture = SYMMETRIC in new.get("methods", {})
     for name in {WITHIN, FEWER} & there if other_model and not limited else ():
-        kept = {key: value for key, value in old["methods"][name].items() if key != "symmetric"}
-        old["methods"][name] = kept | ({"symmetric": True} if mixture else {})
+        was = old["methods"][name]
+        kept = {key: value for key, value in was.items() if key != "symmetric"}
+        whatever = was.get("bits") == 3 and was.get("symmetric", False)  # the model: see fewer_bits
+        old["methods"][name] = kept | ({"symmetric": True} if mixture or whatever else {})
     by_bits = other_model and there <= {FEWER, EIGHT, SYMMETRIC}
     without(old, {*FOR_LIMITS} if limited else {SYMMETRIC} if by_bits else set())
     without(new, set() if limited or not there else {EIGHT} & there if by_bits else {*FOR_LIMITS})
