@@ -170,6 +170,7 @@ rule collect_attention:
         "results/logs/collect_attention/{model}/{calibration}.log",
     benchmark:
         "results/benchmarks/collect_attention/{model}/{calibration}.tsv"
+    priority: 1  # methods wait for it
     conda:
         "../envs/quant.yaml"
     threads: THREADS

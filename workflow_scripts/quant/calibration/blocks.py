@@ -22,6 +22,8 @@ from quant.data import tokens
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import rebuild
+from quant.files.finite import check_finite
+from quant.files.waits import together
 from quant.models import products
 from quant.models.linears import all_linears, decoder_blocks, skeleton
 from quant.models.notes import Note, check_extras, noting, run_noted
@@ -67,32 +69,25 @@ def fill(
 
     tied: names that a file may lack, by what the model shares them from.
     """
-    ends: dict[str, Tensor] = {}
-    for name, empty in module.state_dict(keep_vars=True).items():
-        full = f"{prefix}.{name}"
-        full = full if full in weights.names else tied.get(full, full)
-        value = weights.get(full, device, dtype)
-        if value.shape != empty.shape:
-            raise InputError(
-                f"{weights.path}: {full} is {list(value.shape)} where config.json asks for {list(empty.shape)}; "
-                f"{rebuild(weights.path)}"
-            )
-        if value.numel():
-            ends[full] = torch.stack([value.amin(), value.amax()]).double()  # without a copy of it
-        owner = module.get_submodule(name.rpartition(".")[0])
-        if isinstance(empty, nn.Parameter):
-            value = nn.Parameter(value, requires_grad=False)
-        setattr(owner, name.rpartition(".")[2], value)
+    with together():
+        for name, empty in module.state_dict(keep_vars=True).items():
+            full = f"{prefix}.{name}"
+            full = full if full in weights.names else tied.get(full, full)
+            value = weights.get(full, device, dtype)
+            if value.shape != empty.shape:
+                raise InputError(
+                    f"{weights.path}: {full} is {list(value.shape)} where config.json asks for {list(empty.shape)}; "
+                    f"{rebuild(weights.path)}"
+                )
+            check_finite(full, value, weights.path)
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if isinstance(empty, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=False)
+            setattr(owner, name.rpartition(".")[2], value)
     for name, buffer in module.named_buffers():
         if not buffer.is_meta:
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], buffer.to(device))
-    found = torch.cat(list(ends.values())).cpu() if ends else torch.empty(0)  # the one wait for the device
-    for full, finite in zip(ends, torch.isfinite(found).view(-1, 2).all(1).tolist(), strict=True):
-        if not finite:
-            raise InputError(
-                f"{weights.path}: {full} holds NaN or infinite values; use a model whose weights are finite"
-            )
 
 
 def empty(module: nn.Module) -> None:

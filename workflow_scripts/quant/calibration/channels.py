@@ -49,11 +49,11 @@ def channels_of(file: TensorFile, name: str, reads: dict[str, str], kind: str, d
     """One linear's per-channel statistics."""
     source = input_of(name, reads)
     names = [f"{source}.{key}" for key in OF_INPUT] + [f"{name}.{key}" for key in OF_OUTPUT]
-    x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs = together([file.get(each) for each in names], device)
+    x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs = on_device([file.get(each) for each in names], device)
     return Channels(x_abs, x_sq, x_mean, z_mean, z_std, z_abs, act_abs, kind == "mlp")
 
 
-def together(vectors: list[Tensor], device: str) -> Sequence[Tensor]:
+def on_device(vectors: list[Tensor], device: str) -> Sequence[Tensor]:
     """Vectors of one type on a device, by one copy that nothing waits for."""
     if torch.device(device).type == "cpu":
         return vectors

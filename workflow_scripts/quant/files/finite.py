@@ -18,6 +18,12 @@ def ends(tensor: Tensor) -> Tensor:
     return torch.stack([tensor.amin(), tensor.amax()])  # apart, without a copy of it
 
 
+def check_finite(name: str, tensor: Tensor, where: str | Path) -> None:
+    """Refuses NaN and infinities by the tensor's name, of a GPU's at the end of `waits.together`."""
+    if tensor.numel():
+        judge(ends(tensor), lambda found: judged(name, found[0], found[1], where))
+
+
 def judged(name: str, low: float, high: float, where: str | Path) -> float:
     """The larger end, of a tensor that is refused where it is none."""
     if not math.isfinite(low) or not math.isfinite(high):

@@ -16,18 +16,20 @@ def shapes_of(linears: Iterable[str], layout: Layout) -> dict[str, tuple[int, ..
     return {name: layout[f"{name}.weight"][1] for name in linears}
 
 
-def candidates_of(recipe: dict[str, Any]) -> Iterator[Recipe | None]:
-    """A budget's, each on its grid; None for a linear as it is."""
-    for each in recipe["candidates"]:
-        size = recipe["group_size"] if each["group_size"] is None else each["group_size"]
+def recipes_of(entry: dict[str, Any]) -> Iterator[Recipe | None]:
+    """A method's, or a budget's candidates, each on its grid; None for a linear as it is."""
+    if entry["budget"] is None:
+        yield Recipe.of(entry)
+        return
+    for each in entry["candidates"]:
+        size = entry["group_size"] if each["group_size"] is None else each["group_size"]
         own = {"bits": each["bits"], "group_size": size}
-        yield None if each["bits"] == UNTOUCHED else Recipe.of(recipe | own)
+        yield None if each["bits"] == UNTOUCHED else Recipe.of(entry | own)
 
 
 def dense_by(entry: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], unpacked: Mapping[str, str]) -> str | None:
     """Why a method is stored dense, a budget by each of its candidates."""
-    recipes = [Recipe.of(entry)] if entry["budget"] is None else [one for one in candidates_of(entry) if one]
-    reasons = [why_dense(recipe, shapes, unpacked) for recipe in recipes]
+    reasons = [why_dense(recipe, shapes, unpacked) for recipe in recipes_of(entry) if recipe is not None]
     return reasons[0] if all(reasons) else None
 
 

@@ -9,10 +9,9 @@ from quant.checkpoints.formats import awq, gguf
 from quant.errors import InputError
 from quant.files.artifacts import read_json
 from quant.files.tensorfile import Layout
-from quant.methods.dense import candidates_of, shapes_of
+from quant.methods.dense import recipes_of, shapes_of
 from quant.methods.packing import why_dense
 from quant.recipe.libraries import library_of
-from quant.recipe.recipe import Recipe
 from quant.records.model import Linears
 
 FORMATS = {"awq": "AutoAWQ's layout", "gguf": "GGUF"}
@@ -31,7 +30,7 @@ def why_no_export(kind: str, entry: dict[str, Any], checkpoint: Path, record: Li
     ends = wanted(own, record["embeddings"], layout)
     if ends and kind == "awq":
         return awq.embedding_left(ends[0].name)
-    for recipe in [Recipe.of(entry)] if entry["budget"] is None else candidates_of(entry):
+    for recipe in recipes_of(entry):
         if recipe is None:
             continue
         if reason := why_dense(recipe, shapes, record["unpacked"]):

@@ -16,7 +16,7 @@ from quant.files import tensorfile
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
-from quant.methods.dense import candidates_of, shapes_of
+from quant.methods.dense import recipes_of, shapes_of
 from quant.methods.exporting import why_no_export, why_unmeasured
 from quant.methods.library import check_model
 from quant.methods.packing import activations_refused, why_dense
@@ -129,7 +129,7 @@ def least_bits(
     """What a linear takes at least, by the smallest of a budget's candidates, and with the file's header, of a file of
     that many bytes before it was packed."""
     found = []
-    for one in candidates_of(recipe):
+    for one in recipes_of(recipe):
         own: tensorfile.Layout = {f"{name}.weight": (dtype, shape)}
         if one is not None and why_dense(one, {name: shape}, unpacked) is None:
             own = packed.layout_of(name, shape, dtype, one.grid)
