@@ -60,7 +60,7 @@ class Behind:
         self._pending.append(self._thread.submit(self._write, name, offset, tensor, copied))
 
     def _write(self, name: str, offset: int, tensor: Tensor, copied: "torch.cuda.Event | None") -> None:
-        checked = None
+        checked, n_bytes = None, tensor.nbytes
         try:
             if copied is not None:
                 copied.synchronize()
@@ -69,16 +69,16 @@ class Behind:
             written = 0
             while written < len(data):  # the most that a call writes is 2 GiB
                 written += os.pwrite(self._file.fileno(), data[written:], offset + written)
-            self._unflushed += tensor.nbytes
+            self._unflushed += n_bytes
             if self._unflushed > FLUSH and self._flushed.done():
                 self._flushed.result()
                 self._flushed = self._flusher.submit(os.fdatasync, self._file.fileno())
                 self._unflushed = 0
         finally:
             if checked is None:
-                self._room.give(tensor.nbytes)
-            else:
-                checked.add_done_callback(lambda _: self._room.give(tensor.nbytes))
+                self._room.give(n_bytes)
+            else:  # the callback stays with the checksum's future until `finish`: it must not hold the tensor
+                checked.add_done_callback(lambda _, room=self._room: room.give(n_bytes))
 
     def finish(self) -> None:
         for each in (self._thread, self._checker, self._flusher):

@@ -124,7 +124,7 @@ class Note(nn.Module):
 
 @contextlib.contextmanager
 def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
-    """Every block's stand-in while the body runs."""
+    """Every block's stand-in while the body runs; the list is empty afterwards."""
     real = list(blocks)
     notes: list[Note] = []
     for index, block in enumerate(real):
@@ -136,6 +136,7 @@ def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
     finally:
         for index, block in enumerate(real):
             blocks[index] = block
+        notes.clear()  # each has it: what they hold, hidden states and blocks, would wait for the collector
 
 
 def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> set[int]:
