@@ -9,6 +9,7 @@ bench.svg into --out. AutoAWQ runs on the same weights and tokens where its envi
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
 from bench_growth import growth
-from bench_plan import Plan, beside, forget_peak, peak, rule_of
+from bench_plan import HostPeak, Plan, beside, rule_of
 
 from bench_draw import draw
 from bench_limits import evaluation_limit, gpu_seconds, search_limit, statistics_limit
@@ -79,7 +80,7 @@ class Bench:
 
     def __init__(self, case: Case, where: str, folder: Path, repeats: int, profiled: bool = True) -> None:
         self.case, self.where, self.folder, self.repeats = case, where, folder, repeats
-        self.profiled, self.quiet = profiled, False
+        self.profiled, self.quiet, self.host = profiled, False, HostPeak()
         self.rates = measure_rates(where, case.dtype, folder)
         room = torch.cuda.mem_get_info()[1] if where == "cuda" else float("inf")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -105,7 +106,7 @@ class Bench:
         if planned is not None:
             row |= self.plan.said(planned)
         row |= {"depth": case.depth, "width": case.shape.hidden, "tokens": case.calibration[0] * case.calibration[1]}
-        self.rows.append(row | {"gpu_peak_mb": of_gpu, "ram_mb": peak()} | more)
+        self.rows.append(row | {"gpu_peak_mb": of_gpu, "ram_mb": self.host.look()} | more)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.rows[-1].items()
@@ -114,10 +115,13 @@ class Bench:
             print(", ".join(words), flush=True)
 
     def reset(self) -> None:
-        forget_peak()
+        """What comes is measured by itself, as a job of its own would be."""
+        gc.collect()
         if self.where == "cuda":
             torch.cuda.empty_cache()
+            torch._C._host_emptyCache()
             torch.cuda.reset_peak_memory_stats()
+        self.host.forget()
 
     def busy(self, work: Callable[[], Any]) -> float | None:
         return gpu_seconds(work) if self.where == "cuda" and self.profiled else None
@@ -137,6 +141,7 @@ class Bench:
                 files = other.noisy(model, few, files)
             for recipe in chosen.values():
                 quantize(model, other.folder / "quantised", recipe, files, self.where)
+            other.by_block(model / "checkpoint", few)
 
     def statistics(self, model: Path, case: Case, step: str = "statistics") -> dict[str, Path]:
         """Collects them `repeats` times; the median is noted."""

@@ -1,16 +1,17 @@
 """What the plan says of bench.py's steps, before they run and beside what they took."""
 
-import contextlib
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench_models import Case
 from quant.recipe import keys
-from quant.workflow.estimates.amounts import Ask, Estimate
+from quant.workflow.estimates.amounts import MAPPED, MB, Ask, Estimate
 from quant.workflow.estimates.jobs import OF_MODEL
 from quant.workflow.estimates.rates import Rates, lanes, within
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MAPS = Path("/proc/self/smaps")
+LOOKS = 0.1  # seconds from one to the next
 NEAR = 0.25  # of what is measured
 
 
@@ -84,16 +85,40 @@ def beside(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"within {NEAR:.0%}: {near} of {len(known)}"])
 
 
-def forget_peak() -> None:
-    """From now on `peak` is of what comes; where the system lets nobody ask, of the whole process."""
-    with contextlib.suppress(OSError):
-        CLEAR.write_text("5")
-
-
-def peak() -> float | None:
-    """MB of the host that this process had at most, mapped files among them."""
+def held() -> float | None:
+    """MB that this process has of the host's memory; of weights that it has mapped, as many as plans count, since where
+    memory is short their pages are given back. None where the system does not say."""
+    mapped, own, is_weights = 0, 0, False
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = MAPS.read_text().splitlines()
     except OSError:
         return None
-    return next((float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM")), None)
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if not word.endswith(":"):  # a mapping's first line, its file at the end
+            is_weights = line.endswith(".safetensors")
+        elif word == "Rss:":
+            kilobytes = int(rest.split()[0])
+            mapped, own = mapped + is_weights * kilobytes, own + (not is_weights) * kilobytes
+    return (1024 * own + min(1024 * mapped, MAPPED)) / MB
+
+
+class HostPeak:
+    """The most of `held` since `forget`, looked at ten times a second by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._most: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.look()
+            threading.Event().wait(LOOKS)
+
+    def forget(self) -> None:
+        self._most = None
+
+    def look(self) -> float | None:
+        now = held()
+        self._most = now if now is None or self._most is None else max(now, self._most)
+        return self._most

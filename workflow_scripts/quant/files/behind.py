@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import BinaryIO
 
 import torch
@@ -31,6 +32,11 @@ class Room:
         with self._changed:
             self._tensors, self._bytes = self._tensors - 1, self._bytes - n_bytes
             self._changed.notify()
+
+
+def given_back(room: Room, n_bytes: int, checked: Future[str]) -> None:
+    """A callback, which stays with its future: it must not hold the tensor."""
+    room.give(n_bytes)
 
 
 class Behind:
@@ -77,8 +83,8 @@ class Behind:
         finally:
             if checked is None:
                 self._room.give(n_bytes)
-            else:  # the callback stays with the checksum's future until `finish`: it must not hold the tensor
-                checked.add_done_callback(lambda _, room=self._room: room.give(n_bytes))
+            else:
+                checked.add_done_callback(partial(given_back, self._room, n_bytes))
 
     def finish(self) -> None:
         for each in (self._thread, self._checker, self._flusher):

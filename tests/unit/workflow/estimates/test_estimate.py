@@ -12,7 +12,7 @@ from quant.methods.refusals import moment_mistakes
 from quant.workflow.estimates import needs
 from quant.workflow.estimates.amounts import MB, Ask, Estimate, is_packed, moments
 from quant.workflow.estimates.jobs import OF_MODEL
-from quant.workflow.estimates.rates import AHEAD, WARM, Rates, measure_rates, seconds, within
+from quant.workflow.estimates.rates import AHEAD, BOTH, WARM, Rates, measure_rates, seconds, within
 from quant.workflow.estimates.shape import Shape, moment_numbers
 from tests.tiny import ROOT
 from tests.unit.workflow.configurations import LLAMA3, LLAMA3_70B
@@ -83,7 +83,8 @@ CPU = {
 # of the card: random models of Llama 3's shapes on an H200, 128 × 512 tokens in groups of 128; blocks
 LLAMAS = {
     (8, 4, "collect_statistics", ""): 4040, (8, 4, "quantize", "gw_awq"): 2940,
-    (70, 2, "collect_statistics", ""): 14010, (70, 2, "quantize", "awq_clip_gptq"): 14760,
+    (70, 8, "collect_statistics", ""): 12150, (70, 8, "quantize", "awq_clip_gptq"): 14400,
+    (70, 8, "quantize_with_model", "frontier_fast"): 17960, (8, 32, "collect_statistics", ""): 4150,
 }  # fmt: skip
 # of the card: MiniCPM-2B's shape on an H200, the same
 GPU = {
@@ -129,12 +130,18 @@ SECONDS: list[tuple[dict[str, Any], int, tuple[float, float, float], str, str, f
     (LLAMA3_70B, 2, (1.5, 5.8, 17.9), "quantize", "awq_clip_gptq", 8.7),
     (LLAMA3_70B, 2, (1.5, 5.8, 17.9), "quantize_with_model", "frontier_fast", 28.4),
     (LLAMA3_70B, 8, (1.1, 3.5, 17.9), "collect_statistics", "", 16.3),
+    (LLAMA3_70B, 8, (2.1, 7.6, 20.9), "collect_statistics", "", 11.5),
+    (LLAMA3_70B, 8, (2.1, 7.6, 20.9), "quantize", "awq_clip_gptq", 24.9),
+    (LLAMA3_70B, 8, (2.1, 7.6, 20.9), "quantize_with_model", "frontier_fast", 94.3),
+    (LLAMA3, 32, (2.6, 8.3, 17.1), "collect_statistics", "", 8.4),
+    (LLAMA3, 32, (2.6, 8.3, 17.1), "quantize", "gw_awq", 10.4),
+    (LLAMA3, 32, (2.6, 8.3, 17.1), "quantize_with_model", "frontier_fast", 65.6),
     (QWEN3, 2, (2.2, 5.8, 17.9), "collect_statistics", "", 7.6),
     (QWEN3, 2, (2.2, 5.8, 17.9), "quantize", "gw_awq", 7.7),
     (MINICPM, 10, (1.5, 5.8, 17.9), "quantize_with_model", "frontier_fast", 6.6),
     (MINICPM, 40, (1.5, 5.8, 17.9), "collect_statistics", "", 4.1),
     (MINICPM, 40, (1.5, 5.8, 17.9), "collect_noisy", "", 4.4),
-    (MINICPM, 40, (1.5, 5.8, 17.9), "quantize", "full_awq", 3.7),
+    (MINICPM, 40, (2.6, 5.8, 17.9), "quantize", "full_awq", 3.9),
     (MINICPM, 40, (2.6, 5.8, 17.9), "quantize", "full_praq", 3.5),
     (MINICPM, 40, (2.6, 5.8, 17.9), "quantize", "gw_awq_flip", 3.4),
     (MINICPM, 40, (2.1, 5.0, 30.6), "collect_statistics", "", 5.5),
@@ -157,8 +164,9 @@ def test_seconds_are_near_measured_ones(config: dict[str, Any]) -> None:
 def test_the_slowest_of_reading_work_and_writing_is_waited_for_and_of_the_others_a_block() -> None:
     rates = Rates(model=1.0, float32=1.0, copy=1.0, off=1e9, disk=2.0, read=4 * AHEAD, cold=1.0, call=1e-9, python=0.1)
     found = Estimate(moved=30.0, read=40.0, written=40.0, blocks=10, before=8.0 * AHEAD)  # 30, 10 and 20 s
-    assert within(found, rates, "cuda") == pytest.approx(2 + 30 + (10 + 20) / 10, abs=1e-6)
-    assert within(found._replace(written=400.0), rates, "cuda") == pytest.approx(2 + 200 + 40 / 10, abs=1e-6)
+    assert within(found, rates, "cuda") == pytest.approx(2 + 30 + (10 + 20) / 10 + BOTH * 10, abs=1e-6)
+    more = within(found._replace(written=400.0), rates, "cuda")
+    assert more == pytest.approx(2 + 200 + 40 / 10 + BOTH * 10, abs=1e-6)
     of_cpu = within(found, rates._replace(read=4.0), "cpu")  # which reads for itself
     assert of_cpu == pytest.approx(2 * AHEAD + 30 + 10 + 20 / 10, abs=1e-6)
     assert within(found._replace(carried=50e9), rates, "cuda") > within(found, rates, "cuda")  # slower than the work

@@ -73,7 +73,7 @@ def collecting(ask: Ask) -> Estimate:
     block = shape.block * ask.width
     squares = 4.0 * sum(count * n * n for count, n in shape.inputs)
     embedding = shape.embedding * ask.width
-    work = block + squares + max(10.5 * shape.widest**2, ask.passing(tokens))  # the latter while a batch runs
+    work = block + squares + max(6.5 * shape.widest**2, ask.passing(tokens))  # the latter while a batch runs
     on_card = min(hidden, RESIDENT) + max(embedding, work)
     own = 3.0 * outputs * SAMPLE + 16 * shape.widest**2
     own += max(hidden - RESIDENT, 0) if ask.on_gpu else hidden + max(embedding, work)

@@ -5,14 +5,22 @@ from quant.workflow.estimates.amounts import MB, Ask
 RESIDENT = 2**30  # calibration.hidden: of hidden states on a GPU
 CHUNK, CHUNK_BYTES = 512, 2**29  # evaluation.head: rows of logits on a CPU, bytes of them on a GPU
 TRANSFORMERS = 400 * MB  # a process that has imported as much
+OF_CHUNK = {False: 1.9, True: 4.9}  # times those bytes: of one model's logits, of two models' that are compared
+
+
+def logits(ask: Ask, tokens: int) -> float:
+    """Bytes of a device for the logits of a chunk of tokens, and what is made of them."""
+    return OF_CHUNK["method" in ask.wildcards] * min(CHUNK_BYTES, 4.0 * tokens * ask.shape.vocabulary)
+
+
+def padded(ask: Ask) -> float:
+    """Bytes of a copy of the head on a GPU, whose products take multiples of 8 words."""
+    return ask.shape.embedding * ask.width if ask.on_gpu and ask.shape.vocabulary % 8 else 0.0
 
 
 def beside(ask: Ask, tokens: int) -> float:
-    """Bytes of a device beside the model that is asked for logits."""
-    shape = ask.shape
-    logits = 1.3 * min(CHUNK_BYTES, 4.0 * tokens * shape.vocabulary)
-    padded = shape.embedding * ask.width if ask.on_gpu and shape.vocabulary % 8 else 0
-    return logits + padded + ask.passing(tokens)
+    """Bytes of a device beside the model that is asked for logits: of a batch in a block, or of its logits."""
+    return padded(ask) + max(ask.passing(tokens), logits(ask, tokens))
 
 
 def by_block(ask: Ask, tokens: int) -> bool:
@@ -25,9 +33,9 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
     shape = ask.shape
     size = shape.weights * ask.width
     if by_block(ask, tokens):
-        ends = shape.embedding * ask.width * 2
+        ends = shape.embedding * ask.width * 2 + padded(ask) + logits(ask, tokens)  # once all blocks have run
         hidden = tokens * shape.hidden * ask.width
-        held = 2 * shape.block * ask.width + ends + beside(ask, tokens) + min(hidden, RESIDENT)
+        held = max(shape.block * ask.width + ask.passing(tokens), ends) + min(hidden, RESIDENT)
         if ask.on_gpu:
             return ask.host(
                 TRANSFORMERS, mapped=made, own=max(0, hidden - RESIDENT) + 2 * shape.block * ask.width
@@ -35,9 +43,9 @@ def loaded(ask: Ask, tokens: int, made: float, packed: bool) -> tuple[float, flo
         return ask.host(TRANSFORMERS, mapped=made, own=held + max(0, hidden - RESIDENT)), 0.0
     if ask.on_gpu:
         return ask.host(TRANSFORMERS, mapped=made / 3), size + beside(ask, tokens)  # whose pages go again
-    logits = 8.0 * min(CHUNK, tokens) * shape.vocabulary
+    chunk = 8.0 * min(CHUNK, tokens) * shape.vocabulary
     unpacked = 4.0 * shape.quantised if packed else 0
-    return ask.host(TRANSFORMERS, mapped=made, own=size + logits / 2 + unpacked + ask.passing(tokens)), 0.0
+    return ask.host(TRANSFORMERS, mapped=made, own=size + chunk / 2 + unpacked + ask.passing(tokens)), 0.0
 
 
 def unpacking(ask: Ask) -> float:

@@ -34,6 +34,7 @@ SLOW_GPU = Rates(30e12, 10e12, 3e11, 5e9, 1e8, 5e8, 1e8, 5e-5, 0.1)
 # (docs/results.md): those of a pass are as large as a square's, those of a linear smaller
 TIMES = {"cpu": (1.1, 1.1), "cuda": (1.9, 1.5)}
 PYTHON = 0.05  # seconds of a million additions where jobs start in the time that estimates say
+BOTH = 0.3  # of the time of reading or of writing, whichever is shorter: they take the host's memory from each other
 AHEAD = 1.9  # times what reading takes where all of a file is asked for at once, not two blocks
 WARM = 0.3  # seconds until a GPU's first kernels are there
 
@@ -55,7 +56,7 @@ def within(found: Estimate, rates: Rates, where: str) -> float:
     read, work, written = lanes(found, rates, where)
     together = (read, work, written) if where == "cuda" else (read + work, written)
     longest = max(together)
-    rest = (sum(together) - longest) / found.blocks
+    rest = (sum(together) - longest) / found.blocks + (BOTH * min(read, written) if where == "cuda" else 0)
     return found.before / rates.read + longest + rest
 
 
