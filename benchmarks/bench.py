@@ -224,8 +224,8 @@ class Bench:
         bytes_ = size_of(model / "checkpoint")
         self.note("quantize job", time.perf_counter() - begun, bytes_ / self.rates.disk, case, recipe=name)
 
-    def evaluation(self, checkpoint: Path, case: Case) -> None:
-        """Loading, then windows of the shape's length."""
+    def evaluation(self, checkpoint: Path, case: Case, recipe: dict[str, Any]) -> None:
+        """Loading, then windows of the shape's length. recipe: what made it."""
         from quant.evaluation.divergence import Reference
         from quant.evaluation.head import Head
         from quant.evaluation.perplexity import load_model, measure
@@ -253,7 +253,7 @@ class Bench:
 
             spent = statistics.median(self.timed(work) for _ in range(self.repeats))
             speed, busy = statistics.median(found), self.busy(work)
-            planned = self.plan.loaded(case)
+            planned = self.plan.loaded(case, None if reference is None else recipe)
             self.note(
                 f"evaluation, {kind}", n * width / speed, limit, case, busy, planned, whole_s=spent, tokens_per_s=speed
             )
@@ -371,7 +371,7 @@ def measure(bench: Bench, case: Case, options: argparse.Namespace) -> None:
         bench.job(model, case, name, recipes([name], case)[name], files)
     bench.by_block(model / "checkpoint", case)
     if not options.only_by_block:
-        bench.evaluation(target, case)
+        bench.evaluation(target, case, recipe)
     autoawq(bench, model, case)
     if not options.no_growth:
         growth(bench, model, case, recipes(["gw_awq"], case)["gw_awq"])

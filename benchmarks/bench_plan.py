@@ -43,9 +43,10 @@ class Plan(NamedTuple):
         """Of an evaluation where the device does not hold the model."""
         return self._replace(room=0).of(case, "evaluate_original")
 
-    def loaded(self, case: Case) -> Estimate:
-        """Of one whose model is loaded already."""
-        return self.of(case, "evaluate_original")._replace(read=0, written=0, before=0)
+    def loaded(self, case: Case, recipe: dict[str, Any] | None = None) -> Estimate:
+        """Of one whose model is loaded already: the original's, or a method's beside the original's logits."""
+        rule = "evaluate_original" if recipe is None else "evaluate"
+        return self.of(case, rule, recipe)._replace(read=0, written=0, before=0)
 
     def said(self, planned: Estimate) -> dict[str, float]:
         """Of a step that runs in this process."""

@@ -91,6 +91,12 @@ GPU = {
     ("collect_statistics", ""): 2010, ("quantize", "gw_awq_flip"): 1090, ("quantize", "awq_clip"): 990,
     ("quantize", "gptq"): 790,
 }  # fmt: skip
+# of the host, its mapped files 8 GB at most: on an H200's host, in one process
+HOSTS = {
+    (8, 32, "quantize", "gw_awq"): 13081, (8, 32, "quantize_with_model", "frontier_fast"): 13253,
+    (2, 10, "quantize", "gw_awq"): 5659, (2, 10, "quantize", "gptq"): 5537,
+    (2, 10, "quantize_with_model", "frontier_fast"): 7507,
+}  # fmt: skip
 
 
 def ask(config: dict[str, Any], model: dict[str, Any], method: str, on_gpu: bool) -> Ask:
@@ -107,6 +113,10 @@ def test_memory_is_near_measured_peaks_on_two_sizes(config: dict[str, Any]) -> N
     for (size, depth, rule, method), peak in LLAMAS.items():
         model = (LLAMA3 if size == 8 else LLAMA3_70B) | {"num_hidden_layers": depth}
         ratio = OF_MODEL[rule](ask(large, model, method, True)).gpu / MB / peak
+        assert 0.8 < ratio < 1.25, (size, rule, method, ratio)
+    for (size, depth, rule, method), peak in HOSTS.items():
+        model = (LLAMA3 if size == 8 else MINICPM) | {"num_hidden_layers": depth}
+        ratio = OF_MODEL[rule](ask(large, model, method, True)).ram / MB / peak
         assert 0.8 < ratio < 1.25, (size, rule, method, ratio)
     assert {key: ratio for key, ratio in ratios.items() if not 1 / needs.SPARE < ratio < 1.45} == {}
 

@@ -75,7 +75,7 @@ def collecting(ask: Ask) -> Estimate:
     embedding = shape.embedding * ask.width
     work = block + squares + max(6.5 * shape.widest**2, ask.passing(tokens))  # the latter while a batch runs
     on_card = min(hidden, RESIDENT) + max(embedding, work)
-    own = 3.0 * outputs * SAMPLE + 16 * shape.widest**2
+    own = 3.0 * outputs * SAMPLE + (4 if ask.on_gpu else 16) * shape.widest**2
     own += max(hidden - RESIDENT, 0) if ask.on_gpu else hidden + max(embedding, work)
     disk = moments(shape, ask.config) + outputs * (SAMPLE + 16)
     calls = n_linears(shape) * (OF_PASS * n_batches(ask, tokens, width) + SUMMED)
@@ -138,7 +138,8 @@ def noisy(ask: Ask) -> Estimate:
     return plain._replace(disk=small, written=small, model=model, float32=0, moved=drawn)
 
 
-def quantising(ask: Ask) -> Estimate:
+def quantising(ask: Ask, mapped: int = 1) -> Estimate:
+    """mapped: how many times the checkpoint is."""
     shape, recipe = ask.shape, ask.recipe
     files = keys.statistics_files(recipe)
     with_moments = bool({"moments", "weighted"} & files.keys()) or recipe["inputs"] == "sequential"
@@ -157,7 +158,12 @@ def quantising(ask: Ask) -> Estimate:
     if not ask.on_gpu:
         work = in_float32(shape, recipe)
     return Estimate(
-        ask.host(TORCH, mapped=size + known, own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held), locked=locked),
+        ask.host(
+            TORCH,
+            mapped=mapped * size + known,
+            own=4.0 * 4 * shape.largest + (0 if ask.on_gpu else held),
+            locked=locked,
+        ),
         held if ask.on_gpu else 0,
         made,
         *work,
@@ -171,7 +177,8 @@ def quantising(ask: Ask) -> Estimate:
 
 def running(ask: Ask) -> Estimate:
     """Recipes that run the model: two streams through it, and tuning."""
-    shape, recipe, plain = ask.shape, ask.recipe, quantising(ask)
+    shape, recipe = ask.shape, ask.recipe
+    plain = quantising(ask, 2 if recipe["inputs"] == "sequential" else 1)
     tokens = recipe["n_calib"] * ask.calibration[1]
     hidden = 2 * tokens * shape.hidden * ask.width
     passing = ask.passing(tokens)
