@@ -13,7 +13,7 @@ with job(snakemake.log[0]):
     folder, names = Path(snakemake.input.config).parent, snakemake.wildcards
     with opened(folder / "model.safetensors") as file:
         record = model_record(snakemake.input.model)
-        reason = why_no_export(names.format, snakemake.params.recipe, folder, record, file.layout())
-    if reason is not None:
-        raise InputError(f"export {names.format} of {names.method}: {reason}; export dense, or another method")
+        refused = why_no_export(names.format, snakemake.params.recipe, folder, record, file.layout())
+    if refused is not None:
+        raise InputError(f"export {names.format} of {names.method}: {refused.reason}; {refused.advice}")
     write_json(snakemake.output[0], {"method": names.method, "format": names.format})

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from quant.errors import InputError
 from quant.files.tensorfile import opened
-from quant.methods.exporting import why_no_export
+from quant.methods.exporting import NoExport, why_no_export
 from quant.methods.refusals import mistakes
 from tests.tiny import save_byte_tokenizer, save_tokenizer
 from tests.unit.methods.studies import NOTHING, completed, found, halve, model_of, of_kind, record_of
@@ -114,5 +115,13 @@ def test_an_export_that_cannot_be_is_refused(
     with opened(wide / "model.safetensors") as file:
         found = why_no_export(kind, entry, wide, record_of(linears), file.layout())
         library = why_no_export(kind, {"algorithm": "autoawq"}, wide, record_of(linears), file.layout())
-    assert found is None if expected is None else expected in str(found)
-    assert "; export" not in str(found) and (library is None) == (kind == "dense")
+    assert found is None if expected is None else found is not None and expected in found.reason
+    assert found is None or ("; export" not in found.reason and found.advice.startswith("export "))
+    assert (library is None) == (kind == "dense")
+
+
+def test_what_an_export_advises_is_handed_on() -> None:
+    said = "config.json has sliding_window 8, which has no word; export dense, or set it to null"
+    assert NoExport.of(InputError(said)) == NoExport(*said.split("; "))
+    assert NoExport.of(InputError("has none: export another")) == NoExport("has none", "export another")
+    assert NoExport.of(InputError("no such file")) == NoExport("no such file", "export dense, or another method")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quant.checkpoints.embeddings import wanted
 from quant.checkpoints.formats import awq, gguf
@@ -17,29 +17,44 @@ from quant.records.model import Linears
 FORMATS = {"awq": "AutoAWQ's layout", "gguf": "GGUF"}
 
 
-def why_no_export(kind: str, entry: dict[str, Any], checkpoint: Path, record: Linears, layout: Layout) -> str | None:
+class NoExport(NamedTuple):
+    """Why there is none, and what to write instead."""
+
+    reason: str
+    advice: str = "export dense, or another method"
+
+    @classmethod
+    def of(cls, error: InputError) -> "NoExport":
+        """Of what an export itself says."""
+        found = re.fullmatch("(.*?)[;:] (export .*)", str(error), re.DOTALL)
+        return cls(*found.groups()) if found else cls(str(error))
+
+
+def why_no_export(
+    kind: str, entry: dict[str, Any], checkpoint: Path, record: Linears, layout: Layout
+) -> NoExport | None:
     """Why there is none, as far as the recipe (entry) and the unquantised checkpoint say, its record and its layout;
     None where there will be one, as always of dense weights."""
     if kind not in FORMATS:
         return None
     if (library := library_of(entry)) is not None:
-        return f"a checkpoint of {library.title} is stored dense, and {FORMATS[kind]} stores codes"
+        return NoExport(f"a checkpoint of {library.title} is stored dense, and {FORMATS[kind]} stores codes")
     shapes = shapes_of(record["linears"], layout)
     config = read_json(checkpoint / "config.json")
     own = entry["embeddings"] and entry["embeddings"] | {"needed": False}  # where they cannot be, others say so
     ends = wanted(own, record["embeddings"], layout)
     if ends and kind == "awq":
-        return awq.embedding_left(ends[0].name)
+        return NoExport(awq.embedding_left(ends[0].name), "export dense or gguf")
     for recipe in recipes_of(entry):
         if recipe is None:
             continue
         if reason := why_dense(recipe, shapes, record["unpacked"]):
-            return f"its weights would be stored dense, and {FORMATS[kind]} stores codes: {reason}"
+            return NoExport(f"its weights would be stored dense, and {FORMATS[kind]} stores codes: {reason}")
         grids = {name: recipe.at(name).grid for name in shapes} | {end.name: end.grid for end in ends}
         try:
             {"awq": awq, "gguf": gguf}[kind].check(config, checkpoint, layout, grids)
         except InputError as error:
-            return re.split("[;:] export", str(error))[0]
+            return NoExport.of(error)
     return None
 
 

@@ -215,8 +215,8 @@ def gguf_mistakes(
 ) -> Iterator[str]:
     """Methods of study.gguf of which there is no such file; layout: of the unquantised checkpoint."""
     for method, entry in entries.items():
-        reason = why_no_export("gguf", entry, checkpoint, record, layout) or why_unmeasured(checkpoint, layout)
-        if reason:
+        refused = why_no_export("gguf", entry, checkpoint, record, layout)
+        if reason := refused.reason if refused else why_unmeasured(checkpoint, layout):
             yield f"study.gguf: {method}: {reason}; leave it out of study.gguf"
 
 
