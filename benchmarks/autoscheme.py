@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from quant.checkpoints import packed
 from quant.evaluation import perplexity
 from quant.files import tensorfile
-from quant.models.compute import device
 from quant.recipe.grids import Grid
+from quant.runtime.compute import device
 
 OPTIONS, GROUP_SIZE = (2, 3, 4, 8), 64
 OVERLAP = 16  # tokens that a text has more than it is cut to, since its ends may be read as others

@@ -41,9 +41,9 @@ from quant.data import tokens
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source, provenance_of
-from quant.models.compute import Compute, batch_tokens, clock, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute, batch_tokens, clock, device
 from quant.workflow.estimates.amounts import Estimate
 from quant.workflow.estimates.rates import measure_rates
 from study import PATTERNS, methods

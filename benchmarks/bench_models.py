@@ -92,7 +92,7 @@ CASES = {
 
 def make_model(folder: Path, case: Case, where: str, seed: int = 0) -> Path:
     """A random model as convert writes one, with some loud channels."""
-    from quant.models.linears import all_linears, skeleton
+    from quant.models.structure.linears import all_linears, skeleton
 
     dtype, generator = getattr(torch, case.dtype), torch.Generator(where).manual_seed(seed)
     write_plain_json(folder / "checkpoint/config.json", case.config)

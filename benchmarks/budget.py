@@ -45,12 +45,12 @@ from quant.methods.embeddings import RoundedEmbedding, rounded
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute, batch_tokens, device
-from quant.models.linears import embeddings_in, skeleton
+from quant.models.structure.linears import embeddings_in, skeleton
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe, Widths
 from quant.recipe.widths import CANDIDATES, UNTOUCHED
 from quant.records.method import MethodRecord
+from quant.runtime.compute import Compute, batch_tokens, device
 from study import PATTERNS, methods
 
 WIDTHS = [bits for bits in CANDIDATES if bits != UNTOUCHED]

@@ -25,9 +25,9 @@ from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.compute import Compute, batch_tokens
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute, batch_tokens
 from study import PATTERNS, methods
 
 METHODS = ["gw_awq", "gw_praq", "gw_awq_asym_l2", "full_awq", "full_praq", "awq_clip", "gptq", "awq_clip_gptq"]

@@ -24,8 +24,8 @@ from quant.calibration.statistics import collect
 from quant.files import tensorfile
 from quant.files.artifacts import write_plain_json
 from quant.files.units import megabytes
-from quant.models.compute import Compute, batch_tokens, device
-from quant.models.linears import decoder_blocks, skeleton
+from quant.models.structure.linears import decoder_blocks, skeleton
+from quant.runtime.compute import Compute, batch_tokens, device
 
 BLOCKS = 2
 GPU_LIMIT, DISK_LIMIT = 8 * 2**30, 4e9  # bytes, a block

@@ -25,9 +25,9 @@ from frontier import RESAMPLES, SEED, Study, judge, summary, texts
 
 from quant.comparison.paired import paired_difference
 from quant.evaluation import perplexity
-from quant.models.compute import device
 from quant.recipe import keys
 from quant.recipe.formats import fixed
+from quant.runtime.compute import device
 
 # by name: the grid; whole numbers of about the same bits stand behind each float
 GRIDS: dict[str, dict[str, Any]] = {

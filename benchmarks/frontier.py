@@ -46,9 +46,9 @@ from quant.methods.library import quantize_library
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source, provenance_of
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute, batch_tokens, device
 from study import PATTERNS, methods
 
 METHODS = ["frontier", "frontier_fast", "awq_clip_gptq_shared"]

@@ -25,7 +25,7 @@ from torch import nn
 from quant.comparison.mixing import on_the_line
 from quant.methods.budgets.allocation import allocate
 from quant.methods.budgets.swaps import Corrected, corrected, parts_of
-from quant.models.compute import device
+from quant.runtime.compute import device
 from study import methods
 
 GRIDS = [(2, 64), (3, 192), (3, 64), (3, 32), (4, 192), (4, 64), (8, 64)]  # 192 divides 576 and 1,536

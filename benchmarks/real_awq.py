@@ -16,7 +16,7 @@ from quant.calibration.channels import channels_of
 from quant.data import tokens
 from quant.evaluation.perplexity import evaluate, load_model
 from quant.files import tensorfile
-from quant.models.names import kind_of
+from quant.models.structure.names import kind_of
 from quant.recipe.functions import function_of
 from quant.recipe.search import scale_for
 

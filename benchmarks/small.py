@@ -37,11 +37,11 @@ from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import device
-from quant.models.linears import embeddings_in, skeleton
+from quant.models.structure.linears import embeddings_in, skeleton
 from quant.recipe import grids, keys
 from quant.recipe.grids import Grid
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import device
 from study import PATTERNS, methods
 
 BESIDE = "awq_clip_gptq_shared"

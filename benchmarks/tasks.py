@@ -37,8 +37,8 @@ from quant.evaluation import perplexity
 from quant.evaluation.head import Head
 from quant.evaluation.items import log_likelihoods
 from quant.evaluation.tasks import answered
-from quant.models import tokenizers
-from quant.models.compute import batch_tokens, device
+from quant.models.tokenization import tokenizers
+from quant.runtime.compute import batch_tokens, device
 from study import methods
 
 # in an order that tells most first: what the default study asks, then what lies between

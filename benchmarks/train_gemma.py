@@ -22,7 +22,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow_scripts"))
 
-from quant.models.convert import convert
+from quant.models.conversion.convert import convert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,9 +29,9 @@ from quant.evaluation import perplexity
 from quant.files.artifacts import read_json
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.compute import Compute, batch_tokens, device
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute, batch_tokens, device
 from study import PATTERNS, methods
 
 METHODS = [

@@ -20,11 +20,11 @@ torch.set_num_threads(1)
 # files that a worker takes long for begin first, the longest before the others: none is left alone with one at the end
 LONGEST = [
     *("workflow/test_slurm", "workflow/test_faults", "workflow/test_frontier", "workflow/test_tasks"),
-    *("unit/models/test_mutations", "workflow/test_autoround", "workflow/test_staleness_of_code"),
+    *("unit/models/sources/test_mutations", "workflow/test_autoround", "workflow/test_staleness_of_code"),
     *("workflow/test_anywhere", "workflow/test_budgets", "workflow/test_autoawq", "workflow/test_recipes"),
     *("workflow/test_staleness", "workflow/test_bad_input", "workflow/test_texts", "workflow/test_llmcompressor"),
     *("workflow/test_command", "workflow/test_study", "workflow/test_gpus", "workflow/test_plan"),
-    *("unit/models/test_matrix", "unit/comparison/test_paired"),
+    *("unit/models/conversion/test_matrix", "unit/comparison/test_paired"),
 ]
 
 
@@ -112,7 +112,7 @@ def statistics(tiny_checkpoint: Path, captured: Captured, tmp_path_factory: pyte
     from quant.calibration.material import Material
     from quant.calibration.statistics import collect
     from quant.data.tokens import Tokens, fingerprint
-    from quant.models.compute import Compute
+    from quant.runtime.compute import Compute
 
     folder = tmp_path_factory.mktemp("statistics")
     paths = {name: str(folder / f"{name}.safetensors") for name in ("channels", "moments")}

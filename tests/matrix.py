@@ -184,8 +184,8 @@ def walk(kind: str, folder: Path) -> dict[str, Any]:
     from quant.calibration.material import Material
     from quant.calibration.statistics import collect
     from quant.data.tokens import Tokens, fingerprint
-    from quant.models.compute import Compute
-    from quant.models.convert import convert
+    from quant.models.conversion.convert import convert
+    from quant.runtime.compute import Compute
     from tests import tiny
     from tests.conftest import perturb
 
@@ -227,7 +227,7 @@ def check_moments(checkpoint: Path, ids: list[Any], path: str, linears: dict[str
 
     from quant.calibration.second_moments import from_triangle
     from quant.files import tensorfile
-    from quant.models.experts import routing, unroll
+    from quant.models.structure.experts import routing, unroll
 
     model = unroll(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval())
     experts = {
@@ -368,7 +368,7 @@ READ = [
     "names, where it does that on a CPU: compressed-tensors (pack-, int- and float-quantized), FP8 in blocks, "
     "MXFP4 as gpt-oss is published, and GGUF. Every tensor of the file must have a place then, and a scale, and "
     "report and cards say that an earlier grid shows through. GPTQ, AWQ, bitsandbytes and others are refused by "
-    "name (`models/dequantised.py`, `models/quantised.py`).",
+    "name (`models/sources/dequantised.py`, `models/sources/quantised.py`).",
 ]
 VERDICTS = ["right", "wrong", "refused", "not built"]
 

@@ -7,7 +7,7 @@ import pandas as pd
 from quant.analysis.preactivations import analyse, opened
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

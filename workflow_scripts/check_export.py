@@ -6,7 +6,7 @@ from quant.errors import InputError
 from quant.files.artifacts import write_json
 from quant.files.tensorfile import opened
 from quant.methods.exporting import why_no_export
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

@@ -11,9 +11,9 @@ from quant.files import tensorfile
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
 from quant.files.tensorfile import opened
-from quant.models.compute import Compute
-from quant.models.depth import layer_at, layer_words
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.models.structure.depth import layer_at, layer_words
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

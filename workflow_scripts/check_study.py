@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quant.files.artifacts import write_json
 from quant.methods.refusals import mistakes
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.workflow.demands import refuse
 from quant.workflow.job import job
 

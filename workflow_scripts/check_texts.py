@@ -7,8 +7,8 @@ from quant.data import task_items, tokens
 from quant.data.held_out import check_held_out
 from quant.data.overlap import Seen, check_overlap, counted, fingerprints, seen_share
 from quant.files.artifacts import versions, write_json
-from quant.models import tokenizers
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.models.tokenization import tokenizers
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

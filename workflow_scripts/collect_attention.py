@@ -4,7 +4,7 @@ import re
 
 from quant.calibration.attention_moments import collect_attention_rows
 from quant.calibration.material import Material
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

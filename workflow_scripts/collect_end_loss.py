@@ -5,7 +5,7 @@ import re
 from quant.calibration.end_loss import collect_end_loss
 from quant.calibration.material import Material
 from quant.calibration.row_moments import collect_row_moments
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -2,7 +2,7 @@
 
 from quant.calibration.jacobian import collect_jacobian
 from quant.calibration.material import Material
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant.calibration.material import Material
 from quant.calibration.noisy import collect_noisy
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

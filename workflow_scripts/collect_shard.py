@@ -4,7 +4,7 @@ from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
 from quant.calibration.shards import Part, collect_shard
 from quant.data.tokens import Shard
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -4,7 +4,7 @@ from quant.calibration.expert_moments import Keeping
 from quant.calibration.material import Material
 from quant.calibration.shards import Part, sum_shards
 from quant.calibration.statistics import collect
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

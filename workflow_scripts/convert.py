@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from quant.models.convert import convert
-from quant.models.sources import wheel_member
+from quant.models.conversion.convert import convert
+from quant.models.sources.sources import wheel_member
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

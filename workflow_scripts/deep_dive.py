@@ -6,8 +6,8 @@ from quant.analysis.deep_dive import dive
 from quant.analysis.preactivations import opened
 from quant.files.artifacts import require, versions, write_json
 from quant.files.csv_tables import write_table
-from quant.models.depth import layer_at, layer_words
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.models.structure.depth import layer_at, layer_words
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

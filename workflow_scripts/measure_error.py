@@ -9,8 +9,8 @@ from quant.evaluation.exact_error import measure
 from quant.files.artifacts import mark, read_json, require
 from quant.files.csv_tables import write_table
 from quant.files.tensorfile import opened
-from quant.models.compute import device
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.runtime.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -8,7 +8,7 @@ from quant.evaluation.exact_error import measure
 from quant.files import tensorfile
 from quant.files.artifacts import read_json, require
 from quant.files.csv_tables import write_table
-from quant.models.compute import device
+from quant.runtime.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -6,8 +6,8 @@ from quant.analysis import parts
 from quant.data import tokens
 from quant.files.artifacts import read_json, require, versions, write_json
 from quant.files.tensorfile import opened
-from quant.models.compute import Compute
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

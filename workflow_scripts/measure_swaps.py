@@ -7,8 +7,8 @@ from quant.data import tokens
 from quant.errors import InputError
 from quant.files.artifacts import mark, read_json, require, versions, write_json
 from quant.methods.budgets.swaps import parts_of
-from quant.models.compute import Compute
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -8,8 +8,8 @@ import torch
 
 from quant.errors import InputError
 from quant.files.artifacts import versions, write_json, write_text
-from quant.models.compute import device
-from quant.models.peek import peek
+from quant.models.sources.peek import peek
+from quant.runtime.compute import device
 from quant.workflow.estimates import plan
 from quant.workflow.estimates.rates import measure_rates
 from quant.workflow.estimates.shape import Shape

@@ -5,7 +5,7 @@ from quant.methods.block_shards import Part, join
 from quant.methods.job import Job
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output
-from quant.models.compute import device
+from quant.runtime.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

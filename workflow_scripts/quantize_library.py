@@ -5,8 +5,8 @@ from pathlib import Path
 from quant.files.artifacts import write_json
 from quant.methods.library import quantize_library
 from quant.methods.source import Output, Source, provenance_of
-from quant.models.compute import batch_tokens, device
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
+from quant.runtime.compute import batch_tokens, device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -3,7 +3,7 @@
 from quant.data.tokens import Shard
 from quant.methods.block_shards import Part, quantize_shard
 from quant.methods.job import Job
-from quant.models.compute import device
+from quant.runtime.compute import device
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

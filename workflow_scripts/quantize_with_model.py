@@ -6,7 +6,7 @@ from quant.methods.budgets.widths import GivenWidths
 from quant.methods.job import Job
 from quant.methods.source import Output
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

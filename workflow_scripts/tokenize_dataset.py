@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quant.data.texts import tokenize
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.workflow.job import job
 
 with job(snakemake.log[0]):

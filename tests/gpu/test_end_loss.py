@@ -9,7 +9,7 @@ from quant.calibration.end_loss import collect_end_loss
 from quant.calibration.material import Material
 from quant.data.tokens import Tokens, fingerprint
 from quant.files import tensorfile
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from tests.unit.calibration.architectures import COMMON, saved
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GemmaConfig, GraniteConfig, LlamaConfig, PretrainedConfig
 
-from quant.models.forward import Forward, forward_kernels
+from quant.runtime.forward import Forward, forward_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

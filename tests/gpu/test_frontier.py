@@ -13,12 +13,12 @@ from quant.methods.with_model.kl_loss import divergence
 from quant.methods.with_model.quantize import quantize_with_model
 from quant.methods.with_model.reconstruct import Aim, MovableLinear
 from quant.methods.with_model.tune import TunedLinear
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
-from quant.models.replay import Replay
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.quantized import QuantizedLinear
+from quant.runtime.compute import Compute
+from quant.runtime.replay import Replay
 from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 from tests.unit.recipe.folded import MADE

@@ -24,8 +24,7 @@ from quant.evaluation.head import Head
 from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe import grids, kernels
 from quant.recipe.context import Context
 from quant.recipe.grids import Grid
@@ -33,6 +32,7 @@ from quant.recipe.kernels import feed_back, grid_kernels
 from quant.recipe.recipe import Recipe
 from quant.recipe.roundings.gptq import gptq
 from quant.recipe.search import Target, candidate_errors, search_scale, target_error
+from quant.runtime.compute import Compute
 from tests.gpu.cases import GRIDS, case
 from tests.unit.checkpoints.codes import codes_of
 from tests.unit.group import quantize_group

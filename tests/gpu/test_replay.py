@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant.models import replay
-from quant.models.replay import WARM, Replay, recordable, recording, set_rate
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.refine import refine
 from quant.recipe.row_feedback import mixed, round_rows
+from quant.runtime import replay
+from quant.runtime.replay import WARM, Replay, recordable, recording, set_rate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

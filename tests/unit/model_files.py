@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from quant.errors import InputError
-from quant.models import convert
+from quant.models.conversion import convert
 from tests import tiny
 
 Change = Callable[[Path], object]

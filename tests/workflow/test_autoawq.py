@@ -18,7 +18,7 @@ from quant.data import tokens
 from quant.evaluation.perplexity import load_model
 from quant.methods import library
 from quant.methods.source import Output, Source
-from quant.models import convert
+from quant.models.conversion import convert
 from quant.recipe import grids
 from tests import tiny
 from tests.unit.recipe.cases import run

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quant.models import cards
+from quant.runtime import cards
 from tests import tiny
-from tests.unit.models.machines import machine
+from tests.unit.runtime.machines import machine
 from tests.workflow.strike import site
 
 SNAKEFILE = """
@@ -25,7 +25,7 @@ rule compute:
 """
 SCRIPT = """
 import json, os, pathlib, time
-from quant.models import cards
+from quant.runtime import cards
 cards.take(root=pathlib.Path("."))
 begun = time.time()
 time.sleep(0.5)
@@ -65,7 +65,7 @@ FOUND = """
 import sys
 if "snakemake" in " ".join(sys.orig_argv):
     sys.path.insert(0, SCRIPTS)
-    from quant.models import cards
+    from quant.runtime import cards
     from quant.workflow import gpus
     cards.count = lambda root=None: 2
     gpus.torch_is_for_gpus = lambda version: True

@@ -25,7 +25,7 @@ MODULES = [
     "calibration/second_moments",
     "calibration/statistics",
     "data/texts",
-    "models/convert",
+    "models/conversion/convert",
     "evaluation/perplexity",
     "evaluation/record",
     "evaluation/exact_error",

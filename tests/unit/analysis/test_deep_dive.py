@@ -12,7 +12,7 @@ from quant.analysis.preactivations import opened
 from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from tests.conftest import Captured
 from tests.unit import reference
 

@@ -17,7 +17,7 @@ from quant.evaluation import by_block
 from quant.evaluation.divergence import compare
 from quant.evaluation.perplexity import load_model
 from quant.files import tensorfile
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from tests.unit.recipe.cases import run
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",

@@ -25,8 +25,8 @@ from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.names import layer_of, name_in_block
+from quant.models.structure.names import layer_of, name_in_block
+from quant.runtime.compute import Compute
 from tests.conftest import Captured
 from tests.unit.recipe.cases import recast
 

@@ -9,7 +9,7 @@ from quant.calibration.material import Material
 from quant.calibration.shards import Part, collect_shard, sum_shards
 from quant.data.tokens import Shard
 from quant.files import tensorfile
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 
 COMPUTE = Compute("cpu", torch.float32, 26)
 NAMES = ("channels", "moments", "preactivations")

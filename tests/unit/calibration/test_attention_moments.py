@@ -15,8 +15,8 @@ from quant.calibration.second_moments import from_triangle
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.experts import unroll
+from quant.models.structure.experts import unroll
+from quant.runtime.compute import Compute
 from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, TUPLES, inputs_of, saved
 
 SEED, LENGTHS = 3, (9, 5, 12)

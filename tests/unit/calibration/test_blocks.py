@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Run
 from quant.data.tokens import Batch
 from quant.errors import InputError
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from tests.unit.calibration.architectures import ARCHITECTURES, LENGTHS, TUPLES, saved
 
 

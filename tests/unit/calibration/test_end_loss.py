@@ -23,12 +23,12 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.evaluation.exact_error import predicted
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.experts import unroll
-from quant.models.linears import all_linears
+from quant.models.structure.experts import unroll
+from quant.models.structure.linears import all_linears
 from quant.recipe.linear import round_linear, targets_of
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import search_scale
+from quant.runtime.compute import Compute
 from tests import matrix
 from tests.unit import reference
 from tests.unit.calibration.architectures import ARCHITECTURES, COMMON, LENGTHS, TUPLES, saved

@@ -28,11 +28,11 @@ from quant.files import tensorfile
 from quant.files.units import megabytes
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.compute import Compute
-from quant.models.convert import convert
-from quant.models.experts import unroll
-from quant.models.linears import decoder_blocks, skeleton
+from quant.models.conversion.convert import convert
+from quant.models.structure.experts import unroll
+from quant.models.structure.linears import decoder_blocks, skeleton
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests import tiny
 from tests.unit.calibration.in_shards import in_shards, same
 

@@ -17,9 +17,9 @@ from quant.calibration.second_moments import from_triangle
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
 from quant.recipe.linear import find_scale
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests.unit import reference
 from tests.unit.calibration.architectures import COMMON, FEWER, saved
 from tests.unit.recipe.cases import PATTERNS, PLAIN, case, statistics_of

@@ -15,11 +15,11 @@ from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.linear import find_scale
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Target, target_error
+from quant.runtime.compute import Compute
 from tests.conftest import Captured
 from tests.unit import reference
 from tests.unit.calibration.architectures import FIRST_READER

@@ -17,8 +17,8 @@ from quant.calibration.sums import InputSums, OutputSums
 from quant.data.tokens import Tokens, fingerprint
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.names import kind_of
+from quant.models.structure.names import kind_of
+from quant.runtime.compute import Compute
 from tests.conftest import Captured
 from tests.unit.calibration.architectures import FIRST_READER
 from tests.unit.reference import input_statistics, output_statistics, second_moment

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Streams, add_cross, reading_order
 from quant.errors import InputError
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from tests.unit.calibration.architectures import ARCHITECTURES, LENGTHS, TUPLES, changed, inputs_of, saved
 
 

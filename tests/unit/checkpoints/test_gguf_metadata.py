@@ -14,9 +14,9 @@ from transformers import AutoConfig, LlamaConfig, MistralConfig
 from quant.checkpoints import gguf_metadata
 from quant.checkpoints.gguf_file import Names
 from quant.errors import InputError
-from quant.models.architectures import ARCHITECTURES
-from quant.models.gguf_tokenizer import SPACE, from_gguf, sentencepiece
-from tests.unit.models.vocabularies import BEFORE, PIECES, TEXTS, byte_bpe, slow_spm
+from quant.models.structure.architectures import ARCHITECTURES
+from quant.models.tokenization.gguf import SPACE, from_gguf, sentencepiece
+from tests.unit.models.tokenization.vocabularies import BEFORE, PIECES, TEXTS, byte_bpe, slow_spm
 
 SHAPE = {"vocab_size": len(PIECES), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip

@@ -10,7 +10,7 @@ from quant.data.split import split_topics
 from quant.data.task_items import Item, Request, Task
 from quant.data.texts import reference_topics
 from quant.errors import InputError
-from quant.models import tokenizers
+from quant.models.tokenization import tokenizers
 from tests import tiny
 
 FEW = ["argparse", "difflib", "inspect", "random", "statistics", "tarfile", "textwrap", "typing", "zipfile"]

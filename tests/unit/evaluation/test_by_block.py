@@ -16,11 +16,11 @@ from quant.evaluation.head import Head, Parts
 from quant.evaluation.perplexity import load_model, measure
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models import compute
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe import keys
 from quant.recipe.recipe import Recipe
+from quant.runtime import compute
+from quant.runtime.compute import Compute
 from tests.unit.calibration.architectures import ARCHITECTURES, TUPLES, saved
 
 CPU = Compute("cpu", torch.float32, 25)

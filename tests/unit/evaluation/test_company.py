@@ -11,7 +11,7 @@ from quant.calibration.material import Material
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, batches, fingerprint
 from quant.evaluation.perplexity import evaluate, load_model
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 
 SEQUENCES = [
     torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(length))

@@ -12,7 +12,7 @@ from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
 from quant.evaluation.words import run, written
 from quant.files.artifacts import write_json
-from quant.models.record import checkpoint_fingerprint
+from quant.models.conversion.record import checkpoint_fingerprint
 from tests import tiny
 
 CPU = {"device": "cpu", "dtype": "float32", "batch_tokens": "auto"}

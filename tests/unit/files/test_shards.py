@@ -16,8 +16,8 @@ from quant.errors import InputError
 from quant.files import shards, tensorfile
 from quant.files.artifacts import read_json
 from quant.files.weight_names import INDEX, WEIGHTS, is_weights
-from quant.models.convert import convert
-from quant.models.record import checkpoint_fingerprint, model_record
+from quant.models.conversion.convert import convert
+from quant.models.conversion.record import checkpoint_fingerprint, model_record
 from tests import matrix, tiny
 
 

@@ -13,7 +13,7 @@ import transformers  # noqa: F401  (imported while everything may be read)
 from quant.data import texts, tokens
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.models.convert import convert
+from quant.models.conversion.convert import convert
 from quant.workflow.job import job
 from tests import tiny
 

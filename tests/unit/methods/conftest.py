@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from quant.calibration.reader import LinearStatistics
 from quant.calibration.second_moments import layer_error
 from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
-from quant.models.compute import Compute
 from quant.recipe.linear import round_linear
 from quant.recipe.quantized import QuantizedLinear
 from quant.recipe.recipe import Recipe
 from quant.recipe.search import Search
+from quant.runtime.compute import Compute
 from tests.unit.recipe.cases import recast
 
 BLOCK = "model.layers.1"

@@ -14,7 +14,7 @@ from quant.files.weight_names import INDEX, WEIGHTS
 from quant.methods.block_shards import Part, join, quantize_shard
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.convert import convert
+from quant.models.conversion.convert import convert
 from quant.recipe.recipe import Recipe
 from tests import matrix, tiny
 from tests.unit.recipe.cases import LINEARS, PATTERNS, PLAIN

@@ -15,7 +15,7 @@ from quant.evaluation.perplexity import load_model
 from quant.methods.packing import OF_EXPERTS, why_dense
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.convert import convert
+from quant.models.conversion.convert import convert
 from quant.recipe.formats import FORMATS, SIMULATED, fixed
 from quant.recipe.recipe import Recipe
 from tests import matrix, tiny

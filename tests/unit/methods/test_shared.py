@@ -18,8 +18,8 @@ from quant.methods.block import Block
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.shared import Shared, shared_groups
 from quant.methods.source import Output, Source
-from quant.models.architectures import ARCHITECTURES, Fold
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.architectures import ARCHITECTURES, Fold
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe.grids import Grid
 from quant.recipe.linear import tie_heads
 from quant.recipe.quantized import QuantizedLinear

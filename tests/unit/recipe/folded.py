@@ -14,9 +14,9 @@ from quant.calibration.statistics import collect
 from quant.data.tokens import Tokens, fingerprint
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 

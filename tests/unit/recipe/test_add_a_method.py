@@ -18,7 +18,7 @@ from quant.calibration.material import Material
 from quant.calibration.noisy import collect_noisy
 from quant.data.tokens import Tokens, fingerprint
 from quant.files.tensorfile import opened
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 from quant.workflow import configuration
 from tests.conftest import Captured
 from tests.tiny import ROOT

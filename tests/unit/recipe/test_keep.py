@@ -14,12 +14,12 @@ from quant.calibration.reader import LinearStatistics
 from quant.calibration.statistics import collect
 from quant.checkpoints.stored import opened
 from quant.data.tokens import Tokens, fingerprint
-from quant.models.compute import Compute
 from quant.recipe.linear import protect
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.recipe.recipe import Recipe
 from quant.recipe.scores.awq import awq
 from quant.recipe.scores.praq import praq, praq_score
+from quant.runtime.compute import Compute
 from tests.conftest import Captured
 from tests.unit.group import quantize_group
 from tests.unit.recipe.cases import LINEARS, PLAIN, recast, run

@@ -13,6 +13,7 @@ FLOORS = [
     {"calibration"},
     {"data"},
     {"models"},
+    {"runtime"},
     {"files", "records"},
     {"errors"},
 ]

@@ -13,7 +13,7 @@ import yaml
 from quant.calibration.reader import Statistics
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
 from quant.workflow import configuration
 from tests.tiny import ROOT

@@ -18,14 +18,14 @@ from quant.calibration.statistics import real_rows
 from quant.comparison.paired import holm, paired_difference
 from quant.data.tokens import Batch, Tokens
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.experts import routing
-from quant.models.linears import linear_names
-from quant.models.names import kind_of
+from quant.models.structure.experts import routing
+from quant.models.structure.linears import linear_names
+from quant.models.structure.names import kind_of
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.protection import top
 from quant.recipe.scores.awq import awq as awq_score
 from quant.recipe.scores.praq import praq_score, sum_blocks
+from quant.runtime.compute import Compute
 
 INT4 = Grid(bits=4, group_size=-1, symmetric=True)
 

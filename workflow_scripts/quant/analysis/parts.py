@@ -27,9 +27,9 @@ from quant.evaluation.perplexity import load_model
 from quant.evaluation.perplexity import measure as measure_head
 from quant.files import tensorfile
 from quant.files.artifacts import rebuild
-from quant.models.compute import Compute
-from quant.models.experts import unroll
-from quant.models.linears import skeleton
+from quant.models.structure.experts import unroll
+from quant.models.structure.linears import skeleton
+from quant.runtime.compute import Compute
 
 logger = logging.getLogger("quant")
 

@@ -19,8 +19,8 @@ from quant.calibration.channels import OF_OUTPUT, Channels, channels_of
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.models.architectures import ARCHITECTURES
-from quant.models.names import kind_of, layer_of, name_in_block
+from quant.models.structure.architectures import ARCHITECTURES
+from quant.models.structure.names import kind_of, layer_of, name_in_block
 
 CLASSES = ("dead", "risky", "high_weight", "critical")
 

@@ -21,8 +21,8 @@ from quant.calibration.second_moments import add_outer, mirror, to_triangle
 from quant.calibration.statistics import check_statistic
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.linears import linear_names
+from quant.models.structure.linears import linear_names
+from quant.runtime.compute import Compute
 
 TOKENS = 4096  # that are looked at: a head's R has far fewer numbers than these have gradients
 SOFTMAX = {nn.functional.softmax, torch.softmax, Tensor.softmax}

@@ -24,11 +24,11 @@ from quant.files import tensorfile
 from quant.files.artifacts import rebuild
 from quant.files.finite import check_finite
 from quant.files.waits import together
-from quant.models import products
-from quant.models.linears import all_linears, decoder_blocks, skeleton
-from quant.models.notes import Note, check_extras, noting, run_noted
-from quant.models.rotary import by_length, forget
-from quant.models.unrolled import Sorted
+from quant.models.structure.linears import all_linears, decoder_blocks, skeleton
+from quant.models.structure.notes import Note, check_extras, noting, run_noted
+from quant.models.structure.rotary import by_length, forget
+from quant.models.structure.unrolled import Sorted
+from quant.runtime import products
 
 logger = logging.getLogger("quant")
 

@@ -27,9 +27,9 @@ from quant.calibration.statistics import real_rows
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import spool, tensorfile
-from quant.models.compute import Compute
-from quant.models.linears import linear_names
-from quant.models.notes import Note
+from quant.models.structure.linears import linear_names
+from quant.models.structure.notes import Note
+from quant.runtime.compute import Compute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

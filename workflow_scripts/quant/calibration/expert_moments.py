@@ -14,7 +14,7 @@ from torch import nn
 
 from quant.calibration.moment_sizes import held, room_of, total, triangle_bytes
 from quant.files.units import megabytes
-from quant.models.experts import routing
+from quant.models.structure.experts import routing
 
 
 class Keeping(NamedTuple):

@@ -20,8 +20,8 @@ from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.models.architectures import Architecture, architecture_of
-from quant.models.compute import Compute
+from quant.models.structure.architectures import Architecture, architecture_of
+from quant.runtime.compute import Compute
 
 
 def derivative(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quant.models.linears import linear_names
+from quant.models.structure.linears import linear_names
 
 SHARE = 8  # of a GPU's free memory, one in so many parts for each stream at most
 ON_CPU = 2**30  # bytes for each stream: 32,768 tokens of SmolLM2-135M take 0.4 and 0.5 GB

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from quant.data import tokens
 from quant.data.tokens import Tokens
 from quant.files.artifacts import versions
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 
 
 class Material(NamedTuple):

@@ -19,9 +19,9 @@ from quant.calibration.sums import sum_kernels
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.experts import routing
-from quant.models.linears import linear_names
+from quant.models.structure.experts import routing
+from quant.models.structure.linears import linear_names
+from quant.runtime.compute import Compute
 
 
 class Noise:

@@ -12,7 +12,7 @@ from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import from_triangle
 from quant.files import tensorfile
 from quant.files.artifacts import require
-from quant.models.names import kind_of
+from quant.models.structure.names import kind_of
 
 
 @dataclass(frozen=True)

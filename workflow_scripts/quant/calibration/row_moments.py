@@ -11,7 +11,7 @@ from quant.calibration.embedding_moments import EmbeddingSums
 from quant.calibration.end_loss import Backward, Kept, write
 from quant.calibration.material import Material
 from quant.calibration.second_moments import add_outer, mirror, to_triangle
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 
 
 class RowSums:

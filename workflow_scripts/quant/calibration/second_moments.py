@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from quant.models import products
+from quant.runtime import products
 
 COPIED = 2**27  # bytes of a matrix that a GPU has a copy of beside it, since launches take longer than what they do
 NARROW_ROWS = 4096  # 16-bit rows summed in a matrix unit: an error of 3e-5 of the diagonal, seen on an H100

@@ -25,9 +25,9 @@ from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import require
 from quant.files.tensorfile import TensorFile
-from quant.models.compute import Compute
-from quant.models.experts import routing
-from quant.models.linears import all_linears, decoder_blocks, skeleton
+from quant.models.structure.experts import routing
+from quant.models.structure.linears import all_linears, decoder_blocks, skeleton
+from quant.runtime.compute import Compute
 
 
 class Part(NamedTuple):

@@ -22,10 +22,10 @@ from quant.calibration.sums import InputSums, OutputSums
 from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models.compute import Compute
-from quant.models.experts import routing
-from quant.models.linears import linear_names
-from quant.models.unrolled import Unrolled
+from quant.models.structure.experts import routing
+from quant.models.structure.linears import linear_names
+from quant.models.structure.unrolled import Unrolled
+from quant.runtime.compute import Compute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

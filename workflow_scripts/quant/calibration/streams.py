@@ -22,9 +22,9 @@ from quant.calibration.statistics import check_statistic, token_rows
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.models import products
-from quant.models.linears import linear_names
-from quant.models.replay import fast_products
+from quant.models.structure.linears import linear_names
+from quant.runtime import products
+from quant.runtime.replay import fast_products
 
 WIDEST = 2**27  # bytes of one linear's numbers of a batch
 

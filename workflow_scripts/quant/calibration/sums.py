@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quant.calibration.channels import OF_INPUT, OF_OUTPUT
 from quant.calibration.second_moments import add_outer, dots, mirror, to_triangle
-from quant.models.compute import where_installed
+from quant.runtime.compute import where_installed
 
 
 @where_installed

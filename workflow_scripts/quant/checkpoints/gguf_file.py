@@ -12,7 +12,7 @@ from quant.checkpoints.gguf_metadata import hyperparameters, normalised, tokeniz
 from quant.errors import InputError
 from quant.files.artifacts import whole
 from quant.files.spool import Spool
-from quant.models.architectures import architecture_of, value_heads
+from quant.models.structure.architectures import architecture_of, value_heads
 
 if TYPE_CHECKING:
     import gguf

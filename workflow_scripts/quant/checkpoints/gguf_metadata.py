@@ -12,9 +12,9 @@ import numpy as np
 from quant.checkpoints import gguf_sentencepiece
 from quant.errors import InputError
 from quant.files.artifacts import read_json
-from quant.models.architectures import Gguf, value_heads
-from quant.models.gguf_pretokenizers import RULES, pre_tokenizer
-from quant.models.tokenizers import PROBE, from_file
+from quant.models.structure.architectures import Gguf, value_heads
+from quant.models.tokenization.gguf_pretokenizers import RULES, pre_tokenizer
+from quant.models.tokenization.tokenizers import PROBE, from_file
 
 PIECES = {"normal": 1, "control": 3, "user_defined": 4, "unused": 5}  # tokenizer.ggml.token_type
 NAMES = {"silu": "SiLU", "gelu_pytorch_tanh": "GELU by tanh"}

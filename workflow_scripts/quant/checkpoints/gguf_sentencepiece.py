@@ -3,8 +3,8 @@
 import re
 from typing import Any, NamedTuple
 
-from quant.models.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, merges_by_score, sentencepiece
-from quant.models.tokenizers import PROBE
+from quant.models.tokenization.gguf import BYTE, CONTROL, UNKNOWN, merges_by_score, sentencepiece
+from quant.models.tokenization.tokenizers import PROBE
 
 RUNS = [character * n for character in " a\n\t-=" for n in range(1, 40)]  # where the order of merges is a tie
 ADDED = -1000.0  # a token that no merge makes

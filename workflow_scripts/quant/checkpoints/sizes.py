@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quant.files import tensorfile
-from quant.models.experts import held
+from quant.models.structure.experts import held
 from quant.records.evaluation import Sizes
 
 PARTS = ("linears", "embeddings", "head", "other")

@@ -29,7 +29,7 @@ from quant.comparison.verdicts import (
     pair_difference,
     quality,
 )
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 
 NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from quant.data.texts import Frame
 from quant.errors import InputError
 from quant.files.artifacts import digest, read_json, rebuild, versions, write_json
-from quant.models import tokenizers
-from quant.models.positions import positions_of
+from quant.models.structure.positions import positions_of
+from quant.models.tokenization import tokenizers
 
 # which answer a model gives: the likeliest choice, the likeliest for its length in characters, or the greedy word
 SCORES = ("acc", "acc_norm", "greedy")

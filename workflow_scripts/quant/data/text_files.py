@@ -10,7 +10,7 @@ from typing import Any
 
 from quant.data.file_size import check_size
 from quant.errors import InputError
-from quant.models.sources import one_line
+from quant.models.sources.sources import one_line
 
 logger = logging.getLogger("quant")
 

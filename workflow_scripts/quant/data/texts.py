@@ -21,8 +21,8 @@ from quant.data.text_files import JSON_LINES, read_file
 from quant.data.wording import source_words
 from quant.errors import InputError
 from quant.files.artifacts import read_json, versions
-from quant.models import tokenizers
-from quant.models.sources import HUB_TIMEOUT, one_line
+from quant.models.sources.sources import HUB_TIMEOUT, one_line
+from quant.models.tokenization import tokenizers
 
 logger = logging.getLogger("quant")
 

@@ -8,7 +8,7 @@ from quant.checkpoints import stored
 from quant.evaluation.provenance import exported_as, method_record
 from quant.files import tensorfile
 from quant.files.artifacts import versions
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 
 
 class Asked(NamedTuple):

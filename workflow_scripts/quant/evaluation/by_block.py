@@ -21,8 +21,8 @@ from quant.errors import InputError
 from quant.evaluation.head import Head
 from quant.files.artifacts import read_json
 from quant.files.units import megabytes
-from quant.models.compute import Compute, clock, memory_left
-from quant.models.notes import NotAChain, Note, Whole
+from quant.models.structure.notes import NotAChain, Note, Whole
+from quant.runtime.compute import Compute, clock, memory_left
 
 logger = logging.getLogger("quant")
 

@@ -13,7 +13,7 @@ from quant.calibration.parts import row_parts
 from quant.calibration.second_moments import from_triangle, layer_error
 from quant.checkpoints import stored
 from quant.files import tensorfile
-from quant.models.names import kind_of
+from quant.models.structure.names import kind_of
 from quant.records.method import MethodRecord
 
 

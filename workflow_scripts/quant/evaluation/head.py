@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.data.tokens import Batch
-from quant.models.forward import Forward
+from quant.runtime.forward import Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

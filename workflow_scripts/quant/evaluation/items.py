@@ -15,8 +15,8 @@ from quant.data.task_items import Request
 from quant.errors import InputError
 from quant.evaluation.head import Head, Parts
 from quant.evaluation.perplexity import token_nll
-from quant.models.compute import halved
-from quant.models.rotary import by_length, forget
+from quant.models.structure.rotary import by_length, forget
+from quant.runtime.compute import halved
 
 logger = logging.getLogger("quant")
 

@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from quant.checkpoints.loading import load
 from quant.data.tokens import Batch, Tokens, batches
 from quant.errors import InputError
 from quant.evaluation.divergence import Keep, Reference, compare
 from quant.evaluation.head import Head
 from quant.files.artifacts import NO_ACCESS, NO_ROOM, rebuild
 from quant.files.tensorfile import stored_at
-from quant.models.compute import clock, halved, where_installed
-from quant.models.loading import load
-from quant.models.rotary import by_length, forget
+from quant.models.structure.rotary import by_length, forget
 from quant.records.evaluation import SequenceRow
+from quant.runtime.compute import clock, halved, where_installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

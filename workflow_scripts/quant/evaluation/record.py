@@ -25,10 +25,10 @@ from quant.evaluation.provenance import exported_as, method_record
 from quant.evaluation.sanity import judge
 from quant.files import tensorfile
 from quant.files.artifacts import mark, read_json, require, versions, write_json
-from quant.models.compute import Compute
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.records.evaluation import Evaluation, Sense, SequenceRow, Sizes
 from quant.records.method import GGUF, MethodRecord, Provenance, Summary
+from quant.runtime.compute import Compute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

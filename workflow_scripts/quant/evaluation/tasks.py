@@ -15,7 +15,7 @@ from quant.evaluation.head import Head
 from quant.evaluation.items import Likelihood, log_likelihoods
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import mark, require, write_json
-from quant.models.compute import batch_tokens, device, dtype
+from quant.runtime.compute import batch_tokens, device, dtype
 
 logger = logging.getLogger("quant")
 

@@ -12,7 +12,7 @@ from quant.calibration.blocks import Opened, Run
 from quant.errors import InputError
 from quant.evaluation.by_block import ByBlock
 from quant.files.artifacts import read_json
-from quant.models.compute import Compute
+from quant.runtime.compute import Compute
 
 TOKENS = 32
 

@@ -13,9 +13,9 @@ from quant.errors import InputError
 from quant.evaluation.asked import Asked
 from quant.evaluation.perplexity import load_model
 from quant.files.artifacts import mark, read_json, write_json
-from quant.models import tokenizers
-from quant.models.compute import batch_tokens, device, dtype
-from quant.models.positions import positions_of
+from quant.models.structure.positions import positions_of
+from quant.models.tokenization import tokenizers
+from quant.runtime.compute import batch_tokens, device, dtype
 
 logger = logging.getLogger("quant")
 

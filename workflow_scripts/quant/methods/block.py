@@ -14,7 +14,7 @@ from quant.calibration.reader import LinearStatistics, Statistics
 from quant.files import tensorfile
 from quant.files.finite import ends, judged
 from quant.methods.shared import Shared
-from quant.models.architectures import Fold, rows_of, value_heads
+from quant.models.structure.architectures import Fold, rows_of, value_heads
 from quant.recipe import grids
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.linear import bounded_scale, round_linear

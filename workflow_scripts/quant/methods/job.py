@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from quant.calibration.reader import Statistics
 from quant.data.tokens import fingerprint_in
 from quant.methods.source import Source, provenance_of
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.recipe.recipe import Recipe
 from quant.records.method import Provenance
 

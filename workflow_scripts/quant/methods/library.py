@@ -26,12 +26,12 @@ from quant.files.finite import put_finite
 from quant.files.tensorfile import TensorFile
 from quant.methods.library_environment import interpreter_of, run_worker
 from quant.methods.source import Output, Source
-from quant.models.compute import halving
 from quant.recipe import grids
 from quant.recipe.grids import Codes
 from quant.recipe.libraries import library_of, module_of
 from quant.recipe.quantized import QuantizedLinear, rounding_statistics
 from quant.records.method import MethodRecord, Provenance, Summary
+from quant.runtime.compute import halving
 
 logger = logging.getLogger("quant")
 

@@ -10,7 +10,7 @@ import torch
 
 from quant.errors import InputError
 from quant.files.artifacts import read_json, write_plain_json
-from quant.models import cards
+from quant.runtime import cards
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 

@@ -26,11 +26,11 @@ from quant.methods.form import Form
 from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import Shared, fused, shared_groups
 from quant.methods.source import Output, Source
-from quant.models.replay import recording
 from quant.recipe.grids import Codes
 from quant.recipe.quantized import Counted, moves_of, statistics_of
 from quant.recipe.recipe import Recipe
 from quant.records.method import MethodRecord, Provenance
+from quant.runtime.replay import recording
 
 logger = logging.getLogger("quant")
 

@@ -21,9 +21,9 @@ from quant.methods.exporting import why_no_export, why_unmeasured
 from quant.methods.library import check_model
 from quant.methods.packing import activations_refused, why_dense
 from quant.methods.shared import shared_groups
-from quant.models.architectures import ARCHITECTURES
-from quant.models.depth import layer_at
-from quant.models.positions import positions_of
+from quant.models.structure.architectures import ARCHITECTURES
+from quant.models.structure.depth import layer_at
+from quant.models.structure.positions import positions_of
 from quant.recipe import grids
 from quant.recipe.recipe import Recipe
 from quant.records.model import Embeddings, Linears
@@ -66,8 +66,8 @@ def why_no_jacobian(config: dict[str, Any], block: list[str]) -> str | None:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         return (
-            f"model_type {kind!r} has no row in workflow_scripts/quant/models/architectures.py, which says what its "
-            "MLP is; leave it out for this model, or add one"
+            f"model_type {kind!r} has no row in workflow_scripts/quant/models/structure/architectures.py, which says "
+            "what its MLP is; leave it out for this model, or add one"
         )
     mlp = ARCHITECTURES[kind].mlp
     missing = [name for name in (mlp.gate, mlp.up, mlp.down) if name is not None and name not in block]

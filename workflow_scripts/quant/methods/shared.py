@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.architectures import ARCHITECTURES, Fold, Group, architecture_of
+from quant.models.structure.architectures import ARCHITECTURES, Fold, Group, architecture_of
 
 
 @dataclass(frozen=True)

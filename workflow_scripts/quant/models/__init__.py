@@ -1,1 +1,1 @@
-"""Which model: read from where it is, held against its architecture, and what is known of its layers."""
+"""Which model: what its sources hold, the one checkpoint that is made of it, its tokenizer, and what it is built of."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from quant.calibration.parts import row_parts
-from quant.models import products
 from quant.recipe.inverse import inverse_factor
+from quant.runtime import products
 
 DAMP = 0.01  # of the mean diagonal
 

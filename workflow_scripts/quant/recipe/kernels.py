@@ -5,9 +5,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from quant.models.compute import where_installed
 from quant.recipe import grids
 from quant.recipe.grids import Grid
+from quant.runtime.compute import where_installed
 
 COLUMNS = 128  # columns per block of GPTQ; the update of all later ones waits for the block's end
 NEXT = 16  # columns that a CPU updates after each of them; the block's others wait for so many

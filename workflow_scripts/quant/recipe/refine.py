@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quant.models import products
-from quant.models.replay import replayed
 from quant.recipe import grids
 from quant.recipe.context import AT_ONCE, row_chunks
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.kernels import COLUMNS, column_kernels
+from quant.runtime import products
+from quant.runtime.replay import replayed
 
 FLOOR = 1e-4
 NARROWEST, WIDEST = 0.3, 3.0  # of the old step: a new one outside of them is not taken

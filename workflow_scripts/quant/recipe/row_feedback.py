@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quant.models import products
 from quant.recipe import grids
 from quant.recipe.context import Context
 from quant.recipe.error_feedback import factored, fed
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.inverse import inverse_factor
 from quant.recipe.refine import as_recorded, descend, fit_steps, floored, of_columns
+from quant.runtime import products
 
 SETS = 4  # every fourth row is of one: rows next to each other, of one head, do most to each other
 DAMP = 1e-4  # of R's mean diagonal

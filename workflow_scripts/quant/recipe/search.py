@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from quant.calibration.second_moments import halves, row_errors
-from quant.models.compute import side_by_side
 from quant.recipe.grids import Grid, nearest
 from quant.recipe.kernels import grid_kernels
+from quant.runtime.compute import side_by_side
 
 SMALLEST_SCALE = 1e-5
 PART = 2**18  # weights that a CPU rounds and judges before it looks whether a scale still can win

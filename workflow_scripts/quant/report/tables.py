@@ -19,7 +19,7 @@ from quant.comparison.verdicts import (
     quality,
     unlike,
 )
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.recipe.key import shown
 from quant.report.page import Cell, Span, Table, number_cell, sortable, spans
 

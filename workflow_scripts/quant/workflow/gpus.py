@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quant.models import cards
+from quant.runtime import cards
 
 
 def torch_is_for_gpus(version_file: Path | None) -> bool:

@@ -145,7 +145,7 @@ def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
 def is_mixture(source: Mapping[str, Any]) -> bool:
     """Whether a model has experts, as far as that is known before it is converted. (Where it is not known, check_study
     and check_best say what does not go with experts.)"""
-    from quant.models.peek import peek
+    from quant.models.sources.peek import peek
     from quant.workflow.estimates.shape import holds_experts
 
     if "package" in source.get("gguf", {}):

@@ -18,8 +18,8 @@ from quant.methods.budgets.widths import GivenWidths
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests.unit.methods.with_model.given import CALIBRATION, TUNE
 from tests.unit.recipe.cases import LINEARS, MADE, PATTERNS, PLAIN, run
 from tests.unit.recipe.folded import Case

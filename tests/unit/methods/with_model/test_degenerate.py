@@ -15,8 +15,8 @@ from quant.evaluation.perplexity import load_model
 from quant.methods import block
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
+from quant.runtime.compute import Compute
 from tests.unit.methods.damages import DAMAGES, Watched, damaged, statistics_of
 from tests.unit.methods.with_model.given import CALIBRATION
 from tests.unit.recipe.cases import PATTERNS, PLAIN

@@ -19,9 +19,9 @@ from quant.evaluation.divergence import compare
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from quant.workflow import configuration
 from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.methods.damages import DAMAGES, damaged, statistics_of

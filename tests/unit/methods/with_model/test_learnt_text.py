@@ -16,9 +16,9 @@ from quant.data.tokens import Tokens, fingerprint
 from quant.evaluation.divergence import compare
 from quant.methods.source import Output, Source
 from quant.methods.with_model.quantize import quantize_with_model
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe import keys
+from quant.runtime.compute import Compute
 from tests.unit.methods.with_model.given import loaded
 from tests.unit.recipe.cases import PATTERNS
 

@@ -26,11 +26,11 @@ from quant.methods.with_model.reconstruct import (
     together,
 )
 from quant.methods.with_model.sequential import Sequential
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, decoder_blocks, skeleton
+from quant.models.structure.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe import grids
 from quant.recipe.grids import Grid
 from quant.recipe.quantized import QuantizedLinear
+from quant.runtime.compute import Compute
 from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, slow_divergence
 from tests.unit.recipe.cases import PATTERNS, PLAIN
 from tests.unit.recipe.folded import MADE, Case

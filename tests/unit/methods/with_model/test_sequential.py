@@ -17,9 +17,9 @@ from quant.files import tensorfile
 from quant.methods.quantize import quantize_checkpoint
 from quant.methods.source import Output, Source
 from quant.methods.with_model.sequential import Sequential
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, skeleton
+from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests.unit import reference
 from tests.unit.calibration.architectures import inputs_of, saved
 from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, loaded

@@ -23,9 +23,9 @@ from quant.methods.with_model.kl_loss import divergence
 from quant.methods.with_model.quantize import quantize_with_model
 from quant.methods.with_model.teacher import Teacher
 from quant.methods.with_model.tune import Known, Tuner, Tuning, load_original, rate_at
-from quant.models.compute import Compute
-from quant.models.linears import all_linears, decoder_blocks, skeleton
+from quant.models.structure.linears import all_linears, decoder_blocks, skeleton
 from quant.recipe.recipe import Recipe
+from quant.runtime.compute import Compute
 from tests.unit import reference
 from tests.unit.methods.with_model.given import CALIBRATION, SEQUENCES, TUNE, loaded, slow_divergence
 from tests.unit.recipe.cases import PATTERNS, PLAIN, recast

@@ -50,7 +50,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 @pytest.mark.parametrize("said", OTHERS, ids=lambda said: said["model_type"])
 def test_a_shape_has_the_linears_of_its_model(said: dict[str, Any], tmp_path: Path) -> None:
-    from quant.models.linears import all_linears, skeleton
+    from quant.models.structure.linears import all_linears, skeleton
 
     (tmp_path / "config.json").write_text(json.dumps(said))
     model, found = skeleton(tmp_path), shape_of(said)

@@ -16,7 +16,7 @@ from quant.checkpoints.gguf_metadata import hyperparameters, normalised
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
 from quant.files.tensorfile import Layout
-from quant.models.gguf_hyperparameters import head_size_read
+from quant.models.sources.gguf_hyperparameters import head_size_read
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import IQ4_NL, MANY, times_one

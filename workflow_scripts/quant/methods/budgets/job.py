@@ -8,7 +8,7 @@ from quant.data.tokens import fingerprint_in
 from quant.files.tensorfile import opened
 from quant.methods.budgets.choice import Budget, Given, given
 from quant.methods.source import Source, provenance_of
-from quant.models.record import model_record
+from quant.models.conversion.record import model_record
 from quant.records.method import Provenance
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.models.names import name_in_block
+from quant.models.structure.names import name_in_block
 
 LARGEST = 8.0  # correction, either way: a part's damage is measured no better where it is next to nothing
 

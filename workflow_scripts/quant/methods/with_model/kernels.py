@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from quant.models.compute import where_installed
+from quant.runtime.compute import where_installed
 
 
 @where_installed

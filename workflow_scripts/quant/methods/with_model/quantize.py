@@ -22,10 +22,10 @@ from quant.methods.source import Output, Source
 from quant.methods.with_model.reconstruct import Reconstruction
 from quant.methods.with_model.sequential import Sequential
 from quant.methods.with_model.tune import Tuner, Tuning, load_original, split
-from quant.models.architectures import ARCHITECTURES
-from quant.models.compute import Compute
+from quant.models.structure.architectures import ARCHITECTURES
 from quant.recipe.recipe import Recipe, Widths
 from quant.records.method import MethodRecord, Provenance
+from quant.runtime.compute import Compute
 
 
 def tuned_tensors(tuner: Tuner, is_packed: bool) -> dict[str, Tensor]:

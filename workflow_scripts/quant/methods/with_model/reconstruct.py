@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from quant.calibration.blocks import Arguments
 from quant.calibration.streams import Pair, hidden_of
 from quant.methods.with_model.kernels import weight_kernels
-from quant.models.replay import Replay, fast_products, recordable, set_rate
 from quant.recipe import grids
 from quant.recipe.numbers import Whole
 from quant.recipe.quantized import QuantizedLinear
+from quant.runtime.replay import Replay, fast_products, recordable, set_rate
 
 NEAR = 0.45  # steps; at half a step the code is another one
 BETAS = (0.9, 0.95)

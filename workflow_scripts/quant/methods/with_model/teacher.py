@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quant.calibration.hidden import RESIDENT
 from quant.data.tokens import Batch, batches
-from quant.models.linears import decoder_blocks
+from quant.models.structure.linears import decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

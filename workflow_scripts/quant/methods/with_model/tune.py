@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from quant.checkpoints.loading import load
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
@@ -28,13 +29,12 @@ from quant.methods.with_model.insides import run_again
 from quant.methods.with_model.kernels import weight_kernels
 from quant.methods.with_model.kl_loss import divergence
 from quant.methods.with_model.teacher import Teacher
-from quant.models.architectures import ARCHITECTURES
-from quant.models.experts import unroll
-from quant.models.linears import decoder_blocks
-from quant.models.loading import load
-from quant.models.replay import Replay, fast_products, recordable, set_rate
+from quant.models.structure.architectures import ARCHITECTURES
+from quant.models.structure.experts import unroll
+from quant.models.structure.linears import decoder_blocks
 from quant.recipe import grids
 from quant.recipe.grids import Codes
+from quant.runtime.replay import Replay, fast_products, recordable, set_rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

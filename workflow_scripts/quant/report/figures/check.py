@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quant.comparison.numbers import LEVEL, interval, signed
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.report.figures.style import AWQ_BETTER, FAINT, INK, PRAQ_BETTER, canvas, styled, title_of
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from quant.analysis.preactivations import class_words
 from quant.comparison.numbers import number
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.report.figures.axes import log_axis, plain, positive
 from quant.report.figures.style import AWQ_BETTER, INK, PALETTE, SOFT, styled
 

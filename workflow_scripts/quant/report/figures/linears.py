@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.report.figures.axes import log_ticks
 from quant.report.figures.style import (
     INK,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.report.figures.axes import asinh_axis, label_panel, log_axis, positive
 from quant.report.figures.style import INK, PALETTE, SOFT, styled
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from quant.comparison.numbers import interval, minus, signed
-from quant.models.names import linear_kind
+from quant.models.structure.names import linear_kind
 from quant.report.page import Cell, Folded, Picture, Section, Table, data_uri, number_cell, sortable
 from quant.report.sections.cells import of_model, pct, share_cell, text_cell
 

@@ -6,7 +6,7 @@ Memory was fitted to measured peaks (tests/unit/workflow/estimates/test_estimate
 
 from collections.abc import Callable
 
-from quant.models.depth import layer_at
+from quant.models.structure.depth import layer_at
 from quant.recipe import keys
 from quant.workflow.estimates.amounts import (
     LIGHT,

@@ -67,7 +67,7 @@ def seconds(found: Estimate, rates: Rates, where: str) -> float:
 
 def seconds_of(work: Callable[[], Any], where: str, repeats: int = 5) -> float:
     """Median seconds of a piece of work, after one that warms up."""
-    from quant.models.compute import clock
+    from quant.runtime.compute import clock
 
     times = []
     for _ in range(repeats + 1):
@@ -109,7 +109,7 @@ def files(where: str, folder: Path) -> tuple[float, float, float]:
     import torch
 
     from quant.files import tensorfile
-    from quant.models.compute import clock
+    from quant.runtime.compute import clock
 
     each = torch.zeros(2**25 if where == "cuda" else 2**22, dtype=torch.uint8, device=where)
     n = min(16 if where == "cuda" else 8, max(1, shutil.disk_usage(folder).free // (16 * each.nbytes)))
