@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from quant.models.conversion.convert import convert
-from quant.models.sources.sources import wheel_member
+from quant.models.sources.gguf import wheel_member
 from quant.workflow.job import job
 
 with job(snakemake.log[0], snakemake.threads):

@@ -17,6 +17,7 @@ FLOORS = [
     {"files", "records"},
     {"errors"},
 ]
+MODELS = ["conversion", "sources", "tokenization", "structure"]  # packages of models, the highest first
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 LIBRARY = tracking.SCRIPTS / "quant"
 

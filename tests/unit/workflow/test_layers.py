@@ -7,7 +7,7 @@ import pytest
 
 from quant.workflow import tracking
 from tests.tiny import ROOT
-from tests.unit.workflow.floors import FLOOR, LIBRARY, package_of
+from tests.unit.workflow.floors import FLOOR, LIBRARY, MODELS, package_of
 
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
 # what a package's code, however deep, must not need
@@ -33,6 +33,17 @@ def test_no_import_runs_up() -> None:
         if FLOOR[package] <= FLOOR[package_of(path)]
     }
     assert up == set()
+
+
+def test_nor_within_models() -> None:
+    up = {
+        (f"{package}/{path.name}", name)
+        for above, package in enumerate(MODELS)
+        for path in (LIBRARY / "models" / package).glob("*.py")
+        for name, *_ in tracking.imports(path)
+        if name.split(".")[:3] in [["quant", "models", other] for other in MODELS[:above]]
+    }
+    assert up == set() and {path.parent.name for path in (LIBRARY / "models").glob("*/*.py")} == set(MODELS)
 
 
 def test_only_scripts_and_benchmarks_use_methods_and_the_report() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from quant.data.task_items import Item
 from quant.data.task_yaml import LOCAL, check, plain
-from quant.errors import InputError
+from quant.errors import InputError, one_line
 from quant.files.artifacts import read_json, write_plain_json
-from quant.models.sources.sources import HUB_TIMEOUT, one_line
+from quant.models.sources.hub import HUB_TIMEOUT
 
 WORKER = Path(__file__).resolve().parents[2] / "lm_eval_worker.py"
 

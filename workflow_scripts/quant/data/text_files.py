@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.data.file_size import check_size
-from quant.errors import InputError
-from quant.models.sources.sources import one_line
+from quant.errors import InputError, one_line
 
 logger = logging.getLogger("quant")
 

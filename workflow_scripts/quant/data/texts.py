@@ -19,9 +19,9 @@ from quant.data.overlap import short_words
 from quant.data.split import halves, split_topics
 from quant.data.text_files import JSON_LINES, read_file
 from quant.data.wording import source_words
-from quant.errors import InputError
+from quant.errors import InputError, one_line
 from quant.files.artifacts import read_json, versions
-from quant.models.sources.sources import HUB_TIMEOUT, one_line
+from quant.models.sources.hub import HUB_TIMEOUT
 from quant.models.tokenization import tokenizers
 
 logger = logging.getLogger("quant")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant.errors import InputError
-from quant.models.sources.sources import one_line
 from tests import tiny
 from tests.unit.model_files import (
     Change,
@@ -351,16 +350,3 @@ def test_tokenizer_with_its_own_code_alone_is_refused(model: Path, tmp_path: Pat
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "tokenizer cannot be loaded" in refusal(model, tmp_path / "results")
     assert not marker.exists()
-
-
-def test_an_exception_in_one_line() -> None:
-    """With the reason where the first line only announces it."""
-    said = {
-        "": "ValueError",
-        "a\nb": "a",
-        " \n one  two \n": "one two",
-        "for x:\n    Field 'x'\nmore": "for x: Field 'x'",
-        "x:": "x:",
-    }
-    assert {text: one_line(ValueError(text)) for text in said} == said
-    assert len(one_line(ValueError("a" * 999))) == 160

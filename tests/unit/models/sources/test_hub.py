@@ -12,7 +12,8 @@ import torch
 
 from quant.data import texts
 from quant.errors import InputError
-from quant.models.sources import sources
+from quant.models.sources.gguf import wheel_member
+from quant.models.sources.hub import hub_files
 from tests import hub
 from tests.unit.model_files import REVISION, hub_text, logits, refusal, run
 
@@ -23,14 +24,14 @@ def test_wheel_member(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
         archive.writestr("pkg/x.gguf", "content")
         archive.writestr("../../outside.gguf", "content")
-    assert sources.wheel_member(tmp_path / "a.whl", "pkg/x.gguf", tmp_path / "out").read_text() == "content"
-    inside = sources.wheel_member(tmp_path / "a.whl", "../../outside.gguf", tmp_path / "out")
+    assert wheel_member(tmp_path / "a.whl", "pkg/x.gguf", tmp_path / "out").read_text() == "content"
+    inside = wheel_member(tmp_path / "a.whl", "../../outside.gguf", tmp_path / "out")
     assert inside.resolve().is_relative_to(tmp_path / "out")
     with pytest.raises(InputError, match=r"has no pkg/y\.gguf; choose one of pkg/x\.gguf"):
-        sources.wheel_member(tmp_path / "a.whl", "pkg/y.gguf", tmp_path / "out")
+        wheel_member(tmp_path / "a.whl", "pkg/y.gguf", tmp_path / "out")
     (tmp_path / "b.whl").write_bytes(b"noise")
     with pytest.raises(InputError, match="not a whole wheel"):
-        sources.wheel_member(tmp_path / "b.whl", "x", tmp_path / "out")
+        wheel_member(tmp_path / "b.whl", "x", tmp_path / "out")
 
 
 # --- the hub
@@ -45,7 +46,7 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
         monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(sources, "HUB_TIMEOUT", 0.5)
+        monkeypatch.setattr("quant.models.sources.hub.HUB_TIMEOUT", 0.5)
         monkeypatch.setattr(texts, "HUB_TIMEOUT", 0.5)
         yield
 
@@ -108,5 +109,5 @@ def test_an_earlier_download_serves_without_the_hub(
 def test_only_one_kind_of_weights_is_downloaded() -> None:
     names = ["config.json", "model-1-of-2.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x.py"]
     names += ["consolidated.safetensors", "onnx/model.safetensors", "tokenizer.model", "LICENSE", "flax_model.msgpack"]
-    assert sources.hub_files(names) == [names[0], names[1], names[2], "tokenizer.model", "LICENSE"]
-    assert sources.hub_files(["pytorch_model.bin", "training_args.bin"]) == ["pytorch_model.bin"]
+    assert hub_files(names) == [names[0], names[1], names[2], "tokenizer.model", "LICENSE"]
+    assert hub_files(["pytorch_model.bin", "training_args.bin"]) == ["pytorch_model.bin"]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quant.errors import InputError
+from quant.errors import InputError, one_line
 from quant.files import shards
 from quant.files import stage as stages
 from quant.files.artifacts import versions, write_json, write_text
+from quant.files.given import AGAIN
 from quant.files.weight_names import LIMIT, WEIGHTS
 from quant.models.conversion import published
 from quant.models.conversion.native import (
@@ -28,9 +29,7 @@ from quant.models.conversion.native import (
     text_tensors,
 )
 from quant.models.conversion.record import checkpoint_fingerprint
-from quant.models.sources import sources
 from quant.models.sources.reading import SIDE_FILES, read, without_code
-from quant.models.sources.sources import one_line
 from quant.models.structure.experts import held, inputs_of, unrolling
 from quant.models.structure.linears import all_linears, decoder_blocks, embeddings_in, left_alone
 from quant.models.structure.notes import called, packs
@@ -70,7 +69,7 @@ def check_tensor(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
     if not wanted.is_floating_point():
         raise InputError(f"{where}: its model holds integers ({name}), which is not known here; use another model")
     if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise InputError(f"{where}: {name} is no plain tensor ({value.layout}, {value.device}); {sources.AGAIN}")
+        raise InputError(f"{where}: {name} is no plain tensor ({value.layout}, {value.device}); {AGAIN}")
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(f"{where}: {name} is {kind}; give the unquantised model, in float16, bfloat16 or float32")
     if value.shape != wanted.shape:
@@ -79,7 +78,7 @@ def check_tensor(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
             "weights do not belong together"
         )
     if value.numel() == 0:
-        raise InputError(f"{where}: {name} is empty, {list(wanted.shape)}; {sources.AGAIN}")
+        raise InputError(f"{where}: {name} is empty, {list(wanted.shape)}; {AGAIN}")
     if not torch.isfinite(value).all():
         raise InputError(f"{where}: {name} holds NaN or infinite values; use a model whose weights are finite")
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from quant.errors import InputError
-from quant.models.sources import sources
-from quant.models.sources.sources import one_line
+from quant.errors import InputError, one_line
+from quant.files.given import AGAIN
 from quant.models.structure import experts
 from quant.models.structure.experts import unroll, unrolling
 from quant.models.structure.linears import decoder_blocks
@@ -53,7 +52,7 @@ def native_object(config: dict[str, Any], where: str) -> Any:
 def cannot_build(error: Exception, where: str) -> InputError:
     return InputError(
         f"{where}: transformers cannot build a model from its config.json ({type(error).__name__}: {one_line(error)}); "
-        f"{sources.AGAIN}"
+        f"{AGAIN}"
     )
 
 
@@ -89,7 +88,7 @@ def empty_model(native: Any, n_tensors: int, where: str) -> "PreTrainedModel":
     kind = native.model_type
     depth = getattr(native.get_text_config(decoder=True), "num_hidden_layers", None) or 0
     if not 0 <= depth <= n_tensors:  # before any time goes into building them
-        raise InputError(f"{where}: config.json asks for {depth} layers of {n_tensors} tensors; {sources.AGAIN}")
+        raise InputError(f"{where}: config.json asks for {depth} layers of {n_tensors} tensors; {AGAIN}")
     try:
         if is_causal(native):
             with init_empty_weights():
@@ -151,7 +150,7 @@ def as_native(tensors: dict[str, Tensor], model: "PreTrainedModel", where: str) 
             made = entry.convert(first, model=model, config=model.config)
         except Exception as error:  # an operation raises whatever a wrong shape or a missing piece led to
             raise InputError(
-                f"{where}: {first} cannot be made of the checkpoint's tensors ({one_line(error)}); {sources.AGAIN}"
+                f"{where}: {first} cannot be made of the checkpoint's tensors ({one_line(error)}); {AGAIN}"
             ) from None
         for name, value in made.items():
             _put(found, name, value[0] if isinstance(value, list) else value, where)

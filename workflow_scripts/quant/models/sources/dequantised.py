@@ -17,12 +17,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from quant.errors import InputError
+from quant.errors import InputError, one_line
 from quant.files.spool import Spool
 from quant.files.units import megabytes
 from quant.files.weight_names import experts_of
 from quant.models.sources import quantised
-from quant.models.sources.sources import one_line, spooled, weight_files
+from quant.models.sources.directory import weight_files
+from quant.models.sources.gguf import spooled
 
 logger = logging.getLogger("quant")
 

@@ -4,9 +4,8 @@ names."""
 import math
 from typing import Any
 
-from quant.errors import InputError
-from quant.models.sources import sources
-from quant.models.sources.sources import one_line
+from quant.errors import InputError, one_line
+from quant.files.given import AGAIN
 
 OTHER = ("num_experts", "sparse_config", "q_lora_rank")  # variants that compute something else
 KEPT = (
@@ -37,6 +36,5 @@ def granite_config(minicpm: dict[str, Any], where: str) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"{where}: its config.json does not describe a MiniCPM ({type(error).__name__}: {one_line(error)}); "
-            f"{sources.AGAIN}"
+            f"{where}: its config.json does not describe a MiniCPM ({type(error).__name__}: {one_line(error)}); {AGAIN}"
         ) from None

@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quant.errors import InputError
-from quant.models.sources.sources import json_object, one_line, open_gguf, wheel_member
+from quant.errors import InputError, one_line
+from quant.files.given import json_object
+from quant.models.sources.gguf import open_gguf, wheel_member
 
 # by a configuration's key, what llama.cpp calls it
 GGUF = {

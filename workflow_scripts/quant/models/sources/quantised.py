@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.sources.sources import AGAIN, json_object
+from quant.files.given import AGAIN, json_object
 
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # AutoGPTQ's, AutoAWQ's, ModelOpt's
 NAMES = {  # endings of tensors that only such a checkpoint holds, and whose they are

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from quant.errors import InputError
 from quant.files.artifacts import file_sha256, write_text
-from quant.models.sources import dequantised, quantised, sources
+from quant.files.given import AGAIN, json_object
+from quant.models.sources import dequantised, directory, gguf, hub, quantised
 from quant.models.sources.minicpm import granite_config
-from quant.models.sources.sources import json_object
 from quant.records.model import Origin
 
 logger = logging.getLogger("quant")
@@ -76,7 +76,7 @@ def copy_side_files(folder: Path, stage: Path) -> None:
             shutil.copyfile(folder / name, stage / name)
     path = stage / "tokenizer_config.json"
     if path.is_file():
-        settings = json_object(folder / path.name, sources.AGAIN)
+        settings = json_object(folder / path.name, AGAIN)
         if settings.pop("auto_map", None) is not None:
             logger.info("%s: names remote code (auto_map), which is never run", folder / path.name)
             write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -97,18 +97,18 @@ def read(source: dict[str, Any], stage: Path, resource: Path | None) -> Read:
     origin: Origin = {}
     if "gguf" in source:
         path = resource if resource is not None else Path(source["gguf"]["path"])
-        config, tensors, tokenizer, stored = sources.read_gguf(path, stage)
+        config, tensors, tokenizer, stored = gguf.read_gguf(path, stage)
         if stored:
             origin["caveat"] = dequantised.caveat(stored, path.stat().st_size)
         origin["sha256"] = file_sha256(path)
         return Read(config, tensors, tokenizer, str(path), origin)
     folder = Path(source.get("directory", ""))
     if "hub" in source:
-        folder, origin["commit"] = sources.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
-    config, tensors = sources.read_directory(folder)
+        folder, origin["commit"] = hub.fetch_hub(source["hub"]["id"], source["hub"]["revision"])
+    config, tensors = directory.read_directory(folder)
     where = str(folder)
     if dequantised.format_of(config) is not None:
-        size = sum(file.stat().st_size for file in sources.weight_files(folder))
+        size = sum(file.stat().st_size for file in directory.weight_files(folder))
         origin["caveat"] = dequantised.caveat(dequantised.words(config), size, dequantised.rounds_inputs(config))
         native = native_config({k: v for k, v in config.items() if k not in STORED}, where)
         config, tensors = native, dequantised.read(folder, config, native, where, stage)

@@ -12,7 +12,7 @@ from typing import Any
 
 from quant.errors import InputError
 from quant.files.artifacts import write_text
-from quant.models.sources.sources import AGAIN, json_object
+from quant.files.given import AGAIN, json_object
 from quant.models.tokenization.gguf import surround
 from quant.models.tokenization.sentencepiece import from_sentencepiece
 from quant.runtime.importing import uncollected

