@@ -28,11 +28,11 @@ def said(folder: Path, **config: Any) -> tuple[dict[str, Any], np.ndarray | None
     """What is written of a config.json, by key, and the factors of its rotary frequencies."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **SHAPE, **config}))
-    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
     facts = ARCHITECTURES[config.get("model_type", "llama")].gguf
     assert facts is not None
+    writer = gguf.GGUFWriter(folder / "a.gguf", facts.name)
     factors = gguf_metadata.hyperparameters(writer, gguf_metadata.normalised(folder), facts)
-    return {key.removeprefix("llama."): value.value for key, value in writer.kv_data[0].items()}, factors
+    return {key.removeprefix(f"{facts.name}."): value.value for key, value in writer.kv_data[0].items()}, factors
 
 
 OLD = {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}
@@ -153,9 +153,55 @@ def test_a_gemma3_that_llama_cpp_computes_otherwise_is_refused(
     assert "export dense" in str(caught.value) and "\n" not in str(caught.value)
 
 
+# in config.json's words, as it is published
+QWEN3_MOE = {"model_type": "qwen3_moe", "head_dim": 32, "num_experts": 12, "num_experts_per_tok": 3,
+             "moe_intermediate_size": 48, "norm_topk_prob": True}  # fmt: skip
+
+
+def test_a_mixture_says_how_many_experts_it_has_and_how_wide(tmp_path: Path) -> None:
+    found, _ = said(tmp_path, **QWEN3_MOE)
+    assert (found["expert_count"], found["expert_used_count"], found["expert_feed_forward_length"]) == (12, 3, 48)
+    assert found["attention.key_length"] == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (QWEN3_MOE | {"norm_topk_prob": False}, "norm_topk_prob False, and llama.cpp has True"),
+        (QWEN3_MOE | {"mlp_only_layers": [1]}, r"mlp_only_layers \[1\], and llama.cpp has \[\]"),
+        (QWEN3_MOE | {"decoder_sparse_step": 2}, "decoder_sparse_step 2, and llama.cpp has 1"),
+        (QWEN3_MOE | {"attention_bias": True}, "attention_bias True, and llama.cpp has False"),
+        (
+            QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 16},
+            "sliding_window 16, which this GGUF export has no",
+        ),
+        ({"model_type": "phi3", "sliding_window": 16}, "sliding_window 16, which this GGUF export has no word for"),
+        ({"model_type": "phi3", "head_dim": 32}, "head_dim 32, and llama.cpp has None"),
+        (
+            {
+                "model_type": "phi3", "original_max_position_embeddings": 64,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+            },
+            "rope_type 'longrope' with",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mixture_or_phi3_that_llama_cpp_computes_otherwise_is_refused(
+    tmp_path: Path, words: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        said(tmp_path, **words)
+    assert "export dense" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_phi3_may_turn_some_channels_of_a_head(tmp_path: Path) -> None:
+    found, _ = said(tmp_path, model_type="phi3", rope_theta=2e4, partial_rotary_factor=0.5)
+    assert (found["rope.dimension_count"], found["attention.key_length"], found["rope.freq_base"]) == (8, 16, 2e4)
+
+
 def test_architectures_without_facts_are_refused() -> None:
-    with pytest.raises(InputError, match="not known for model_type 'phi3'"):
-        Names({"model_type": "phi3"})
+    with pytest.raises(InputError, match="not known for model_type 'gemma2'"):
+        Names({"model_type": "gemma2"})
 
 
 # ---- tokenizers

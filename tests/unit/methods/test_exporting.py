@@ -32,11 +32,11 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         },
         "passes over the scaling of rotary positions in a GGUF file",
     ),
-    ({"model_type": "qwen3", "head_dim": 64}, "gives a head of qwen3 128 channels, whatever a GGUF file says, and it"),
-    ({"model_type": "qwen2", "head_dim": 32}, "a head of qwen2 16 channels, whatever a GGUF file says, and it has 32"),
+    ({"model_type": "qwen3", "head_dim": 64}, "takes head_dim 128 for qwen3, whatever a GGUF file says, and it has 64"),
+    ({"model_type": "qwen2", "head_dim": 32}, "takes head_dim 16 for qwen2, whatever a GGUF file says, and it has 32"),
     (
         {"model_type": "gemma3_text", "head_dim": 128, "query_pre_attn_scalar": 128, "rope_parameters": None},
-        "takes query_pre_attn_scalar 256 of a GGUF file, and it has 128",
+        "takes query_pre_attn_scalar 256 for gemma3, whatever a GGUF file says, and it has 128",
     ),
 ]  # fmt: skip
 

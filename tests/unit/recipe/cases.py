@@ -86,12 +86,14 @@ def quantized(w: np.ndarray, statistics: LinearStatistics, **changes: Any) -> Qu
 MADE = {"by": "test", "model_fingerprint": "tiny"}
 
 
-def run(source: Path, target: Path, paths: dict[str, str], model: str = "tiny", **changes: Any) -> dict[str, Any]:
-    """quantize_checkpoint by PLAIN with changes."""
+def run(
+    source: Path | Source, target: Path, paths: dict[str, str], model: str = "tiny", **changes: Any
+) -> dict[str, Any]:
+    """quantize_checkpoint by PLAIN with changes; a path is that of the tiny model or of one that has its linears."""
     statistics = Statistics(paths, model, PATTERNS)
     folds = target.with_name(f"{target.name}.folds.safetensors")
     return quantize_checkpoint(
-        Source(source, LINEARS),
+        Source(source, LINEARS) if isinstance(source, Path) else source,
         Output(target, folds),
         statistics,
         Recipe.of(PLAIN | changes),

@@ -1,6 +1,7 @@
 """GGUF files for llama.cpp, by the `gguf` package: names, hyperparameters and tokenizer of a checkpoint."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import gguf
 
 
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)(?=\.)")  # its module, and its number
+
+
 class Names:
     """GGUF's names and order of rows for the tensors of an architecture."""
 
@@ -32,13 +36,24 @@ class Names:
         self._map = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
 
     def of(self, tensor: str) -> str:
-        name = self._map.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        """GGUF's name of a tensor; of an expert's, that of the one tensor that holds all experts'."""
+        name = self._map.get_name(EXPERT.sub(r"\1", tensor), try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"{tensor}: GGUF has no name for it; export dense")
         return name
 
+    def sources(self, tensors: Iterable[str]) -> dict[str, list[str]]:
+        """By GGUF's name, the tensors that it is made of: experts by their number, one of all others."""
+        found: dict[str, list[str]] = {}
+        for tensor in sorted(tensors, key=lambda tensor: int(number[2]) if (number := EXPERT.match(tensor)) else 0):
+            found.setdefault(self.of(tensor), []).append(tensor)
+        return found
+
     def value(self, tensor: str, given: Tensor) -> Tensor:
-        """A tensor that is not quantised, as llama.cpp has it: norms that act as weight + 1 are stored so."""
+        """A tensor that is not quantised, as llama.cpp has it: norms that act as weight + 1 are stored so, and routers
+        in float32."""
+        if self.of(tensor).endswith("ffn_gate_inp.weight"):
+            return given.float()
         return given.float() + self.facts.norm if self.facts.norm and tensor.endswith("norm.weight") else given
 
     def rows(self, linear: str, n_rows: int) -> Tensor:
@@ -115,9 +130,10 @@ class Weights:
         """Of each tensor."""
         return {name: int(tensor.n_bytes) for name, tensor in self._tensors.items()}
 
-    def get(self, name: str) -> Tensor:
-        """[out, in], float32."""
+    def get(self, name: str, expert: int) -> Tensor:
+        """[out, in], float32; of an expert where the tensor holds several."""
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        data = tensor.data[expert] if tensor.data.ndim == 3 else tensor.data
+        return torch.from_numpy(np.array(dequantize(data, tensor.tensor_type), dtype=np.float32))

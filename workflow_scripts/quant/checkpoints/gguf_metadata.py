@@ -118,6 +118,8 @@ def hyperparameters(writer: Any, config: dict[str, Any], facts: Gguf) -> np.ndar
     writer.add_vocab_size(config["vocab_size"])
     if facts.period:
         writer.add_sliding_window(config["sliding_window"])
+    for ours, theirs in facts.counts:
+        writer.add_uint32(f"{facts.name}.{theirs}", config[ours])
     for ours, theirs in facts.multipliers:
         writer.add_float32(f"{facts.name}.{theirs}", float(config[ours]))
     return rope(writer, config, size)

@@ -61,7 +61,9 @@ def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
     made: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, output_loading_info=True)
     model, found = made
     refuse_unread(model, found)
-    if (read := len(list(model.parameters()))) < (held := len(reader.tensors)):
+    # gate and up of a layer's experts are one parameter
+    names = {tensor.name.replace("ffn_up_exps", "ffn_gate_exps") for tensor in reader.tensors}
+    if (read := len(list(model.parameters()))) < (held := len(names)):
         raise ValueError(f"transformers reads {read} of its {held} tensors")
     return model.to(device).eval()
 

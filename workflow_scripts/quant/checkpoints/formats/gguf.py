@@ -16,7 +16,7 @@ from quant.checkpoints.gguf_metadata import hyperparameters, normalised
 from quant.checkpoints.sizes import gguf_mb
 from quant.errors import InputError
 from quant.files.tensorfile import Layout
-from quant.models.sources.gguf_hyperparameters import head_size_read
+from quant.models.sources.gguf_hyperparameters import config_read, head_size, model_type_read, turned
 from quant.recipe.formats import INT
 from quant.recipe.grids import Codes, Grid
 from quant.recipe.numbers import IQ4_NL, MANY, times_one
@@ -117,8 +117,6 @@ def kind_of(name: str, grid: Grid, n_in: int) -> Kind:
 
 NO_BIASES = ("llama", "qwen3")  # architectures of whose files transformers reads none
 
-SCALAR_READ = 256  # by whose root transformers' reader has Gemma 3's attention divided
-
 
 def check(config: dict[str, Any], checkpoint: Path, dense: Layout, grids: Mapping[str, Grid]) -> None:
     """Refuses what `gguf` would, before a method's checkpoint is there. checkpoint: the unquantised one, its config and
@@ -144,7 +142,7 @@ def why_unread(config: dict[str, Any], checkpoint: Path, dense: Layout) -> str |
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     facts = gguf_file.Names(config).facts
-    if facts.name not in GGUF_SUPPORTED_ARCHITECTURES:
+    if model_type_read(facts.name).removesuffix("_text") not in GGUF_SUPPORTED_ARCHITECTURES:
         return f"transformers reads no GGUF file of {facts.name}"
     bias = next((key for key in sorted(dense) if key.endswith(".bias")), None)
     if bias and facts.name in NO_BIASES:
@@ -154,14 +152,20 @@ def why_unread(config: dict[str, Any], checkpoint: Path, dense: Layout) -> str |
     said = {key.removeprefix(f"{facts.name}."): value.value for key, value in writer.kv_data[0].items()}
     if factors is not None or "rope.scaling.type" in said:
         return "transformers passes over the scaling of rotary positions in a GGUF file"
-    size, read = said["attention.key_length"], head_size_read(facts.name, config)
-    if read not in (None, size):
+    read, scalar = config_read(facts.name, config), "query_pre_attn_scalar"
+    taken = {
+        "head_dim": (head_size(read), said["attention.key_length"]),
+        "a head's rotary channels": (turned(read), said["rope.dimension_count"]),
+        scalar: (getattr(read, scalar, None), config.get(scalar)),
+    }
+    for what, (found, own) in taken.items():
+        if found != own:
+            return f"transformers takes {what} {found} for {facts.name}, whatever a GGUF file says, and it has {own}"
+    pad, n_ids = read.pad_token_id or 0, config["vocab_size"]
+    if pad >= n_ids:
         return (
-            f"transformers gives a head of {facts.name} {read} channels, whatever a GGUF file says, and it has {size}"
+            f"transformers takes pad_token_id {pad} for {facts.name}, whatever a GGUF file says, and it has {n_ids} ids"
         )
-    scalar = config.get("query_pre_attn_scalar", SCALAR_READ)
-    if scalar != SCALAR_READ:
-        return f"transformers takes query_pre_attn_scalar {SCALAR_READ} of a GGUF file, and it has {scalar}"
     return None
 
 
@@ -179,30 +183,38 @@ def gguf(held: stored.Stored, config: dict[str, Any], target: Path, checkpoint: 
     counts = Counter(kinds[name].name for name in held.packed)
     most = counts.most_common(1)[0][0]  # what the file is called after
     names = gguf_file.Names(config)
+    weights = {f"{name}.weight": name for name in kinds}
+
+    def tensor(key: str) -> tuple[np.ndarray, str]:
+        """As the file has it, and its type."""
+        if key not in weights:
+            value = names.value(key, held.file.get(key))
+            return gguf_file.plain(value[names.rows(key.rpartition(".")[0], len(value))])
+        name, kind = weights[key], kinds[weights[key]]
+        linear = regrouped(held.linear(name), kind.size)
+        linear = linear if kind.size < kind.whole else in_float16(linear)
+        order = names.rows(name, len(linear.codes))
+        linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
+        return kind.blocks(name, linear), kind.name
 
     def tensors() -> Iterator[tuple[str, np.ndarray, str]]:
-        for name, kind in kinds.items():
-            linear = regrouped(held.linear(name), kind.size)
-            linear = linear if kind.size < kind.whole else in_float16(linear)
-            order = names.rows(name, len(linear.codes))
-            linear = linear._replace(codes=linear.codes[order], step=linear.step[order], zero=linear.zero[order])
-            yield names.of(f"{name}.weight"), kind.blocks(name, linear), kind.name
-        for key in sorted(held.file.names):
-            name = key.rpartition(".")[0]
-            if (name not in every or key.endswith(".bias")) and not key.endswith(".weight_scale"):
-                value = names.value(key, held.file.get(key))
-                yield names.of(key), *gguf_file.plain(value[names.rows(name, len(value))])
+        rest = {key for key in held.file.names if key.endswith(".bias") or key.rpartition(".")[0] not in kinds}
+        for found, keys in names.sources([*weights, *sorted(rest - held.steps)]).items():
+            parts = [tensor(key) for key in keys]
+            values = [value for value, _ in parts]
+            yield found, np.stack(values) if gguf_file.EXPERT.match(keys[0]) else values[0], parts[0][1]
 
     gguf_file.write(target / "model.gguf", config, checkpoint, tensors(), FILE_TYPES.get(most, most))
     worst = 0.0
     read = gguf_file.Weights(target / "model.gguf")
     sizes = read.bytes()
-    stored_bits = 8 * sum(sizes[names.of(f"{name}.weight")] for name in held.packed)
-    weights = sum(math.prod(held.shape(name)) for name in held.packed)
-    for name in every:
-        w = read.get(names.of(f"{name}.weight"))
-        w = w[names.rows(name, len(w)).argsort()]
-        worst = max(worst, deviation(w, held.linear(name)))
+    stored_bits = 8 * sum(sizes[name] for name in names.sources(f"{name}.weight" for name in held.packed))
+    n_weights = sum(math.prod(held.shape(name)) for name in held.packed)
+    for found, keys in names.sources(weights).items():
+        for i, key in enumerate(keys):
+            w = read.get(found, i)
+            w = w[names.rows(weights[key], len(w)).argsort()]
+            worst = max(worst, deviation(w, held.linear(weights[key])))
     made = {"type": "+".join(sorted({kind.name for kind in kinds.values()})), "largest_deviation": worst}
     size = (target / "model.gguf").stat().st_size
-    return made | {"bits_per_weight": stored_bits / weights, **gguf_mb(sizes, size)}
+    return made | {"bits_per_weight": stored_bits / n_weights, **gguf_mb(sizes, size)}

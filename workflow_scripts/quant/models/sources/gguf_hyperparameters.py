@@ -22,6 +22,7 @@ WORDS = {  # keys that transformers' reader takes of some architectures only, an
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+READ_AS = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}  # the model_type of an architecture, where it is another
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that change nothing, beside 0
     "attention.causal": (True,),
     "attention.scale": (),
@@ -90,17 +91,20 @@ def scales_positions(reader: Any) -> bool:
     return factors or any(kind != "none" for kind in kinds)
 
 
-def head_size_read(kind: str, config: dict[str, Any]) -> int | None:
-    """Channels that the reader gives a head, whatever a file of an architecture says; None where it takes the file's.
-    config: of the checkpoint."""
+def model_type_read(kind: str) -> str:
+    """What transformers' reader makes of a file of an architecture."""
+    return READ_AS.get(kind, kind)
+
+
+def config_read(kind: str, config: dict[str, Any]) -> Any:
+    """The configuration that the reader makes of a file of an architecture: its own values where it takes none of the
+    file. config: the checkpoint's, as transformers has it."""
     from transformers import AutoConfig
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    taken: Any = GGUF_CONFIG_MAPPING[kind]
-    if "head_dim" in taken.values():
-        return None
-    sizes = {key: config[key] for key in ("hidden_size", "num_attention_heads")}
-    return head_size(AutoConfig.for_model(kind, **sizes))
+    model_type = model_type_read(kind)
+    taken: Any = GGUF_CONFIG_MAPPING[model_type.removesuffix("_text")]
+    return AutoConfig.for_model(model_type, **{word: config[word] for word in taken.values() if word in config})
 
 
 def complete(config: Any, reader: Any) -> bool:

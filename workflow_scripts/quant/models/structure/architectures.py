@@ -50,13 +50,15 @@ class Gguf:
     transformers' turn one half of a head with the other, so that rows of q and k change places; and the keys that hold
     an architecture's own multipliers, by config.json's.
 
-    norm: is added to the norms' weights. activation: what its MLP has, config.json's key and its words. period: each
-    so many-th layer attends to everything, the others within a window; 0: all do. fixed: what config.json must say.
+    counts: the same of whole numbers. norm: is added to the norms' weights. activation: what its MLP has, config.json's
+    key and its words. period: each so many-th layer attends to everything, the others within a window; 0: all do.
+    fixed: what config.json must say.
     """
 
     name: str
     neighbours: bool
     multipliers: tuple[tuple[str, str], ...] = ()
+    counts: tuple[tuple[str, str], ...] = ()
     norm: float = 0.0
     activation: tuple[str, ...] = ("hidden_act", "silu", "swish")
     period: int = 0
@@ -81,7 +83,9 @@ def _gated(norm: str, offset: float) -> tuple[Group, ...]:
     return Group((gate, up), Fold(norm, "norm", offset)), Group((down,), Fold(up, "rows"))
 
 
-def _experts(gate: str, up: str, down: str, *also: str, norm: str = "post_attention_layernorm") -> Architecture:
+def _experts(
+    gate: str, up: str, down: str, *also: str, norm: str = "post_attention_layernorm", gguf: Gguf | None = None
+) -> Architecture:
     """Llama's attention, and in a block the MLP, or experts under mlp.experts with what else reads the norm."""
     shared = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
     leaves = tuple(f"mlp.experts.*.{name}" for name in (gate, up))
@@ -90,7 +94,7 @@ def _experts(gate: str, up: str, down: str, *also: str, norm: str = "post_attent
         Group(("mlp.shared_expert.down_proj",), Fold("mlp.shared_expert.up_proj", "rows")),
         Group((f"mlp.experts.*.{down}",), Fold(leaves[1], "rows")),
     )
-    return Architecture(_attention("input_layernorm", 0.0) + _gated(norm, 0.0) + experts, GATED)
+    return Architecture(_attention("input_layernorm", 0.0) + _gated(norm, 0.0) + experts, GATED, gguf=gguf)
 
 
 GATED = Mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -108,6 +112,7 @@ PHI3 = Architecture(
         Group(("mlp.down_proj",), Fold("mlp.gate_up_proj", "rows", part="up")),
     ),
     Mlp("mlp.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+    gguf=Gguf("phi3", False, fixed=(("head_dim", None),)),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -149,7 +154,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mixtral": _experts("w1", "w3", "w2", "mlp.gate"),
     "qwen2_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate", "mlp.shared_expert_gate"),
-    "qwen3_moe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate"),
+    "qwen3_moe": _experts(
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "mlp.gate",
+        gguf=Gguf(
+            "qwen3moe",
+            False,
+            counts=(
+                ("num_local_experts", "expert_count"),
+                ("num_experts_per_tok", "expert_used_count"),
+                ("moe_intermediate_size", "expert_feed_forward_length"),
+            ),
+            fixed=(
+                ("attention_bias", False),
+                ("decoder_sparse_step", 1),
+                ("mlp_only_layers", []),
+                ("norm_topk_prob", True),
+            ),
+        ),
+    ),
     "olmoe": _experts("gate_proj", "up_proj", "down_proj", "mlp.gate"),
     # no fold is known: only the MLP's linears
     "opt": Architecture((), Mlp(None, "fc1", "fc2"), "self_attn.out_proj"),
