@@ -227,6 +227,11 @@ def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> No
     for name in config["candidates"]["within_size"]:
         assert config["methods"][name]["symmetric"] == (kind != "dense")
     assert ("gptq_symmetric" in loaded(by_bits)["study"]["methods"]) == (kind != "dense")
+    files = loaded(study(MODEL="My Model", FILE="gguf"))["methods"]
+    for name in make_study.GGUFS:  # iq4_nl is of bytes, which transformers does not read of experts
+        found = files[name]["format"], files[name]["bits"], files[name]["symmetric"], files[name]["group_size"]
+        due = ("int", 8) if name == "gguf_8bit" else ("iq4_nl" if kind == "dense" else "int", 4)
+        assert found == (*due, True, 32)
     again = make_study.study_of({"SIZE_MB": "8"}, DEFAULT, study(MODEL="My Model"))
     assert again["methods"]["within_size"].get("symmetric", False) == (kind != "dense"), "of an earlier run's model"
 

@@ -34,6 +34,12 @@ GGUFS = {  # the methods of FILE=gguf, smallest first
     "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
     "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
 }
+OF_EXPERTS = {
+    "format": "int",
+    "bits": 4,
+    "group_size": 32,
+    "symmetric": True,
+}  # which they are packed in, of 4.5 bits too
 FOR_LIMITS = (WITHIN, FEWER, EIGHT, SYMMETRIC, *GGUFS)
 LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
@@ -182,6 +188,12 @@ def fewer_bits(bits: str, limit: float) -> dict[str, Any]:
     return {"bits": width} | ({"symmetric": True} if width == 3 and limit < 3.6 else {})
 
 
+def ggufs(mixture: bool) -> dict[str, Any]:
+    """The methods of FILE=gguf."""
+    found = copy.deepcopy(GGUFS)
+    return {name: each | OF_EXPERTS if mixture and "format" in each else each for name, each in found.items()}
+
+
 def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS, FILE; built_in: the configuration
     that it changes; before: the experiment of an earlier run."""
@@ -211,7 +223,7 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         if kind != "gguf":
             raise InputError(f"FILE={kind}: must be gguf; leave it out for a checkpoint of transformers and vLLM")
         study["choose"] = {"max_bits_per_weight": None} | chosen | {"storage": kind}
-        study["methods"] = copy.deepcopy(GGUFS)
+        study["methods"] = ggufs(bool(grid))
         study["study"] |= {"add": {"methods": list(GGUFS)}, "gguf": list(GGUFS)}
     elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
@@ -265,6 +277,10 @@ def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) 
         kept = {key: value for key, value in was.items() if key != "symmetric"}
         whatever = was.get("bits") == 3 and was.get("symmetric", False)  # the model: see fewer_bits
         old["methods"][name] = kept | ({"symmetric": True} if mixture or whatever else {})
+    for name in {*GGUFS} & there if other_model and not limited else ():
+        was, codes = old["methods"][name], {"format", *OF_EXPERTS}
+        due = {key: value for key, value in ggufs(mixture)[name].items() if key in codes}
+        old["methods"][name] = {key: value for key, value in was.items() if key not in codes} | due
     by_bits = other_model and there <= {FEWER, EIGHT, SYMMETRIC}
     without(old, {*FOR_LIMITS} if limited else {SYMMETRIC} if by_bits else set())
     without(new, set() if limited or not there else {EIGHT} & there if by_bits else {*FOR_LIMITS})
