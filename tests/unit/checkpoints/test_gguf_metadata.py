@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from transformers import AutoConfig, LlamaConfig, MistralConfig
 
 from quant.checkpoints import gguf_metadata
@@ -211,7 +211,7 @@ def written(
     folder: Path, tokenizer: Tokenizer, settings: dict[str, Any] | None = None, size: int = len(PIECES)
 ) -> tuple[Any, dict[str, Any]]:
     """A tokenizer's fields in a GGUF file, and them by name."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | (settings or {}))
@@ -325,3 +325,28 @@ def test_what_is_put_around_a_text_besides_bos_and_eos_is_refused(tmp_path: Path
     )
     with pytest.raises(InputError, match="around a text, and GGUF has a word for BOS"):
         written(tmp_path, tokenizer)
+
+
+def phi3(**flags: bool) -> Tokenizer:
+    """Whose special tokens take the spaces behind them, but for three."""
+    tokenizer = spm(True)
+    others = [AddedToken(text, special=True, **flags) for text in ("</s>", "<|user|>", "<|end|>")]
+    tokenizer.add_special_tokens(["<unk>", "<s>", "<|endoftext|>", *others])
+    return tokenizer
+
+
+def test_a_file_is_called_after_phi3_where_special_tokens_take_spaces(tmp_path: Path) -> None:
+    """As llama.cpp knows it; no other model's may have that in its name."""
+    size = len(PIECES) + 3
+    reader, _ = written(tmp_path / "phi3-mini/checkpoint", phi3(rstrip=True), size=size)
+    assert reader.fields["general.name"].contents() == "Phi-3 phi 3-mini"
+    reader, _ = written(tmp_path / "of Phi-3/checkpoint", phi3(), size=size)
+    assert reader.fields["general.name"].contents() == "of phi 3"
+    for flags in ({"rstrip": True, "lstrip": True}, {"lstrip": True}):
+        with pytest.raises(InputError, match=r"its token '<(/s|\|user\|)>' takes spaces beside it") as caught:
+            written(tmp_path / "c", phi3(**flags), size=size)
+        assert "\n" not in str(caught.value)
+    other = byte_bpe(BEFORE["digits"])
+    other.add_special_tokens([AddedToken("<|end|>", special=True, rstrip=True)])
+    with pytest.raises(InputError, match=r"its token '<\|end\|>' takes spaces beside it, for which GGUF has no word"):
+        written(tmp_path / "d", other, size=size)

@@ -83,7 +83,6 @@ def described(path: Path | None, config: dict[str, Any], checkpoint: Path, kind:
     facts = architecture_of(config, "a GGUF export").gguf
     assert facts is not None  # the names of the tensors were refused before
     writer = gguf.GGUFWriter(path, facts.name)
-    writer.add_name(checkpoint.parent.name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     config = normalised(checkpoint)

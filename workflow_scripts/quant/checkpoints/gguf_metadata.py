@@ -4,6 +4,7 @@ What the format, or llama.cpp for this architecture, has no word for is refused:
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ PIECES = {"normal": 1, "control": 3, "user_defined": 4, "unused": 5}  # tokenize
 NAMES = {"silu": "SiLU", "gelu_pytorch_tanh": "GELU by tanh"}
 LOCAL_THETA = 1e4  # Gemma 3's of layers with a window
 LARGEST_GEMMA3 = 62  # layers of the 27B, by which llama.cpp knows that its attention is scaled otherwise
+BARE = ("<unk>", "<s>", "<|endoftext|>")  # special tokens of Phi-3 that leave the spaces behind them
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}  # those of llama.cpp too
 
 
@@ -151,9 +153,30 @@ def around(tokenizer: Any, path: Path, ids: dict[str, int]) -> dict[str, bool]:
     return {"bos": bool(before), "eos": bool(behind)}
 
 
+def takes_spaces(path: Path, added: list[dict[str, Any]]) -> bool:
+    """Whether tokens take the spaces behind them as Phi-3's do; refuses those that take others. added: tokenizer.json's
+    added_tokens."""
+    behind = {token["content"] for token in added if token["rstrip"]}
+    every = {token["content"] for token in added}
+    token = next((token["content"] for token in added if token["lstrip"] or token["rstrip"]), None)
+    if token is None:
+        return False
+    if any(token["lstrip"] for token in added) or behind != every - {*BARE} or not {*BARE, "</s>"} <= every:
+        raise InputError(
+            f"{path}: its token {token!r} takes spaces beside it, for which GGUF has no word; export dense"
+        )
+    return True
+
+
+def name(writer: Any, given: str, spaces: bool) -> None:
+    """What the file calls its model, by which llama.cpp knows whether special tokens take spaces (`takes_spaces`)."""
+    other = re.sub("phi-?3", "phi 3", given, flags=re.IGNORECASE)
+    writer.add_name(f"Phi-3 {other}" if spaces else other)
+
+
 def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
     """A tokenizer out of tokenizer.json: byte-level BPE, or SentencePiece's; others are refused. Special tokens and the
-    chat template as the gguf package finds them."""
+    chat template as the gguf package finds them. And the model's name."""
     import gguf
 
     path = checkpoint / "tokenizer.json"
@@ -162,22 +185,27 @@ def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
     pieces = (
         {index: (text, PIECES["normal"]) for text, index in model["vocab"].items()} if model["type"] == "BPE" else {}
     )
-    for added in made.get("added_tokens", []):
-        if added["special"] and added["id"] >= config["vocab_size"]:
-            continue  # no text has it: that of images in Gemma 3's, of which the model has no vector
+    known = [
+        added
+        for added in made.get("added_tokens", [])
+        # no text has the others: that of images in Gemma 3's, of which the model has no vector
+        if not added["special"] or added["id"] < config["vocab_size"]
+    ]
+    for added in known:
         pieces[added["id"]] = added["content"], PIECES["control" if added["special"] else "user_defined"]
     if max(pieces, default=0) >= config["vocab_size"]:
         raise InputError(
             f"{path}: has an id {max(pieces)}, and config.json a vocab_size of {config['vocab_size']}; give the "
             "tokenizer that belongs to this model"
         )
+    name(writer, checkpoint.parent.name, takes_spaces(path, known))
     listed = [pieces.get(i, (f"[PAD{i}]", PIECES["unused"])) for i in range(config["vocab_size"])]
-    name = spm = None
+    rule = spm = None
     if model["type"] == "BPE" and model.get("byte_fallback"):
         spm = gguf_sentencepiece.by_scores(own, model, listed, str(path))
     elif model["type"] == "BPE" and before["type"] == "NFC":  # llama.cpp leaves NFC out
-        name = pre_name(own, bool(model.get("ignore_merges")))
-    if name is None and spm is None:
+        rule = pre_name(own, bool(model.get("ignore_merges")))
+    if rule is None and spm is None:
         parts = made.get("pre_tokenizer") or {}
         kinds = [part["type"] for part in parts.get("pretokenizers", [parts]) if part]
         raise InputError(
@@ -186,7 +214,7 @@ def tokenizer(writer: Any, config: dict[str, Any], checkpoint: Path) -> None:
             "and convert with llama.cpp's own script"
         )
     writer.add_tokenizer_model("gpt2" if spm is None else "llama")
-    writer.add_tokenizer_pre(name or "default")
+    writer.add_tokenizer_pre(rule or "default")
     writer.add_token_list([text for text, _ in listed])
     if spm is None:
         writer.add_token_types([kind for _, kind in listed])
