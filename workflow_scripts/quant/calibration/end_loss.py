@@ -28,7 +28,7 @@ from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import spool, tensorfile
 from quant.models.structure.linears import linear_names
-from quant.models.structure.notes import Note
+from quant.models.structure.notes import Note, noting
 from quant.runtime.compute import Compute
 
 if TYPE_CHECKING:
@@ -151,35 +151,28 @@ class Backward(Run):
 
     def _loss_gradient(self, hidden: Tensor, batch: Batch, more: int | None, generator: torch.Generator) -> Tensor:
         """∂ℓ/∂h [n, width, hidden] of the last block's output; ℓ summed over the real tokens."""
-        real = list(self.blocks)
-        notes: list[Note] = []
-        for index, block in enumerate(real):
-            notes.append((Given if index + 1 == len(real) else Note)(block, index, notes))
-            notes[-1].more = more
-        last = notes[-1]
-        assert isinstance(last, Given)
         found = torch.empty_like(hidden)
-        for index, note in enumerate(notes):
-            self.blocks[index] = note
         watched = self._watch_head()
         try:
-            for row, (ids, length) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+            with noting(self.blocks, Given) as notes, torch.enable_grad():
+                last = notes[-1]
+                assert isinstance(last, Given)
                 for note in notes:
-                    note.forget()
-                last.given = given = hidden[row : row + 1].detach().requires_grad_()
-                self._length = length
-                with torch.enable_grad():
+                    note.more = more
+                for row, (ids, length) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                    for note in notes:
+                        note.forget()
+                    last.given = given = hidden[row : row + 1].detach().requires_grad_()
+                    self._length = length
                     logits = self.model(input_ids=ids[None].to(self._device), use_cache=False).logits[0, :length]
                     log_p = torch.log_softmax(logits.float(), dim=-1)
                     labels = drawn(log_p.detach(), generator)
                     (-log_p.gather(1, labels[:, None]).sum()).backward()
-                assert given.grad is not None
-                found[row] = given.grad[0]
+                    assert given.grad is not None
+                    found[row] = given.grad[0]
         finally:
             if watched is not None:
                 watched.remove()
-            for index, block in enumerate(real):
-                self.blocks[index] = block
         return found
 
     def _embedding(self, kept: "Kept", gradients: list[Tensor]) -> EmbeddingSums | None:

@@ -83,7 +83,7 @@ class ByBlock(Head):
         )
         self.batches = self._run.batches if sequences else []
         self._firsts = [batch.first for batch in self.batches]
-        self._places = [Kept(block, index, []) for index, block in enumerate(self._run.blocks)]
+        self._places = [Kept(block, index) for index, block in enumerate(self._run.blocks)]
         with self._standing(), opened(checkpoint) as weights:
             for name, module in self._run.model.named_children():
                 fill(module, name, weights, compute.device, compute.dtype, self._run.tied)

@@ -1,6 +1,8 @@
 """What a loop hands its blocks: found however many rows there are, and refused where blocks hand on more than hidden
 states."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +82,21 @@ def test_what_stands_for_hidden_states_takes_no_memory(loop: Callable[[Body, Ten
             assert [note.args for note in notes] == [("mask",)] * 3
             kept = [note.returned.untyped_storage().nbytes() for note in notes if note.returned is not None]
             assert kept == [4 * numbers] * 3
+
+
+@pytest.mark.parametrize("loop", [alone, first, pair])
+def test_no_note_waits_for_the_collector(loop: Callable[[Body, Tensor], Tensor]) -> None:
+    """Nor one of a way that failed."""
+    body = Body(loop)
+    gc.disable()
+    try:
+        with noting(body.blocks) as notes:
+            run_noted(body, notes, torch.zeros(3, 5, dtype=torch.long))
+            held = [weakref.ref(note) for note in notes]
+            notes.clear()
+        assert [note() for note in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

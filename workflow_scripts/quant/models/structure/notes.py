@@ -6,7 +6,7 @@ refused.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -69,10 +69,12 @@ class Note(nn.Module):
     marked = True  # whether those are tensors, so that a later block that reads them is found, or None
     thin = True  # whether hidden states that it returns are one number, however large: a batch's, kept for every block
 
-    def __init__(self, block: nn.Module, index: int, notes: "list[Note]") -> None:
+    def __init__(self, block: nn.Module, index: int, earlier: "Sequence[Note]" = ()) -> None:
+        """earlier: of the blocks before this one, from the first."""
         super().__init__()
         object.__setattr__(self, "block", block)  # no child, so that its weights are none of the model's
-        self.index, self.notes = index, notes
+        # a copy: in a list that they all have, notes would hold each other, and what they note, for the collector
+        self.index, self.earlier = index, tuple(earlier)
         self.forget()
 
     def forget(self) -> None:
@@ -101,19 +103,19 @@ class Note(nn.Module):
         self.place = None if args else place
         hidden = args[0] if place is None or args else kwargs.pop(place)
         self.args, self.kwargs, self.hidden = args[1:], kwargs, hidden
-        before = self.notes[self.index - 1] if self.index else None
+        before = self.earlier[-1] if self.earlier else None
         if before is not None and (before.returned is None or not shares(hidden, before.returned)):
             raise NotAChain(
                 f"decoder block {self.index} does not read what block {self.index - 1} returns; the model computes "
                 "something in between, which is not known here"
             )
         for each in leaves((self.args, self.kwargs)):
-            if any(note.returned is not None and shares(each, note.returned) for note in self.notes):
+            if any(note.returned is not None and shares(each, note.returned) for note in self.earlier):
                 raise reads_more(self.index)
-            self.handed |= {k for note in self.notes for k, extra in enumerate(note.extras) if shares(each, extra)}
+            self.handed |= {k for note in self.earlier for k, extra in enumerate(note.extras) if shares(each, extra)}
         if not isinstance(hidden, Tensor):
             raise NotAChain(f"decoder block {self.index} reads a {type(hidden).__name__} in place of hidden states")
-        first = self.notes[0].hidden
+        first = self.earlier[0].hidden if self.earlier else hidden
         assert first is not None
         self.returned = first.new_zeros(1).expand(first.shape) if self.thin else first.clone()
         if self.more is None:
@@ -123,12 +125,12 @@ class Note(nn.Module):
 
 
 @contextlib.contextmanager
-def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
-    """Every block's stand-in while the body runs; the list is empty afterwards."""
+def noting(blocks: nn.ModuleList, last: type[Note] = Note) -> Iterator[list[Note]]:
+    """Every block's stand-in while the body runs; last: the last one's kind."""
     real = list(blocks)
     notes: list[Note] = []
     for index, block in enumerate(real):
-        notes.append(Note(block, index, notes))
+        notes.append((last if index + 1 == len(real) else Note)(block, index, notes))
     for index, note in enumerate(notes):
         blocks[index] = note
     try:
@@ -136,7 +138,6 @@ def noting(blocks: nn.ModuleList) -> Iterator[list[Note]]:
     finally:
         for index, block in enumerate(real):
             blocks[index] = block
-        notes.clear()  # each has it: what they hold, hidden states and blocks, would wait for the collector
 
 
 def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> set[int]:
@@ -149,7 +150,7 @@ def run_noted(body: nn.Module, notes: list[Note], ids: Tensor) -> set[int]:
 
 
 def _run_noted(body: nn.Module, notes: list[Note], ids: Tensor, thin: bool) -> set[int]:
-    failure: Exception | None = None
+    failure = ""
     handed: set[int] = set()
     ways = [(n, marked) for n in dict.fromkeys((notes[0].more, None, 1, 2, 3)) for marked in (True, False)]
     for more, marked in ways:
@@ -161,17 +162,13 @@ def _run_noted(body: nn.Module, notes: list[Note], ids: Tensor, thin: bool) -> s
         except (NotAChain, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the loop takes more of a block, or what follows the last one cannot go on
-            failure = error
+            # in words: the error itself holds this call, which would hold it
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         if notes[-1].returned is not None:
             handed |= {k for note in notes for k in note.handed}
             if not (marked and handed):  # else once more, with None in the marks' place
                 return handed
-    reason = (
-        "it never calls them"
-        if failure is None
-        else f"{type(failure).__name__}: {' '.join(str(failure).split())[:120]}"
-    )
-    raise NotAChain(f"its decoder blocks cannot be run one after another ({reason})")
+    raise NotAChain(f"its decoder blocks cannot be run one after another ({failure or 'it never calls them'})")
 
 
 def called(model: "PreTrainedModel", blocks: nn.ModuleList) -> set[str] | None:
