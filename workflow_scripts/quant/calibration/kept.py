@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.models.structure.linears import linear_names
+from quant.runtime.instead import doing
 
 SHARE = 8  # of a GPU's free memory, one in so many parts for each stream at most
 ON_CPU = 2**30  # bytes for each stream: 32,768 tokens of SmolLM2-135M take 0.4 and 0.5 GB
@@ -212,18 +213,11 @@ class Outputs:
     def of(self, i: int) -> Iterator[None]:
         """Within it the block runs on this batch, what is kept in place of what would be computed again. The first
         batch comes before the others."""
-        modules = {name: vars(self._block.get_submodule(name)) for name in self._settled}
-        own = {name: attributes["forward"] for name, attributes in modules.items() if "forward" in attributes}
-        for name, attributes in modules.items():
-            attributes["forward"] = partial(self._forward, name, i, self._block.get_submodule(name).forward)
-        try:
+        modules = {name: self._block.get_submodule(name) for name in self._settled}
+        with doing({each: partial(self._forward, name, i, each.forward) for name, each in modules.items()}):
             yield
-        finally:
-            for name, attributes in modules.items():
-                del attributes["forward"]  # its class has its own
-                attributes |= {"forward": own[name]} if name in own else {}
-            if i == 0:
-                self._store.look()
+        if i == 0:
+            self._store.look()
 
     def _forward(self, name: str, i: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if (name, i) in self._store:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quant.runtime import products
 from quant.runtime.compute import where_installed
+from quant.runtime.instead import doing
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers calls it in every architecture that has it
 TRIED = 16  # rows that a norm is tried on
@@ -102,12 +103,8 @@ class Forward:
         try:
             for home, rotation in self._rotations.items():
                 setattr(home, ROTATION, rotation)
-            for module, forward in self._norms.items():
-                vars(module)["forward"] = forward
-            with products.fast(self._device):
+            with doing(self._norms), products.fast(self._device):
                 yield
         finally:
             for home, own in before.items():
                 setattr(home, ROTATION, own)
-            for module in self._norms:
-                del vars(module)["forward"]

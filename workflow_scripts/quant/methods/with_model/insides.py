@@ -1,11 +1,14 @@
 """What blocks compute on their way to gradients: kept of as many as there is room for, computed again of the others."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from quant.runtime.instead import doing
 
 KEPT = 2**33  # bytes of a GPU, at most
 SHARE = 4  # of a GPU's free memory, one part in so many
@@ -54,11 +57,11 @@ class Insides:
         return forward()
 
 
-def run_again(blocks: list[nn.Module]) -> None:
-    """Has blocks compute their insides again for their gradients, where these are not kept."""
-    insides = Insides(len(blocks))
-    for index, block in enumerate(blocks):
-        vars(block)["forward"] = _watched(index, block.forward, insides)
+@contextlib.contextmanager
+def run_again(blocks: Sequence[nn.Module], insides: Insides) -> Iterator[None]:
+    """Within it blocks compute their insides again for their gradients, where these are not kept."""
+    with doing({block: _watched(index, block.forward, insides) for index, block in enumerate(blocks)}):
+        yield
 
 
 def _watched(index: int, forward: Callable[..., Any], insides: Insides) -> Callable[..., Any]:

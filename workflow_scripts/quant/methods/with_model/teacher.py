@@ -1,8 +1,6 @@
 """The original beside a model that is tuned: its blocks run once, its head as often as it is asked."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from quant.calibration.hidden import RESIDENT
 from quant.data.tokens import Batch, batches
 from quant.models.structure.linears import decoder_blocks
+from quant.runtime.instead import doing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,20 +30,6 @@ class Teacher:
         self._blocks: list[nn.Module] = list(decoder_blocks(model)[1])
         self._last: Any = None  # the last block's output
 
-    @contextlib.contextmanager
-    def _replaced(self, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-        """Within it blocks do something else."""
-        own = [vars(block).get("forward") for block in self._blocks]
-        for block, forward in zip(self._blocks, forwards, strict=True):
-            vars(block)["forward"] = forward
-        try:
-            yield
-        finally:
-            for block, before in zip(self._blocks, own, strict=True):
-                del vars(block)["forward"]  # its class has its own
-                if before is not None:
-                    vars(block)["forward"] = before
-
     @torch.no_grad()
     def logits(self, ids: Tensor, states: Tensor | None = None) -> Tensor:
         """[n, width, vocab] of ids [n, width]; states [n, width, hidden]: of `keep`, with which no block runs."""
@@ -57,7 +42,7 @@ class Teacher:
         def last(*args: Any, **kwargs: Any) -> Any:
             return self._as_block(states)
 
-        with self._replaced([*[passes] * (len(self._blocks) - 1), last]):
+        with doing(dict.fromkeys(self._blocks[:-1], passes) | {self._blocks[-1]: last}):
             return self._model(input_ids=ids, use_cache=False).logits
 
     def _as_block(self, states: Tensor) -> Any:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from quant.checkpoints.loading import load
 from quant.data.tokens import Batch, batches
 from quant.errors import InputError
 from quant.files import tensorfile
-from quant.methods.with_model.insides import run_again
+from quant.methods.with_model.insides import Insides, run_again
 from quant.methods.with_model.kernels import weight_kernels
 from quant.methods.with_model.kl_loss import divergence
 from quant.methods.with_model.teacher import Teacher
@@ -106,18 +106,26 @@ class TunedLinear(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
 
 
-class InDtype(nn.Module):
-    """A norm's float32 weight as its model computes with it, or, with `as_stored`, as a file holds it. dead: where it
-    stays as it is."""
+class TunedNorm(nn.Module):
+    """A norm whose weight is tuned in float32; it computes with it in its own type or, with `as_stored`, as a file has
+    it. weight: at the start; stored: the file's type; dead: where it stays as it is."""
 
-    def __init__(self, dtype: torch.dtype, stored: torch.dtype, dead: Tensor) -> None:
+    def __init__(self, norm: nn.Module, weight: Tensor, stored: torch.dtype, dead: Tensor) -> None:
         super().__init__()
-        self.as_stored, self._dtype, self._stored = False, dtype, stored
+        self.as_stored, self._norm, self._stored = False, norm, stored
+        self._dtype = norm.get_parameter("weight").dtype
+        self.tuned = nn.Parameter(weight)
         self._dead = dead if dead.any() else None
 
-    def forward(self, weight: Tensor) -> Tensor:
-        weight = weight if self._dead is None else torch.where(self._dead, weight.detach(), weight)
-        return (weight.to(self._stored) if self.as_stored else weight).to(self._dtype)
+    @property
+    def weight(self) -> Tensor:
+        """[channels]."""
+        own: Tensor = self.tuned
+        own = own if self._dead is None else torch.where(self._dead, own.detach(), own)
+        return (own.to(self._stored) if self.as_stored else own).to(self._dtype)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self._norm, {"weight": self.weight}, args, kwargs)
 
 
 def norms_to_tune(kind: str, prefix: str, depth: int, model: nn.Module) -> dict[str, float]:
@@ -198,21 +206,20 @@ class Tuner:
         self._teacher, self._device = Teacher(original.requires_grad_(False), device), device
         self.student = student_of(original, file, codes, device, ends)
         prefix, blocks = decoder_blocks(self.student)
-        run_again(list(blocks))
+        self._blocks, self._insides = list(blocks), Insides(len(blocks))
         config = original.config.get_text_config()
         tuned = {name: each for name, each in self.student.named_modules() if isinstance(each, TunedLinear)}
         self.linears = {name: tuned[name] for name in codes}
         self.norms: dict[str, nn.Parameter] = {}
         layout = file.layout()
         for name, offset in norms_to_tune(config.model_type, prefix, len(blocks), self.student).items():
-            module = self.student.get_submodule(name)
             weight = file.get(f"{name}.weight", device, torch.float32)
             # a channel of nothing has no fold that would make it something
             dead = (weight + offset).abs() < torch.finfo(torch.float32).tiny
-            way = InDtype(module.get_parameter("weight").dtype, layout[f"{name}.weight"][0], dead)
-            module.weight = nn.Parameter(weight)
-            parametrize.register_parametrization(module, "weight", way, unsafe=True)
-            self.norms[name] = module.get_parameter("parametrizations.weight.original")
+            tuned_norm = TunedNorm(self.student.get_submodule(name), weight, layout[f"{name}.weight"][0], dead)
+            parent, _, child = name.rpartition(".")
+            setattr(self.student.get_submodule(parent), child, tuned_norm)
+            self.norms[name] = tuned_norm.tuned
         moving = [linear.change for linear in self.linears.values() if linear.moves]
         self.parameters = moving + list(self.norms.values())
         self._rows = max(1, LOGIT_BYTES // (4 * config.vocab_size))
@@ -220,7 +227,7 @@ class Tuner:
     @contextlib.contextmanager
     def _stored(self) -> Iterator[None]:
         """The student as its file would have it."""
-        switched = [each for each in self.student.modules() if isinstance(each, TunedLinear | InDtype)]
+        switched = [each for each in self.student.modules() if isinstance(each, TunedLinear | TunedNorm)]
         for each in switched:
             each.as_stored = True
         try:
@@ -242,10 +249,11 @@ class Tuner:
     def gradients(self, parts: Sequence[Known]) -> Tensor:
         """Adds the mean divergence's gradients to the parameters' and returns it."""
         n, total = sum(part.batch.lengths.sum() for part in parts), torch.zeros((), device=self._device)
-        for part in parts:
-            loss = self._sum(*part) / n
-            loss.backward()
-            total = total + loss.detach()
+        with run_again(self._blocks, self._insides):
+            for part in parts:
+                loss = self._sum(*part) / n
+                loss.backward()
+                total = total + loss.detach()
         return total
 
     def parts(self, sequences: list[Tensor], states: list[Tensor] | None = None) -> Iterator[Known]:
