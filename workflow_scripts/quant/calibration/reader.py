@@ -81,6 +81,7 @@ class Statistics:
         return self
 
     def __exit__(self, *args: object) -> None:
+        self.release()
         self._stack.close()
 
     def release(self) -> None:

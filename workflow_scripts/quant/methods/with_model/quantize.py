@@ -123,14 +123,20 @@ def quantize_with_model(
     budget, as Recipe has them."""
     chosen, kept = Recipe.of(recipe, widths), Kept(with_linears=bool(recipe["tune"]))
     aims = reconstruction_of(recipe, len(calibration.sequences))  # what cannot be held out is refused before all else
-    way = None
-    if chosen.inputs == "sequential":
-        way = Sequential(source.folder, calibration, *compute, *aims, kept.embeddings)
-    with staged(target) if recipe["tune"] else contextlib.nullcontext(target) as made:
+
+    def rounded(made: Output) -> MethodRecord:
+        """Two models' streams go with it, before models are tuned."""
+        way = None
+        if chosen.inputs == "sequential":
+            way = Sequential(source.folder, calibration, *compute, *aims, kept.embeddings)
         given = (source, made, statistics, chosen, compute.device, provenance)
         record = quantize_checkpoint(*given, end_loss=end_loss, quantize_block=way, keep=kept)
         if way is not None and way.errors:
             record["reconstruction"] = way.errors
+        return record
+
+    with staged(target) if recipe["tune"] else contextlib.nullcontext(target) as made:
+        record = rounded(made)
         if recipe["tune"]:
             begun = time.perf_counter()
             record["tuning"] = tune_checkpoint(
