@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +48,21 @@ def load(checkpoint: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel"
         for value in plain.parameters():
             if value.dtype in FLOATS:
                 value.data = value.data.to(dtype)
+    let_go(model)
     return model.eval()
+
+
+def let_go(model: nn.Module) -> None:
+    """Modules that have a method of their own in place of their class's (compressed_tensors) hold themselves by it, and
+    their weights would wait for the collector: from now on it finds them by a weak reference."""
+    for module in model.modules():
+        own = vars(module).get("forward")
+        if isinstance(own, MethodType) and own.__self__ is module:
+            vars(module)["forward"] = partial(forwarded, own.__func__, weakref.ref(module))
+
+
+def forwarded(forward: Callable[..., Any], module: "weakref.ref[nn.Module]", *args: Any, **kwargs: Any) -> Any:
+    return forward(module(), *args, **kwargs)
 
 
 def load_gguf(path: Path, device: str, dtype: torch.dtype) -> "PreTrainedModel":
