@@ -142,4 +142,4 @@ def search_scale(targets: Sequence[Target], salience: Tensor, grid: Grid, n_grid
         totals = torch.tensor(side_by_side(Race(targets, grid, clip).error, scales), dtype=torch.float64)
     best = torch.argmin(totals)  # the first, hence smallest, of equal ones
     step, objective = torch.stack([best.double(), totals[best]]).tolist()  # the one wait for the device
-    return Search(step / n_grid, scales[int(step)], objective)
+    return Search(step / n_grid, scales[int(step)].clone(), objective)  # a row of it would hold all of them
