@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quant.analysis import parts
 from quant.analysis.layer_mse import check
 from quant.calibration.attention_moments import collect_attention_rows
+from quant.calibration.blocks import Run
 from quant.calibration.end_loss import collect_end_loss
 from quant.calibration.jacobian import collect_jacobian
 from quant.calibration.material import Material
@@ -40,6 +41,7 @@ from quant.models.structure.linears import all_linears, skeleton
 from quant.recipe import keys
 from quant.runtime.compute import Compute
 from tests.tiny import save_model
+from tests.unit.calibration.architectures import COMMON, saved
 from tests.unit.recipe.cases import PATTERNS
 
 CPU = Compute("cpu", torch.float32, 128)
@@ -258,6 +260,20 @@ def test_memory_does_not_grow_with_depth(name: str, seen: dict[str, dict[int, Se
     """But by vectors of each block."""
     growth = (seen[name][DEEP].most - seen[name][SHALLOW].most) / (DEEP - SHALLOW)
     assert growth < BLOCK / 4
+
+
+def test_which_tokens_an_expert_sees_is_known_while_it_runs_alone(tmp_path: Path) -> None:
+    """Of one block after another."""
+    shape = COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    saved("Qwen3MoeConfig", shape, tmp_path)
+    ids, seen = [torch.arange(24)], list[int]()
+    for _, _, block, advance in Run(tmp_path, ids, *CPU).each():
+        for index in range(4):
+            linear: Any = block.get_submodule(f"mlp.experts.{index}.up_proj")
+            linear.register_forward_hook(lambda module, *given: seen.append(len(module.rows)))
+        advance(lambda batch: None)
+        assert not any("rows" in vars(module) for module in block.modules())
+    assert sum(seen) == 24 * shape["num_hidden_layers"] * shape["num_experts_per_tok"]
 
 
 def test_nothing_stays_that_is_written_before_its_checksum_is_there(

@@ -1,6 +1,7 @@
 """Experts modules whose experts are children of theirs, in the ways that transformers calls them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,19 @@ class Layout(NamedTuple):
         return slice(n // 2, None) if second else slice(n // 2)
 
 
+@contextlib.contextmanager
+def seeing(linears: Iterable[nn.Module], rows: Tensor | None) -> Iterator[None]:
+    """Within it, linears say by `rows` which of the layer's tokens they see; no longer, as every block has its own."""
+    linears = list(linears)
+    for linear in linears:
+        vars(linear)["rows"] = rows
+    try:
+        yield
+    finally:
+        for linear in linears:
+            del vars(linear)["rows"]
+
+
 class Unrolled(nn.Module):
     """An experts module whose experts are its children, of the same results."""
 
@@ -59,8 +73,10 @@ class Unrolled(nn.Module):
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Expert `index` on x [n, hidden]; rows [n]: which of the layer's tokens they are, for whoever watches."""
         expert = self.get_submodule(str(index))
-        for linear in expert.children():
-            vars(linear)["rows"] = rows
+        with seeing(expert.children(), rows):
+            return self._through(expert, x)
+
+    def _through(self, expert: nn.Module, x: Tensor) -> Tensor:
         up, down = getattr(expert, self.layout.up)(x), getattr(expert, self.layout.down)
         if self.layout.gate is None:
             return down(self.act_fn(up))
@@ -139,8 +155,8 @@ class Sorted(Unrolled):
 
     def one(self, index: int, x: Tensor, rows: Tensor | None = None) -> Tensor:
         linear = self.get_submodule(str(index))
-        vars(linear)["rows"] = rows
-        return linear(x)
+        with seeing([linear], rows):
+            return linear(x)
 
     def forward(self, inputs: Tensor, sizes: Any) -> Tensor:
         """inputs [tokens·k, in]; sizes [experts]: how many of them are each expert's."""
