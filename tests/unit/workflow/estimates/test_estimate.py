@@ -89,7 +89,7 @@ LLAMAS = {
 # of the card: MiniCPM-2B's shape on an H200, the same
 GPU = {
     ("collect_statistics", ""): 2010, ("quantize", "gw_awq_flip"): 1090, ("quantize", "awq_clip"): 990,
-    ("quantize", "gptq"): 790,
+    ("quantize", "gptq"): 790, ("quantize_with_model", "frontier"): 23000,
 }  # fmt: skip
 # of the host, its mapped files 8 GB at most: on an H200's host, in one process
 HOSTS = {

@@ -199,10 +199,14 @@ def running(ask: Ask) -> Estimate:
         hidden *= 1.5
         # of each weight in float32: its place, gradient and two means of that, itself, and what its own gradient passes
         work = max(work, 2 * shape.block * ask.width + 32.0 * shape.block + 2 * ask.passing(tokens))
+    tuned = 0.0  # once the streams have gone
     if recipe["tune"] is not None:
-        work = max(work, 3 * shape.weights * ask.width + 1.5 * CHUNK_BYTES * ask.width + 4 * ask.passing(tokens))
-    ram += max(0, hidden - 2 * RESIDENT) if ask.on_gpu else hidden + work + 2**30
-    gpu = min(hidden, 2 * RESIDENT) + held + work if ask.on_gpu else 0
+        tuned = 3 * shape.weights * ask.width + 1.5 * CHUNK_BYTES * ask.width + 4 * ask.passing(tokens)
+    if ask.on_gpu:
+        ram += max(0, hidden - 2 * RESIDENT)
+        gpu = max(min(hidden, 2 * RESIDENT) + held + work, tuned)
+    else:
+        ram, gpu = ram + max(hidden + work, tuned) + 2**30, 0
     return plain._replace(ram=ram, gpu=gpu, model=model, float32=float32, start=ask.starting(True))
 
 
