@@ -35,6 +35,31 @@ def test_mcnemar_is_exact(b: int, c: int) -> None:
     assert found.low <= found.delta <= found.high and found.low < found.high
 
 
+def slow_wilson(right: int, n: int) -> tuple[float, float]:
+    """The shares from which right/n is z standard errors away, by halving."""
+    z = 1.959963984540054
+
+    def end(low: float, high: float) -> float:
+        for _ in range(200):
+            middle = (low + high) / 2
+            outside = abs(right / n - middle) >= z * math.sqrt(middle * (1 - middle) / n)
+            low, high = (middle, high) if outside == (middle < right / n) else (low, middle)
+        return low
+
+    return 0.0 if right == 0 else end(0.0, right / n), 1.0 if right == n else end(right / n, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 100, 317])
+def test_the_interval_of_a_share_is_wilsons(n: int) -> None:
+    for right in range(n + 1):
+        assert tasks.wilson(right, n) == pytest.approx(slow_wilson(right, n), abs=1e-12)
+
+
+def test_an_interval_reaches_0_and_1_exactly_where_none_and_all_are_right() -> None:
+    assert {tasks.wilson(0, n)[0] for n in range(1, 3000)} == {0.0}
+    assert {tasks.wilson(n, n)[1] for n in range(1, 3000)} == {1.0}
+
+
 def test_the_interval_is_newcombes() -> None:
     """An example of his paper (table II: 36, 12, 2, 0 gives 0.0569 to 0.3404 by method 10)."""
     assert tasks.newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
@@ -140,3 +165,10 @@ def test_an_original_at_chance_is_said() -> None:
     better = answers("original", hit | (np.arange(300) < 40), log_p)
     table, _ = tasks.task_tables({("m", "t"): {"original": better}}, 999, 0)
     assert tasks.above_chance(table)
+
+
+@pytest.mark.parametrize("items", [3, 60, 100, 300])
+def test_without_a_right_answer_no_chance_is_passed(items: int) -> None:
+    """Nor where chance is 0, as it is of words: by rounding an interval began at 3e-18."""
+    never = answers("original", np.zeros(items, bool), np.zeros(items)) | {"chance": 0.0}
+    assert not tasks.above_chance(tasks.task_tables({("m", "t"): {"original": never}}, 99, 0)[0])

@@ -67,6 +67,18 @@ def test_its_headline_says_no_more_than_is_shown(effect: float, said: str) -> No
     assert said in changes.headline(table, "a")
 
 
+def test_where_the_original_guesses_no_loss_is_not_said_to_be_unseen() -> None:
+    """Questions of which it answers none right show nothing, and do not count among those that do."""
+    telling = asked({"a": 0.0}, 300)
+    never = answers("a", np.zeros(60, bool), np.zeros(60), "module")
+    group = {name: never | {"method": name} for name in ("original", "a")}
+    guessed = task_tables({("m", "module"): group}, 99, 0)[0]
+    said = "Nothing shown: the original itself answers 60 questions no better than by guessing"
+    assert changes.headline(guessed, "a") == said
+    both = pd.concat([telling, guessed], ignore_index=True)
+    assert changes.headline(both, "a") == "No loss of right answers shown on 300 questions"
+
+
 def test_without_tasks_it_says_what_there_is_and_names_are_escaped() -> None:
     rows = frame(model=HOSTILE)
     said = first_words(page(rows, PAIRS, choices={HOSTILE: choice_of(rows)}))

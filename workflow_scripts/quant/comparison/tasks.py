@@ -36,10 +36,14 @@ class Answers(NamedTuple):
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share right/n (Wilson 1927)."""
-    z, share = float(norm.ppf(0.5 + CONFIDENCE / 2)), right / n
-    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max((centre - half) / (1 + z**2 / n), 0.0), min((centre + half) / (1 + z**2 / n), 1.0)
+    """95 % interval of a share right/n (Wilson 1927), beginning at 0 where none is right, ending at 1 where all are.
+
+    Its ends are the roots of (1 + z²/n)x² - (2·share + z²/n)x + share²; each is taken from the product of the two (of
+    the wrong ones' share for the upper), since their difference does not come out as 0.
+    """
+    z, share, wrong = float(norm.ppf(0.5 + CONFIDENCE / 2)), right / n, (n - right) / n
+    wide = z**2 / (2 * n) + z * math.sqrt(share * wrong / n + z**2 / (4 * n**2))
+    return share**2 / (share + wide), 1 - wrong**2 / (wrong + wide)
 
 
 def newcombe(a: int, b: int, c: int, d: int) -> tuple[float, float]:

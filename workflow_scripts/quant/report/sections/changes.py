@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from quant.comparison.numbers import number
-from quant.comparison.tasks import found
+from quant.comparison.tasks import above_chance, found
 from quant.comparison.verdicts import ORIGINAL
 from quant.files.units import megabytes
 from quant.records.method import REAL
@@ -43,12 +43,17 @@ def headline(asked: pd.DataFrame, method: str) -> str:
     outcomes = [found(row) for row in own]
     if any(one == ("worse", "answers") for one in outcomes):
         return "It answers fewer questions right than the original"
-    items = f"{sum(asked.loc[asked.method == method, 'items']):,} questions"
+    answered = asked[asked.method == method]
+    items = f"{answered['items'].sum():,} questions"
     if any(one.outcome == "worse" for one in outcomes):
         return f"It is less sure of right answers than the original, but {items} do not show that it gives fewer"
     if any(one.outcome == "better" for one in outcomes):
         return "It answers questions no worse than the original"
-    return f"No loss of right answers shown on {items}"
+    known = [above_chance(asked[asked.task == task]) for task in answered.task]
+    telling = int(answered.loc[known, "items"].sum())
+    if not telling:
+        return f"Nothing shown: the original itself answers {items} no better than by guessing"
+    return f"No loss of right answers shown on {telling:,} questions"
 
 
 def _size(rows: pd.DataFrame, method: str) -> str:
