@@ -167,6 +167,14 @@ def test_autoround_is_paired_with_the_frontier_of_its_bits() -> None:
     assert set(found) == four | fewer  # that of version 2 is symmetric, as none of ours is there
 
 
+@pytest.mark.parametrize(
+    ("p", "start"), [(0.001, "The perplexity rises by "), (0.5, "No rise of the perplexity is shown: ")]
+)
+def test_rounding_costs_only_where_a_rise_is_shown(p: float, start: str) -> None:
+    one = answers(evidence(configuration.load(DEFAULT, SCHEMA), 0.05, p))["cost"]
+    assert one.verdict.startswith(start) and "%" in one.verdict
+
+
 @pytest.mark.parametrize(("delta", "outcome"), [(0.05, "second"), (-0.05, "first"), (0.0, NO_DIFFERENCE)])
 def test_risk_predicts_damage_only_where_shown(delta: float, outcome: str) -> None:
     one = answers(evidence(configuration.load(DEFAULT, SCHEMA), delta, 0.9 if not delta else 0.001))["risk"]

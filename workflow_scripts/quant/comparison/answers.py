@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quant.comparison.measures import MEASURES, other
-from quant.comparison.numbers import duration, minus, number, percent, signed
+from quant.comparison.numbers import duration, number, percent, signed
 from quant.comparison.pairs import Finder, Recipes
 from quant.comparison.part_names import OTHER, RISKY
 from quant.comparison.verdicts import (
@@ -29,7 +29,6 @@ from quant.comparison.verdicts import (
     pair_difference,
     quality,
 )
-from quant.models.structure.names import linear_kind
 
 NO_ANSWER, NO_DIFFERENCE = "not asked", "no difference shown"
 
@@ -219,7 +218,9 @@ def cost(evidence: Evidence, answered: Answered) -> None:
             ends = [
                 f"{percent(increase(rows.loc[i])).lstrip('+')} ({rows.method[i]})" for i in dict.fromkeys((least, most))
             ]
-            answered.verdict = f"The perplexity rises by {' to '.join(ends)}"
+            shown = any(found[i].outcome == "worse" for i in rows.index)
+            start = "The perplexity rises by" if shown else "No rise of the perplexity is shown:"
+            answered.verdict = f"{start} {' to '.join(ends)}"
 
 
 def risk(evidence: Evidence, answered: Answered) -> None:
@@ -316,48 +317,3 @@ def measured(evidence: Evidence, answered: Answered) -> list[dict[str, Any]]:
         }
         for row in rows.itertuples()
     ]
-
-
-def sensitivity(evidence: Evidence, answered: Answered) -> None:
-    """Which kinds of linear suffer when only they are quantised, and which gain from a zero point."""
-    table = evidence.sensitivity
-    for by, what in (("kind", "kind of linear"), ("layer", "layer")):
-        alone = table[(table.by == by) & (table.against == "original")]
-        for method, rows in alone.groupby("method", sort=False):
-            ordered = rows.sort_values("delta_nll", ascending=False)
-            worst = next(ordered.itertuples())
-            answered.pairs += [
-                pair_row(f"{by}, {method}", row.part, ORIGINAL, row.dataset, difference_of(row))
-                for row in (ordered if by == "kind" else rows).itertuples()
-            ]
-            part, size = part_words(by, worst.part), worst.weights / rows.weights.sum()
-            answered.lines.append(
-                f"{method}, one {what} at a time: {part} suffers most, {difference_of(worst).text()}; it holds "
-                f"{worst.weights / 1e6:.1f} million weights, {100 * size:.0f} % of all."
-            )
-            if answered.outcome == NO_ANSWER:
-                answered.outcome = "described"
-                share = worst.delta_nll / rows.delta_nll.sum() if rows.delta_nll.sum() else 0.0
-                all_parts = {"kind": "kinds of linear", "layer": "layers"}[by]
-                answered.verdict = (
-                    f"{part} suffers most: quantised alone by {method} it raises the NLL by "
-                    f"{difference_of(worst).text(3)}, {minus(100 * share, '.0f')} % of the sum over all {all_parts}"
-                )
-        gains = table[(table.by == by) & ~table.against.isin(["original", OTHER])]
-        for (method, twin), rows in gains.groupby(["method", "against"], sort=False):
-            best = next(rows.sort_values("delta_nll").itertuples())
-            found = difference_of(best)
-            shown = [row.part for row in rows.itertuples() if difference_of(row).outcome == "better"]
-            answered.pairs += [
-                pair_row(f"{by}, {method} against {twin}", row.part, twin, row.dataset, difference_of(row))
-                for row in rows.itertuples()
-            ]
-            answered.lines.append(
-                f"A zero point ({method} against {twin}) gains most in {part_words(by, best.part)}: {found.text()}, "
-                f"{p_words(found.p)}; shown in {len(shown)} of {len(rows)}"
-                f"{' (' + ', '.join(shown) + ')' if 0 < len(shown) < 9 else ''}."
-            )
-
-
-def part_words(by: str, part: str) -> str:
-    return f"layer {part}" if by == "layer" else linear_kind(part)

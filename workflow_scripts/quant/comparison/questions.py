@@ -12,7 +12,6 @@ from quant.comparison.answers import (
     of_library,
     of_pairs,
     risk,
-    sensitivity,
 )
 from quant.comparison.mixing import mixing
 from quant.comparison.pairs import (
@@ -29,6 +28,7 @@ from quant.comparison.pairs import (
 )
 from quant.comparison.place_answers import place
 from quant.comparison.prediction import layer_error
+from quant.comparison.sensitivity_answers import sensitivity
 from quant.comparison.task_answers import answers_kept, tasks_order
 from quant.comparison.text_answers import learnt, second_text
 
