@@ -70,3 +70,22 @@ def test_where_damage_sits_is_claimed_only_where_shown(p: float, outcome: str) -
         assert found.lines[-1].startswith("On docstrings damage is larger on rare tokens")
     else:
         assert found.verdict == "No difference shown on python_reference"
+
+
+def test_a_share_of_damage_is_told_of_methods_that_are_shown_to_do_any() -> None:
+    found = evidence(configuration.load(DEFAULT, SCHEMA), p=0.01)
+    table, names = found.contrasts, found.contrasts.method.unique()
+
+    def first_line(damaged: list[str]) -> str:
+        shares = table.damage_share.where(table.method.isin(damaged))
+        one = answers(found._replace(contrasts=table.assign(damage_share=shares)))["place"]
+        assert [row["of the damage"] == "none shown" for row in one.values] == shares.isna().tolist()
+        return one.lines[0]
+
+    start = "A part by frequency: 40.0 % of the predictions"
+    assert first_line([]) == f"{start}; no method is shown to do damage, of which a share could sit there."
+    rest = f"of the damage; none to share is shown of {', '.join(names[1:])}."
+    assert first_line([names[0]]) == f"{start}, and 50.0 % ({names[0]}) {rest}"
+    assert (
+        first_line(list(names)) == f"{start}, and between 50.0 % ({names[0]}) and 58.0 % ({names[-1]}) of the damage."
+    )

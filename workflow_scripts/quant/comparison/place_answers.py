@@ -1,10 +1,11 @@
 """Where damage sits: whether a method loses more on rare tokens than on common ones, and more late in a sequence."""
 
+import math
 from typing import Any
 
 import pandas as pd
 
-from quant.comparison.answers import NO_DIFFERENCE, Answered, Evidence, finite
+from quant.comparison.answers import NO_DIFFERENCE, Answered, Evidence
 from quant.comparison.numbers import interval, number, percent, signed
 from quant.comparison.profiles import shown
 from quant.comparison.verdicts import p_words
@@ -21,15 +22,22 @@ def counted(rows: pd.DataFrame, by: str) -> str:
     return " and ".join([*words, *([f"{OTHERS[by]} in {less} of {n}"] if less else [])])
 
 
+def share_words(row: Any) -> str:
+    """A share of a damage, which is above 1 where the NLL falls elsewhere."""
+    return f"{number(100 * row.damage_share, 1)} %"
+
+
 def line(rows: pd.DataFrame, by: str) -> str:
     """How much of the damage sits there, of how much of the text; rows of one data set."""
-    most, least = rows.loc[rows.damage_share.idxmax()], rows.loc[rows.damage_share.idxmin()]
     words = rows.part.iloc[0]
     start = f"{words[0].upper()}{words[1:]}: {percent(rows.share.iloc[0]).lstrip('+')} of the predictions"
-    return (
-        f"{start}, and between {percent(least.damage_share).lstrip('+')} ({least.method}) and "
-        f"{percent(most.damage_share).lstrip('+')} ({most.method}) of the damage."
-    )
+    damaged = rows[rows.damage_share.notna()].sort_values("damage_share", kind="stable")
+    none = ", ".join(rows.method[rows.damage_share.isna()])
+    if damaged.empty:
+        return f"{start}; no method is shown to do damage, of which a share could sit there."
+    ends = [f"{share_words(row)} ({row.method})" for row in damaged.iloc[[0, -1][: len(damaged)]].itertuples()]
+    share = f"between {ends[0]} and {ends[1]}" if len(ends) == 2 else ends[0]
+    return f"{start}, and {share} of the damage{f'; none to share is shown of {none}' if none else ''}."
 
 
 def place(evidence: Evidence, answered: Answered) -> None:
@@ -48,9 +56,7 @@ def place(evidence: Evidence, answered: Answered) -> None:
             some = any(shown(row) != "none" for row in rows.itertuples())
             answered.outcome = "described" if some else NO_DIFFERENCE
             answered.verdict = f"Damage is larger {words}" if some else f"No difference shown on {dataset}"
-            answered.lines += [
-                line(own, by) for by in bys if len(own := rows[(rows.by == by) & rows.damage_share.notna()])
-            ]
+            answered.lines += [line(rows[rows.by == by], by) for by in bys]
         else:
             answered.lines.append(f"On {dataset} damage is larger {words}.")
         answered.values += [value(row) for row in rows.itertuples()]
@@ -58,7 +64,6 @@ def place(evidence: Evidence, answered: Answered) -> None:
 
 def value(row: Any) -> dict[str, Any]:
     """A row of the answer's table."""
-    share = finite(row.damage_share)
     return {
         "method": row.method,
         "text": row.dataset,
@@ -66,7 +71,7 @@ def value(row: Any) -> dict[str, Any]:
         "rise there": number(row.delta_nll, 3),
         "rise elsewhere": number(row.delta_nll_rest, 3),
         "difference": f"{signed(row.contrast, 3)} {interval(row.contrast_low, row.contrast_high, 3)}".strip(),
-        "of the damage": "–" if share is None else f"{number(100 * share, 0)} %",
+        "of the damage": "none shown" if math.isnan(row.damage_share) else f"{number(100 * row.damage_share, 0)} %",
         "of the text": f"{100 * row.share:.0f} %",
         "p": p_words(row.p_holm).removeprefix("p "),
         "verdict": {"none": "no difference shown"}.get(shown(row), f"{shown(row)} there"),

@@ -82,7 +82,8 @@ def profile_rows(
 def contrast_row(
     evaluation: Mapping[str, Any], original: Mapping[str, Any], by: str, resamples: int, seed: int
 ) -> dict[str, Any] | None:
-    """A method's damage in one part of its predictions minus that in the rest, nats per token."""
+    """A method's damage in one part of its predictions minus that in the rest, nats per token; damage_share is NaN
+    where no damage is shown, since there is nothing to share where the whole rise's interval reaches 0."""
     tokens, before = binned(original, by)
     rise, cut = binned(evaluation, by)[1] - before, parts(by, tokens.sum(0))
     if cut is None:
@@ -90,10 +91,11 @@ def contrast_row(
     there, rest, words = cut
     (a, v), (b, w) = ((rise[:, part].sum(1), tokens[:, part].sum(1)) for part in (there, rest))
     one = paired_difference(shares(a, v, b, w), np.zeros(len(a)), np.ones(len(a)), resamples, seed)
+    whole = paired_difference(rise.sum(1), np.zeros(len(a)), tokens.sum(1), RESAMPLES, seed)
     return {
         **{"method": evaluation["method"], "by": by, "part": words, "share": v.sum() / tokens.sum()},
         **{"delta_nll": a.sum() / v.sum(), "delta_nll_rest": b.sum() / w.sum()},
-        "damage_share": a.sum() / rise.sum() if rise.sum() > 0 else np.nan,
+        "damage_share": a.sum() / rise.sum() if whole.low > 0 else np.nan,
         **{"contrast": one.mean, "contrast_low": one.low, "contrast_high": one.high, "p": one.p, "error": one.error},
         "sequences": len(a),
     }

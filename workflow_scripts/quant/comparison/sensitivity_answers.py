@@ -68,7 +68,7 @@ def suffers(by: str, ordered: pd.DataFrame) -> tuple[str, str]:
     # where a part's NLL falls, a share of the sum is none of a whole
     share = (
         f", {100 * worst.delta_nll / ordered.delta_nll.sum():.0f} % of the sum over all"
-        if ordered.delta_nll.between(0, math.inf, inclusive="left").all()
+        if worst.delta_nll > 0 and ordered.delta_nll.between(0, math.inf, inclusive="left").all()
         else ""
     )
     words = f"{len(shown)} of {n} {ALL_PARTS[by]} {'is' if len(shown) == 1 else 'are'} shown to suffer, {part} the most"
