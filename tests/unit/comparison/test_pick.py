@@ -89,30 +89,60 @@ def test_limits_and_columns(options: dict[str, Any], method: str, runner_up: str
     assert (found.method, found.runner_up, found.shown) == (method, runner_up, shown)
 
 
-def test_by_kl_the_difference_is_kls_and_what_nll_would_take_is_said() -> None:
-    """near has the lower KL than good, and is better by it; by delta_nll good is chosen."""
+KL = ["p_holm", "delta_kl", "delta_kl_low", "delta_kl_high", "kl_sequences", "p_holm_kl"]
+
+
+def near_by_kl(p: float, **options: Any) -> Choice:
+    """good has the lower delta_nll than near, with that p, and near the lower KL, which is shown."""
     rows = [row | ({"kl": 0.05} if row["method"] == "near" else {}) for row in ROWS]
-    kl = ["delta_kl", "delta_kl_low", "delta_kl_high", "kl_sequences", "p_holm_kl"]
-    pairs = pd.DataFrame(
-        [("m", "d", *PAIRS[0], 9, 0.6, -0.05, -0.07, -0.03, 8, 0.001)], columns=[*COLUMNS, "p_holm", *kl]
-    )
-    found = choose(pd.DataFrame(rows), pairs, OPTIONS | {"by": "kl"})
+    low = -0.005 if p > 0.05 else 0.005
+    pair = ("m", "d", "near", "good", 0.01, low, 0.02, 9, p, -0.05, -0.07, -0.03, 8, 0.001)
+    return choose(pd.DataFrame(rows), pd.DataFrame([pair], columns=[*COLUMNS, *KL]), OPTIONS | options)
+
+
+def test_by_kl_the_difference_is_kls_and_what_nll_would_take_is_said() -> None:
+    """near has the lower KL than good, and is better by it; good is shown to be better by delta_nll."""
+    found = near_by_kl(0.03, by="kl")
     assert (found.method, found.runner_up, found.shown) == ("near", "good", True)
     assert found.difference is not None and found.difference[:4] == (-0.05, -0.07, -0.03, 8)
     words = " ".join(found.lines)
+    assert "near is better than good (delta_kl −0.0500 [−0.0700, −0.0300], p 0.001); by NLL it is worse" in words
+    assert "By delta_nll it would be good: near is worse than good (delta_nll +0.0100" in words
+    other = near_by_kl(0.03)
+    words = " ".join(other.lines)
+    assert (other.method, other.runner_up) == ("good", "near")
     assert (
-        "near is better than good (delta_kl −0.0500 [−0.0700, −0.0300], p 0.001); by NLL no difference is shown"
-        in words
+        "; by KL it is worse (delta_kl +0.0500" in words and "By kl it would be near: good is worse than near" in words
     )
-    assert "By delta_nll it would be good: no difference shown between near and good (delta_nll +0.0100" in words
-    other = " ".join(choose(pd.DataFrame(rows), pairs, OPTIONS).lines)
+    assert near_by_kl(0.03, max_kl=0.06).method == "near"
+    assert "at most 4.5 bits per weight and a KL of 0.04" in near_by_kl(0.03, max_kl=0.04).lines[0]
+
+
+def test_of_those_that_delta_nll_does_not_tell_apart_the_least_kl_is_taken() -> None:
+    """Noise chose the lower delta_nll, p 0.6, of a method whose KL is twice as large."""
+    found = near_by_kl(0.6)
+    assert (found.method, found.runner_up, found.shown) == ("near", "good", False)
+    assert found.difference is not None and found.difference.by == "nll"
     assert (
-        "; by KL it is worse (delta_kl +0.0500" in other and "By kl it would be near: good is worse than near" in other
-    )
-    assert choose(pd.DataFrame(rows), pairs, OPTIONS | {"max_kl": 0.06}).method == "near"
-    assert "at most 4.5 bits per weight and a KL of 0.04" in choose(
-        pd.DataFrame(rows), pairs, OPTIONS | {"max_kl": 0.04}
-    ).lines[0]  # fmt: skip
+        "good has the lowest delta_nll of 3 packed checkpoints with at most 4.5 bits per weight, but 2 are not told "
+        "apart by it: of these near has the lowest KL, 0.0500, and good 0.1000 (near minus good: delta_nll +0.0100 "
+        "[−0.0050, +0.0200], p 0.60)."
+    ) in found.lines
+    assert not any("it would be" in line for line in found.lines + near_by_kl(0.6, by="kl").lines)
+    assert near_by_kl(0.6, max_bits_per_weight=4.3).method == "good", "near does not fit"
+    assert near_by_kl(0.6, by="size_mb").method == "far"
+
+
+def test_what_was_not_compared_or_has_no_kl_is_taken_by_delta_nll() -> None:
+    rows = pd.DataFrame([row | ({"kl": 0.05} if row["method"] == "near" else {}) for row in ROWS])
+    pairs = pd.DataFrame([("m", "d", *PAIRS[0], 9)], columns=COLUMNS)
+    assert choose(rows, pairs, OPTIONS).method == "near" and choose(rows, pairs.iloc[:0], OPTIONS).method == "good"
+    assert choose(rows.assign(kl=rows.kl.mask(rows.method == "good")), pairs, OPTIONS).method == "good"
+
+
+def test_of_the_same_kl_the_smaller_is_taken() -> None:
+    rows = pd.DataFrame([row | ({"kl": 0.1, "size_mb": 70.0} if row["method"] == "near" else {}) for row in ROWS])
+    assert choose(rows, pd.DataFrame([("m", "d", *PAIRS[0], 9)], columns=COLUMNS), OPTIONS).method == "near"
 
 
 def test_nothing_that_fits_is_said_with_what_is_nearest() -> None:

@@ -4,7 +4,7 @@ Signs: every difference is the first minus the second in nats per token, so that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +16,7 @@ from quant.comparison.verdicts import (
     difference_words,
     increase,
     otherwise_words,
+    p_words,
     pair_difference,
     quality,
     ranked,
@@ -124,15 +125,57 @@ def room_words(best: Any, packed: pd.DataFrame) -> list[str]:
     return [f"More room helps: {row.method} takes {megabytes(row.size_mb)} MB and costs {costs}."]
 
 
+Pair = Callable[[str, str, str], Difference | None]  # of two methods and a measure, as `pair_difference` has it
+
+
+def level(ordered: pd.DataFrame, pair: Pair) -> list[str]:
+    """Of rows by their delta_nll the first and those that this does not tell apart from it; the first alone where one
+    of them has no KL to choose by."""
+    lead = ordered.method.iloc[0]
+    against = {name: pair(lead, name, "nll") for name in ordered.method[1:]}
+    found = [lead, *(name for name, one in against.items() if one and one.outcome in ("none", "identical"))]
+    return found if ordered.kl[ordered.method.isin(found)].map(math.isfinite).all() else [lead]
+
+
+def in_order(fitting: pd.DataFrame, by: str, pair: Pair) -> tuple[pd.DataFrame, list[str]]:
+    """The best first, the smaller of two alike; and of which methods, the one of least `by` first, KL was the judge."""
+    ordered = fitting.sort_values([by, "size_mb", "method"], kind="stable")
+    if ordered.empty or by != MEASURES["nll"].rise:
+        return ordered, []
+    judged = level(ordered, pair)
+    by_kl = ordered.method.isin(judged)
+    return pd.concat([ordered[by_kl].sort_values(["kl", "size_mb"], kind="stable"), ordered[~by_kl]]), judged
+
+
+def why_words(order: pd.DataFrame, by: str, judged: Sequence[str], what: str, pair: Pair) -> str:
+    """Why the first is taken; what: of how many of which kind it is the first."""
+    best = order.method.iloc[0]
+    lead = judged[0] if judged else best
+    found = pair(best, lead, "nll")
+    if best == lead or found is None:
+        return f"The lowest {by} of {what}."
+    kl = dict(zip(order.method, order.kl, strict=True))
+    numbers = ", ".join(part for part in (found.text(), p_words(found.p)) if part)
+    return (
+        f"{lead} has the lowest {by} of {what}, but {len(judged)} are not told apart by it: of these {best} has the "
+        f"lowest KL, {number(kl[best], 4)}, and {lead} {number(kl[lead], 4)} ({best} minus {lead}: {by} {numbers})."
+    )
+
+
 def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, Any]) -> Choice:
     """The packed checkpoint of options' model on its dataset with the least `by` within the limits (see LIMITS).
 
-    A tie goes to the smaller checkpoint. summary, comparisons: the two tables of the study.
+    By delta_nll it is the one of least KL among those that are not told apart from the least. A tie goes to the smaller
+    checkpoint. summary, comparisons: the two tables of the study.
     """
+
+    def pair(first: str, second: str, measure: str) -> Difference | None:
+        return pair_difference(comparisons, model, dataset, first, second, measure)
+
     model, dataset, by = options["model"], options["dataset"], options["by"]
     rows = ranked(summary, model, dataset)
     packed = rows[rows.storage.isin(REAL) & rows[by].map(math.isfinite)]
-    fitting = within(packed, options).sort_values([by, "size_mb", "method"], kind="stable")
+    fitting, judged = in_order(within(packed, options), by, pair)
     limits = limits_words(options)
     if fitting.empty:
         lines = ["No method of the study is stored packed: a recipe that is has scope: shared, or no salience."]
@@ -150,22 +193,19 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     what = "packed checkpoints" if set(fitting.storage) == {"packed"} else "files of codes"
     before = summary[(summary.model == model) & (summary.dataset == dataset) & (summary.storage == "original")]
     large = [words for row in before.head(1).itertuples() if (words := embedding_words(best, row))]
-    lines = [facts_words(best), *room, *large, f"The lowest {by} of {len(fitting)} {what}{asked}."]
+    why = why_words(fitting, by, judged, f"{len(fitting)} {what}{asked}", pair)
+    lines = [facts_words(best), *room, *large, why]
     runner_up = fitting.method.iloc[1] if len(fitting) > 1 else None
     difference, measure = None, "kl" if by == "kl" else "nll"
-
-    def pair(name: str, measure: str) -> Difference | None:
-        return pair_difference(comparisons, model, dataset, best.method, name, measure)
-
     if runner_up is not None:
-        difference = pair(runner_up, measure)
-        more = "" if difference is None else otherwise_words(difference, pair(runner_up, other(measure)))
+        difference = pair(best.method, runner_up, measure)
+        more = "" if difference is None else otherwise_words(difference, pair(best.method, runner_up, other(measure)))
         lines.append(f"Runner-up: {runner_up}; {difference_words(best.method, runner_up, difference)}{more}.")
     twin = MEASURES[other(measure)]
     if by == MEASURES[measure].rise and fitting[twin.rise].map(math.isfinite).any():
-        first = fitting.sort_values([twin.rise, "size_mb", "method"], kind="stable").method.iloc[0]
+        first = in_order(fitting, twin.rise, pair)[0].method.iloc[0]
         if first != best.method:
-            words = difference_words(best.method, first, pair(first, other(measure)))
+            words = difference_words(best.method, first, pair(best.method, first, other(measure)))
             lines.append(f"By {twin.rise} it would be {first}: {words}.")
     ahead = rows[~rows.storage.isin(REAL) & (rows[by] < getattr(best, by))]
     if not ahead.empty:
