@@ -272,7 +272,7 @@ def test_two_runs_are_bit_identical(cases: Callable[[str], Case], tmp_path: Path
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     saved("FalconConfig", FEWER, tmp_path)
     tokens = Tokens([torch.arange(9)], "f", {})
-    with pytest.raises(InputError, match=r"moment: jacobian needs facts about model_type 'falcon'") as caught:
+    with pytest.raises(InputError, match=r"moment: jacobian is not known for model_type 'falcon'") as caught:
         collect_jacobian(
             Material(tmp_path, tokens, {}), str(tmp_path / "out"), False, Compute("cpu", torch.float32, 18)
         )

@@ -54,7 +54,8 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     (line,) = of_gguf(tiny_checkpoint, linears, a=grid)
     assert line.startswith("study.gguf: a: ") and "inputs of model.layers.0" in line and "group_size 32" in line
     (line,) = of_gguf(of_kind(wide, tmp_path, "gemma"), linears, a=grid)
-    assert line == "study.gguf: a: GGUF exports are not known for model_type 'gemma'; leave it out of study.gguf"
+    assert line.startswith("study.gguf: a: a GGUF export is not known for model_type 'gemma', but for llama, granite, ")
+    assert " gemma2" not in line and line.endswith("; leave it out of study.gguf, or FILE=gguf of make")
     (line,) = of_gguf(of_kind(wide, tmp_path, "granite"), linears, a=grid)
     assert "transformers reads no GGUF file of granite, so that it cannot be measured; export it for llama.cpp" in line
 
@@ -67,7 +68,7 @@ def test_a_file_that_cannot_be_is_refused(tiny_checkpoint: Path, linears: dict[s
     for words, expected in UNREAD:
         (wide / "config.json").write_text(json.dumps(config | words))
         (line,) = of_gguf(wide, linears, a=grid)
-        assert expected in line and line.endswith("export it for llama.cpp, which reads it; leave it out of study.gguf")
+        assert expected in line and "export it for llama.cpp, which reads it; leave it out of study.gguf, or" in line
     (wide / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     (line,) = of_gguf(wide, linears, a=grid)
     assert "hidden_act 'gelu', and llama.cpp has SiLU; leave" in line

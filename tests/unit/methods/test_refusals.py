@@ -13,6 +13,7 @@ from quant.checkpoints.embeddings import wanted as wanted_ends
 from quant.errors import InputError
 from quant.files.tensorfile import opened
 from quant.methods.refusals import embedding_mistakes, mistakes, moment_of_embedding_mistakes
+from quant.models.structure.architectures import ARCHITECTURES
 from quant.records.model import Embeddings
 from quant.workflow.demands import refuse
 from tests.unit.methods.studies import EMBEDDINGS, NOTHING, completed, found, of_kind, record_of
@@ -58,6 +59,19 @@ def test_an_architecture_without_facts(tiny_checkpoint: Path, linears: dict[str,
     text = str(caught.value)
     assert text.startswith("the study asks m for 4 things that cannot be: (1) check_mse.layer: 9") and "(4) " in text
     refuse("m", [])
+
+
+@pytest.mark.parametrize("kind", ["unheard_of", "opt"])
+def test_shared_scales_are_known_for_what_has_groups(
+    tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path, kind: str
+) -> None:
+    """And what to write in their place is a packed method that every study has."""
+    (line,) = found(of_kind(tiny_checkpoint, tmp_path, kind), linears, shared=["awq_clip_gptq_shared"])
+    known = re.search(r"not known for model_type '\w+', but for (.*) \(", line)
+    assert known is not None and set(known[1].split(", ")) == {
+        name for name, each in ARCHITECTURES.items() if each.groups
+    }
+    assert "name another method in its place in study.methods, such as gptq_clip, or write scope: linear" in line
 
 
 def test_linears_that_the_facts_do_not_name(tiny_checkpoint: Path, linears: dict[str, int], tmp_path: Path) -> None:

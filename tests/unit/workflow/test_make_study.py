@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from quant.errors import InputError
-from quant.workflow import configuration, make_study
+from quant.models.sources import reading
+from quant.workflow import configuration, make_study, model_source
 from quant.workflow.make_study import WRITTEN
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
@@ -236,6 +237,41 @@ def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> No
     assert again["methods"]["within_size"].get("symmetric", False) == (kind != "dense"), "of an earlier run's model"
 
 
+@pytest.mark.parametrize(
+    ("config", "known"),
+    [
+        ({"model_type": "gpt2"}, False),
+        ({"model_type": "opt"}, False),  # of which the MLP alone is known
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, True),
+        ({"model_type": "llava", "text_config": {"model_type": "opt"}}, False),
+        ({"model_type": "minicpm"}, True),
+        ({"model_type": "qwen3"}, True),
+        ({"n_embd": 8}, True),  # nobody knows what
+    ],
+)
+def test_a_model_whose_scales_fold_nowhere_gets_methods_without(
+    here: Path, config: dict[str, Any], known: bool
+) -> None:
+    (here / "My Model/config.json").write_text(json.dumps(config))
+    for limits in ({}, {"SIZE_MB": "9"}, {"BITS": "3"}, {"BITS": "4"}):
+        found = loaded(study(MODEL="My Model", **limits))
+        names = {*found["study"]["methods"], *found["sensitivity"]["methods"]}
+        assert any(found["methods"][name]["scope"] == "shared" for name in names) == known
+        for key in ("methods", "task_methods"):
+            assert ("gptq_clip" in found["study"][key]) == (not known)
+            assert ("awq_clip_gptq_shared" in found["study"][key]) == known
+            assert len(set(found["study"][key])) == len(found["study"][key])
+    text = make_study.write({"MODEL": "My Model"}, here, apart=False).read_text()
+    said = (
+        "# gptq_clip stands for awq_clip_gptq_shared: it is not known which linears of this model could share a scale"
+    )
+    assert (said in text.splitlines()) == (not known)
+
+
+def test_what_conversion_makes_another_model_of_is_known_as_that() -> None:
+    assert model_source.NATIVE.keys() == reading.NATIVE_CONFIGS.keys()
+
+
 def test_a_file_for_llama_cpp(here: Path) -> None:
     """Methods whose GGUF file is measured, and one of them is taken; what GGUF has no blocks for is none of them."""
     found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")
@@ -313,6 +349,23 @@ class TestFile:
             config = yaml.safe_load(make_study.write({"MODEL": model}, here, apart=True).read_text())
             due = make_study.study_of({"MODEL": model, **limits}, DEFAULT, {})
             assert [config[key] for key in ("study", "methods")] == [due[key] for key in ("study", "methods")]
+
+    def test_another_model_gets_scales_that_it_can_fold(self, here: Path) -> None:
+        """And a list of methods that was written by hand stays."""
+        for name, kind in (("gpt", "gpt2"), ("llama", "llama")):
+            (here / name).mkdir()
+            (here / name / "config.json").write_text(json.dumps({"model_type": kind}))
+        for given in ({"MODEL": "gpt"}, {"BITS": "3"}, {"MODEL": "llama"}, {"MODEL": "gpt"}):
+            path = make_study.write(given, here, apart=True)
+            found = yaml.safe_load(path.read_text())["study"]
+            assert (found.keys() >= {"methods", "task_methods"}) == (found["models"] == ["gpt"])
+            assert path.read_text().count("# gptq_clip stands for") == (found["models"] == ["gpt"])
+        config = yaml.safe_load(path.read_text())
+        config["study"]["methods"] = ["rtn_g"]
+        path.write_text(f"{WRITTEN}\n{yaml.safe_dump(config)}")
+        for model in ("llama", "gpt"):
+            found = yaml.safe_load(make_study.write({"MODEL": model}, here, apart=True).read_text())
+            assert found["study"]["methods"] == ["rtn_g"]
 
     def test_a_table_of_nothing_is_none(self, here: Path) -> None:
         (here / "config.yaml").write_text(f"{WRITTEN}\nstudy: {{add: , gguf: }}\nmodels:\nmethods:\n")

@@ -20,7 +20,7 @@ from quant.data.tokens import Batch
 from quant.errors import InputError
 from quant.files import tensorfile
 from quant.files.artifacts import read_json
-from quant.models.structure.architectures import Architecture, architecture_of
+from quant.models.structure.architectures import ARCHITECTURES, Architecture, architecture_of
 from quant.runtime.compute import Compute
 
 
@@ -142,7 +142,8 @@ class MlpWatch:
 def collect_jacobian(material: Material, out: str, residual: bool, compute: Compute) -> None:
     """Writes {linear}.moment, .x_abs, .x_sq, .x_mean and .row_weight of the MLP's input linears; with residual also the
     means of the linears that write to the residual, all divided by the residual's mean square at each token."""
-    facts = architecture_of(read_json(material.checkpoint / "config.json"), "moment: jacobian")
+    config = read_json(material.checkpoint / "config.json")
+    facts = architecture_of(config, "moment: jacobian", ARCHITECTURES, "use moment: plain for this model")
     run = Run(material.checkpoint, material.tokens.sequences, *compute, progress="jacobian")
     activation = activation_of(run.model)
     made = material.provenance | {"residual": residual}

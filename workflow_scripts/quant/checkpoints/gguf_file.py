@@ -13,7 +13,7 @@ from quant.checkpoints.gguf_metadata import hyperparameters, normalised, tokeniz
 from quant.errors import InputError
 from quant.files.artifacts import whole
 from quant.files.spool import Spool
-from quant.models.structure.architectures import architecture_of, value_heads
+from quant.models.structure.architectures import IN_GGUF, Gguf, architecture_of, value_heads
 
 if TYPE_CHECKING:
     import gguf
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)(?=\.)")  # its module, and its number
 
 
+def facts_of(config: dict[str, Any]) -> Gguf:
+    """What llama.cpp calls an architecture, and its words for it; refused where that is not known."""
+    facts = architecture_of(config, "a GGUF export", IN_GGUF, "export dense or awq").gguf
+    assert facts is not None  # as IN_GGUF says
+    return facts
+
+
 class Names:
     """GGUF's names and order of rows for the tensors of an architecture."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         import gguf
 
-        facts = architecture_of(config, "a GGUF export").gguf
-        if facts is None:
-            raise InputError(f"GGUF exports are not known for model_type {config['model_type']!r}; export dense or awq")
-        self.facts, self._config = facts, config
-        kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == facts.name)
+        self.facts, self._config = facts_of(config), config
+        kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.facts.name)
         self._map = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
 
     def of(self, tensor: str) -> str:
@@ -80,8 +84,7 @@ def described(path: Path | None, config: dict[str, Any], checkpoint: Path, kind:
     the format has no word for. Nothing is written yet. kind: type of the linears."""
     import gguf
 
-    facts = architecture_of(config, "a GGUF export").gguf
-    assert facts is not None  # the names of the tensors were refused before
+    facts = facts_of(config)
     writer = gguf.GGUFWriter(path, facts.name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

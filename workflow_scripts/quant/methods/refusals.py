@@ -217,7 +217,7 @@ def gguf_mistakes(
     for method, entry in entries.items():
         refused = why_no_export("gguf", entry, checkpoint, record, layout)
         if reason := refused.reason if refused else why_unmeasured(checkpoint, layout):
-            yield f"study.gguf: {method}: {reason}; leave it out of study.gguf"
+            yield f"study.gguf: {method}: {reason}; leave it out of study.gguf, or FILE=gguf of make"
 
 
 def mistakes(checkpoint: Path, record: Linears, wanted: dict[str, Any]) -> list[str]:

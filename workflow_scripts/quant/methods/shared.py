@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.errors import InputError
-from quant.models.structure.architectures import ARCHITECTURES, Fold, Group, architecture_of
+from quant.models.structure.architectures import ARCHITECTURES, SHARING, Fold, Group, architecture_of
+
+INSTEAD = "name another method in its place in study.methods, such as gptq_clip, or write scope: linear"
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,14 @@ def shared_groups(names: list[str], prefix: str, scope: str, config: dict[str, A
     its rows is known when its steps are chosen."""
     if scope == "linear":
         return [Shared((name,)) for name in names]
-    known = architecture_of(config, "scope: shared").groups
+    known = architecture_of(config, "scope: shared", SHARING, INSTEAD).groups
     groups = [each for group in known for each in found_in(group, names, prefix)]
-    if not known:
-        raise InputError(f"scope: shared is not known for model_type {config['model_type']!r}; use scope: linear")
     expected = {name for group in groups for name in group.linears}
     if not any("*" in name for group in known for name in group.linears):  # no block lacks what others have
         expected |= {f"{prefix}.{name}" for group in known for name in group.linears}
     differing = expected ^ set(names)
     if differing:
-        raise InputError(f"scope: shared does not know what to do with {min(differing)} here; use scope: linear")
+        raise InputError(f"scope: shared does not know what to do with {min(differing)} here; {INSTEAD}")
     return groups[::-1]
 
 

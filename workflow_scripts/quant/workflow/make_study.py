@@ -5,7 +5,6 @@ Its path is printed; the file stays, so that a study can be repeated, read, and 
 
 import copy
 import csv
-import json
 import os
 import re
 import sys
@@ -17,15 +16,19 @@ import yaml
 
 from quant.errors import InputError
 from quant.files.artifacts import write_text
+from quant.models.structure.architectures import SHARING
 from quant.workflow.configuration import RESERVED
+from quant.workflow.estimates.shape import holds_experts
+from quant.workflow.model_source import config_of, model_type_of, source_of
 from quant.workflow.paths import found, home
 
-HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
-HUB_TIMEOUT = 10.0  # seconds
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
 WITHIN = "within_size"  # the method of SIZE_MB
 FEWER = "within_bits"  # the method of BITS below the study's own
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
+UNSHARED = (
+    "gptq_clip"  # packed and without scales, in the place of what shares them, where nothing is known to take them
+)
 SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
 OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
 ENDS = {"bits": 8, "group_size": 32, "needed": False}
@@ -53,61 +56,6 @@ def name_of(path: str) -> str:
     return f"{name}-own" if name.lower() in RESERVED else name
 
 
-def commit_of(identifier: str, revision: str | None) -> str:
-    """The commit that a hub model's revision, or its main branch, stands at; without a network, the last download's."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.file_download import repo_folder_name
-
-    instead = "give a model's directory, a GGUF file or another OWNER/NAME[@REVISION]"
-    try:
-        commit = HfApi().model_info(identifier, revision=revision, timeout=HUB_TIMEOUT).sha
-        assert commit is not None, "the hub names the commit of every revision"
-        return commit
-    except RevisionNotFoundError:
-        raise InputError(f"MODEL={identifier}@{revision}: the hub has no such revision; {instead}") from None
-    except (HFValidationError, RepositoryNotFoundError):
-        raise InputError(
-            f"MODEL={identifier}: is nothing here, and the hub has no such model, or it is private; {instead}"
-        ) from None
-    except Exception:  # the client lets its transport's exceptions through, whatever that is
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=identifier, repo_type="model"))
-        reference = folder / "refs" / (revision or "main")
-        if reference.is_file():
-            return reference.read_text().strip()
-        raise InputError(
-            f"MODEL={identifier}: is nothing here, and the hub cannot be reached; {instead}, or with a commit"
-        ) from None
-
-
-def source_of(model: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a model comes from: a directory, a GGUF file, or a hub id at a commit; before: the source that an earlier
-    run noted, whose commit is kept."""
-    path = home(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"MODEL={model}: has no config.json; give a directory with a model's config.json and weights"
-            )
-        return {"directory": str(path.absolute())}
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InputError(f"MODEL={model}: is a file and no GGUF; give a GGUF file, or the model's directory")
-        return {"gguf": {"path": str(path.absolute())}}
-    identifier, _, revision = model.partition("@")
-    if model.startswith(("/", "~", ".")) or not HUB_ID.fullmatch(identifier):
-        raise InputError(
-            f"MODEL={model}: no such directory or file; give a model's directory, a GGUF file or OWNER/NAME[@REVISION]"
-        )
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
-        return {"hub": {"id": identifier, "revision": revision}}
-    noted = before.get("hub", {})
-    if not revision and noted.get("id") == identifier:
-        return {"hub": dict(noted)}
-    return {"hub": {"id": identifier, "revision": commit_of(identifier, revision or None)}}
-
-
 def check_text(text: str, path: str) -> None:
     """Refuses at once what tokenize_calibration would refuse."""
     from quant.data.split import halves
@@ -130,39 +78,6 @@ def limit(key: str, value: str) -> float:
     if not 0 < number < float("inf"):
         raise InputError(f"{key}={value}: must be a number above 0")
     return number
-
-
-def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
-    """A hub model's config.json, {} where it cannot be had at once."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers, get_session
-
-    try:
-        cached = try_to_load_from_cache(identifier, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
-        url = hf_hub_url(identifier, "config.json", revision=revision)
-        answer = get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True)
-        return dict(answer.raise_for_status().json())
-    except Exception:  # the client lets its transport's exceptions through, whatever that is
-        return {}
-
-
-def is_mixture(source: Mapping[str, Any]) -> bool:
-    """Whether a model has experts, as far as that is known before it is converted. (Where it is not known, check_study
-    and check_best say what does not go with experts.)"""
-    from quant.models.sources.peek import peek
-    from quant.workflow.estimates.shape import holds_experts
-
-    if "package" in source.get("gguf", {}):
-        return False  # a built-in one, which may not be here yet
-    try:
-        found = (
-            config_of_hub(source["hub"]["id"], source["hub"]["revision"]) if "hub" in source else peek(dict(source), [])
-        )
-        return holds_experts(found)
-    except (InputError, OSError, KeyError, ValueError):
-        return False
 
 
 def choice_of(size_mb: str, bits: str) -> dict[str, Any]:
@@ -194,6 +109,23 @@ def ggufs(mixture: bool) -> dict[str, Any]:
     return {name: each | OF_EXPERTS if mixture and "format" in each else each for name, each in found.items()}
 
 
+def unshared(built_in: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The study's methods, and those that are asked tasks, for a model of which `scope: shared` is not known."""
+    shared = {name for name, each in built_in["methods"].items() if each.get("scope") == "shared"}
+    lists = {key: built_in["study"][key] for key in ("methods", "task_methods")}
+    return {
+        key: list(dict.fromkeys(UNSHARED if name in shared else name for name in names)) for key, names in lists.items()
+    }
+
+
+def why_unshared(study: Mapping[str, Any], built_in: Mapping[str, Any]) -> str:
+    """A line of comment on an experiment whose methods are those."""
+    if study.get("study", {}).get("methods") != (names := unshared(built_in)["methods"]):
+        return ""
+    left = ", ".join(name for name in built_in["study"]["methods"] if name not in names)
+    return f"# {UNSHARED} stands for {left}: it is not known which linears of this model could share a scale\n"
+
+
 def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment, {} where nothing is given. given: MODEL, TEXT, SIZE_MB, BITS, FILE; built_in: the configuration
     that it changes; before: the experiment of an earlier run."""
@@ -216,13 +148,16 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
     models = built_in["models"] | before.get("models", {}) | study.get("models", {})
     first = (study["study"].get("models") or before.get("study", {}).get("models") or built_in["study"]["models"])[0]
-    grid = {"symmetric": True} if first in models and is_mixture(models[first]["source"]) else {}
+    config = config_of(models[first]["source"]) if first in models else {}
+    grid = {"symmetric": True} if holds_experts(config) else {}
+    if (kind := model_type_of(config)) is not None and kind not in SHARING:
+        study["study"] |= unshared(built_in)
     chosen = choice_of(given.get("SIZE_MB", ""), given.get("BITS", ""))
     study |= {"choose": chosen} if chosen else {}
-    if kind := given.get("FILE"):
-        if kind != "gguf":
-            raise InputError(f"FILE={kind}: must be gguf; leave it out for a checkpoint of transformers and vLLM")
-        study["choose"] = {"max_bits_per_weight": None} | chosen | {"storage": kind}
+    if file_kind := given.get("FILE"):
+        if file_kind != "gguf":
+            raise InputError(f"FILE={file_kind}: must be gguf; leave it out for a checkpoint of transformers and vLLM")
+        study["choose"] = {"max_bits_per_weight": None} | chosen | {"storage": file_kind}
         study["methods"] = ggufs(bool(grid))
         study["study"] |= {"add": {"methods": list(GGUFS)}, "gguf": list(GGUFS)}
     elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
@@ -265,10 +200,16 @@ def without(study: dict[str, Any], names: set[str]) -> None:
             holder[key] = {name: holder[key][name] for name in kept} if holder is study else kept
 
 
-def gone_on(before: Mapping[str, Any], study: Mapping[str, Any], limited: bool) -> dict[str, Any]:
+def gone_on(
+    before: Mapping[str, Any], study: Mapping[str, Any], limited: bool, written: Mapping[str, list[str]]
+) -> dict[str, Any]:
     """An experiment with what is said anew. limited: limits are among it, and replace those before with their methods;
-    else those that there are stay, on a grid that a model said anew can have."""
+    else those that there are stay, on a grid that a model said anew can have. written: lists of `study` that were not
+    written by hand, and go where the model no longer asks for them (see unshared)."""
     old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(study))
+    for key, names in written.items():
+        if key in old.get("study", {}):
+            (old if old["study"][key] == names else new)["study"].pop(key, None)
     there = {*FOR_LIMITS} & {*old.get("methods", {})}
     other_model = "models" in new.get("study", {})
     mixture = SYMMETRIC in new.get("methods", {})
@@ -335,12 +276,12 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
         raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None
     study = study_of(given, built_in, before)
     if apart:
-        study = gone_on(before, study, any(given.get(key) for key in LIMITS))
+        study = gone_on(before, study, any(given.get(key) for key in LIMITS), unshared(built_in))
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)
     said = " ".join(f"{key}={value}" for key, value in given.items() if value)
-    write_text(path, f"{WRITTEN} {said}\n{yaml.safe_dump(study, sort_keys=False)}")
+    write_text(path, f"{WRITTEN} {said}\n{why_unshared(study, built_in)}{yaml.safe_dump(study, sort_keys=False)}")
     return path
 
 

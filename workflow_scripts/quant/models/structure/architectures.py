@@ -4,6 +4,7 @@ linears form the MLP. Everything else in this project works for any model whose 
 Names are relative to a decoder block.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,14 +184,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def architecture_of(config: dict[str, Any], what_for: str) -> Architecture:
-    """The facts of a config.json's model_type; what_for names the choice that needs them."""
-    kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+SHARING = tuple(name for name, known in ARCHITECTURES.items() if known.groups)  # scope: shared is known for them
+IN_GGUF = tuple(name for name, known in ARCHITECTURES.items() if known.gguf)  # and a GGUF export for these
+
+
+def architecture_of(config: dict[str, Any], what_for: str, of: Collection[str], instead: str) -> Architecture:
+    """The facts of a config.json's model_type. what_for: the choice that needs them; of: the architectures that have
+    them; instead: what to do where they are not known."""
+    kind = str(config.get("model_type"))
+    if kind not in of:
         raise InputError(
-            f"{what_for} needs facts about model_type {kind!r}, which "
-            f"workflow_scripts/quant/models/structure/architectures.py does not have; "
-            f"add them there, or leave it out for this model (known: {', '.join(ARCHITECTURES)})"
+            f"{what_for} is not known for model_type {kind!r}, but for {', '.join(of)} "
+            f"(workflow_scripts/quant/models/structure/architectures.py); {instead}"
         )
     return ARCHITECTURES[kind]
 
