@@ -153,6 +153,24 @@ def test_nothing_that_fits_is_said_with_what_is_nearest() -> None:
     assert found.method is None and "No method of the study is stored packed" in found.lines[0]
 
 
+@pytest.mark.parametrize("storage", ["packed", "gguf"])
+def test_the_smallest_is_of_those_that_could_be_taken(storage: str) -> None:
+    """So that with the limits that are named put aside it is taken."""
+    other = {"packed": "gguf", "gguf": "packed"}[storage]
+    rows = [row("tiny", 0.4, 2.25, other), row("small", 0.2, 3.4, storage), row("large", 0.1, 4.5, storage)]
+    tight = {"storage": storage, "max_bits_per_weight": 3.0, "max_delta_nll": 0.15}
+    (line,) = chosen(rows, **tight).lines
+    assert line.startswith(
+        f"Of 2 packed ones none has at most 3 bits per weight and a delta_nll of 0.15 and storage: {storage}"
+    )
+    assert "the smallest, small, has 3.40 bits" in line
+    named = line.partition("allow more in choose: ")[2].rstrip(".").split(", ")
+    assert named == ["max_bits_per_weight", "max_delta_nll"]
+    assert chosen(rows, **tight | dict.fromkeys(named, 3.5)).method is not None
+    (line,) = chosen(rows[:1], **tight).lines
+    assert line == f"Of 1 packed ones none has storage: {storage}; to take another, leave choose: storage out."
+
+
 def test_what_is_not_finite_is_never_chosen() -> None:
     found = chosen([*ROWS, row("broken", math.nan, 4.2), row("wild", math.inf, 4.2)])
     assert found.method == "good"

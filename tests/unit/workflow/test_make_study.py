@@ -14,6 +14,7 @@ import yaml
 from quant.errors import InputError
 from quant.models.sources import reading
 from quant.workflow import configuration, make_study, model_source
+from quant.workflow.gguf_methods import GGUFS, fewest_bits
 from quant.workflow.make_study import WRITTEN
 from tests.unit.workflow.configurations import DEFAULT, SCHEMA
 
@@ -229,7 +230,7 @@ def test_a_mixture_gets_methods_without_zero_points(here: Path, kind: str) -> No
         assert config["methods"][name]["symmetric"] == (kind != "dense")
     assert ("gptq_symmetric" in loaded(by_bits)["study"]["methods"]) == (kind != "dense")
     files = loaded(study(MODEL="My Model", FILE="gguf"))["methods"]
-    for name in make_study.GGUFS:  # iq4_nl is of bytes, which transformers does not read of experts
+    for name in GGUFS:  # iq4_nl is of bytes, which transformers does not read of experts
         found = files[name]["format"], files[name]["bits"], files[name]["symmetric"], files[name]["group_size"]
         due = ("int", 8) if name == "gguf_8bit" else ("iq4_nl" if kind == "dense" else "int", 4)
         assert found == (*due, True, 32)
@@ -268,6 +269,96 @@ def test_a_model_whose_scales_fold_nowhere_gets_methods_without(
     assert (said in text.splitlines()) == (not known)
 
 
+SIZES = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 99,
+}
+WIDE = SIZES | {"hidden_size": 512, "head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 8}
+HEADS = SIZES | {"hidden_size": 512, "head_dim": 48, "intermediate_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("config", "bits", "codes"),
+    [
+        ({}, "3", {"format": "q3_k"}),
+        (WIDE, "3", {"format": "q3_k"}),
+        (WIDE, "3.44", {"format": "q3_k"}),
+        (WIDE, "4.4", {"format": "q3_k"}),
+        (WIDE, "4", None),
+        ({}, "4", None),
+        (SIZES, "4.3", {"format": "iq4_nl", "tensor_types": [{"linears": "down_proj", "format": "q3_k"}]}),
+        (SIZES, "4", None),
+        ({"model_type": "qwen3_moe", **EXPERTS["mixture"]}, "3", {"format": "q3_k"}),
+    ],
+)
+def test_a_file_of_fewer_than_4_bits(
+    here: Path, config: dict[str, Any], bits: str, codes: dict[str, Any] | None
+) -> None:
+    """By tensors of Q3_K, wherever its blocks of 256 fit."""
+    (here / "My Model/config.json").write_text(json.dumps(config))
+    found = study(MODEL="My Model", FILE="gguf", BITS=bits)
+    names = ([] if codes is None else ["gguf_3bit"]) + list(GGUFS)
+    assert loaded(found)["study"]["gguf"] == names == found["study"]["add"]["methods"] == list(found["methods"])
+    if codes is not None:
+        method = found["methods"]["gguf_3bit"]
+        assert {key: method[key] for key in ("format", "tensor_types") if key in method} == codes
+
+
+def test_the_bits_of_a_file_are_those_of_its_linears() -> None:
+    """Of linears by their names, whichever pattern finds them."""
+    for sizes in (SIZES, WIDE, HEADS):
+        bits, codes = fewest_bits(sizes)
+        heads = sizes.get("head_dim", 64) * sizes["num_attention_heads"]
+        key_value = sizes.get("head_dim", 64) * sizes["num_key_value_heads"]
+        hidden, mlp = sizes["hidden_size"], sizes["intermediate_size"]
+        shapes = {"q": (heads, hidden), "k": (key_value, hidden), "v": (key_value, hidden), "o": (hidden, heads)}
+        shapes |= {"gate": (mlp, hidden), "up": (mlp, hidden), "down": (hidden, mlp)}
+        due = 0.0
+        for name, (n_out, n_in) in shapes.items():
+            in_q3_k = codes["format"] == "q3_k" or any(
+                re.search(each["linears"], f"model.layers.0.self_attn.{name}_proj") for each in codes["tensor_types"]
+            )
+            assert in_q3_k == (n_in % 256 == 0)
+            due += n_out * n_in * (3 + 7 / 16 if in_q3_k else 4.5)
+        assert bits == pytest.approx(due / sum(n_out * n_in for n_out, n_in in shapes.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "bits", "message"),
+    [
+        (
+            {},
+            "2.5",
+            r"BITS=2\.5 with FILE=gguf: fewer than the 3\.438 bits a weight of the smallest file; give BITS=3,",
+        ),
+        ({}, "1", r"BITS=1 with FILE=gguf: fewer than the 3\.438 bits .*; give BITS=3, or SIZE_MB"),
+        (SIZES, "3", r"BITS=3 with .* the 4\.234 bits .* of this model, where 256 does not divide .*; give BITS=4,"),
+        (
+            {"model_type": "gpt2"},
+            "",
+            r"FILE=gguf is not known for model_type 'gpt2', but for llama, .*; leave FILE=gguf",
+        ),
+        ({"model_type": "gemma2"}, "4", r"FILE=gguf is not known for model_type 'gemma2'"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_at_once(here: Path, config: dict[str, Any], bits: str, message: str) -> None:
+    (here / "My Model/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        study(MODEL="My Model", FILE="gguf", BITS=bits)
+    assert "\n" not in str(caught.value)
+    (here / "first").mkdir()  # of an earlier run, whose limits stay
+    (here / "first/config.json").write_text(json.dumps(WIDE))
+    if bits in ("", "3"):
+        make_study.write({"MODEL": "first", "FILE": "gguf", "BITS": bits}, here, apart=True)
+        with pytest.raises(InputError, match=message.replace("BITS=3 ", r"BITS=3\.5 ")):
+            make_study.write({"MODEL": "My Model"}, here, apart=True)
+
+
 def test_what_conversion_makes_another_model_of_is_known_as_that() -> None:
     assert model_source.NATIVE.keys() == reading.NATIVE_CONFIGS.keys()
 
@@ -277,7 +368,7 @@ def test_a_file_for_llama_cpp(here: Path) -> None:
     found = study(MODEL="My Model", FILE="gguf", SIZE_MB="75")
     assert found["choose"] == {"max_bits_per_weight": None, "max_size_mb": 75.0, "storage": "gguf"}
     config = loaded(found)
-    assert config["study"]["gguf"] == list(make_study.GGUFS) == config["study"]["methods"][-3:]
+    assert config["study"]["gguf"] == list(GGUFS) == config["study"]["methods"][-3:]
     assert loaded(study(FILE="gguf", BITS="4"))["choose"]["max_bits_per_weight"] == 4.5
     with pytest.raises(InputError, match=r"^FILE=onnx: must be gguf; leave it out"):
         study(FILE="onnx")
@@ -335,11 +426,15 @@ class TestFile:
             config = yaml.safe_load(make_study.write(given, here, apart=True).read_text())
             found = loaded(config)["study"]
             limits = last if given.keys() <= first.keys() else given
-            assert found["gguf"] == (list(make_study.GGUFS) if "FILE" in limits else [])
+            assert found["gguf"] == (list(GGUFS) if "FILE" in limits else [])
             assert ("within_size" in found["methods"]) == ("FILE" not in limits and "SIZE_MB" in limits)
         assert config == make_study.study_of({**first, **last}, DEFAULT, {})
 
-    @pytest.mark.parametrize("limits", [{}, {"BITS": "3"}, {"BITS": "2"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}], ids=str)
+    @pytest.mark.parametrize(
+        "limits",
+        [{}, {"BITS": "3"}, {"BITS": "2"}, {"SIZE_MB": "9"}, {"FILE": "gguf"}, {"FILE": "gguf", "BITS": "3"}],
+        ids=str,
+    )
     def test_another_model_gets_methods_that_it_can_have(self, here: Path, limits: dict[str, str]) -> None:
         """Of a mixture, without zero points; what it leaves is as if all had been said at once."""
         (here / "mixture").mkdir()

@@ -88,6 +88,25 @@ def more_words(row: Any, options: dict[str, Any]) -> str:
     return f"; to take it, allow more in choose: {', '.join(broken)}" if broken else ""
 
 
+def none_words(packed: pd.DataFrame, options: dict[str, Any]) -> str:
+    """Why none of the rows of a summary is within the limits, and what would have to give way for the smallest of those
+    that are of the kind of file that is asked for."""
+    if packed.empty:
+        return "No method of the study is stored packed: a recipe that is has scope: shared, or no salience."
+    kind = {"storage": options.get("storage")}
+    takeable = within(packed, kind)
+    if takeable.empty:
+        return (
+            f"Of {len(packed)} packed ones none has {limits_words(kind)}; to take another, leave choose: storage out."
+        )
+    least = takeable.sort_values(["bits_per_weight", "size_mb"], kind="stable").iloc[0]
+    return (
+        f"Of {len(takeable)} packed ones none has {limits_words(options)}; the smallest, {least.method}, has "
+        f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
+        f"{number(least.delta_nll, 4)} and a KL of {number(least.kl, 4)}{more_words(least, options)}."
+    )
+
+
 def facts_words(row: Any) -> str:
     """What one gets, in one sentence."""
     return (
@@ -178,14 +197,7 @@ def choose(summary: pd.DataFrame, comparisons: pd.DataFrame, options: dict[str, 
     fitting, judged = in_order(within(packed, options), by, pair)
     limits = limits_words(options)
     if fitting.empty:
-        lines = ["No method of the study is stored packed: a recipe that is has scope: shared, or no salience."]
-        if not packed.empty:
-            least = packed.sort_values("bits_per_weight").iloc[0]
-            lines = [
-                f"Of {len(packed)} packed ones none has {limits}; the smallest, {least.method}, has "
-                f"{least.bits_per_weight:.2f} bits per weight, {megabytes(least.size_mb)} MB, a delta_nll of "
-                f"{number(least.delta_nll, 4)} and a KL of {number(least.kl, 4)}{more_words(least, options)}."
-            ]
+        lines = [none_words(packed, options)]
         return Choice(model, dataset, None, None, None, "No checkpoint fits", lines, curve(packed, by))
     best = next(fitting.itertuples())
     asked = f" with {limits}" if limits else ""

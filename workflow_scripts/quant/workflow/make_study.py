@@ -17,6 +17,7 @@ import yaml
 from quant.errors import InputError
 from quant.files.artifacts import write_text
 from quant.models.structure.architectures import SHARING
+from quant.workflow import gguf_methods
 from quant.workflow.configuration import RESERVED
 from quant.workflow.estimates.shape import holds_experts
 from quant.workflow.model_source import config_of, model_type_of, source_of
@@ -30,20 +31,8 @@ UNSHARED = (
     "gptq_clip"  # packed and without scales, in the place of what shares them, where nothing is known to take them
 )
 SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
-OF_GGUF = {"salience": "l2", "scope": "shared", "clip": True, "rounding": "gptq", "refine": 3, "format": "iq4_nl"}
-ENDS = {"bits": 8, "group_size": 32, "needed": False}
-GGUFS = {  # the methods of FILE=gguf, smallest first
-    "gguf_4bit": OF_GGUF | {"embeddings": {"format": "iq4_nl", "needed": False}},
-    "gguf_4bit_ends_8bit": OF_GGUF | {"embeddings": {**ENDS}},
-    "gguf_8bit": {"bits": 8, "group_size": 32, "symmetric": True, "embeddings": {**ENDS}},
-}
-OF_EXPERTS = {
-    "format": "int",
-    "bits": 4,
-    "group_size": 32,
-    "symmetric": True,
-}  # which they are packed in, of 4.5 bits too
-FOR_LIMITS = (WITHIN, FEWER, EIGHT, SYMMETRIC, *GGUFS)
+OF_FILES = (gguf_methods.FEWER, *gguf_methods.GGUFS)
+FOR_LIMITS = (WITHIN, FEWER, EIGHT, SYMMETRIC, *OF_FILES)
 LIMITS = ("SIZE_MB", "BITS", "FILE")  # one wish, said anew as a whole
 WRITTEN = "# written by make:"  # the first line of a file that may be written again
 BUILT_IN = Path(__file__).parents[3] / "config.yaml"
@@ -103,10 +92,13 @@ def fewer_bits(bits: str, limit: float) -> dict[str, Any]:
     return {"bits": width} | ({"symmetric": True} if width == 3 and limit < 3.6 else {})
 
 
-def ggufs(mixture: bool) -> dict[str, Any]:
-    """The methods of FILE=gguf."""
-    found = copy.deepcopy(GGUFS)
-    return {name: each | OF_EXPERTS if mixture and "format" in each else each for name, each in found.items()}
+def source_in(
+    study: Mapping[str, Any], built_in: Mapping[str, Any], before: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Of the first model of a study; None where a name stands for none."""
+    models = built_in["models"] | before.get("models", {}) | study.get("models", {})
+    names = study.get("study", {}).get("models") or before.get("study", {}).get("models") or built_in["study"]["models"]
+    return dict(models[names[0]]["source"]) if names[0] in models else None
 
 
 def unshared(built_in: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -146,9 +138,7 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["study"]["datasets"] = [name]
         study["calibration"] = {"text": {"files": [file]}}
         study["datasets"] = {name: common | {"text": {"files": [file]}}}
-    models = built_in["models"] | before.get("models", {}) | study.get("models", {})
-    first = (study["study"].get("models") or before.get("study", {}).get("models") or built_in["study"]["models"])[0]
-    config = config_of(models[first]["source"]) if first in models else {}
+    config = config_of(source_in(study, built_in, before))
     grid = {"symmetric": True} if holds_experts(config) else {}
     if (kind := model_type_of(config)) is not None and kind not in SHARING:
         study["study"] |= unshared(built_in)
@@ -158,8 +148,8 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         if file_kind != "gguf":
             raise InputError(f"FILE={file_kind}: must be gguf; leave it out for a checkpoint of transformers and vLLM")
         study["choose"] = {"max_bits_per_weight": None} | chosen | {"storage": file_kind}
-        study["methods"] = ggufs(bool(grid))
-        study["study"] |= {"add": {"methods": list(GGUFS)}, "gguf": list(GGUFS)}
+        study["methods"] = gguf_methods.ggufs(config, chosen.get("max_bits_per_weight"), given.get("BITS", ""))
+        study["study"] |= {"add": {"methods": list(study["methods"])}, "gguf": list(study["methods"])}
     elif "max_size_mb" in chosen:  # the widths that use such a file best, and each for all, beside the study's own
         limits = {"size_mb": chosen["max_size_mb"], "bits_per_weight": chosen["max_bits_per_weight"] or 0.0}
         ends = {"bits": 8, "needed": False}  # in 16 bit where there is room for it
@@ -201,11 +191,15 @@ def without(study: dict[str, Any], names: set[str]) -> None:
 
 
 def gone_on(
-    before: Mapping[str, Any], study: Mapping[str, Any], limited: bool, written: Mapping[str, list[str]]
+    before: Mapping[str, Any],
+    study: Mapping[str, Any],
+    limited: bool,
+    written: Mapping[str, list[str]],
+    source: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """An experiment with what is said anew. limited: limits are among it, and replace those before with their methods;
     else those that there are stay, on a grid that a model said anew can have. written: lists of `study` that were not
-    written by hand, and go where the model no longer asks for them (see unshared)."""
+    written by hand, and go where the model no longer asks for them (see unshared). source: its model's."""
     old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(study))
     for key, names in written.items():
         if key in old.get("study", {}):
@@ -218,10 +212,12 @@ def gone_on(
         kept = {key: value for key, value in was.items() if key != "symmetric"}
         whatever = was.get("bits") == 3 and was.get("symmetric", False)  # the model: see fewer_bits
         old["methods"][name] = kept | ({"symmetric": True} if mixture or whatever else {})
-    for name in {*GGUFS} & there if other_model and not limited else ():
-        was, codes = old["methods"][name], {"format", *OF_EXPERTS}
-        due = {key: value for key, value in ggufs(mixture)[name].items() if key in codes}
-        old["methods"][name] = {key: value for key, value in was.items() if key not in codes} | due
+    if (of_files := {*OF_FILES} & there) and other_model and not limited:
+        limit = old.get("choose", {}).get("max_bits_per_weight")
+        due = gguf_methods.ggufs(config_of(source), limit, str(limit))
+        for name in of_files & due.keys():
+            kept = {key: value for key, value in old["methods"][name].items() if key not in gguf_methods.CODES}
+            old["methods"][name] = kept | {key: due[name][key] for key in gguf_methods.CODES if key in due[name]}
     by_bits = other_model and there <= {FEWER, EIGHT, SYMMETRIC}
     without(old, {*FOR_LIMITS} if limited else {SYMMETRIC} if by_bits else set())
     without(new, set() if limited or not there else {EIGHT} & there if by_bits else {*FOR_LIMITS})
@@ -276,7 +272,8 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
         raise InputError(f"{path}: is no YAML ({words}); mend it, or delete it and say all of it again") from None
     study = study_of(given, built_in, before)
     if apart:
-        study = gone_on(before, study, any(given.get(key) for key in LIMITS), unshared(built_in))
+        limited = any(given.get(key) for key in LIMITS)
+        study = gone_on(before, study, limited, unshared(built_in), source_in(study, built_in, before))
     models = study.get("study", {}).get("models", built_in["study"]["models"])
     if note := replaced(folder / "results/summary.csv", models):
         print(note, file=sys.stderr)

@@ -87,13 +87,13 @@ def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
         return {}
 
 
-def config_of(source: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(source: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is known of a model before it is converted: its config.json, of a multimodal one the text model's part, or
     what a GGUF file says in its place; {} where nothing is. (check_study and check_best then say what does not go with
     the model.)"""
     from quant.models.sources.peek import peek
 
-    if "package" in source.get("gguf", {}):
+    if source is None or "package" in source.get("gguf", {}):
         return {}  # a built-in one, which may not be here yet
     try:
         found = (
