@@ -529,6 +529,41 @@ class TestFile:
         make_study.write({"BITS": "4"}, here, apart=False)
         assert capsys.readouterr().err == ""
 
+    @pytest.mark.parametrize("apart", [True, False])
+    def test_what_another_model_of_the_same_name_replaces_is_said(
+        self, here: Path, capsys: pytest.CaptureFixture[str], apart: bool
+    ) -> None:
+        (here / "other/My Model").mkdir(parents=True)
+        (here / "other/My Model/config.json").touch()
+        record = here / "results/My-Model/original/convert.json"
+        record.parent.mkdir(parents=True)
+        for source, said in (
+            ({"directory": str(here / "My Model")}, "My Model"),
+            ({"hub": {"id": "o/My-Model", "revision": COMMIT}}, f"o/My-Model@{COMMIT}"),
+            ({"gguf": {"path": "/x/My-Model.gguf"}}, "/x/My-Model.gguf"),
+            ({"gguf": {"package": "p", "version": "1.0", "sha256": "0", "member": "m"}}, "p@1.0"),
+        ):
+            record.write_text(json.dumps({"source": source}))
+            make_study.write({"MODEL": "other/My Model"}, here, apart)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{said} and becomes that of {here}/other/My Model, which has the same name" in line
+            assert line.startswith(f"{here}/results/My-Model was of ") and line.endswith(
+                "IN=FOLDER keeps a study apart"
+            )
+        for text in (json.dumps({"source": {"directory": str(here / "other/My Model")}}), "{", "[]", '{"source": {}}'):
+            record.write_text(text)
+            make_study.write({"MODEL": "other/My Model", "BITS": "4"}, here, apart)
+            assert capsys.readouterr().err == ""
+
+
+def test_a_models_name_is_no_built_in_ones(here: Path) -> None:
+    """Tables are merged by name, and it would have two sources."""
+    (here / "smollm2-135m").mkdir()
+    (here / "smollm2-135m/config.json").touch()
+    found = loaded(study(MODEL="./smollm2-135m"))
+    assert found["study"]["models"] == ["smollm2-135m-own"]
+    assert found["models"]["smollm2-135m-own"]["source"] == {"directory": str(here / "smollm2-135m")}
+
 
 def test_the_command_ends_in_one_line(here: Path) -> None:
     environment = {"PYTHONPATH": str(Path(make_study.__file__).parents[2]), "MODEL": "./none"}

@@ -5,6 +5,7 @@ Its path is printed; the file stays, so that a study can be repeated, read, and 
 
 import copy
 import csv
+import json
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from quant.models.structure.architectures import SHARING
 from quant.workflow import gguf_methods
 from quant.workflow.configuration import RESERVED
 from quant.workflow.estimates.shape import holds_experts
-from quant.workflow.model_source import config_of, model_type_of, source_of
+from quant.workflow.model_source import config_of, model_type_of, source_of, words_of
 from quant.workflow.paths import found, home
 
 SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 and more
@@ -127,6 +128,7 @@ def study_of(given: Mapping[str, str], built_in: Mapping[str, Any], before: Mapp
         study["study"]["models"] = [model]
     elif model:
         name = name_of(model.partition("@")[0])
+        name = f"{name}-own" if name in built_in["models"] else name
         earlier = before.get("models", {}).get(name, {}).get("source", {})
         study["study"]["models"] = [name]
         study["models"] = {name: {"source": source_of(model, earlier)}}
@@ -178,6 +180,21 @@ def replaced(summary: Path, models: list[str]) -> str:
     return (
         f"{summary.parent}/report.html and the tables beside it were of {', '.join(there)} and become those of "
         f"{', '.join(models)}; checkpoints stay ({folders}). IN=FOLDER keeps a study apart"
+    )
+
+
+def taken_over(results: Path, model: str, source: Mapping[str, Any] | None) -> str:
+    """What a study loses of another model of the same name, where one was converted; else nothing."""
+    try:
+        was = json.loads((results / model / "original/convert.json").read_text(encoding="utf-8"))["source"]
+        said = words_of(was)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    if source is None or was == source:
+        return ""
+    return (
+        f"{results / model} was of {said} and becomes that of {words_of(source)}, which has the same name: what is "
+        "there is made anew. IN=FOLDER keeps a study apart"
     )
 
 
@@ -275,8 +292,10 @@ def write(given: Mapping[str, str], folder: Path, apart: bool) -> Path | None:
         limited = any(given.get(key) for key in LIMITS)
         study = gone_on(before, study, limited, unshared(built_in), source_in(study, built_in, before))
     models = study.get("study", {}).get("models", built_in["study"]["models"])
-    if note := replaced(folder / "results/summary.csv", models):
-        print(note, file=sys.stderr)
+    source = source_in(study, built_in, {})
+    for note in (replaced(folder / "results/summary.csv", models), taken_over(folder / "results", models[0], source)):
+        if note:
+            print(note, file=sys.stderr)
     said = " ".join(f"{key}={value}" for key, value in given.items() if value)
     write_text(path, f"{WRITTEN} {said}\n{why_unshared(study, built_in)}{yaml.safe_dump(study, sort_keys=False)}")
     return path

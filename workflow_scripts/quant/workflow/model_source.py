@@ -71,6 +71,14 @@ def source_of(model: str, before: Mapping[str, Any]) -> dict[str, Any]:
     return {"hub": {"id": identifier, "revision": commit_of(identifier, revision or None)}}
 
 
+def words_of(source: Mapping[str, Any]) -> str:
+    """A source as MODEL would say it; a package by its name and version."""
+    if "directory" in source:
+        return str(source["directory"])
+    own = source.get("hub") or source["gguf"]
+    return str(own["path"]) if "path" in own else "@".join(list(map(str, own.values()))[:2])
+
+
 def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
     """A hub model's config.json, {} where it cannot be had at once."""
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
