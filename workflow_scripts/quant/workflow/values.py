@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 from quant.errors import InputError
 
@@ -40,6 +40,12 @@ def as_yaml(value: Any) -> Any:
         return value
 
 
+def is_of_size(error: ValidationError) -> bool:
+    """Whether a value is of the kind that is wanted, and no more than too small or too large; or no -1, either."""
+    ways = error.validator_value if error.validator == "oneOf" else ()
+    return error.validator in RANGES or any("minimum" in way for way in ways)
+
+
 def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which what the command line gave is read as YAML wherever the schema takes no string, and then takes
     it, but for how large it is; the rest stays, for the schema to refuse."""
@@ -53,7 +59,7 @@ def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: dict[str,
         holder = at(copied, path[:-1])
         before, holder[path[-1]] = holder[path[-1]], read
         others = [each for each in validator.iter_errors(copied) if list(each.absolute_path)[: len(path)] == path]
-        if any(other.validator not in RANGES for other in others):
+        if not all(map(is_of_size, others)):
             holder[path[-1]] = before
     return copied
 
