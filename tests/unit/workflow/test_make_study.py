@@ -287,7 +287,7 @@ HEADS = SIZES | {"hidden_size": 512, "head_dim": 48, "intermediate_size": 1024}
     [
         ({}, "3", {"format": "q3_k"}),
         (WIDE, "3", {"format": "q3_k"}),
-        (WIDE, "3.44", {"format": "q3_k"}),
+        (WIDE | {"tie_word_embeddings": True}, "3.44", {"format": "q3_k"}),
         (WIDE, "4.4", {"format": "q3_k"}),
         (WIDE, "4", None),
         ({}, "4", None),
@@ -311,21 +311,22 @@ def test_a_file_of_fewer_than_4_bits(
 
 def test_the_bits_of_a_file_are_those_of_its_linears() -> None:
     """Of linears by their names, whichever pattern finds them."""
-    for sizes in (SIZES, WIDE, HEADS):
+    for sizes in (SIZES, WIDE, HEADS, WIDE | {"tie_word_embeddings": True}):
         bits, codes = fewest_bits(sizes)
         heads = sizes.get("head_dim", 64) * sizes["num_attention_heads"]
         key_value = sizes.get("head_dim", 64) * sizes["num_key_value_heads"]
         hidden, mlp = sizes["hidden_size"], sizes["intermediate_size"]
         shapes = {"q": (heads, hidden), "k": (key_value, hidden), "v": (key_value, hidden), "o": (hidden, heads)}
         shapes |= {"gate": (mlp, hidden), "up": (mlp, hidden), "down": (hidden, mlp)}
-        due = 0.0
+        head = 0 if sizes.get("tie_word_embeddings") else hidden * 99
+        due = 4.5 * head
         for name, (n_out, n_in) in shapes.items():
             in_q3_k = codes["format"] == "q3_k" or any(
                 re.search(each["linears"], f"model.layers.0.self_attn.{name}_proj") for each in codes["tensor_types"]
             )
             assert in_q3_k == (n_in % 256 == 0)
-            due += n_out * n_in * (3 + 7 / 16 if in_q3_k else 4.5)
-        assert bits == pytest.approx(due / sum(n_out * n_in for n_out, n_in in shapes.values()), rel=1e-12)
+            due += 2 * n_out * n_in * (3 + 7 / 16 if in_q3_k else 4.5)
+        assert bits == pytest.approx(due / (head + 2 * sum(n_out * n_in for n_out, n_in in shapes.values())), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -334,10 +335,21 @@ def test_the_bits_of_a_file_are_those_of_its_linears() -> None:
         (
             {},
             "2.5",
-            r"BITS=2\.5 with FILE=gguf: fewer than the 3\.438 bits a weight of the smallest file; give BITS=3,",
+            r"BITS=2\.5 with FILE=gguf: fewer than the 3\.438 bits a weight of the smallest file, .*; give BITS=3,",
         ),
         ({}, "1", r"BITS=1 with FILE=gguf: fewer than the 3\.438 bits .*; give BITS=3, or SIZE_MB"),
-        (SIZES, "3", r"BITS=3 with .* the 4\.234 bits .* of this model, where 256 does not divide .*; give BITS=4,"),
+        (
+            SIZES,
+            "3",
+            r"BITS=3 with .* the 4\.236 bits a weight of the smallest .* 256 does not divide, .*; give BITS=4\.3,",
+        ),
+        (WIDE | {"vocab_size": 9999}, "3", r"BITS=3 with .* the 3\.893 bits .* a head .*; give BITS=3\.9,"),
+        (WIDE, "3.44", r"BITS=3\.44 with .* the 3\.445 bits .*; give BITS=3,"),
+        (
+            HEADS | {"intermediate_size": 1000, "hidden_size": 500},
+            "3.4",
+            r"BITS=3\.4 with .* the 4\.5 bits .*; give BITS=4,",
+        ),
         (
             {"model_type": "gpt2"},
             "",

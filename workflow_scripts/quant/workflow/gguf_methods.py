@@ -1,6 +1,7 @@
 """The methods that make's FILE=gguf brings, or why a model or a limit has none."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,19 +37,35 @@ def bits_of(name: str) -> float:
 
 
 def fewest_bits(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
-    """Bits a weight of the smallest GGUF file, and its method's codes: Q3_K for linears whose inputs its blocks divide,
-    of experts all or none, IQ4_NL for the rest; where nothing is known of the model (config: {}), Q3_K."""
+    """Bits a weight of the smallest GGUF file, a head of its own in IQ4_NL among them, and its method's codes: Q3_K for
+    linears whose inputs its blocks divide, of experts all or none, IQ4_NL for the rest; where nothing is known of the
+    model (config: {}), Q3_K."""
     shape, whole = Shape.of(config), FORMATS["q3_k"].whole
-    if shape is None or all(each.n_in % whole == 0 for each in shape.linears):
+    if shape is None:
         return bits_of("q3_k"), {"format": "q3_k"}
-    if holds_experts(config):
-        return bits_of("iq4_nl"), dict(OF_EXPERTS)
-    of_hidden, of_heads, of_mlp = shape.linears[0].n_in, shape.linears[2].n_in, shape.linears[-1].n_in
-    inputs = {"(q|k|v|qkv|gate|up|gate_up)_proj": of_hidden, "o_proj": of_heads, "down_proj": of_mlp}
-    types = [{"linears": name, "format": "q3_k"} for name, n_in in inputs.items() if n_in % whole == 0]
-    sizes = [(each.n * each.n_out * each.n_in, "iq4_nl" if each.n_in % whole else "q3_k") for each in shape.linears]
-    bits = sum(size * bits_of(name) for size, name in sizes) / sum(size for size, _ in sizes)
-    return bits, {"format": "iq4_nl"} | ({"tensor_types": types} if types else {})
+    fits = [each.n_in % whole == 0 for each in shape.linears]
+    inputs = {  # of llama's names, or those fused
+        "(q|k|v|qkv|gate|up|gate_up)_proj": fits[0],
+        "o_proj": fits[2],
+        "down_proj": fits[-1],
+    }
+    types = [{"linears": name, "format": "q3_k"} for name, fit in inputs.items() if fit]
+    if all(fits):
+        codes: dict[str, Any] = {"format": "q3_k"}
+    elif holds_experts(config):
+        codes, fits = dict(OF_EXPERTS), [False] * len(fits)
+    else:
+        codes = {"format": "iq4_nl"} | ({"tensor_types": types} if types else {})
+    sizes = [shape.depth * each.n * each.n_out * each.n_in for each in shape.linears]
+    small = sum(size for size, fit in zip(sizes, fits, strict=True) if fit)
+    every = sum(sizes) + (0 if shape.tied else shape.embedding)
+    return (small * bits_of("q3_k") + (every - small) * bits_of("iq4_nl")) / every, codes
+
+
+def enough(bits: float) -> str:
+    """What BITS says to allow so many: 3 and 4 are codes with their scales, others as they are, in tenths."""
+    tenths = math.ceil(10 * bits) / 10
+    return "3" if tenths <= 3.5 else "4" if tenths >= 4.5 else f"{tenths:g}"
 
 
 def ggufs(config: Mapping[str, Any], limit: float | None, said: str) -> dict[str, dict[str, Any]]:
@@ -63,9 +80,9 @@ def ggufs(config: Mapping[str, Any], limit: float | None, said: str) -> dict[str
     least, codes = fewest_bits(config)
     if limit < least:
         whole = FORMATS["q3_k"].whole
-        why = "" if least == bits_of("q3_k") else f" of this model, where {whole} does not divide all widths"
         raise InputError(
-            f"BITS={said} with FILE=gguf: fewer than the {least:.4g} bits a weight of the smallest file{why}; give "
-            f"BITS={3 if least <= 3.5 else 4}, or SIZE_MB in its place"
+            f"BITS={said} with FILE=gguf: fewer than the {least:.4g} bits a weight of the smallest file, in Q3_K and, "
+            f"of a head of its own and what {whole} does not divide, in IQ4_NL; give BITS={enough(least)}, or SIZE_MB "
+            "in its place"
         )
     return {FEWER: copy.deepcopy(OF_GGUF | codes | {"embeddings": IN_4_BITS})} | found
