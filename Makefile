@@ -16,7 +16,8 @@
 #               transformers alone, vLLM, llama.cpp; CHECKPOINTS='A/checkpoint …' tries those instead of random ones
 # make schema   the schema's recipes, config.yaml's words and docs/keys.md, from quant/recipe/keys.py
 # make dependents   after imports changed: whose jobs an edit of each module makes again (tests/unit/workflow/dependents.txt)
-# make clean-method METHOD=NAME   forgets one method: its results, logs and benchmarks, of every model (IN: of that folder)
+# make clean-method METHOD=NAME   forgets one method, of every model: its results, logs and benchmarks, budgets that were made of
+#               it, and the tables, page and choice that it is in (IN: of that folder); the next command makes them anew
 # make audit    what is known against the pinned packages (needs a network; a report, no check)
 # CORES=n limits the cores, PYTHON=… names the interpreter (3.11 or newer) that .venv is made from.
 
@@ -27,6 +28,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # folders of results/ that are no model's
 NO_MODELS = results/logs/*|results/benchmarks/*|results/figures/*|results/sources/*|results/best/*|results/environments/*
+# what summarize makes of all methods' evaluations and errors
+OF_EVALUATIONS = $(patsubst %,results/%.csv,summary comparisons linears rounding_stats learnt profiles contrasts)
 
 # given on make's command line, or nothing: variables of such names may stand in anybody's environment
 MODEL =
@@ -98,14 +101,31 @@ $(TOOLS)/%/complete: tests/tools/%.txt
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# what is made of a method goes with it: Snakemake asks for no lost file whose readers' results stand
 clean-method: export METHOD := $(METHOD)
 clean-method:
 	@printf '%s\n' "$$METHOD" | grep -Eqx '[A-Za-z0-9][A-Za-z0-9._-]*' || { echo 'make clean-method METHOD=NAME'; exit 2; }
 	@case "$$METHOD" in original|calibration|datasets|check_mse|analysis) echo "$$METHOD is no method"; exit 2;; esac
-	cd "$${IN:-.}" && \
-	for each in results/*/"$$METHOD"; do case "$$each" in $(NO_MODELS)) ;; *) rm -rf -- "$$each";; esac; done && \
-	rm -rf -- results/logs/*/*/"$$METHOD" results/logs/*/*/"$$METHOD".log results/logs/*/*/"$$METHOD".gpu.json \
-	    results/benchmarks/*/*/"$$METHOD" results/benchmarks/*/*/"$$METHOD".tsv
+	@cd "$${IN:-.}" && found= && \
+	forget() { for each; do [ ! -e "$$each" ] || { rm -rf -- "$$each" && found=yes; }; done; } && \
+	budgets=$$(for record in results/*/*/quantize.json results/*/*/widths.json; do \
+	    [ ! -f "$$record" ] || ! sed -n '/"candidates": {/,/}/p' "$$record" | grep -Fq "\"$$METHOD\":" || echo "$$record"; \
+	done | cut -d/ -f3 | sort -u) && \
+	for name in "$$METHOD" $$budgets; do \
+	    for own in results/*/"$$name"; do \
+	        case "$$own" in $(NO_MODELS)) continue;; esac; \
+	        [ -d "$$own" ] || continue; \
+	        [ ! -d "$$own/evaluation" ] || forget $(OF_EVALUATIONS) "$${own%/*}/check_mse/methods.csv"; \
+	        [ ! -d "$$own/sensitivity" ] || forget results/sensitivity.csv; \
+	        [ ! -d "$$own/tasks" ] || forget results/tasks.csv results/task_pairs.csv; \
+	        [ ! -e "$$own/words.json" ] || forget results/words.csv results/words.json; \
+	        forget "$$own" results/comparison_results.json results/report.html results/best/choice.json; \
+	    done; \
+	    forget results/logs/*/*/"$$name" results/logs/*/*/"$$name".log results/logs/*/*/"$$name".gpu.json \
+	        results/benchmarks/*/*/"$$name" results/benchmarks/*/*/"$$name".tsv; \
+	done && \
+	if [ "$$found" ]; then echo forgotten: "$$METHOD" $$budgets; \
+	else echo "$$METHOD: nothing of it in $${IN:-.}/results"; exit 1; fi
 
 # pip-audit in an environment of its own; nothing fails where the index or the advisories cannot be reached
 audit:

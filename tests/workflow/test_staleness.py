@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,16 @@ class TestFiles:
         assert tiny.pending(copy) == {"report": 1}
         (copy / "results/summary.csv").unlink()
         assert tiny.pending(copy) == following({"evaluate:gw_awq"})
+
+    @pytest.mark.parametrize("method", ["gw_awq", "rtn_g", "rtn_g_sym"])
+    def test_a_forgotten_method_is_made_again_with_what_follows(self, copy: Path, method: str) -> None:
+        """`make clean-method`, of one of whom parts are measured and of one who is measured for these alone, too."""
+        subprocess.run(["make", "-f", tiny.ROOT / "Makefile", "clean-method", f"METHOD={method}"], cwd=copy, check=True)
+        assert tiny.pending(copy) == following({f"quantize:{method}"})
+        if method == "gw_awq":
+            done = tiny.snakemake(copy, "results/report.html")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert tiny.pending(copy) == {}
 
     def test_a_removed_method_keeps_its_results_and_leaves_the_report(self, copy: Path) -> None:
         """Its files stay as they were, and putting it back costs only the tables."""
