@@ -63,7 +63,7 @@ def main() -> None:
                     Source(checkpoint, record["linears"]), Output(folder / "made", folder / "folds"),
                     Statistics(files, record["fingerprint"], PATTERNS), Recipe.of(recipe), where, {},
                 )  # fmt: skip
-                damped[store] = sum((row["damp"] or 0) > recipe["damp"] for row in made["linears"])
+                damped[store] = sum((row["damp"] or 0) > recipe.get("damp", 0) for row in made["linears"])
                 with torch.inference_mode():
                     head = Head(load_model(folder / "made", where, torch.float32), where)
                     rows[store], _ = measure(head, heldout, compute.batch_tokens)

@@ -76,6 +76,19 @@ class TestModules:
         path = edited / f"workflow_scripts/quant/recipe/{choice}.py"
         assert pending_after_edit(edited, path) == (following(stale) if stale else {})
 
+    def test_a_new_choice_with_a_key_of_its_own_reruns_no_method(self, edited: Path) -> None:
+        path = edited / "workflow_scripts/quant/recipe/choices.py"
+        before = path.read_text()
+        entry = '"peak": Choice("the largest", SEARCH, {"sharpness": Key(1.0, "power of it", above=0)}),'
+        table = "SALIENCES: dict[str, Choice] = {\n"
+        assert table in before
+        try:
+            path.write_text(before.replace(table, f"{table}    {entry}\n"))
+            stale = set().union(*map(script_jobs, DEPENDENTS["recipe/choices"]))
+            assert tiny.pending(edited) == following(stale)
+        finally:
+            path.write_text(before)
+
     def test_an_edited_template_reruns_the_report(self, edited: Path) -> None:
         template = edited / "workflow_scripts/templates/report.html.j2"
         assert pending_after_edit(edited, template) == following(script_jobs("report"))

@@ -26,6 +26,12 @@ def test_equal_marks_of_one_model_are_twins() -> None:
         ({"clip": True, "seed": 1}, {"seed": 2}, "clip (true, null) and seed (1, 2) change no weight"),
         ({"tune": None, "n_calib": None}, {"tune": {}, "n_calib": 9}, "tune (null, {}) changes no weight"),
         ({"bits": 4}, {"bits": 4}, "their recipes are one"),
+        # its own key at its default is no difference
+        (
+            {"rounding": "nearest"},
+            {"rounding": "gptq", "damp": 0.01},
+            'rounding ("nearest", "gptq") changes no weight',
+        ),
     ],
 )
 def test_what_differs_is_named(first: dict, second: dict, why: str) -> None:

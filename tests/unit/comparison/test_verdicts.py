@@ -61,6 +61,7 @@ def test_a_pair_reads_the_same_both_ways_round():
         ({"bits": 3}, {"salience", "bits"}),
         ({"damp": 0.1}, {"salience"}),
         ({"damp": 0.1, "rounding": "gptq"}, {"salience", "damp", "rounding"}),
+        ({"rounding": "gptq"}, {"salience", "rounding"}),
         ({"unheard_of": None}, {"salience"}),
         ({"unheard_of": 1}, {"salience", "unheard_of"}),
     ],

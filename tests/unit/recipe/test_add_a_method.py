@@ -167,7 +167,7 @@ def test_defaults_and_keys_reach_what_was_added(made: tuple[Path, dict[str, Any]
     assert (recipes["peak"]["n_grid"], recipes["peak"]["sharpness"]) == (40, 2)
     assert (recipes["shared"]["n_grid"], recipes["shared"]["objective"]) == (7, "praq")
     assert recipes["shared"]["scope"] == "shared" and recipes["noisy"]["noise_std"] == 0.05
-    assert recipes["l2"]["sharpness"] == 1, "what a method does not read does not change it"
+    assert recipes["l2"]["n_grid"] == 40 and recipes["nearest"]["n_grid"] == 20, "what is not read is the built-in"
     assert any(round(alpha * 40) % 2 for alpha in made[1]["alphas"]["peak"]), "α goes in steps of 1/40"
     assert {round(alpha * 7, 9) % 1 for alpha in made[1]["alphas"]["shared"]} == {0}
 
@@ -194,11 +194,16 @@ def test_what_was_added_does_what_it_says(made: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_an_addition_makes_no_other_method_anew(made: tuple[Path, dict[str, Any]]) -> None:
-    """Jobs of recipes that name nothing new have the code that they had."""
+    """Jobs of recipes that name nothing new have the code that they had, and the recipe."""
     from quant.recipe import choices
     from quant.workflow import tracking
 
+    config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"sensitivity": {"methods": []}}
+    config |= {"methods": {"l2": METHODS["l2"], "nearest": {}}, "defaults": {"group_size": 16, "n_grid": 40}}
+    config["study"] |= {"methods": "all", "task_methods": "all"}
+    loaded = configuration.load(config, json.loads((ROOT / "rules/schemas/config.schema.json").read_text()))
     for name in ("l2", "nearest"):
+        assert made[1]["recipes"][name] == loaded["methods"][name]
         here = tracking.code_of("quantize.py", modules=choices.modules(made[1]["recipes"][name]))
         assert made[1]["code"][name] == here
     assert made[1]["code"]["peak"] != made[1]["code"]["l2"]

@@ -165,9 +165,10 @@ def test_the_page_says_which_methods_are_one():
 
 def test_recipes_are_written_as_yaml_has_them():
     common = {"bits": 4, "clip": False, "tune": None}
-    recipes = {"a": common | {"n_calib": None}, "b": common | {"n_calib": 64, "budget": {"size_mb": 9.0}}}
+    own = {"n_calib": 64, "damp": 0.01, "budget": {"size_mb": 9.0}}  # a has no damp, and b's is the built-in one
+    recipes = {"a": common | {"n_calib": None}, "b": common | own}
     table, shared = recipes_table(recipes, {})
-    assert shared == {"bits": "4", "clip": "false", "tune": "null"}
+    assert shared == {"bits": "4", "clip": "false", "tune": "null", "damp": "0.01"}
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows == [["a", "–", "–"], ["b", "64", "{size_mb: 9}"]]
     assert [cell.css for cell in table.rows[0]] == ["", "num", ""]

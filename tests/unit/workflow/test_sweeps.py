@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quant.recipe.keys import KEYS, defaults, statistics_files
+from quant.recipe.keys import KEYS, OF_CHOICES, defaults, has_effect, statistics_files, whole
 from tests.unit.workflow.configurations import SCHEMA, loaded, refusal
 
 DEFAULTS = defaults()
@@ -33,7 +33,9 @@ def test_a_list_makes_a_family(key: str, values: list[Any], rest: dict[str, Any]
     assert config["families"] == {"swept": names}
     for name, value in zip(names, values, strict=True):
         recipe = config["methods"][name]
-        assert recipe[key] == value and set(recipe) == {*DEFAULTS, "n_calib", "seed"}
+        wanted = {each for each in DEFAULTS if each not in OF_CHOICES or has_effect(each, recipe)}
+        assert recipe[key] == value and set(recipe) == {*wanted, "n_calib", "seed"}
+        assert whole(recipe).keys() == {*DEFAULTS, "n_calib", "seed"}
         plain = loaded({"one": rest | {key: value}})["methods"]["one"]
         assert recipe == plain, "a sweep's method is what it would be alone"
 
@@ -225,7 +227,7 @@ def test_keys_without_effect_are_refused(key: str) -> None:
         text = refusal({"m": reader | entry})
         assert f"methods.m: {key} has no effect with {other}: {choice}" in text
         assert all(good in text for good in effective)
-    assert key in loaded({"m": {key: DEFAULTS[key]}})["methods"]["m"], "what is the default anyway does no harm"
+    loaded({"m": {key: DEFAULTS[key]}})  # what is the default anyway does no harm
     assert f"methods.m-bits3: {key} has no effect" in refusal({"m": {key: value, "bits": [3, 4]}})
 
 
@@ -233,7 +235,8 @@ def test_the_common_defaults_may_set_what_some_methods_do_not_read() -> None:
     common = {"n_grid": 5, "damp": 0.1, "keep_ratio": 0.3}
     methods = loaded({"m": {}, "g": {"rounding": "gptq"}}, defaults=common)["methods"]
     assert methods["g"]["damp"] == 0.1
-    assert methods["m"]["damp"] == DEFAULTS["damp"], "what a method does not read does not change it"
+    assert methods["m"]["n_grid"] == DEFAULTS["n_grid"], "what a method does not read does not change it"
+    assert "damp" not in methods["m"], "nor is it there, where another rounding's"
 
 
 @pytest.mark.parametrize(

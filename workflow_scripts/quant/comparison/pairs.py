@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from quant.recipe.formats import INT, bits_per_weight
-from quant.recipe.keys import OF_CALIBRATION, has_effect
+from quant.recipe.keys import OF_CALIBRATION, has_effect, whole
 from quant.recipe.widths import UNTOUCHED
 
 Recipes = dict[str, dict[str, Any]]
@@ -14,6 +14,7 @@ Finder = Callable[[Recipes], list[tuple[str, str]]]
 def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     """Keys in which two recipes differ with an effect on the weights. What one is calibrated on is no difference from
     one that is not."""
+    first, second = whole(first), whole(second)
     differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     idle = {key for key in OF_CALIBRATION if first.get(key) is None or second.get(key) is None}
     return {key for key in differing - idle if has_effect(key, first) or has_effect(key, second)}

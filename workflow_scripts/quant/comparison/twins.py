@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from quant.recipe.keys import OF_CALIBRATION
+from quant.recipe.keys import OF_CALIBRATION, whole
 
 
 class Twins(NamedTuple):
@@ -23,9 +23,9 @@ def twins(summary: pd.DataFrame) -> list[Twins]:
     return [Twins(model, tuple(methods)) for (model, *_), methods in groups if len(methods) > 1]
 
 
-def said(found: Twins, recipes: Mapping[str, Mapping[str, Any]]) -> str:
+def said(found: Twins, recipes: Mapping[str, dict[str, Any]]) -> str:
     """In a sentence: which, and what about them makes no difference."""
-    own = [recipes.get(method, {}) for method in found.methods]
+    own = [whole(recipes.get(method, {})) for method in found.methods]
     keys = dict.fromkeys(key for recipe in own for key in recipe)
     values = {key: list(dict.fromkeys(json.dumps(recipe.get(key)) for recipe in own)) for key in keys}
     idle = {key for key in OF_CALIBRATION if "null" in values.get(key, ())}  # of one that is calibrated on nothing

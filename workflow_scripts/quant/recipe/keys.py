@@ -6,7 +6,7 @@ The schema, the words in config.yaml and docs/keys.md come from here (quant/work
 from collections.abc import Mapping
 from typing import Any
 
-from quant.recipe.choices import CHANNELS, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
+from quant.recipe.choices import CHANNELS, CHOICES, MOMENT, RANDOM, ROUNDINGS, SALIENCES, SCORES, chosen, own_keys
 from quant.recipe.formats import BY_TOKEN, EMBEDDED, FORMATS, INT, fixed
 from quant.recipe.key import Key
 from quant.recipe.libraries import library_of
@@ -214,6 +214,8 @@ def table() -> dict[str, Key]:
 
 
 KEYS: dict[str, Key] = table()
+# of one salience, rounding or score, by name: a recipe that chooses no such one has none of them
+OF_CHOICES: dict[str, Key] = {name: key for choice in CHOICES for name, key in own_keys(choice).items()}
 OF_CALIBRATION = ("n_calib", "seed")
 
 
@@ -275,7 +277,7 @@ def keys_of(recipe: Mapping[str, Any]) -> Mapping[str, Key]:
 def has_effect(key: str, recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's value of `key` reaches its weights, given its other keys."""
     if key in OF_CALIBRATION:
-        complete = "algorithm" not in recipe and all(name in recipe for name in KEYS)
+        complete = "algorithm" not in recipe and all(name in recipe for name in KEYS.keys() - OF_CHOICES.keys())
         return not complete or bool(calibration_files(recipe)) or (key == "seed" and draws(recipe))
     known = keys_of(recipe)
     when = known[key].when if key in known else None
@@ -297,7 +299,8 @@ def needed(key: str, known: Mapping[str, Key] = KEYS) -> tuple[str, tuple[Any, .
 
 
 def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing.
+    """The recipe with the built-in value of every key that has no effect on it, so that a change there changes nothing;
+    and without those of salience, rounding and score that it does not choose, so that a new one's key does not either.
 
     n_calib is None where no calibration is read; the seed stays, since each result names it.
     """
@@ -305,8 +308,17 @@ def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
         own = {name: key.default for name, key in library.keys.items() if not has_effect(name, recipe)}
         return recipe | own
     known = defaults()
-    settled = {k: value if k not in known or has_effect(k, recipe) else known[k] for k, value in recipe.items()}
+    effective = {k for k in recipe if k not in known or has_effect(k, recipe)}
+    settled = {k: v if k in effective else known[k] for k, v in recipe.items() if k in effective or k not in OF_CHOICES}
     return settled if calibration_files(settled) else settled | {"n_calib": None}
+
+
+def whole(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the built-in values of what `without_idle` leaves out, to be held against another; a library's
+    and the original's, which is empty, as they are."""
+    if not recipe or "algorithm" in recipe:
+        return recipe
+    return dict(sorted(({name: key.default for name, key in OF_CHOICES.items()} | recipe).items()))
 
 
 def statistics_files(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from quant.comparison.verdicts import (
 )
 from quant.models.structure.names import linear_kind
 from quant.recipe.key import shown
+from quant.recipe.keys import whole
 from quant.report.page import Cell, Span, Table, number_cell, sortable, spans
 
 BANDS = ", ".join(f"{name} under {100 * limit:g} %" for name, limit in QUALITY_BANDS[:-1]) + ", else poor"
@@ -225,6 +226,7 @@ def recipes_table(recipes: dict[str, dict[str, Any]], colours: dict[str, str]) -
     """The keys in which the methods' recipes differ as a table, and the ones they share, as YAML has them."""
     recipes = {method: recipe for method, recipe in recipes.items() if method != ORIGINAL}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
+    recipes = {method: whole(recipe) for method, recipe in recipes.items()}
     values = {key: [recipe.get(key) for recipe in recipes.values()] for key in keys}
     varying = [key for key in keys if any(value != values[key][0] for value in values[key]) or len(recipes) == 1]
     rows = [
