@@ -106,7 +106,7 @@ CALIBRATION_FILES = [
 ]
 # what the token ids of a calibration set are made by
 CALIBRATION = {k: value for k, value in CONFIG["calibration"].items() if k != "allow_overlap"}
-# second moments are kept, or go once the study's jobs that read them have run
+# how second moments are kept, plain ones in which type; none: until the study's jobs have read them
 STORE = CONFIG["moments"]["store"]
 KEEPING = CONFIG["moments"] | {"store": "float32" if STORE == "none" else STORE}
 calibration_spec = lambda w: CALIBRATION | dict(zip(("n_calib", "seed"), map(int, re.findall(r"\d+", w.calibration))))

@@ -1,6 +1,9 @@
 # One pass over the calibration text serves every method: small per-channel means, the large second moments,
 # and ranges and samples of what each linear puts out.
 
+# second moments, plain and weighted, are kept, or go once the study's jobs that read them have run
+of_moments = temp if STORE == "none" else str
+
 
 # made only where compute.shards is more than 1
 rule collect_shard:
@@ -44,9 +47,7 @@ rule collect_statistics:
         tokens=rules.tokenize_calibration.output[0],
     output:
         channels="results/{model}/calibration/{calibration}/channels.safetensors",
-        moments=(temp if STORE == "none" else str)(
-            "results/{model}/calibration/{calibration}/second_moments.safetensors"
-        ),
+        moments=of_moments("results/{model}/calibration/{calibration}/second_moments.safetensors"),
         preactivations="results/{model}/calibration/{calibration}/preactivations.safetensors",
     log:
         "results/logs/collect_statistics/{model}/{calibration}.log",
@@ -105,7 +106,7 @@ rule collect_jacobian:
         model=rules.convert.output.record,
         tokens=rules.tokenize_calibration.output[0],
     output:
-        "results/{model}/calibration/{calibration}/{jacobian}.safetensors",
+        of_moments("results/{model}/calibration/{calibration}/{jacobian}.safetensors"),
     log:
         "results/logs/collect_jacobian/{model}/{calibration}/{jacobian}.log",
     benchmark:
@@ -135,7 +136,7 @@ rule collect_end_loss:
         model=rules.convert.output.record,
         tokens=rules.tokenize_calibration.output[0],
     output:
-        "results/{model}/calibration/{calibration}/end_loss-{parts}.safetensors",
+        of_moments("results/{model}/calibration/{calibration}/end_loss-{parts}.safetensors"),
     log:
         "results/logs/collect_end_loss/{model}/{calibration}/{parts}.log",
     benchmark:
@@ -165,7 +166,7 @@ rule collect_attention:
         model=rules.convert.output.record,
         tokens=rules.tokenize_calibration.output[0],
     output:
-        "results/{model}/calibration/{calibration}/attention-rows.safetensors",
+        of_moments("results/{model}/calibration/{calibration}/attention-rows.safetensors"),
     log:
         "results/logs/collect_attention/{model}/{calibration}.log",
     benchmark:

@@ -19,6 +19,15 @@ from tests import tiny
 from tests.workflow.graph import METHODS, each, following
 
 SEARCHING = ["gw_awq", "gw_praq"]  # they read statistics
+# readers of each kind of second moments, and these
+WEIGHTED: dict[str, Any] = {
+    "jacobian": {"salience": "l1", "objective": "jacobian"},
+    "residual": {"salience": "l2", "moment": "jacobian", "residual": True},
+    "end_loss": {"rounding": "gptq", "moment": "end_loss"},
+    "rows": {"rounding": "gptq", "row_feedback": 0.7},
+    "attention": {"rounding": "gptq", "row_feedback": 0.7, "row_moment": "attention"},
+}
+MOMENTS = ["second_moments", "jacobian", "jacobian_residual", "end_loss-1", "end_loss-rows", "attention-rows"]
 PARTED = ["rtn_g", "rtn_g_sym"]  # the methods of `sensitivity`, the second of which is not in the study
 
 
@@ -231,6 +240,14 @@ class TestFiles:
             done = tiny.snakemake(copy, "results/report.html")
             assert done.returncode == 0, done.stdout + done.stderr
             assert tiny.pending(copy) == {}
+
+    @pytest.mark.parametrize("store", ["none", "bfloat16"])
+    def test_moments_of_every_kind_go_where_none_are_kept(self, tmp_path: Path, store: str) -> None:
+        folder = tiny.clone(tmp_path / "clone")
+        tiny.write_overlay(folder, tiny.with_methods(WEIGHTED) | {"moments": {"store": store}})
+        done = tiny.snakemake(folder, "--dry-run", "results/report.html")
+        gone = re.findall(r"^Would remove temporary output (\S+)", done.stdout + done.stderr, re.MULTILINE)
+        assert {Path(name).stem for name in gone} == (set(MOMENTS) if store == "none" else set())
 
     def test_a_removed_method_keeps_its_results_and_leaves_the_report(self, copy: Path) -> None:
         """Its files stay as they were, and putting it back costs only the tables."""
