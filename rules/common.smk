@@ -12,7 +12,8 @@ try:
     for path in CONFIG_FILES:
         values.check_repeated(Path(path))
     WRITTEN = values.typed(config, {} if IS_MODULE else workflow.config_settings.config, SCHEMA)
-    WRITTEN = paths.anchored(WRITTEN, CONFIG_FILES, functools.cache(load_configfile))
+    READ = functools.cache(load_configfile)
+    WRITTEN = paths.anchored(values.added_up(WRITTEN, CONFIG_FILES, READ), CONFIG_FILES, READ)
     CONFIG = configuration.load(paths.named_texts(WRITTEN), SCHEMA)
     configuration.check_files(CONFIG)
 except InputError as error:

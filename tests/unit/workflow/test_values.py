@@ -110,3 +110,20 @@ def test_its_argument_stays() -> None:
     before = copy.deepcopy(config)
     values.typed(config, line, SCHEMA)
     assert config == before
+
+
+def test_what_several_files_add_is_all_in_the_study() -> None:
+    """As of a folder's own study and the file that its page tells to save; the merged lists are the last file's."""
+    files = {
+        "default": {"study": {"methods": ["rtn_g"]}},
+        "own": {"study": {"add": {"methods": ["rtn_8bit"], "tasks": ["last_word"]}}},
+        "more": {"study": {"add": {"methods": ["awq_l1", "rtn_8bit"]}}},
+    }
+    merged: dict[str, Any] = {}
+    for each in files.values():
+        update_config(merged, copy.deepcopy(each))
+    found = values.added_up(merged, map(Path, files), lambda path: files[path.name])
+    assert found["study"]["add"] == {"methods": ["rtn_8bit", "awq_l1"], "tasks": ["last_word"]}
+    assert merged["study"]["add"]["methods"] == ["awq_l1", "rtn_8bit"]  # a copy is changed
+    for other in ({}, {"study": None}, {"study": {"add": 3}}, {"study": {"add": {"methods": "rtn_g"}}}):
+        assert values.added_up(other, map(Path, files), lambda path: files[path.name]) == other

@@ -1,9 +1,9 @@
 """`--config` values by the schema's types: within `--config 'calibration={n_calib: 8}'` Snakemake makes every value a
-string. And keys that a file has twice, of which YAML would take the last."""
+string. And keys that a file has twice, of which YAML would take the last, and what several files add."""
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +90,17 @@ def check_repeated(path: Path) -> None:
         raise InputError(
             f"{path}: {name} stands there more than once (lines {where}), and YAML takes the last; keep one"
         )
+
+
+def added_up(config: dict[str, Any], files: Iterable[Path], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """A copy with all that any of the files adds to the study: of a list that several have, merging keeps the last one.
+    files: what it was merged from, earlier ones first; read: such a file's content, asked for only where one adds."""
+    config, place = copy.deepcopy(config), ("study", "add")
+    merged = at(config, place)
+    if isinstance(merged, dict):
+        for table, last in merged.items():
+            lists = [part for file in files if isinstance(part := at(read(file), (*place, table)), list)]
+            if lists and isinstance(last, list):
+                every = [name for names in (*lists, last) for name in names]
+                merged[table] = [name for i, name in enumerate(every) if name not in every[:i]]
+    return config
