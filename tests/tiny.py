@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -176,3 +177,10 @@ def pending_in(output: str) -> dict[str, int]:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def of_shell() -> dict[str, str]:
+    """This process's environment without what a make that runs the tests says of itself to makes below it, which a
+    user's shell does not hold."""
+    own = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    return {name: value for name, value in os.environ.items() if name not in own}

@@ -234,7 +234,12 @@ class TestFiles:
     @pytest.mark.parametrize("method", ["gw_awq", "rtn_g", "rtn_g_sym"])
     def test_a_forgotten_method_is_made_again_with_what_follows(self, copy: Path, method: str) -> None:
         """`make clean-method`, of one of whom parts are measured and of one who is measured for these alone, too."""
-        subprocess.run(["make", "-f", tiny.ROOT / "Makefile", "clean-method", f"METHOD={method}"], cwd=copy, check=True)
+        subprocess.run(
+            ["make", "-f", tiny.ROOT / "Makefile", "clean-method", f"METHOD={method}"],
+            cwd=copy,
+            env=tiny.of_shell(),
+            check=True,
+        )
         assert tiny.pending(copy) == following({f"quantize:{method}"})
         if method == "gw_awq":
             done = tiny.snakemake(copy, "results/report.html")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.tiny import ROOT, of_shell
 
 METHOD_FILES = [
     *("a/mine/quantize.json", "b/mine/evaluation/d.json", "logs/quantize/a/mine.log", "logs/quantize/a/mine.gpu.json"),
@@ -52,7 +52,7 @@ def save(folder: Path, names: list[str]) -> None:
 def forget(folder: Path, method: str, *more: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "Makefile", folder)
     command = ["make", "clean-method", f"METHOD={method}", *more]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=of_shell(), capture_output=True, text=True)
 
 
 def left(folder: Path) -> set[str]:

@@ -1,6 +1,5 @@
 """What `make report` and `make best` run, with a stand-in for Snakemake that says its arguments."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.tiny import ROOT
+from tests.tiny import ROOT, of_shell
 
 
 @pytest.fixture
@@ -32,13 +31,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def make(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # what `make test` tells makes below it of itself is no part of what a user's shell holds
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-    }
-    environment = own | {"MODEL": "of another program", "TEXT": "too", "IN": "nowhere"}
+    environment = of_shell() | {"MODEL": "of another program", "TEXT": "too", "IN": "nowhere"}
     return subprocess.run(["make", *arguments], cwd=project, env=environment, capture_output=True, text=True)
 
 
