@@ -1,6 +1,7 @@
 """What the plan says of bench.py's steps, before they run and beside what they took."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ class HostPeak:
     def _watch(self) -> None:
         while True:
             self.look()
-            threading.Event().wait(LOOKS)
+            time.sleep(LOOKS)
 
     def forget(self) -> None:
         self._most = None

@@ -28,9 +28,7 @@ SCALES = 0.5  # bits a weight, at most, of the steps and zeros of groups of 64 a
 WITHIN = "within_size"  # the method of SIZE_MB
 FEWER = "within_bits"  # the method of BITS below the study's own
 EIGHT = "rtn_8bit"  # beside the study's own, of 4 bits: what a file of twice the size buys
-UNSHARED = (
-    "gptq_clip"  # packed and without scales, in the place of what shares them, where nothing is known to take them
-)
+UNSHARED = "gptq_clip"  # packed, without scales: in the place of what shares them, where nothing is known to take them
 SYMMETRIC = "gptq_symmetric"  # where a mixture's experts, which transformers reads without zero points, leave no other
 OF_FILES = (gguf_methods.FEWER, *gguf_methods.GGUFS)
 FOR_LIMITS = (WITHIN, FEWER, EIGHT, SYMMETRIC, *OF_FILES)
