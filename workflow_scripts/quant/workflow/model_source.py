@@ -1,5 +1,6 @@
 """Where make's MODEL comes from, and what its config.json says before it is converted."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -79,8 +80,9 @@ def words_of(source: Mapping[str, Any]) -> str:
     return str(own["path"]) if "path" in own else "@".join(list(map(str, own.values()))[:2])
 
 
+@functools.cache
 def config_of_hub(identifier: str, revision: str) -> dict[str, Any]:
-    """A hub model's config.json, {} where it cannot be had at once."""
+    """A hub model's config.json at a commit, asked for once; {} where it cannot be had at once."""
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session
 
